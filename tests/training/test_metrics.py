@@ -1,0 +1,198 @@
+"""What a run measured survives kills, resumes and strange numbers."""
+
+import json
+import math
+import struct
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from rlcls._errors import UserError
+from rlcls.training import metrics
+from rlcls.training.metrics import Metrics
+
+
+def open_metrics(run_dir, position=None, **options):
+    return Metrics(run_dir, **{"tensorboard": False, "wandb": None, "position": position, **options})
+
+
+def write_train(log, step, **values):
+    log.write("train", agent_steps=step, frames=4 * step, updates=step // 4, **values)
+
+
+def tensorboard_points(run_dir):
+    """{tag: [(step, value)]} as TensorBoard shows them: files in the order of their names, purges obeyed."""
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    points = {}
+    for path in sorted((run_dir / "tensorboard").iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (size,) = struct.unpack_from("<Q", data, at)
+            event = Event.FromString(data[at + 12 : at + 12 + size])
+            at += 12 + size + 4
+            if event.session_log.status == SessionLog.START:
+                points = {tag: [p for p in old if p[0] < event.step] for tag, old in points.items()}
+            for value in event.summary.value:
+                points.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return points
+
+
+def test_a_line_is_on_the_disk_as_soon_as_it_is_written(tmp_path):
+    log = open_metrics(tmp_path)
+    line = {"agent_steps": 8, "frames": 32, "updates": 2, "return_mean": 1.5, "returns": [1.0, 2.0]}
+    log.write("eval", **line)
+    (row,) = metrics.read(tmp_path)
+    assert row.pop("seconds") >= 0
+    assert row == {"kind": "eval", **line}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, np.float32("nan"), np.array(np.inf)])
+def test_a_number_that_json_cannot_say_is_null_and_the_line_stays_json(tmp_path, bad):
+    write_train(open_metrics(tmp_path, tensorboard=True), 4, loss=bad, returns=np.array([1.0, bad]))
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert row["loss"] is None and row["returns"] == [1.0, None]
+    assert "train/loss" not in tensorboard_points(tmp_path)
+
+
+def test_numbers_of_numpy_and_jax_become_plain_numbers_with_the_same_value(tmp_path):
+    import jax.numpy as jnp
+
+    values = {"a": np.float32(0.1), "b": jnp.float32(0.1), "c": np.int64(3), "d": np.bool_(True), "e": None}
+    write_train(open_metrics(tmp_path), 4, **values)
+    (row,) = metrics.read(tmp_path)
+    assert np.float32(row["a"]) == np.float32(row["b"]) == np.float32(0.1)
+    assert (row["c"], row["d"], row["e"]) == (3, True, None)
+
+
+def test_lines_after_the_position_are_cut_at_a_resume(tmp_path):
+    log = open_metrics(tmp_path, tensorboard=True)
+    for step in (4, 8):
+        write_train(log, step, loss=step / 2)
+    position = json.loads(json.dumps(log.position()))
+    for step in (12, 16):
+        write_train(log, step, loss=-1.0)  # and here the process dies
+    resumed = open_metrics(tmp_path, position, tensorboard=True)
+    assert resumed.position()["bytes"] == position["bytes"]
+    write_train(resumed, 12, loss=6.0)
+    assert [(row["agent_steps"], row["loss"]) for row in metrics.read(tmp_path)] == [(4, 2), (8, 4), (12, 6)]
+    assert tensorboard_points(tmp_path)["train/loss"] == [(4, 2), (8, 4), (12, 6)]
+
+
+def test_a_run_resumed_anywhere_leaves_the_same_lines_as_one_that_never_was(tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir(), broken.mkdir()
+    log = open_metrics(whole)
+    for step in range(0, 40, 4):
+        write_train(log, step, loss=math.sin(step))
+    position = None
+    # Each time the work since the checkpoint is lost.
+    for begin, saved, end in [(0, 12, 16), (12, 20, 36), (20, 28, 40)]:
+        log = open_metrics(broken, position)
+        for step in range(begin, end, 4):
+            if step == saved:
+                position = log.position()
+            write_train(log, step, loss=math.sin(step))
+    assert metrics.same(whole, broken)
+    write_train(log, 40, loss=0.0)
+    assert not metrics.same(whole, broken)
+
+
+def test_without_a_position_a_folder_starts_clean(tmp_path):
+    for loss in (1.0, 2.0):
+        write_train(open_metrics(tmp_path, tensorboard=True), 4, loss=loss)
+    assert [row["loss"] for row in metrics.read(tmp_path)] == [2.0]
+    assert tensorboard_points(tmp_path)["train/loss"] == [(4, 2.0)]
+
+
+def test_a_checkpoint_that_counts_on_missing_lines_is_refused(tmp_path):
+    log = open_metrics(tmp_path)
+    write_train(log, 4)
+    position = log.position()
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match=r"has 3 bytes where the checkpoint counts on"):
+        open_metrics(tmp_path, position)
+    assert (tmp_path / "metrics.jsonl").read_text() == "{}\n"
+
+
+def test_the_clock_goes_on_where_the_position_left_it(tmp_path, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now)
+    log = open_metrics(tmp_path)
+    now += 10
+    write_train(log, 1000)
+    now += 5
+    position = log.position()
+    now += 3600  # the machine is away
+    resumed = open_metrics(tmp_path, position)
+    assert resumed.seconds() == 15
+    now += 5
+    write_train(resumed, 1500)
+    first, second = metrics.read(tmp_path)
+    assert (first["seconds"], first["steps_per_second"], first["frames_per_second"]) == (10, 100, 400)
+    assert (second["seconds"], second["steps_per_second"], second["frames_per_second"]) == (20, 50, 200)
+
+
+def test_a_torn_last_line_is_passed_over_and_a_bad_one_before_it_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "train"}\n{"kind": "ev')
+    assert metrics.read(tmp_path) == [{"kind": "train"}]
+    path.write_text('{"kind": "tr\n{"kind": "train"}\n')
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 1: not a JSON object"):
+        metrics.read(tmp_path)
+
+
+def test_a_folder_without_metrics_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="is not a run folder"):
+        metrics.read(tmp_path / "nowhere")
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path):
+    log = open_metrics(tmp_path)
+    log._file = open("/dev/full", "ab")  # noqa: SIM115
+    with pytest.raises(UserError, match=r"cannot write .*metrics.jsonl: No space left on device"):
+        write_train(log, 4)
+    log.close()
+
+
+def test_a_missing_wandb_is_one_clear_line_and_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"logging\.wandb=mine: wandb is not installed"):
+        open_metrics(tmp_path, wandb="mine")
+    assert not list(tmp_path.iterdir())
+
+
+def test_wandb_gets_the_scalars_and_a_resume_goes_on_in_the_same_run(tmp_path, monkeypatch):
+    calls = []
+
+    class Run:
+        id = "abc"
+
+        def __getattr__(self, name):
+            return lambda *args, **kwargs: calls.append((name, args, kwargs))
+
+    def init(**options):
+        calls.append(("init", (), options))
+        return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    (tmp_path / "config.yaml").write_text("game: Pong\n")
+    log = open_metrics(tmp_path, wandb="mine")
+    log.write("eval", agent_steps=4, frames=16, updates=1, return_mean=2.0, returns=[2.0])
+    position = log.position()
+    log.close()
+    open_metrics(tmp_path, position, wandb="mine")
+    names = [name for name, _, _ in calls]
+    assert names == ["init", "define_metric", "log", "finish", "init", "define_metric"]
+    first, second = calls[0][2], calls[4][2]
+    assert first["config"] == {"game": "Pong"}
+    assert first["id"] is None and second["id"] == "abc"
+    (logged,) = calls[2][1]
+    assert (logged["eval/return_mean"], logged["agent_steps"]) == (2.0, 4)
+    assert "eval/returns" not in logged
