@@ -1,0 +1,7 @@
+"""Online experience: single frames stored once, n-step transitions made when sampled."""
+
+from .frames import FrameReplay, Sampled
+from .priorities import Priorities
+from .transition import Transition
+
+__all__ = ["FrameReplay", "Priorities", "Sampled", "Transition"]

@@ -1,0 +1,70 @@
+"""Sampling in proportion to non-negative weights that change a few at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+class Priorities:
+    """Weights of `size` slots, summed in blocks.
+
+    Two levels of about sqrt(size) replace the usual binary tree: a change re-sums its block, a draw searches the
+    blocks and then one block, each in a few numpy calls. Every block sum is recomputed from its leaves, never
+    incremented, so draws depend on the weights alone and not on the order in which they were written.
+
+    Args:
+      size: number of slots.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+        self._block = 1 << max(5, int(np.ceil(np.log2(max(size, 2)) / 2)))
+        num_blocks = -(-size // self._block)
+        self._leaves = np.zeros((num_blocks, self._block))
+        self._sums = np.zeros(num_blocks)
+
+    @property
+    def weights(self) -> Float[np.ndarray, "size"]:
+        """All weights, as a view: change them through `assign` and `assign_all` only."""
+        return self._leaves.reshape(-1)[: self.size]
+
+    @property
+    def total(self) -> float:
+        """The sum of all weights."""
+        return float(self._sums.sum())
+
+    def assign(self, slots: Int[np.ndarray, "n"], weights: Float[np.ndarray, "n"] | float) -> None:
+        """Gives `slots` these weights (finite, >= 0); of equal slots the last wins."""
+        self._leaves.reshape(-1)[slots] = weights
+        blocks = np.unique(slots // self._block)
+        self._sums[blocks] = self._leaves[blocks].sum(axis=1)
+
+    def assign_all(self, weights: Float[np.ndarray, "size"]) -> None:
+        """Replaces every weight."""
+        self._leaves.reshape(-1)[: self.size] = weights
+        self._sums[:] = self._leaves.sum(axis=1)
+
+    def draw(self, uniforms: Float[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+        """The slot under each point of the cumulated weights.
+
+        Args:
+          uniforms: float64 [n] in [0, 1): where on the total each draw falls.
+
+        Returns:
+          int64 [n] slots, never one of weight zero.
+
+        Raises:
+          ValueError: if no slot has a positive weight.
+        """
+        cumulated = np.cumsum(self._sums)
+        total = cumulated[-1]
+        if not total > 0:
+            raise ValueError("no slot has a positive weight: nothing can be drawn")
+        # Rounding must never carry a point to or past an end: the slots found there could have weight zero.
+        points = np.minimum(uniforms * total, np.nextafter(total, 0))
+        block = np.searchsorted(cumulated, points, side="right")
+        within = np.cumsum(self._leaves[block], axis=1)
+        rest = points - (cumulated[block] - self._sums[block])
+        rest = np.clip(rest, 0, np.nextafter(within[:, -1], 0))
+        return block * self._block + (within <= rest[:, None]).sum(axis=1)

@@ -1,0 +1,236 @@
+"""The ring against a slow, obvious oracle that keeps whole episodes in lists."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlcls.replay import FrameReplay
+
+GAMMA = 0.9
+
+
+@dataclasses.dataclass
+class Look:
+    """One row of one stream: what was seen and what came of it."""
+
+    row: int
+    frame: int
+    action: int
+    reward: float
+    terminal: bool
+
+
+class Oracle:
+    """Keeps each stream as a list of episodes, and walks them."""
+
+    def __init__(self, num_streams, length, stack, n_step, reward_clip, delay):
+        self.episodes = [[] for _ in range(num_streams)]
+        self.length, self.stack, self.n_step, self.clip, self.delay = length, stack, n_step, reward_clip, delay
+        self.rows = 0
+
+    def add(self, frames, actions, rewards, terminals, starts):
+        for e, episodes in enumerate(self.episodes):
+            if starts[e] or not episodes:
+                episodes.append([])
+            episodes[-1].append(Look(self.rows, frames[e], actions[e], rewards[e], terminals[e]))
+        self.rows += 1
+
+    def transitions(self):
+        """(stream, row) -> (stacked frames, action, reward, discount, next stacked frames)."""
+        found = {}
+        for e, episodes in enumerate(self.episodes):
+            for number, episode in enumerate(episodes):
+                ended = number + 1 < len(episodes)
+                for i, look in enumerate(episode):
+                    if i == len(episode) - 1 and ended:
+                        continue  # its action was never carried out in this episode
+                    if look.row + self.n_step + self.delay > self.rows - 1:
+                        continue
+                    # The rows about to be overwritten, or whose older frames are, are given up a little early.
+                    if look.row < self.rows - self.length + max(self.stack - 1, 0):
+                        continue
+                    reward, discount, j = 0.0, 1.0, i
+                    while True:
+                        r = episode[j].reward
+                        reward += discount * (np.clip(r, -self.clip, self.clip) if self.clip else r)
+                        terminal = episode[j].terminal
+                        discount *= 0.0 if terminal else GAMMA
+                        j += 1
+                        if terminal or j - i == self.n_step or j == len(episode) - 1:
+                            break
+                    after = self._stacked(episode, j) if j < len(episode) else None
+                    found[e, look.row] = (self._stacked(episode, i), look.action, reward, discount, after)
+        return found
+
+    def _stacked(self, episode, i):
+        if not self.stack:
+            return [episode[i].frame]
+        frames = [episode[k].frame if k >= 0 else 0 for k in range(i - self.stack + 1, i + 1)]
+        return frames
+
+
+def random_history(random, num_streams, rows, life_losses):
+    """Rows as a next-step-autoreset environment makes them, with terminals, truncations and lost lives."""
+    frame = 1
+    pending = np.zeros(num_streams, bool)
+    starts = np.ones(num_streams, bool)
+    for _ in range(rows):
+        frames = np.arange(frame, frame + num_streams)
+        frame += num_streams
+        rewards = random.integers(-3, 4, num_streams).astype(np.float32)
+        actions = random.integers(0, 5, num_streams)
+        over = ~pending & (random.random(num_streams) < 0.15)
+        cut = ~pending & ~over & (random.random(num_streams) < 0.1)
+        lost = ~pending & ~over & ~cut & life_losses & (random.random(num_streams) < 0.2)
+        yield frames, actions, np.where(pending, 0, rewards), over | lost, starts
+        starts, pending = pending, over | cut
+
+
+SETTINGS = st.fixed_dictionaries(
+    {
+        "num_streams": st.integers(1, 3),
+        "length": st.integers(14, 40),
+        "rows": st.integers(1, 120),
+        "stack": st.sampled_from([0, 1, 2, 4]),
+        "n_step": st.integers(1, 4),
+        "reward_clip": st.sampled_from([0.0, 1.0]),
+        "delay": st.integers(0, 3),
+        "life_losses": st.booleans(),
+        "prioritized": st.booleans(),
+        "seed": st.integers(0, 2**31),
+    }
+)
+
+
+def build(case):
+    replay = FrameReplay(
+        case["num_streams"],
+        case["length"] * case["num_streams"] + case["num_streams"] - 1,
+        frame_shape=(1,),
+        frame_dtype=np.int64,
+        stack=case["stack"],
+        n_step=case["n_step"],
+        gamma=GAMMA,
+        reward_clip=case["reward_clip"],
+        prioritized=case["prioritized"],
+        delay=case["delay"],
+    )
+    oracle = Oracle(*(case[k] for k in ("num_streams", "length", "stack", "n_step", "reward_clip", "delay")))
+    return replay, oracle
+
+
+def fill(case, replay, oracle):
+    random = np.random.default_rng(case["seed"])
+    for frames, *rest in random_history(random, case["num_streams"], case["rows"], case["life_losses"]):
+        replay.add(frames[:, None], *rest)
+        oracle.add(frames, *rest)
+
+
+@settings(deadline=None, max_examples=150)
+@given(SETTINGS)
+def test_the_ring_gives_the_transitions_of_whole_episodes(case):
+    replay, oracle = build(case)
+    fill(case, replay, oracle)
+    expected = oracle.transitions()
+    allowed = {
+        (int(s // replay.length), int(replay.rows - 1 - (replay.rows - 1 - s % replay.length) % replay.length))
+        for s in np.flatnonzero(replay.priorities.weights)
+    }
+    assert allowed == set(expected)
+    if not expected:
+        with pytest.raises(ValueError, match="nothing can be drawn"):
+            replay.sample(2, 0, 0)
+        return
+    batch, sampled = replay.sample(64, case["seed"], 3)
+    for b, key in enumerate(zip(sampled.streams.tolist(), sampled.rows.tolist(), strict=True)):
+        observation, action, reward, discount, after = expected[key]
+        assert batch.observation[b].reshape(-1).tolist() == observation
+        assert batch.action[b] == action
+        assert batch.reward[b] == pytest.approx(reward, abs=1e-5)
+        assert batch.discount[b] == pytest.approx(discount, abs=1e-6)
+        if discount > 0:
+            assert batch.next_observation[b].reshape(-1).tolist() == after
+    shape = (64, case["stack"], 1) if case["stack"] else (64, 1)
+    assert batch.observation.shape == batch.next_observation.shape == shape
+
+
+@settings(deadline=None, max_examples=40)
+@given(SETTINGS)
+def test_a_ring_put_back_from_its_rows_samples_the_same(case):
+    replay, oracle = build(case)
+    fill(case, replay, oracle)
+    copy, _ = build(case)
+    first = max(0, replay.rows - replay.length)
+    middle = (first + replay.rows) // 2
+    for a, b in ((first, middle), (middle, replay.rows)):
+        copy.write(a, replay.read(a, b))
+    copy.rows, copy.max_priority = replay.rows, replay.max_priority
+    copy.priorities.assign_all(replay.priorities.weights)
+    if replay.priorities.total == 0:
+        return
+    for mine, theirs in zip(replay.sample(16, 5, 9)[0], copy.sample(16, 5, 9)[0], strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    random = np.random.default_rng(1)
+    for frames, *rest in random_history(random, case["num_streams"], 5, False):
+        replay.add(frames[:, None], *rest)
+        copy.add(frames[:, None], *rest)
+    np.testing.assert_array_equal(replay.priorities.weights, copy.priorities.weights)
+
+
+def make(**changes):
+    options = dict(frame_shape=(2,), stack=0, prioritized=True) | changes
+    return FrameReplay(2, 40, **options)
+
+
+def add_rows(replay, count):
+    for _ in range(count):
+        n = replay.num_streams
+        flags = np.zeros(n, bool)
+        replay.add(np.full((n, 2), replay.rows), np.zeros(n, np.int32), np.zeros(n), flags, flags)
+
+
+def test_a_high_priority_is_drawn_in_proportion_and_weighed_down():
+    replay = make(priority_exponent=1.0, importance_exponent=1.0)
+    add_rows(replay, 12)
+    _, sampled = replay.sample(256, 0, 0)
+    replay.set_priorities(sampled, np.where(sampled.rows == 4, 9.0, 1.0))
+    batch, sampled = replay.sample(4000, 0, 1)
+    high = sampled.rows == 4
+    held = replay.priorities.weights.reshape(2, -1)
+    assert high.mean() == pytest.approx(held[:, 4].sum() / held.sum(), abs=1e-3)
+    np.testing.assert_allclose(batch.weight[high], 1 / 9, rtol=1e-6)
+    np.testing.assert_allclose(batch.weight[~high], 1, rtol=1e-6)
+
+
+def test_priorities_of_rows_that_left_the_ring_are_passed_over():
+    replay = make()
+    add_rows(replay, 10)
+    _, sampled = replay.sample(8, 0, 0)
+    add_rows(replay, 20)
+    before = replay.priorities.weights.copy()
+    replay.set_priorities(sampled, np.full(8, 100.0))
+    np.testing.assert_array_equal(before, replay.priorities.weights)
+
+
+def test_a_sample_is_a_function_of_seed_update_and_contents():
+    replay = make()
+    add_rows(replay, 10)
+    once, again, other = (replay.sample(8, 3, u)[1].rows.tolist() for u in (7, 7, 8))
+    assert once == again != other
+
+
+def test_uniform_sampling_reaches_every_row_equally():
+    replay = make(prioritized=False)
+    add_rows(replay, 15)
+    batch, sampled = replay.sample(40_000, 0, 0)
+    counts = np.bincount(sampled.rows, minlength=14)
+    assert (batch.weight == 1).all() and len(counts) == 14
+    np.testing.assert_allclose(counts, 40_000 / 14, rtol=0.1)
+
+
+def test_a_ring_too_small_for_one_transition_says_what_would_do():
+    with pytest.raises(ValueError, match=r"replay.capacity \(10\) must hold at least 8 steps of each of 4"):
+        FrameReplay(4, 10, frame_shape=(1,), stack=4, n_step=3)
