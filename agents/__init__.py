@@ -1,0 +1,1 @@
+"""Agents as pure functions: they touch no environment, file, clock or global."""

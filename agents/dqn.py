@@ -1,0 +1,173 @@
+"""DQN (Mnih et al. 2015), its values regressed or classified: the head decides, the agent never asks which it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from rlcls import heads, networks
+from rlcls.replay.transition import Transition
+
+
+class AgentState(NamedTuple):
+    """All that learning changes.
+
+    Attributes:
+      params: of the online network, differentiated.
+      target_params: of the network that evaluates the next state.
+      network_state: what the online network carries besides its parameters.
+      target_network_state: the same of the target network.
+      opt_state: of the optimiser.
+      step: int32 [], updates made.
+    """
+
+    params: Any
+    target_params: Any
+    network_state: Any
+    target_network_state: Any
+    opt_state: Any
+    step: Int[Array, ""]
+
+
+class UpdateInfo(NamedTuple):
+    """What an update tells.
+
+    Attributes:
+      metrics: name -> float32 []: loss, td_divergence, q_mean, clip_fraction, gradient_norm.
+      priorities: float32 [B], the head's `td_divergence` of each transition.
+    """
+
+    metrics: dict[str, Float[Array, ""]]
+    priorities: Float[Array, "b"]
+
+
+class DQN:
+    """Deep Q-learning as pure functions: `init`, `act`, `update`.
+
+    n-step returns, their discount and reward clipping are made by the replay; dueling streams by the network.
+
+    Args:
+      make_network: rngs -> QNetwork.
+      head: how a value is represented and lost.
+      learning_rate: of Adam.
+      adam_eps: of Adam.
+      max_gradient_norm: clips the gradient's global norm; 0 does not.
+      target_period: updates between copies of the parameters to the target network.
+      target_tau: part of the way the target moves at each of them: 1 copies; with target_period=1 a small one is
+        Polyak averaging.
+      double: choose the next action by the online network (van Hasselt et al. 2016).
+    """
+
+    def __init__(
+        self,
+        make_network: Callable[[nnx.Rngs], networks.QNetwork],
+        head: heads.Head,
+        *,
+        learning_rate: float = 6.25e-5,
+        adam_eps: float = 1.5e-4,
+        max_gradient_norm: float = 0.0,
+        target_period: int = 2000,
+        target_tau: float = 1.0,
+        double: bool = False,
+    ):
+        self._make_network, self.head = make_network, head
+        self._target_period, self._target_tau, self._double = target_period, target_tau, double
+        self._clip = optax.clip_by_global_norm(max_gradient_norm) if max_gradient_norm else optax.identity()
+        self._optimizer = optax.chain(self._clip, optax.adam(learning_rate, eps=adam_eps))
+        # Only the pure function is kept: every parameter comes from `init` or from a checkpoint.
+        self._apply, _, _ = networks.functional(make_network(nnx.Rngs(0)))
+
+    def init(self, key: Array) -> AgentState:
+        """A state before the first update, its parameters drawn from `key`."""
+        _, params, network_state = networks.functional(self._make_network(nnx.Rngs(key)))
+        return AgentState(
+            params=params,
+            target_params=params,
+            network_state=network_state,
+            target_network_state=network_state,
+            opt_state=self._optimizer.init(params),
+            step=jnp.zeros((), jnp.int32),
+        )
+
+    def q_values(self, params: Any, network_state: Any, observations: Array) -> Float[Array, "b a"]:
+        """The value of every action, in the units of the support."""
+        outputs, _, _ = self._apply(params, network_state, observations, train=False)
+        return self.head.value(outputs)
+
+    def act(
+        self, params: Any, network_state: Any, observations: Array, key: Array, epsilon: Any
+    ) -> Int[Array, "b"]:
+        """Epsilon-greedy actions.
+
+        Args:
+          params: of the online network.
+          network_state: of the online network.
+          observations: [B, *observation].
+          key: of this step.
+          epsilon: [] probability of a uniformly random action.
+
+        Returns:
+          int32 [B].
+        """
+        q_values = self.q_values(params, network_state, observations)
+        greedy = jnp.argmax(q_values, axis=-1)
+        explore_key, action_key = jax.random.split(key)
+        random = jax.random.randint(action_key, greedy.shape, 0, q_values.shape[-1])
+        explore = jax.random.uniform(explore_key, greedy.shape) < epsilon
+        return jnp.where(explore, random, greedy).astype(jnp.int32)
+
+    def update(self, state: AgentState, batch: Transition, key: Array) -> tuple[AgentState, UpdateInfo]:
+        """One gradient step, and the target network's when its turn has come.
+
+        Args:
+          state: before.
+          batch: of B transitions.
+          key: unused: this update draws nothing at random.
+
+        Returns:
+          The state after, and what there is to tell of it.
+        """
+        del key
+        next_outputs, _, _ = self._apply(
+            state.target_params, state.target_network_state, batch.next_observation, train=False
+        )
+        if self._double:
+            next_q_values = self.q_values(state.params, state.network_state, batch.next_observation)
+        else:
+            next_q_values = self.head.value(next_outputs)
+        chosen_next = heads.select(next_outputs, jnp.argmax(next_q_values, axis=-1))
+        target = self.head.td_target(chosen_next, batch.reward, batch.discount)
+
+        def loss_fn(params):
+            outputs, network_state, _ = self._apply(params, state.network_state, batch.observation, train=True)
+            chosen = heads.select(outputs, batch.action)
+            loss = jnp.mean(batch.weight * self.head.td_loss(chosen, target))
+            return loss, (network_state, chosen)
+
+        (loss, (network_state, chosen)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        changes, opt_state = self._optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, changes)
+        step = state.step + 1
+        moved = optax.incremental_update(
+            (params, network_state), (state.target_params, state.target_network_state), self._target_tau
+        )
+        target_params, target_network_state = optax.periodic_update(
+            moved, (state.target_params, state.target_network_state), step, self._target_period
+        )
+        divergence = self.head.td_divergence(chosen, target)
+        backup = batch.reward + batch.discount * self.head.value(chosen_next)
+        metrics = {
+            "loss": loss,
+            "td_divergence": jnp.mean(divergence),
+            "q_mean": jnp.mean(self.head.value(chosen)),
+            "clip_fraction": self.head.clip_fraction(backup),
+            "gradient_norm": optax.global_norm(gradients),
+        }
+        new_state = AgentState(params, target_params, network_state, target_network_state, opt_state, step)
+        return new_state, UpdateInfo(metrics, divergence)
