@@ -12,7 +12,7 @@ import gymnasium
 import gymnasium.vector
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from jaxtyping import Bool, Float32, Int, UInt8
+from jaxtyping import Bool, Float32, Integer, UInt8
 
 from rlcls._errors import UserError, nearest
 
@@ -93,8 +93,9 @@ _PROTOCOLS = (
         life_loss_info=False,
         full_action_space=False,
     ),
-    # Mnih et al. 2015, Methods and Extended Data Table 1: evaluation games last five minutes.
-    # FIRE at the start is not in the paper, but in the common reproductions (OpenAI Baselines).
+    # Mnih et al. 2015, Methods: no-op starts, epsilon 0.05 and five minutes for an evaluation game. The paper
+    # neither presses FIRE nor limits a training game; the common reproductions do (OpenAI Baselines' FireResetEnv;
+    # half an hour, as in DQN Zoo), except that they press FIRE after the no-ops and the emulator before them.
     Protocol(
         name="nature",
         evaluation_epsilon=0.05,
@@ -106,7 +107,8 @@ _PROTOCOLS = (
         life_loss_info=True,
         full_action_space=False,
     ),
-    # Kaiser et al. 2020 (arXiv 1903.00374) as later work fixed it: Schwarzer et al. 2021 (arXiv 2007.05929).
+    # The 100k benchmark of Kaiser et al. 2020 (arXiv 1903.00374) as later work settled it: Schwarzer et al. 2021
+    # (arXiv 2007.05929, no FIRE at the start), dopamine/labs/atari_100k/configs/SPR.gin and atari_100k_runner.py.
     Protocol(
         name="atari100k",
         evaluation_epsilon=0.001,
@@ -173,9 +175,9 @@ class Atari(gymnasium.vector.VectorEnv):
     def reset(
         self,
         *,
-        seed: int | Int[np.ndarray, "N"] | None = None,
+        seed: int | Integer[np.ndarray, "N"] | None = None,
         options: dict[str, Any] | None = None,
-    ) -> tuple[UInt8[np.ndarray, "N S H W"], dict[str, np.ndarray]]:
+    ) -> tuple[UInt8[np.ndarray, "N *frames"], dict[str, np.ndarray]]:
         """Starts a new game in every environment, abandoning whatever was played.
 
         Args:
@@ -201,7 +203,7 @@ class Atari(gymnasium.vector.VectorEnv):
         info["episode_start"] = np.ones(self.num_envs, bool)
         return observations, info
 
-    def send(self, actions: Int[np.ndarray, "N"]) -> None:
+    def send(self, actions: Integer[np.ndarray, "N"]) -> None:
         """Lets the threads play one agent step and returns at once; `recv` must follow."""
         if self._in_flight:
             raise RuntimeError("send was called twice without recv")
@@ -211,7 +213,7 @@ class Atari(gymnasium.vector.VectorEnv):
     def recv(
         self,
     ) -> tuple[
-        UInt8[np.ndarray, "N S H W"],
+        UInt8[np.ndarray, "N *frames"],
         Float32[np.ndarray, "N"],
         Bool[np.ndarray, "N"],
         Bool[np.ndarray, "N"],
@@ -231,7 +233,7 @@ class Atari(gymnasium.vector.VectorEnv):
         self._episode_began = began
         return observations, rewards.astype(np.float32), terminated, truncated, info
 
-    def step(self, actions: Int[np.ndarray, "N"]):
+    def step(self, actions: Integer[np.ndarray, "N"]):
         """`send` and `recv` at once."""
         self.send(actions)
         return self.recv()
