@@ -194,7 +194,8 @@ class _TensorBoard:
         self._writer = EventsWriter(str(folder / "events"), f".{len(older)}")
         self._event = Event
         if older:
-            self._writer.write_event(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+            start = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(wall_time=time.time(), step=purge_step, session_log=start))
         self._writer.flush()
 
     def write(self, scalars: dict[str, float], step: int) -> None:
