@@ -1,0 +1,110 @@
+"""An evaluation plays the episodes it was asked for, whole, whichever end first."""
+
+import gymnasium
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlcls.training.evaluation import evaluate
+
+
+class Scripted(gymnasium.vector.VectorEnv):
+    """Environment i plays episodes of the lengths that `lengths[i]` repeats; the reward is the action taken.
+
+    An observation is (environment, episode, step in it, seed). Ends alternate between the two kinds.
+    """
+
+    def __init__(self, lengths):
+        self.lengths = lengths
+        self.num_envs = len(lengths)
+        self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float64)
+        self.single_action_space = gymnasium.spaces.Discrete(10)
+
+    def reset(self, *, seed=None, options=None):
+        assert seed.shape == (self.num_envs,)
+        self.seeds = seed
+        self.episode = np.zeros(self.num_envs, int)
+        self.at = np.zeros(self.num_envs, int)
+        self.over = np.zeros(self.num_envs, bool)
+        return self.observe(), {}
+
+    def observe(self):
+        return np.stack([np.arange(self.num_envs), self.episode, self.at, self.seeds], axis=1)
+
+    def step(self, actions):
+        start = self.over.copy()
+        self.episode += start
+        self.at = np.where(start, 0, self.at + 1)
+        limit = np.array([row[k % len(row)] for row, k in zip(self.lengths, self.episode, strict=True)])
+        self.over = self.at == limit
+        terminated, truncated = self.over & (self.episode % 2 == 0), self.over & (self.episode % 2 == 1)
+        rewards = np.where(start, 1000.0, actions).astype(np.float32)  # nobody may count that 1000
+        return self.observe(), rewards, terminated, truncated, {"episode_start": start}
+
+
+def one_each(observations, step):
+    return np.ones(len(observations), np.int32)
+
+
+def test_every_environment_plays_its_share_though_others_are_quicker():
+    result = evaluate(one_each, Scripted([[2], [50], [3, 7]]), episodes=6, seed=0)
+    assert result.lengths.tolist() == [2, 50, 3, 2, 50, 7]
+    assert result.returns.tolist() == [2, 50, 3, 2, 50, 7]
+
+
+def test_fewer_episodes_than_environments_are_played_by_the_first_ones():
+    assert evaluate(one_each, Scripted([[9], [8], [1]]), episodes=2, seed=0).lengths.tolist() == [9, 8]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3), min_size=1, max_size=4),
+    episodes=st.integers(1, 9),
+)
+def test_the_episodes_are_those_of_a_loop_over_environments_one_by_one(lengths, episodes):
+    result = evaluate(
+        lambda observations, _: observations[:, 2] + 1, Scripted(lengths), episodes=episodes, seed=1
+    )
+    expected = [lengths[k % len(lengths)] for k in range(episodes)]
+    expected = [row[k // len(lengths) % len(row)] for k, row in enumerate(expected)]
+    assert result.lengths.tolist() == expected
+    assert result.returns.tolist() == [n * (n + 1) / 2 for n in expected]
+
+
+def test_environments_get_seeds_of_their_own_that_no_other_evaluation_shares():
+    seen = []
+    for seed in (0, 1, 0, [0, 1]):
+        env = Scripted([[1]] * 8)
+        evaluate(one_each, env, episodes=8, seed=seed)
+        seen.append(set(env.seeds.tolist()))
+    first, second, again, sequence = seen
+    assert len(first) == 8 and first == again
+    assert not first & second and not first & sequence
+
+
+def test_a_stop_counts_episodes_under_way_as_they_stand():
+    result = evaluate(one_each, Scripted([[2], [50]]), episodes=4, seed=0, max_steps=4)
+    assert result.lengths.tolist() == [2, 4, 1]
+
+
+def test_the_policy_is_told_the_step():
+    steps = []
+
+    def act(observations, step):
+        steps.append(step)
+        return one_each(observations, step)
+
+    evaluate(act, Scripted([[3]]), episodes=2, seed=0)
+    assert steps == list(range(3 + 1 + 3))  # the step between is the reset
+
+
+def test_the_summary_is_what_metrics_keep():
+    summary = evaluate(one_each, Scripted([[1, 3]]), episodes=2, seed=0).summary()
+    assert summary == {"return_mean": 2.0, "return_std": 1.0, "returns": [1.0, 3.0], "length_mean": 2.0}
+
+
+@pytest.mark.parametrize("bad", [{"episodes": 0}, {"episodes": 1, "max_steps": 0}])
+def test_no_episode_is_no_evaluation(bad):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        evaluate(one_each, Scripted([[1]]), seed=0, **bad)
