@@ -1,0 +1,43 @@
+"""Checks and conversions at the door of every head; all of them run when a function is traced."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+
+def as_outputs(head: Any, outputs: ArrayLike, argument: str = "outputs") -> Float[Array, "*b n"]:
+    """The outputs in at least float32."""
+    outputs = jnp.asarray(outputs)
+    if not jnp.issubdtype(outputs.dtype, jnp.floating):
+        raise TypeError(f"{argument} must be floating point, not {outputs.dtype}")
+    if outputs.ndim == 0 or outputs.shape[-1] != head.num_outputs:
+        raise ValueError(
+            f"{argument} of shape {outputs.shape} do not fit {head.name}: "
+            f"the last axis must be num_outputs = {head.num_outputs}"
+        )
+    return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+
+
+def as_scalars(scalars: ArrayLike, argument: str, outputs: Array, outputs_argument: str = "outputs") -> Float[Array, "*b"]:
+    """The scalars in at least float32, one for each of the outputs."""
+    scalars = jnp.asarray(scalars)
+    check_leading(scalars.shape, argument, outputs, outputs_argument)
+    return as_floating(scalars, argument)
+
+
+def as_floating(x: ArrayLike, argument: str) -> Float[Array, "..."]:
+    """The array in at least float32; complex numbers are refused."""
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise TypeError(f"{argument} must be real, not {x.dtype}")
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def check_leading(shape: tuple[int, ...], argument: str, outputs: Array, outputs_argument: str = "outputs") -> None:
+    if shape != outputs.shape[:-1]:
+        raise ValueError(
+            f"{argument} of shape {shape} do not match {outputs_argument} of shape {outputs.shape}: "
+            f"{argument} must have shape {outputs.shape[:-1]}"
+        )

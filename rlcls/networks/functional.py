@@ -1,0 +1,46 @@
+"""Networks as the agents see them: a pure function of nested dicts of arrays."""
+
+import math
+from typing import Any, Protocol
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, PyTree
+
+
+class Apply(Protocol):
+    """A network as a pure function; `train` is static."""
+
+    def __call__(
+        self, params: PyTree, network_state: PyTree, observations: Any, *, train: bool
+    ) -> tuple[Float[Array, "b a n"], PyTree, PyTree]: ...
+
+
+def functional(network: nnx.Module) -> tuple[Apply, PyTree, PyTree]:
+    """The network as a pure function, its parameters, and what else it holds.
+
+    Returns:
+      apply: apply(params, network_state, observations, *, train) -> (outputs, network_state, intermediates). With
+        train, dropout drops and statistics move. Under jit a call costs what its arithmetic does; eagerly it rebuilds the
+        network.
+      params: what is differentiated, as nested dicts of arrays.
+      network_state: batch statistics, power iterations, keys of random streams; nested dicts too.
+    """
+    graphdef, params, network_state = nnx.split(network, nnx.Param, ...)
+
+    def apply(
+        params: PyTree, network_state: PyTree, observations: Any, *, train: bool
+    ) -> tuple[Float[Array, "b a n"], PyTree, PyTree]:
+        module = nnx.merge(graphdef, params, network_state)
+        module.train() if train else module.eval()
+        outputs = module(observations)
+        intermediates = nnx.pop(module, nnx.Intermediate)
+        _, _, network_state = nnx.split(module, nnx.Param, ...)
+        return outputs, nnx.to_pure_dict(network_state), nnx.to_pure_dict(intermediates)
+
+    return apply, nnx.to_pure_dict(params), nnx.to_pure_dict(network_state)
+
+
+def count_parameters(params: PyTree) -> int:
+    """How many numbers the parameters hold."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

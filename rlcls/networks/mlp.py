@@ -1,0 +1,39 @@
+"""A plain multi-layer perceptron, for observations that are vectors."""
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Num, Float
+
+
+class MLP(nnx.Module):
+    """Dense layers with ReLUs over the flattened observation; weights as in `Nature`."""
+
+    def __init__(self, observation_shape: Sequence[int], *, hidden: Sequence[int] = (64, 64), rngs: nnx.Rngs):
+        self.observation_shape = tuple(observation_shape)
+        if not hidden or min(hidden) < 1:
+            raise ValueError(f"hidden must be sizes of at least 1, not {tuple(hidden)}")
+        sizes = [math.prod(self.observation_shape), *hidden]
+        if not sizes[0]:
+            raise ValueError(f"MLP looks at observations of at least one number, not of shape {self.observation_shape}")
+        init = nnx.initializers.variance_scaling(1 / math.sqrt(3), "fan_in", "uniform")
+        self.layers = nnx.List(
+            [nnx.Linear(i, o, kernel_init=init, rngs=rngs) for i, o in zip(sizes[:-1], sizes[1:], strict=True)]
+        )
+        self.num_features = sizes[-1]
+
+    def __call__(self, observations: Num[Array, "b *o"]) -> Float[Array, "b d"]:
+        """Features of a batch of observations.
+
+        Raises:
+          ValueError: the observations have not the shape the network was made for.
+        """
+        if observations.ndim == 0 or observations.shape[1:] != self.observation_shape:
+            wanted = ", ".join(map(str, ("batch", *self.observation_shape)))
+            raise ValueError(f"observations must have shape ({wanted}), not {observations.shape}")
+        x = observations.reshape(observations.shape[0], -1).astype(jnp.float32)
+        for layer in self.layers:
+            x = nnx.relu(layer(x))
+        return x

@@ -1,0 +1,50 @@
+"""The convolutional network of Nature's DQN."""
+
+import math
+from collections.abc import Sequence
+
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from ._images import check_image_shape, to_nhwc
+
+_LAYERS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride
+_HIDDEN = 512
+
+
+class Nature(nnx.Module):
+    """Three convolutions without padding and a dense layer of 512: uint8 frames -> features.
+
+    The sizes are those of the paper. Dopamine's has them too, but pads (SAME), which makes the dense layer 2.5 times as
+    large. Weights are drawn as in Dopamine's C51, for every loss alike: variance scaling by 1/sqrt(3) over the inputs,
+    uniform; biases are 0.
+
+    Source: Mnih et al. 2015, methods.
+    """
+
+    def __init__(self, observation_shape: Sequence[int], *, rngs: nnx.Rngs):
+        frames, *size = self.observation_shape = check_image_shape("Nature", observation_shape, smallest=36)
+        init = nnx.initializers.variance_scaling(1 / math.sqrt(3), "fan_in", "uniform")
+        convolutions, channels = [], frames
+        for features, kernel, stride in _LAYERS:
+            convolutions.append(
+                nnx.Conv(
+                    channels, features, (kernel, kernel), stride, padding="VALID", kernel_init=init, rngs=rngs
+                )
+            )
+            channels, size = features, [(length - kernel) // stride + 1 for length in size]
+        self.convolutions = nnx.List(convolutions)
+        self.dense = nnx.Linear(channels * math.prod(size), _HIDDEN, kernel_init=init, rngs=rngs)
+        self.num_features = _HIDDEN
+
+    def __call__(self, observations: UInt8[Array, "b f h w"]) -> Float[Array, "b d"]:
+        """Features of stacked frames, the oldest first.
+
+        Raises:
+          ValueError: the observations have not the shape the network was made for.
+          TypeError: the observations are not uint8.
+        """
+        x = to_nhwc(observations, self.observation_shape)
+        for convolution in self.convolutions:
+            x = nnx.relu(convolution(x))
+        return nnx.relu(self.dense(x.reshape(x.shape[0], -1)))

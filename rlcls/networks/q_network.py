@@ -1,0 +1,24 @@
+"""A backbone with a value head for every action on top."""
+
+from flax import nnx
+from jaxtyping import Array, Float, Num
+
+from rlcls.heads import Head
+from rlcls.heads.nnx import QHead
+
+
+class QNetwork(nnx.Module):
+    """Observations -> the head's outputs for every action.
+
+    `backbone` maps observations to features and says how many by its attribute `num_features`.
+    """
+
+    def __init__(
+        self, backbone: nnx.Module, head: Head, num_actions: int, *, dueling: bool = False, rngs: nnx.Rngs
+    ):
+        self.backbone = backbone
+        self.q_head = QHead(head, backbone.num_features, num_actions, dueling=dueling, rngs=rngs)
+
+    def __call__(self, observations: Num[Array, "b *o"]) -> Float[Array, "b a n"]:
+        """The outputs of every action; the backbone checks the observations."""
+        return self.q_head(self.backbone(observations))
