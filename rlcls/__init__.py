@@ -1,7 +1,7 @@
 """Value functions trained by classification, in JAX.
 
-The folders `agents/`, `envs/`, `kernels/`, `configs/` and `launch/` stand at the top of the repository and are
-imported as `rlcls.agents`, `rlcls.envs` and so on. A wheel holds them inside `rlcls/`; in a checkout this file
+The folders `agents`, `envs`, `kernels`, `configs` and `launch` stand at the top of the repository and are
+imported as `rlcls.agents`, `rlcls.envs` and so on. A wheel holds them inside `rlcls`; in a checkout this file
 finds them.
 """
 

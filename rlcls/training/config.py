@@ -1,7 +1,7 @@
 """The configuration of a run: composed by Hydra from `rlcls.configs`, checked, and compared with another's.
 
-Hydra's own `main` answers a typing error with ten lines of its internals and leaves an `outputs/` folder; here a
-mistake is one line, a `UserError`.
+Hydra's own `main` answers a typing error with ten lines of its internals and leaves an `outputs/` folder; here
+a mistake is one line, a `UserError`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _OUTSIDE_IDENTITY = ("choices", "steps", "run_dir", "device", "logging", "checkp
 def compose(argv: list[str]) -> DictConfig:
     """The whole configuration that `argv` asks for, every value checked and every interpolation resolved.
 
-    Later wins: config.yaml, agent, loss, backbone, env, recipe, recipe/<recipe>/<agent>_<loss>, `argv`. The key
-    `choices` names what was chosen of each group; a loss or backbone of one's own
+    Later wins: config.yaml, agent, loss, backbone, env, recipe, recipe/<recipe>/<agent>_<loss>, `argv`. The
+    key `choices` names what was chosen of each group; a loss or backbone of one's own
     (`loss._target_=package.Class`) goes by the name of its class.
 
     Args:
