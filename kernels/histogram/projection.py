@@ -1,9 +1,9 @@
 """How a scalar target becomes a histogram: its place on the grid, and the mass each bin gets.
 
-A target t is split into a bin j and a fraction f, t = low + (j + f) * width, without the rounding that low + j * width
-in float32 would bring; every mass is then a function of (i - j) - f, whose first part is an exact integer. Targets beyond
-the grid are clipped after the split: float32(high) is not high, and at 131,072 bins that difference alone would cost 1e-3
-of a cross-entropy. A NaN stays in its own row.
+A target t is split into a bin j and a fraction f, t = low + (j + f) * width, without the rounding that low +
+j * width in float32 would bring; every mass is then a function of (i - j) - f, whose first part is an exact
+integer. Targets beyond the grid are clipped after the split: float32(high) is not high, and at 131,072 bins
+that difference alone would cost 1e-3 of a cross-entropy. A NaN stays in its own row.
 
 Everything here takes numpy arrays as well as JAX's, and gives back what it took.
 """
@@ -21,7 +21,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Real
 
-# Bins wider than this many standard deviations need the difference of two erf's; narrower ones, in float32, the density.
+# Bins wider than this many standard deviations need the difference of two erf's; narrower ones, in float32,
+# the density.
 _NARROW = 0.1
 
 
@@ -38,15 +39,17 @@ class Grid:
         return (self.high - self.low) / self.count
 
     def split(self, targets: Real[ArrayLike, "*b"]) -> tuple[Int[Any, "*b"], Float[Any, "*b"]]:
-        """The cell (int32, 0..count-1) and the fraction of it (0..1) that each target lies at, clipped to the grid.
+        """The cell (int32, 0..count-1) and the fraction of it (0..1) at each target, clipped to the grid.
 
-        The place on the grid, cell + fraction, is right to about 1e-7 cells in float32 and 1e-16 in float64 whatever the
-        number of cells. At the upper end the fraction is 1. A NaN target has cell 0 and fraction NaN.
+        The place on the grid, cell + fraction, is right to about 1e-7 cells in float32 and 1e-16 in float64
+        whatever the number of cells. At the upper end the fraction is 1. A NaN target has cell 0 and fraction
+        NaN.
         """
         xp, t = _floating(targets)
         number = t.dtype.type
         (low, low_rest), (width_high, width_middle, width_low) = _constants(self, t.dtype.name)
-        # Far outside everything is clipped alike; doing it first keeps infinities out of the differences below.
+        # Far outside everything is clipped alike; doing it first keeps infinities out of the differences
+        # below.
         span = self.high - self.low
         t = xp.clip(t, number(self.low - span), number(self.high + span))
         # offset + error = t - low, exactly (Knuth's TwoDiff).
@@ -69,7 +72,7 @@ class Grid:
 
 @functools.lru_cache(maxsize=256)
 def _constants(grid: Grid, dtype: str) -> tuple[tuple[Any, Any], tuple[Any, Any, Any]]:
-    """low as two numbers of the dtype, and the width as three, of which the first two multiply 12-bit integers exactly."""
+    """low as two numbers of the dtype; the width as three, the first two exact times 12-bit integers."""
     number = np.dtype(dtype).type
     low = number(grid.low)
     low_rest = number(grid.low - float(low))
@@ -85,7 +88,7 @@ def _constants(grid: Grid, dtype: str) -> tuple[tuple[Any, Any], tuple[Any, Any,
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
-    """The mass that a normal distribution around the target puts on each of `num_bins` bins, inside the edges only.
+    """The mass that a normal distribution around the target puts on each of `num_bins` bins.
 
     What lies beyond the edges is cut off and the rest renormalised.
 
@@ -118,7 +121,7 @@ class Gaussian:
         return 1 / (_erf(above * s) - _erf(below * s))
 
     def mass(self, columns: Any, bins: Any, fractions: Any, scale: Any) -> Any:
-        """The mass of the bins numbered `columns`; the arguments broadcast, and are results of `split` and `scale`."""
+        """The mass of the bins numbered `columns`, given what `split` and `scale` gave; all broadcast."""
         xp, dtype = _namespace(fractions), fractions.dtype
         d = (columns - bins).astype(dtype) - fractions
         number = dtype.type
@@ -164,7 +167,7 @@ class TwoHot:
         return _namespace(fractions).ones_like(fractions)
 
     def mass(self, columns: Any, bins: Any, fractions: Any, scale: Any) -> Any:
-        """The mass of the bins numbered `columns`; the arguments broadcast, and are results of `split` and `scale`."""
+        """The mass of the bins numbered `columns`, given what `split` and `scale` gave; all broadcast."""
         dtype = fractions.dtype
         d = (columns - bins).astype(dtype) - fractions
         return _namespace(fractions).maximum(dtype.type(1) - abs(d), dtype.type(0))
@@ -173,9 +176,10 @@ class TwoHot:
         """The histogram of each target."""
         return _encode(self, targets)
 
-
-    def project(self, probs: Float[ArrayLike, "*b n"], targets: Real[ArrayLike, "*b n"]) -> Float[Any, "*b k"]:
-        """The histogram of a distribution with mass `probs` at `targets`, whose mean it keeps inside the centers.
+    def project(
+        self, probs: Float[ArrayLike, "*b n"], targets: Real[ArrayLike, "*b n"]
+    ) -> Float[Any, "*b k"]:
+        """The histogram of the mass `probs` at `targets`; it keeps the mean of what lies inside the centers.
 
         Source: Bellemare et al. 2017, equation 7.
         """

@@ -4,8 +4,8 @@
     loss = head.loss(outputs, targets)      # [*b, 51], [*b] -> [*b]
     values = head.value(outputs)            # [*b, 51] -> [*b]
 
-A head is a frozen, hashable dataclass: it may be a static argument of a jit, and it holds no parameters. `heads.nnx` has
-the module that makes the outputs, and is loaded, with flax, when it is first used.
+A head is a frozen, hashable dataclass: it may be a static argument of a jit, and it holds no parameters.
+`heads.nnx` has the module that makes the outputs, and is loaded, with flax, when it is first used.
 """
 
 import importlib
@@ -19,11 +19,11 @@ from .support import Support
 
 __all__ = [
     "C51",
+    "MSE",
     "CategoricalHead",
     "HLGauss",
     "Head",
     "Huber",
-    "MSE",
     "Support",
     "TwoHot",
     "make",

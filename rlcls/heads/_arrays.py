@@ -1,5 +1,7 @@
 """Checks and conversions at the door of every head; all of them run when a function is traced."""
 
+import math
+import numbers
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,6 +12,11 @@ from jaxtyping import Array, Float
 def as_outputs(head: Any, outputs: ArrayLike, argument: str = "outputs") -> Float[Array, "*b n"]:
     """The outputs in at least float32."""
     outputs = jnp.asarray(outputs)
+    check_outputs(head, outputs, argument)
+    return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
+
+
+def check_outputs(head: Any, outputs: Any, argument: str) -> None:
     if not jnp.issubdtype(outputs.dtype, jnp.floating):
         raise TypeError(f"{argument} must be floating point, not {outputs.dtype}")
     if outputs.ndim == 0 or outputs.shape[-1] != head.num_outputs:
@@ -17,10 +24,11 @@ def as_outputs(head: Any, outputs: ArrayLike, argument: str = "outputs") -> Floa
             f"{argument} of shape {outputs.shape} do not fit {head.name}: "
             f"the last axis must be num_outputs = {head.num_outputs}"
         )
-    return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
 
 
-def as_scalars(scalars: ArrayLike, argument: str, outputs: Array, outputs_argument: str = "outputs") -> Float[Array, "*b"]:
+def as_scalars(
+    scalars: ArrayLike, argument: str, outputs: Array, outputs_argument: str = "outputs"
+) -> Float[Array, "*b"]:
     """The scalars in at least float32, one for each of the outputs."""
     scalars = jnp.asarray(scalars)
     check_leading(scalars.shape, argument, outputs, outputs_argument)
@@ -35,9 +43,25 @@ def as_floating(x: ArrayLike, argument: str) -> Float[Array, "..."]:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def check_leading(shape: tuple[int, ...], argument: str, outputs: Array, outputs_argument: str = "outputs") -> None:
+def check_leading(
+    shape: tuple[int, ...], argument: str, outputs: Array, outputs_argument: str = "outputs"
+) -> None:
     if shape != outputs.shape[:-1]:
         raise ValueError(
             f"{argument} of shape {shape} do not match {outputs_argument} of shape {outputs.shape}: "
             f"{argument} must have shape {outputs.shape[:-1]}"
         )
+
+
+def check_finite(what: str, value: Any) -> float:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"{what} must be a number, not {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{what} must be finite, not {value!r}")
+    return float(value)
+
+
+def check_positive(what: str, value: Any) -> float:
+    if check_finite(what, value) <= 0:
+        raise ValueError(f"{what} must be positive, not {value!r}")
+    return float(value)

@@ -16,8 +16,9 @@ from ._arrays import as_outputs, as_scalars
 class Head(abc.ABC):
     """A way to represent a value by the outputs of a network.
 
-    Predictions come first, everything is element-wise over any leading dimensions, nothing is reduced, targets get no
-    gradient. The computation is in float32 at least, whatever the outputs' dtype, and float64 stays float64.
+    Predictions come first, everything is element-wise over any leading dimensions, nothing is reduced,
+    targets get no gradient. The computation is in float32 at least, whatever the outputs' dtype, and float64
+    stays float64.
     """
 
     @property
@@ -39,7 +40,9 @@ class Head(abc.ABC):
         """The loss of each prediction, to be minimised."""
 
     @abc.abstractmethod
-    def divergence(self, outputs: Float[ArrayLike, "*b n"], scalars: Real[ArrayLike, "*b"]) -> Float[Array, "*b"]:
+    def divergence(
+        self, outputs: Float[ArrayLike, "*b n"], scalars: Real[ArrayLike, "*b"]
+    ) -> Float[Array, "*b"]:
         """How far each prediction is from its target: never negative, and 0 when it is right. To plot."""
 
     @abc.abstractmethod
@@ -56,7 +59,7 @@ class Head(abc.ABC):
         rewards: Real[ArrayLike, "*b"],
         discounts: Real[ArrayLike, "*b"],
     ) -> Any:
-        """The target of temporal-difference learning, for `td_loss` and `td_divergence` of the same head only.
+        """The target of temporal-difference learning, for `td_loss` and `td_divergence` of the same head.
 
         Here the scalars r + discount * value(next_outputs), of shape [*b]; no gradient goes through.
 
@@ -104,7 +107,7 @@ class CategoricalHead(Head):
 def select(outputs: Float[ArrayLike, "*b a n"], actions: Int[ArrayLike, "*b"]) -> Float[Array, "*b n"]:
     """The outputs of the actions taken.
 
-    An action outside 0..a-1 selects NaN.
+    An action beyond the last selects NaN.
 
     Raises:
       ValueError: `actions` has not the leading dimensions of `outputs`.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from jaxtyping import Array, Float, Real
 
 from rlcls import kernels
 
-from ._arrays import as_floating, as_outputs, as_scalars, check_leading
+from ._arrays import as_floating, as_outputs, as_scalars, check_leading, check_outputs, check_positive
 from .base import CategoricalHead
 from .support import Support
 
@@ -52,8 +51,8 @@ class _HistogramHead(CategoricalHead):
     def decode(self, probs: Float[ArrayLike, "*b k"]) -> Float[Any, "*b"]:
         """The mean of each distribution, its probabilities taken to sum to 1. NumPy in, NumPy out."""
         if isinstance(probs, np.ndarray):
-            checked = jax.eval_shape(functools.partial(as_outputs, self, argument="probs"), probs)
-            return self._mean(probs.astype(np.promote_types(probs.dtype, checked.dtype)), None)
+            check_outputs(self, probs, "probs")
+            return self._mean(probs.astype(np.promote_types(probs.dtype, np.float32)), None)
         return self._mean(as_outputs(self, probs, "probs"), None)
 
     def probs(self, outputs: Float[ArrayLike, "*b k"]) -> Float[Array, "*b k"]:
@@ -65,24 +64,27 @@ class _HistogramHead(CategoricalHead):
         return jax.nn.log_softmax(as_outputs(self, outputs))
 
     def loss(self, outputs: Float[ArrayLike, "*b k"], scalars: Real[ArrayLike, "*b"]) -> Float[Array, "*b"]:
-        """The cross-entropy of the prediction to `encode(scalars)`, in nats; never below that histogram's entropy.
+        """The cross-entropy of the prediction to `encode(scalars)`, in nats.
 
         Source: Farebrother et al. 2024, equation 3.1.
         """
         return _cross_entropy(as_outputs(self, outputs), self._target(outputs, scalars))
 
-    def divergence(self, outputs: Float[ArrayLike, "*b k"], scalars: Real[ArrayLike, "*b"]) -> Float[Array, "*b"]:
+    def divergence(
+        self, outputs: Float[ArrayLike, "*b k"], scalars: Real[ArrayLike, "*b"]
+    ) -> Float[Array, "*b"]:
         """The Kullback-Leibler divergence from the prediction to `encode(scalars)`, in nats.
 
-        The cross-entropy less its floor, the entropy of the target, which is 1.2 nats for HL-Gauss at a ratio of 0.75
-        and depends on the target alone; so this, and not the loss, compares heads and ranks transitions.
+        The cross-entropy less its floor, the entropy of the target, which is 1.2 nats for HL-Gauss at a ratio
+        of 0.75 and depends on the target alone; so this, and not the loss, compares heads and ranks
+        transitions.
         """
         return _divergence(as_outputs(self, outputs), self._target(outputs, scalars))
 
     def clip_fraction(self, scalars: Real[ArrayLike, "*b"]) -> Float[Array, ""]:
-        """The share of scalars outside [vmin, vmax]."""
-        scalars = as_floating(scalars, "scalars")
-        outside = (scalars < self.support.vmin) | (scalars > self.support.vmax)
+        """The share of scalars outside the edges of the bins; for two-hot and C51, outside the centers."""
+        scalars, grid = as_floating(scalars, "scalars"), self.projection.grid
+        outside = (scalars < grid.low) | (scalars > grid.high)
         return outside.astype(scalars.dtype).mean()
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,7 +97,8 @@ class _HistogramHead(CategoricalHead):
     def _mean(self, weights: Any, total: Any) -> Any:
         """The weighted mean of the centers, summed in mirrored pairs; total None means 1.
 
-        Only differences of mirrored weights are multiplied, so equal ones cancel exactly, fused multiply-adds or not.
+        Only differences of mirrored weights are multiplied, so equal ones cancel exactly, fused multiply-adds
+        or not.
         """
         half = self.support.num_bins // 2
         upper = weights[..., -half:]
@@ -128,9 +131,9 @@ class TwoHot(_HistogramHead):
 class HLGauss(_HistogramHead):
     """The target smeared by a normal distribution over about six bins: the paper's classification loss.
 
-    `sigma_ratio` is sigma over the width of a bin. Within three sigma of an edge a target decodes to less than itself
-    (by 0.7 bins at the edge), because what the distribution has beyond the edge is cut off: make the support that much wider
-    than the values.
+    `sigma_ratio` is sigma over the width of a bin. Within three sigma of an edge a target decodes to less
+    than itself (by 0.7 bins at the edge), because what the distribution has beyond the edge is cut off: make
+    the support that much wider than the values.
 
     Source: Imani & White 2018; Farebrother et al. 2024, section 3.1.
     """
@@ -138,9 +141,7 @@ class HLGauss(_HistogramHead):
     sigma_ratio: float = 0.75
 
     def __post_init__(self):
-        if not (self.sigma_ratio > 0 and math.isfinite(self.sigma_ratio)):
-            raise ValueError(f"hlgauss: sigma_ratio must be positive and finite, not {self.sigma_ratio}")
-        object.__setattr__(self, "sigma_ratio", float(self.sigma_ratio))
+        object.__setattr__(self, "sigma_ratio", check_positive("hlgauss: sigma_ratio", self.sigma_ratio))
 
     @property
     def name(self) -> str:
@@ -164,7 +165,8 @@ class HLGauss(_HistogramHead):
 class C51(TwoHot):
     """The distribution of returns, backed up as a distribution.
 
-    Given scalars it is `TwoHot`; its `td_target` is the whole distribution of the next state, moved and projected.
+    Given scalars it is `TwoHot`; its `td_target` is the whole distribution of the next state, moved and
+    projected.
 
     Source: Bellemare et al. 2017.
     """
@@ -181,7 +183,8 @@ class C51(TwoHot):
     ) -> Float[Array, "*b k"]:
         """The distribution of r + discount * (next return), projected on the support; no gradient through it.
 
-        Each atom's mass is shared between its two nearest neighbours: the mean stays, but for what is clipped.
+        Each atom's mass is shared between its two nearest neighbours: the mean stays, but for what is
+        clipped.
 
         Args:
           next_outputs: head outputs of the action to bootstrap from, at the next state.
@@ -198,7 +201,9 @@ class C51(TwoHot):
         moved = rewards[..., None] + discounts[..., None] * centers
         return lax.stop_gradient(self.projection.project(probs, moved))
 
-    def td_loss(self, outputs: Float[ArrayLike, "*b k"], target: Float[ArrayLike, "*b k"]) -> Float[Array, "*b"]:
+    def td_loss(
+        self, outputs: Float[ArrayLike, "*b k"], target: Float[ArrayLike, "*b k"]
+    ) -> Float[Array, "*b"]:
         """The cross-entropy of the prediction to the projected distribution, in nats."""
         return _cross_entropy(as_outputs(self, outputs), self._projected(outputs, target))
 

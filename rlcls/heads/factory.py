@@ -13,9 +13,8 @@ from .support import Support
 def make(name: str, **options: Any) -> Head:
     """The head called `name`.
 
-    Args:
-      name: mse, huber, two_hot, hlgauss or c51.
-      **options: delta (huber); vmin, vmax, num_bins and on (two_hot, hlgauss, c51; `on` is "edges" for hlgauss and
+    Args: name: mse, huber, two_hot, hlgauss or c51. **options: delta (huber); vmin, vmax, num_bins and on
+      (two_hot, hlgauss, c51; `on` is "edges" for hlgauss and
         "centers" for the others unless given); sigma_ratio (hlgauss).
 
     Raises:
@@ -42,7 +41,9 @@ def _two_hot(vmin: float, vmax: float, num_bins: int, on: str = "centers") -> Tw
     return TwoHot(Support.uniform(vmin, vmax, num_bins, on=on))
 
 
-def _hlgauss(vmin: float, vmax: float, num_bins: int, on: str = "edges", sigma_ratio: float = 0.75) -> HLGauss:
+def _hlgauss(
+    vmin: float, vmax: float, num_bins: int, on: str = "edges", sigma_ratio: float = 0.75
+) -> HLGauss:
     return HLGauss(Support.uniform(vmin, vmax, num_bins, on=on), sigma_ratio)
 
 

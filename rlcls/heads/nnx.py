@@ -12,9 +12,9 @@ from .base import Head
 class QHead(nnx.Module):
     """Features -> the head's outputs for every action.
 
-    Weights are drawn from U(-l, l), l = sqrt(3 * init_scale / in_features), as in Dopamine's C51; biases are 0, and
-    init_scale=0 makes every output 0. A dueling head adds, to the outputs of a state, what each action's have over their
-    mean; with classes these are logits.
+    Weights are drawn from U(-l, l), l = sqrt(3 * init_scale / in_features), as in Dopamine's C51; biases are
+    0, and init_scale=0 makes every output 0. A dueling head adds, to the outputs of a state, what each
+    action's have over their mean; with classes these are logits.
 
     Source: Wang et al. 2016, equation 9 (dueling).
     """
@@ -38,7 +38,9 @@ class QHead(nnx.Module):
         if init_scale:
             init = nnx.initializers.variance_scaling(init_scale, "fan_in", "uniform")
         self.advantage = nnx.Linear(in_features, num_actions * head.num_outputs, kernel_init=init, rngs=rngs)
-        self.state = nnx.Linear(in_features, head.num_outputs, kernel_init=init, rngs=rngs) if dueling else None
+        self.state = (
+            nnx.Linear(in_features, head.num_outputs, kernel_init=init, rngs=rngs) if dueling else None
+        )
 
     def __call__(self, features: Float[Array, "*b d"]) -> Float[Array, "*b a n"]:
         outputs = self.advantage(features).reshape(features.shape[:-1] + self.shape)

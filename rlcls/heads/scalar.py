@@ -1,7 +1,6 @@
 """Regression: the network's one output is the value."""
 
 import dataclasses
-import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Real
 
-from ._arrays import as_floating, as_outputs, as_scalars
+from ._arrays import as_floating, as_outputs, as_scalars, check_positive
 from .base import Head
 
 
@@ -22,7 +21,9 @@ class _ScalarHead(Head):
         """The output itself."""
         return as_outputs(self, outputs)[..., 0]
 
-    def divergence(self, outputs: Float[ArrayLike, "*b 1"], scalars: Real[ArrayLike, "*b"]) -> Float[Array, "*b"]:
+    def divergence(
+        self, outputs: Float[ArrayLike, "*b 1"], scalars: Real[ArrayLike, "*b"]
+    ) -> Float[Array, "*b"]:
         """The absolute error, in the units of the value."""
         return jnp.abs(self._error(outputs, scalars))
 
@@ -61,9 +62,7 @@ class Huber(_ScalarHead):
     delta: float = 1.0
 
     def __post_init__(self):
-        if not (self.delta > 0 and math.isfinite(self.delta)):
-            raise ValueError(f"huber: delta must be positive and finite, not {self.delta}")
-        object.__setattr__(self, "delta", float(self.delta))
+        object.__setattr__(self, "delta", check_positive("huber: delta", self.delta))
 
     @property
     def name(self) -> str:
@@ -73,7 +72,8 @@ class Huber(_ScalarHead):
         """error**2 / 2 where |error| <= delta, else delta * (|error| - delta / 2)."""
         error = jnp.abs(self._error(outputs, scalars))
         inside = jnp.minimum(error, self.delta)
-        # = error**2 / 2 inside; beyond, the linear part is added. No branch, so no NaN from the one not taken.
+        # = error**2 / 2 inside; beyond, the linear part is added. No branch, so no NaN from the one not
+        # taken.
         return 0.5 * jnp.square(inside) + self.delta * (error - inside)
 
     def to_dict(self) -> dict[str, Any]:

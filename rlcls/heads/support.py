@@ -2,20 +2,22 @@
 
 import dataclasses
 import functools
-import math
+import numbers
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float64
+
+from ._arrays import check_finite
 
 
 @dataclasses.dataclass(frozen=True)
 class Support:
     """`num_bins` bins of equal width, given by the edges of the outermost bins or by their centers.
 
-    With on="edges" the bins fill [vmin, vmax] (HL-Gauss); with on="centers" the outermost centers are vmin and vmax, and
-    the bins reach half a width beyond (two-hot, C51). The two do not share a grid: with -10, 10 and 51 the widths are
-    0.392 and 0.4.
+    With on="edges" the bins fill [vmin, vmax] (HL-Gauss); with on="centers" the outermost centers are vmin
+    and vmax, and the bins reach half a width beyond (two-hot, C51). The two do not share a grid: with -10, 10
+    and 51 the widths are 0.392 and 0.4.
     """
 
     vmin: float
@@ -25,11 +27,8 @@ class Support:
 
     def __post_init__(self):
         for name in ("vmin", "vmax"):
-            value = getattr(self, name)
-            if isinstance(value, (bool, str)) or not math.isfinite(value):
-                raise ValueError(f"support: {name} must be a finite number, not {value!r}")
-            object.__setattr__(self, name, float(value))
-        if isinstance(self.num_bins, bool) or int(self.num_bins) != self.num_bins:
+            object.__setattr__(self, name, check_finite(f"support: {name}", getattr(self, name)))
+        if not isinstance(self.num_bins, numbers.Integral) or isinstance(self.num_bins, bool):
             raise TypeError(f"support: num_bins must be an integer, not {self.num_bins!r}")
         object.__setattr__(self, "num_bins", int(self.num_bins))
         if self.vmin >= self.vmax:

@@ -1,4 +1,4 @@
-"""Networks from observations to the outputs of a value head, as flax NNX modules, and as pure functions for the agents."""
+"""Networks from observations to the outputs of a value head: flax NNX modules, and pure functions of them."""
 
 from .functional import count_parameters, functional
 from .impala import IMPALA

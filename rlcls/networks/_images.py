@@ -1,4 +1,4 @@
-"""What the networks that look at pictures share: the check of the shape, and the way from uint8 frames to NHWC."""
+"""What the networks that look at pictures share: the check of the shape, and uint8 frames to NHWC."""
 
 from collections.abc import Sequence
 
@@ -20,7 +20,9 @@ def check_image_shape(network: str, shape: Sequence[int], smallest: int) -> tupl
 def to_nhwc(observations: UInt8[Array, "b f h w"], shape: tuple[int, int, int]) -> Float[Array, "b h w f"]:
     """The frames as channels, scaled to [0, 1]."""
     if observations.ndim != 4 or observations.shape[1:] != shape:
-        raise ValueError(f"observations must have shape (batch, {', '.join(map(str, shape))}), not {observations.shape}")
+        raise ValueError(
+            f"observations must have shape (batch, {', '.join(map(str, shape))}), not {observations.shape}"
+        )
     if observations.dtype != jnp.uint8:
         raise TypeError(f"observations must be uint8, not {observations.dtype}")
     # Bytes are moved, not floats: a quarter of the memory traffic.

@@ -19,10 +19,10 @@ class Apply(Protocol):
 def functional(network: nnx.Module) -> tuple[Apply, PyTree, PyTree]:
     """The network as a pure function, its parameters, and what else it holds.
 
-    Returns:
-      apply: apply(params, network_state, observations, *, train) -> (outputs, network_state, intermediates). With
-        train, dropout drops and statistics move. Under jit a call costs what its arithmetic does; eagerly it rebuilds the
-        network.
+    Returns: apply: apply(params, network_state, observations, *, train) -> (outputs, network_state,
+      apply: apply(params, network_state, observations, *, train) -> (outputs, network_state, intermediates).
+        With train, dropout drops and statistics move. Under jit a call costs what its arithmetic does;
+        eagerly it rebuilds the network.
       params: what is differentiated, as nested dicts of arrays.
       network_state: batch statistics, power iterations, keys of random streams; nested dicts too.
     """

@@ -14,10 +14,11 @@ _HIDDEN = 512
 
 
 class IMPALA(nnx.Module):
-    """Three stacks of convolution, max-pooling and two residual blocks, and a dense layer of 512: uint8 frames -> features.
+    """Three stacks of a convolution, max-pooling and two residual blocks, and a dense layer.
 
-    The dense layer has 512 units, as in Dopamine and the value-based work after it; the paper's actor has 256. Weights are
-    drawn as in Dopamine: Glorot uniform, and LeCun normal inside the residual blocks; biases are 0.
+    The dense layer has 512 units, as in Dopamine and the value-based work after it; the paper's actor has
+    256. Weights are drawn as in Dopamine: Glorot uniform, and LeCun normal inside the residual blocks; biases
+    are 0.
 
     Source: Espeholt et al. 2018, figure 3 (right).
     """

@@ -1,11 +1,12 @@
 """A plain multi-layer perceptron, for observations that are vectors."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Num, Float
+from jaxtyping import Array, Float, Num
 
 
 class MLP(nnx.Module):
@@ -17,10 +18,12 @@ class MLP(nnx.Module):
             raise ValueError(f"hidden must be sizes of at least 1, not {tuple(hidden)}")
         sizes = [math.prod(self.observation_shape), *hidden]
         if not sizes[0]:
-            raise ValueError(f"MLP looks at observations of at least one number, not of shape {self.observation_shape}")
+            raise ValueError(
+                f"MLP looks at observations of at least one number, not of shape {self.observation_shape}"
+            )
         init = nnx.initializers.variance_scaling(1 / math.sqrt(3), "fan_in", "uniform")
         self.layers = nnx.List(
-            [nnx.Linear(i, o, kernel_init=init, rngs=rngs) for i, o in zip(sizes[:-1], sizes[1:], strict=True)]
+            [nnx.Linear(i, o, kernel_init=init, rngs=rngs) for i, o in itertools.pairwise(sizes)]
         )
         self.num_features = sizes[-1]
 

@@ -15,9 +15,9 @@ _HIDDEN = 512
 class Nature(nnx.Module):
     """Three convolutions without padding and a dense layer of 512: uint8 frames -> features.
 
-    The sizes are those of the paper. Dopamine's has them too, but pads (SAME), which makes the dense layer 2.5 times as
-    large. Weights are drawn as in Dopamine's C51, for every loss alike: variance scaling by 1/sqrt(3) over the inputs,
-    uniform; biases are 0.
+    The sizes are those of the paper. Dopamine's has them too, but pads (SAME), which makes the dense layer
+    2.5 times as large. Weights are drawn as in Dopamine's C51, for every loss alike: variance scaling by
+    1/sqrt(3) over the inputs, uniform; biases are 0.
 
     Source: Mnih et al. 2015, methods.
     """
