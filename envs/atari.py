@@ -1,7 +1,5 @@
 """The Arcade Learning Environment as a vector environment, under named evaluation protocols."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import functools
@@ -47,7 +45,7 @@ class Protocol:
     continuous: bool = False
     continuous_action_threshold: float = 0.5
 
-    def evaluation(self) -> Protocol:
+    def evaluation(self) -> "Protocol":
         """The same game for scoring an agent: whole games, never ended by a lost life."""
         return dataclasses.replace(
             self, life_loss_info=False, max_num_frames_per_episode=self.evaluation_frames
@@ -57,17 +55,17 @@ class Protocol:
         """One line for a person.
 
         >>> PROTOCOLS["dopamine"].describe()
-        'dopamine: sticky actions 0.25, frame skip 4, no no-op starts, games end at game over or 108000 frames'
+        'dopamine: sticky actions 0.25, frame skip 4, no no-op starts, ends at game over or 108000 frames'
         """
-        sticky = f"sticky actions {self.repeat_action_probability:g}" if self.repeat_action_probability else ""
+        sticky = self.repeat_action_probability
         parts = [
-            sticky or "no sticky actions",
+            f"sticky actions {sticky:g}" if sticky else "no sticky actions",
             f"frame skip {self.frameskip}",
             f"no-op starts below {self.noop_max}" if self.noop_max else "no no-op starts",
             "FIRE at the start" if self.use_fire_reset else "",
             "all 18 actions" if self.full_action_space else "",
             "a lost life is terminal" if self.life_loss_info else "",
-            f"games end at game over or {self.max_num_frames_per_episode} frames",
+            f"ends at game over or {self.max_num_frames_per_episode} frames",
         ]
         return f"{self.name}: {', '.join(part for part in parts if part)}"
 
@@ -94,8 +92,8 @@ _PROTOCOLS = (
         full_action_space=False,
     ),
     # Mnih et al. 2015, Methods: no-op starts, epsilon 0.05 and five minutes for an evaluation game. The paper
-    # neither presses FIRE nor limits a training game; the common reproductions do (OpenAI Baselines' FireResetEnv;
-    # half an hour, as in DQN Zoo), except that they press FIRE after the no-ops and the emulator before them.
+    # neither presses FIRE nor limits a training game; the common reproductions do (FireResetEnv of OpenAI
+    # Baselines; half an hour, as in DQN Zoo). They press FIRE after the no-ops, the emulator before them.
     Protocol(
         name="nature",
         evaluation_epsilon=0.05,
@@ -107,8 +105,8 @@ _PROTOCOLS = (
         life_loss_info=True,
         full_action_space=False,
     ),
-    # The 100k benchmark of Kaiser et al. 2020 (arXiv 1903.00374) as later work settled it: Schwarzer et al. 2021
-    # (arXiv 2007.05929, no FIRE at the start), dopamine/labs/atari_100k/configs/SPR.gin and atari_100k_runner.py.
+    # The 100k benchmark of Kaiser et al. 2020 (arXiv 1903.00374) as later work settled it: Schwarzer et al.
+    # 2021 (arXiv 2007.05929, no FIRE at the start) and SPR.gin of dopamine/labs/atari_100k.
     Protocol(
         name="atari100k",
         evaluation_epsilon=0.001,
@@ -134,9 +132,9 @@ class Atari(gymnasium.vector.VectorEnv):
     `terminated`.
 
     Frame stacks: at every reset (after the protocol's FIRE and no-ops) the stack is emptied to zeros and
-    the first frame pushed, so an episode begins with [0, 0, 0, frame] whatever the protocol. An observation is
-    therefore the last four single frames `observation[:, -1]` of its episode, oldest first, zeros before
-    `episode_start`; a lost life leaves the stack alone.
+    the first frame pushed, so an episode begins with [0, 0, 0, frame] whatever the protocol. An observation
+    is therefore the last four single frames `observation[:, -1]` of its episode, oldest first, with zeros
+    before `episode_start`; a lost life leaves the stack alone.
 
     Attributes:
       game: name of the game, in CamelCase.
@@ -319,5 +317,5 @@ def _ale():
         import ale_py.roms
         import ale_py.vector_env
     except ImportError as error:
-        raise UserError(f'Atari needs ale-py, which is not installed: pip install "rlcls[atari]" ({error})') from None
+        raise UserError(f'Atari needs ale-py: pip install "rlcls[atari]" ({error})') from None
     return ale_py

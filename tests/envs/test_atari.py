@@ -48,7 +48,8 @@ def test_the_protocols_are_those_of_the_literature():
     assert [protocol.evaluation_epsilon for protocol in (dopamine, nature, atari100k)] == [0.001, 0.05, 0.001]
     for protocol in atari.PROTOCOLS.values():
         assert protocol.max_num_frames_per_episode == 108_000
-        assert not (protocol.reward_clipping or protocol.episodic_life or protocol.evaluation().life_loss_info)
+        assert not (protocol.reward_clipping or protocol.episodic_life)
+        assert not protocol.evaluation().life_loss_info
         assert "\n" not in protocol.describe()
 
 
@@ -112,32 +113,34 @@ def test_the_frame_limit_truncates_and_the_next_step_starts_an_episode(limit):
 
 
 def test_no_op_starts_differ_and_stay_below_the_maximum():
-    env = atari.make("Pong", 16, "atari100k")
-    frames = np.concatenate([env.reset(seed=seed)[1]["episode_frame_number"] for seed in range(8)])
-    assert frames.min() >= 0 and frames.max() < 30 and len(np.unique(frames)) > 20
+    env = atari.make("Pong", 4, "atari100k")
+    env.reset(seed=0)
+    # A reset without seeds goes on with the streams; it is quick, since it does not load the ROM again.
+    frames = np.concatenate([env.reset()[1]["episode_frame_number"] for _ in range(50)])
+    assert frames.min() >= 0 and frames.max() == 29 and len(np.unique(frames)) == 30
     env.close()
 
 
 @pytest.mark.parametrize("name", atari.PROTOCOLS)
 @pytest.mark.parametrize("game", GAMES)
 def test_a_reset_with_seeds_is_a_fresh_environment_bit_for_bit(game, name):
-    used, fresh = atari.make(game, 4, name), atari.make(game, 4, name)
+    used, fresh = atari.make(game, 2, name), atari.make(game, 2, name)
     used.reset(seed=1)
     for _ in play(used, 250, seed=1):
         pass
-    first, second = used.reset(seed=SEEDS), fresh.reset(seed=SEEDS)
+    first, second = used.reset(seed=SEEDS[:2]), fresh.reset(seed=SEEDS[:2])
     np.testing.assert_array_equal(first[0], second[0])
-    assert_equal_trajectories(trajectory(used, 400), trajectory(fresh, 400))
+    assert_equal_trajectories(trajectory(used, 300), trajectory(fresh, 300))
     used.close()
     fresh.close()
 
 
 @pytest.mark.parametrize("game", GAMES)
 def test_one_thread_and_two_give_the_same_streams(game):
-    one, two = (atari.make(game, 5, "dopamine", num_threads=threads) for threads in (1, 2))
+    one, two = (atari.make(game, 3, "dopamine", num_threads=threads) for threads in (1, 2))
     one.reset(seed=3)
     two.reset(seed=3)
-    assert_equal_trajectories(trajectory(one, 400), trajectory(two, 400))
+    assert_equal_trajectories(trajectory(one, 300), trajectory(two, 300))
     one.close()
     two.close()
 
@@ -197,7 +200,9 @@ def test_the_twin_in_colour_plays_the_same_episodes(name):
 
 
 def test_the_twin_of_a_taller_console_keeps_its_height():
-    assert atari.rgb_twin("AirRaid", atari.PROTOCOLS["dopamine"]).single_observation_space.shape == (1, 250, 160, 3)
+    twin = atari.rgb_twin("AirRaid", atari.PROTOCOLS["dopamine"])
+    assert twin.single_observation_space.shape == (1, 250, 160, 3)
+    twin.close()
 
 
 def test_every_game_of_the_atari_57_has_its_rom():
