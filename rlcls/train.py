@@ -1,0 +1,207 @@
+"""Trains an agent: `python -m rlcls.train agent=dqn loss=hlgauss game=Pong`."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from rlcls._errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Returns its exit code: 0, 2 for a mistake of the user's, 128 + n when signal n stopped the run."""
+    try:
+        return _command(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _command(argv: list[str]) -> int:
+    from rlcls.training import config as configuration
+
+    flags, overrides = configuration.split_flags(argv)
+    if "--help" in flags:
+        print(configuration.help_text())
+        return 0
+    if "--multirun" in flags:
+        return _train_each(configuration.expand(overrides))
+    config = configuration.compose(overrides)
+    if "--config" in flags:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(config), end="")
+        return 0
+    return _train(config)
+
+
+def _train_each(commands: list[list[str]]) -> int:
+    for number, command in enumerate(commands, 1):
+        print(f"[{number}/{len(commands)}] python -m rlcls.train {' '.join(command)}", flush=True)
+        code = subprocess.run([sys.executable, "-m", "rlcls.train", *command]).returncode
+        if code:
+            return code
+    return 0
+
+
+def _train(config: Any) -> int:
+    from rlcls.training import build, xla
+    from rlcls.training.checkpoint import Checkpoints
+    from rlcls.training.metrics import Metrics
+    from rlcls.training.run_folder import RunFolder
+    from rlcls.training.trainer import Trainer
+
+    device = xla.choose_device(config.device)
+    xla.cache_compilations()
+    build.check_memory(config)
+    env = build.environment(config)
+    agent, network = build.agent(config, env)
+    with RunFolder(config) as folder, _signals() as received:
+        for remark in folder.remarks:
+            print(f"note: {remark}", file=sys.stderr)
+        checkpoints = Checkpoints(folder.path, config.checkpoint.keep)
+        checkpoint, passed_over = checkpoints.resume()
+        for line in passed_over:
+            print(f"note: {line}", file=sys.stderr)
+        if checkpoint and checkpoint.agent_steps >= config.steps:
+            print(
+                f"{folder.path} is finished: it has {checkpoint.agent_steps:,} of {config.steps:,} agent steps; "
+                "a larger steps= goes on"
+            )
+            return 0
+        trainer = Trainer(config, agent, env)
+        with contextlib.closing(trainer):
+            if checkpoint:
+                print(f"resuming {folder.path} at agent step {checkpoint.agent_steps:,}", flush=True)
+                trainer.set_state(checkpoint)
+            seconds = trainer.warm_up()
+            _header(config, trainer, env, network, device, folder.path, seconds)
+            position = checkpoint.counters["metrics"] if checkpoint else None
+            with contextlib.closing(
+                Metrics(
+                    folder.path,
+                    tensorboard=config.logging.tensorboard,
+                    wandb=config.logging.wandb,
+                    position=position,
+                )
+            ) as metrics:
+                _loop(config, trainer, env, metrics, checkpoints, received)
+        picture = _picture(folder.path)
+        print(f"{_outcome(trainer, config, received)}; learning curve: {picture}")
+    return 128 + received[0] if received else 0
+
+
+def _loop(
+    config: Any, trainer: Any, env: Any, metrics: Any, checkpoints: Any, received: list[int]
+) -> None:
+    """Steps until the last step or a signal, and writes down what is due between two steps."""
+    from rlcls.training import build
+    from rlcls.training.progress import Progress
+
+    def save() -> None:
+        tree, arrays, counters = trainer.get_state()
+        counters = {"trainer": counters, "metrics": metrics.position()}
+        checkpoints.save(
+            trainer.agent_steps, tree=tree, arrays=arrays, counters=counters, replay=trainer.replay
+        )
+
+    def evaluate() -> None:
+        result = trainer.evaluate(arena, config.eval.episodes, epsilon).summary()
+        metrics.write("eval", **trainer.counts, **result)
+        shown["evaluation_return"] = result["return_mean"]
+
+    arena, epsilon = build.evaluation_environment(config, env)
+    shown: dict[str, float | None] = {"training_return": None, "evaluation_return": None, "loss": None}
+    with (
+        contextlib.closing(arena),
+        Progress(config.steps, start=trainer.agent_steps, frame_skip=getattr(env, "frame_skip", None)) as progress,
+    ):
+        while trainer.agent_steps < config.steps and not received:
+            before = trainer.agent_steps
+            for episode in trainer.step():
+                metrics.write("episode", **trainer.counts, **episode)
+                shown["training_return"] = trainer.mean_return
+            now = trainer.agent_steps
+            done = now >= config.steps
+            if now // config.logging.every > before // config.logging.every:
+                line = trainer.summary()
+                metrics.write("train", **trainer.counts, **line)
+                shown["loss"] = line.get("loss")
+            if now // config.eval.every > before // config.eval.every or done:
+                evaluate()
+            if now // config.checkpoint.every > before // config.checkpoint.every or done:
+                save()
+            progress.update(now, **shown)
+        if received:
+            save()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and Ctrl-C, so that the loop stops between two steps; a second one takes its usual course."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _header(
+    config: Any, trainer: Any, env: Any, network: str, device: Any, path: Any, seconds: float
+) -> None:
+    from rlcls.training.progress import header
+
+    protocol = getattr(env, "protocol", None)
+    updates = (config.steps - trainer.agent_steps) / config.training.update_period
+    end = datetime.datetime.now() + datetime.timedelta(seconds=updates * seconds * 1.1)
+    rows = {
+        "game": str(config.game),
+        "protocol": protocol.describe() if protocol else None,
+        "recipe": f"{config.choices.recipe}, {config.steps:,} agent steps",
+        "agent": config.choices.agent,
+        "head": _head_line(config),
+        "network": network,
+        "device": f"{device.platform} ({device.device_kind}, {len(os.sched_getaffinity(0))} cores)",
+        "run folder": str(path),
+        "expected end": f"{end:%Y-%m-%d %H:%M} ({seconds * 1e3:.1f} ms an update)",
+    }
+    header({name: value for name, value in rows.items() if value})
+
+
+def _head_line(config: Any) -> str:
+    """The loss and its options in one line."""
+    options = {name: value for name, value in config.loss.items() if name not in ("_target_", "name")}
+    return " ".join([config.choices.loss, *(f"{name}={value}" for name, value in options.items())])
+
+
+def _picture(path: Any) -> Any:
+    from rlcls.training.curves import learning_curve
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return learning_curve(path)
+
+
+def _outcome(trainer: Any, config: Any, received: list[int]) -> str:
+    if received:
+        name = signal.Signals(received[0]).name
+        return f"stopped by {name} at agent step {trainer.agent_steps:,} and saved; the same command goes on from there"
+    return f"finished {trainer.agent_steps:,} of {config.steps:,} agent steps"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

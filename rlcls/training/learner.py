@@ -1,0 +1,129 @@
+"""Updates in a thread of their own, read back after a fixed lag."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rlcls._errors import UserError
+from rlcls.replay import FrameReplay, Sampled, Transition
+
+
+class Acting(NamedTuple):
+    """What acting needs of an agent's state."""
+
+    params: Any
+    network_state: Any
+
+
+class _Result(NamedTuple):
+    acting: Acting
+    metrics: dict[str, Any]
+    priorities: Any
+
+
+_Round = list[tuple[Sampled, "concurrent.futures.Future[_Result]"]]
+
+
+class Learner:
+    """Runs updates one after another while the caller acts, and hands their results over `lag` vector steps later.
+
+    Which result is seen when depends on the lag alone, never on which thread was quicker, so that a run gives the same
+    bits at any speed. The updates of a vector step are a *round*, which may be empty.
+
+    Args:
+      update: (state, batch, update number) -> (state, UpdateInfo), compiled.
+      state: agent state to begin with; `state.step` updates were made.
+      lag: rounds between submitting an update and using its result.
+
+    Attributes:
+      acting: what to act with in this round.
+      submitted: updates submitted since the run began.
+    """
+
+    def __init__(self, update: Callable[..., Any], state: Any, lag: int):
+        self._update, self._state = update, state
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="learner")
+        self._rounds: collections.deque[_Round] = collections.deque([] for _ in range(lag))
+        self._current: _Round = []
+        self.acting = Acting(state.params, state.network_state)
+        self.submitted = int(state.step)
+
+    def submit(self, batch: Transition, sampled: Sampled) -> None:
+        """Queues an update of the present round."""
+        self._current.append((sampled, self._thread.submit(self._run, batch, self.submitted)))
+        self.submitted += 1
+
+    def end_round(self, replay: FrameReplay) -> list[dict[str, float]]:
+        """Ends the present round and takes in the one `lag` rounds before it: `acting`, and the replay's priorities.
+
+        Returns:
+          The metrics of that round's updates.
+
+        Raises:
+          UserError: one of them was not finite.
+        """
+        self._rounds.append(self._current)
+        self._current = []
+        lines = []
+        for sampled, future in self._rounds.popleft():
+            result = future.result()
+            lines.append({name: float(value) for name, value in result.metrics.items()})
+            replay.set_priorities(sampled, np.asarray(result.priorities))
+            self.acting = result.acting
+        return lines
+
+    def snapshot(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """All that `restore` needs between two rounds: a pytree for Orbax and small arrays. Changes nothing.
+
+        Raises:
+          UserError: an update that still ran gave a result that is not finite.
+        """
+        rounds = [[(sampled, future.result()) for sampled, future in pending] for pending in self._rounds]
+        acting: list[Acting] = [self.acting]
+        arrays: dict[str, np.ndarray] = {}
+        for i, results in enumerate(rounds):
+            acting.append(results[-1][1].acting if results else acting[-1])
+            for j, (sampled, result) in enumerate(results):
+                metrics = {f"metrics/{name}": np.asarray(value) for name, value in result.metrics.items()}
+                values = {**sampled._asdict(), "priorities": np.asarray(result.priorities), **metrics}
+                arrays |= {f"pending/{i}/{j}/{name}": value for name, value in values.items()}
+        # After the last pending round one acts with the state itself.
+        return {"state": self._state, "acting": acting[:-1]}, arrays
+
+    def restore(self, tree: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        """Goes on from a snapshot.
+
+        Args:
+          tree: the snapshot's pytree.
+          arrays: the snapshot's arrays, others among them.
+        """
+        self._state = tree["state"]
+        self.submitted = int(self._state.step)
+        latest = Acting(self._state.params, self._state.network_state)
+        self.acting, *after = [*tree["acting"], latest]
+        for i, (pending, acting) in enumerate(zip(self._rounds, after, strict=True)):
+            while f"pending/{i}/{len(pending)}/rows" in arrays:
+                prefix = f"pending/{i}/{len(pending)}/"
+                part = {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
+                metrics = {name.removeprefix("metrics/"): part[name] for name in part if name.startswith("metrics/")}
+                done: concurrent.futures.Future[_Result] = concurrent.futures.Future()
+                done.set_result(_Result(acting, metrics, part["priorities"]))
+                pending.append((Sampled(part["streams"], part["rows"]), done))
+
+    def close(self) -> None:
+        """Lets the update that runs end, and drops the rest."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _run(self, batch: Transition, number: int) -> _Result:
+        self._state, info = self._update(self._state, batch, number)
+        metrics = {name: float(value) for name, value in info.metrics.items()}
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise UserError(f"{name} is {value} at update {number + 1}")
+        return _Result(Acting(self._state.params, self._state.network_state), metrics, info.priorities)

@@ -1,0 +1,71 @@
+"""How functions are compiled: the compiler's options for this device, and the cache of what it made."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rlcls._errors import UserError
+
+# XLA's convolutions on a CPU run up to 1.3 times as fast when their matrix products go through this library.
+_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+
+
+def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`jax.jit` with the options that the default device's compiler knows and gains by.
+
+    They are given per function and never through XLA_FLAGS, where a name that the compiler does not know aborts
+    the process.
+    """
+    return jax.jit(function, compiler_options=_options(), **options)
+
+
+@functools.cache
+def _options() -> dict[str, str] | None:
+    default = jax.config.jax_default_device
+    if (default.platform if default else jax.default_backend()) != "cpu":
+        return None
+    try:
+        jax.jit(lambda x: x, compiler_options=_CPU_OPTIONS).lower(0.0).compile()
+    except Exception as error:  # its type has changed between releases
+        name = next(iter(_CPU_OPTIONS))
+        warnings.warn(f"this JAX does not know {name}; updates will be slower ({str(error)[:80]})", stacklevel=2)
+        return None
+    return _CPU_OPTIONS
+
+
+def cache_compilations() -> None:
+    """Keeps compiled programs between runs, in $XDG_CACHE_HOME/rlcls (or where JAX was told to)."""
+    if jax.config.jax_compilation_cache_dir:
+        return
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(root / "rlcls" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def choose_device(name: str | None) -> jax.Device:
+    """Makes a device of that kind ("cpu", "gpu", "tpu") the default; None leaves JAX its choice.
+
+    Raises:
+      UserError: there is none.
+    """
+    if name == "cpu":
+        # Said before anything runs, so that no accelerator is even looked for.
+        jax.config.update("jax_platforms", "cpu")
+    try:
+        device = jax.devices(name)[0] if name else jax.devices()[0]
+    except RuntimeError as error:
+        there = sorted({device.platform for device in jax.devices()})
+        raise UserError(
+            f"device={name} was asked for and JAX finds none (it finds {', '.join(there)}); "
+            f'install it with pip install "rlcls[{"cuda" if name == "gpu" else name}]"'
+        ) from error
+    if name:
+        jax.config.update("jax_default_device", device)
+    return device
