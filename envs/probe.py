@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium.vector import AutoresetMode
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Integer, Key, Shaped
 
 from rlcls._errors import UserError, nearest
@@ -77,7 +78,7 @@ class Probe:
         return state, jnp.asarray(self.features, jnp.float32)[state, None]
 
     def step(
-        self, state: Int[Array, ""], action: Int[Array, ""], key: Key[Array, ""]
+        self, state: Int[ArrayLike, ""], action: Int[ArrayLike, ""], key: Key[Array, ""]
     ) -> tuple[Int32[Array, ""], Float32[Array, "1"], Float32[Array, ""], Bool[Array, ""]]:
         """One step, without reset at the end; pure.
 
