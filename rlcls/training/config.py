@@ -1,7 +1,7 @@
 """The configuration of a run: composed by Hydra from `rlcls.configs`, checked, and compared with another's.
 
-Hydra's own `main` answers a typing error with ten lines of its internals and leaves an `outputs/` folder; here
-a mistake is one line, a `UserError`.
+Hydra's own `main` answers a typing error with ten lines of its internals and leaves an `outputs/` folder;
+here a mistake is one line, a `UserError`.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ def compose(argv: list[str]) -> DictConfig:
     chosen = [override for override in overrides if override.key_or_group in GROUPS]
     for override in chosen:
         _check_choice(override)
-    known = _compose([override.input_line for override in chosen])
+    known = _compose([_text(override) for override in chosen])
     for override in overrides:
         if override not in chosen:
             _check_option(override, known)
 
-    config = _compose([override.input_line for override in overrides])
+    config = _compose([_text(override) for override in overrides])
     OmegaConf.set_struct(config, False)
     names = {group: config.choices[group] for group in GROUPS}
     for section in _REPLACEABLE:
@@ -65,11 +65,12 @@ def compose(argv: list[str]) -> DictConfig:
             names[section] = str(config[section]["_target_"]).rpartition(".")[2]
     config.choices = names
     try:
-        resolved = OmegaConf.to_container(config, resolve=True)
+        resolved: Any = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(_one_line(error)) from None
-    config_checks.check(resolved, OmegaConf.to_container(known))
-    return OmegaConf.create(resolved)
+    usual: Any = OmegaConf.to_container(known)
+    config_checks.check(resolved, usual)
+    return DictConfig(resolved)
 
 
 def split_flags(argv: list[str]) -> tuple[set[str], list[str]]:
@@ -131,7 +132,7 @@ def expand(argv: list[str]) -> list[list[str]]:
     commands: list[list[str]] = [[]]
     for argument in argv:
         override = _parse(argument)
-        values = [override.input_line]
+        values = [_text(override)]
         if override.is_sweep_override():
             try:
                 name = f"{override.get_key_element()}"
@@ -195,6 +196,11 @@ def _parse(argument: str) -> Override:
         return parser.parse_override(f"{key}='{quoted}'")
     except HydraException:
         raise UserError(f"cannot read {argument!r}; options are written name=value, such as seed=1") from None
+
+
+def _text(override: Override) -> str:
+    """The override as Hydra's parser took it."""
+    return override.input_line or ""
 
 
 def _check_choice(override: Override) -> None:

@@ -101,7 +101,7 @@ def _of_kind(option: str, value: Any, sample: Any) -> Any:
         return float(value)
     if kind is int and type(value) is float and value.is_integer():
         return int(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
         raise UserError(f"{option}: expected {_KINDS.get(kind, kind.__name__)}, not {_show(value)}")
     return value
 

@@ -1,0 +1,39 @@
+"""What every test runs under: the CPU, and types checked at run time.
+
+Every function of `rlcls` that a test calls is checked against its annotations, array shapes and dtypes included. A test of
+our own error messages, which the check would come before, is marked `untyped`; RLCLS_CHECK_TYPES=0 leaves the check out
+altogether. Subprocesses run without it, as users do.
+"""
+
+import os
+import sys
+import types
+
+# Before jax, matplotlib or rlcls are imported.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import hypothesis
+import jaxtyping
+import pytest
+from beartype import BeartypeConf, beartype
+
+if os.environ.get("RLCLS_CHECK_TYPES", "1") != "0":
+    # The hook takes its checker by an import path, and beartype's own refuses 1 where a float is annotated.
+    checker = types.ModuleType("rlcls_type_checker")
+    checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+    sys.modules[checker.__name__] = checker
+    jaxtyping.install_import_hook("rlcls", f"{checker.__name__}.check")
+
+# The first example of a property compiles for seconds, and a gate must not pass today and fail tomorrow.
+hypothesis.settings.register_profile("rlcls", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("rlcls")
+
+
+@pytest.fixture(autouse=True)
+def _own_errors(request):
+    """Lets a test marked `untyped` see the library's own errors."""
+    untyped = request.node.get_closest_marker("untyped") is not None
+    jaxtyping.config.update("jaxtyping_disable", untyped)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
