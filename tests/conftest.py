@@ -1,8 +1,8 @@
 """What every test runs under: the CPU, and types checked at run time.
 
-Every function of `rlcls` that a test calls is checked against its annotations, array shapes and dtypes included. A test of
-our own error messages, which the check would come before, is marked `untyped`; RLCLS_CHECK_TYPES=0 leaves the check out
-altogether. Subprocesses run without it, as users do.
+Every function of `rlcls` that a test calls is checked against its annotations, array shapes and dtypes
+included. A test of our own error messages, which the check would come before, is marked `untyped`;
+RLCLS_CHECK_TYPES=0 leaves the check out altogether. Subprocesses run without it, as users do.
 """
 
 import os

@@ -1,0 +1,167 @@
+"""What a command line comes to: precedence, the paper's tables, identity and difference, sweeps, help."""
+
+import itertools
+
+import pytest
+from omegaconf import OmegaConf
+
+from rlcls.training import config
+
+
+def test_the_default_is_hlgauss_on_pong_quickly():
+    run = config.compose([])
+    assert dict(run.choices) == {
+        "agent": "dqn",
+        "loss": "hlgauss",
+        "backbone": "nature",
+        "env": "atari",
+        "recipe": "fast",
+    }
+    assert (run.game, run.env.game, run.env.protocol) == ("Pong", "Pong", "dopamine")
+
+
+@pytest.mark.parametrize("agent", config.choices("agent"))
+@pytest.mark.parametrize("loss", config.choices("loss"))
+@pytest.mark.parametrize("recipe", config.choices("recipe"))
+def test_every_recipe_is_whole_for_every_agent_and_loss(agent, loss, recipe):
+    config.compose([f"agent={agent}", f"loss={loss}", f"recipe={recipe}"])
+
+
+@pytest.mark.parametrize("group", config.GROUPS)
+def test_every_choice_composes(group):
+    for choice in config.choices(group):
+        assert config.compose([f"{group}={choice}"]).choices[group] == choice
+
+
+@pytest.mark.parametrize(
+    "argv", [*itertools.permutations(["loss=mse", "recipe=paper", "agent.adam_eps=1e-8"])]
+)
+def test_the_command_line_wins_over_the_recipe_in_any_order(argv):
+    run = config.compose(list(argv))
+    assert run.agent.learning_rate == 6.25e-5  # of recipe/paper/dqn_mse.yaml
+    assert run.agent.adam_eps == 1e-8
+    assert run.training.lag == 0
+
+
+# Farebrother et al. 2024, Tables B.1 to B.3, and what Dopamine adds where they are silent.
+TABLE_B1 = {
+    "steps": 50_000_000,
+    "replay.gamma": 0.99,
+    "replay.n_step": 1,
+    "replay.min_size": 20_000,
+    "replay.capacity": 1_000_000,
+    "replay.prioritized": False,
+    "replay.reward_clip": 1.0,
+    "training.update_period": 4,
+    "training.batch_size": 32,
+    "training.lag": 0,
+    "env.num_envs": 1,
+    "env.protocol": "dopamine",
+    "agent.target_period": 8_000 // 4,
+    "agent.target_tau": 1.0,
+    "agent.double": False,
+    "agent.dueling": False,
+    "exploration.epsilon_end": 0.01,
+    "exploration.epsilon_decay": 250_000,
+}
+REGRESSION = {"agent.learning_rate": 6.25e-5, "agent.adam_eps": 1.5e-4}
+TABLE_B2 = {"agent.learning_rate": 2.5e-4, "agent.adam_eps": 3.125e-4}
+TABLE_B2 |= {"loss.num_bins": 51, "loss.vmin": -10.0, "loss.vmax": 10.0}
+PAPER = {
+    "mse": TABLE_B1 | REGRESSION,
+    "two_hot": TABLE_B1 | TABLE_B2,
+    "c51": TABLE_B1 | TABLE_B2,
+    "hlgauss": TABLE_B1 | TABLE_B2 | {"loss.sigma_ratio": 0.75},
+}
+
+
+@pytest.mark.parametrize("loss", PAPER)
+def test_the_paper_recipe_is_the_papers_tables(loss):
+    run = config.compose(["recipe=paper", f"loss={loss}"])
+    assert {option: OmegaConf.select(run, option) for option in PAPER[loss]} == PAPER[loss]
+
+
+def test_whole_numbers_may_be_written_as_powers_of_ten():
+    steps = config.compose(["steps=1e6"]).steps
+    assert steps == 1_000_000 and isinstance(steps, int)
+
+
+def test_a_path_may_hold_what_the_grammar_keeps_for_itself():
+    assert config.compose(["run_dir=/tmp/it's (a=b)"]).run_dir == "/tmp/it's (a=b)"
+
+
+def test_a_head_of_ones_own_gets_only_the_options_that_were_said():
+    run = config.compose(["loss._target_=package.Head", "+loss.bins=9", "loss.vmin=-3"])
+    assert dict(run.loss) == {"_target_": "package.Head", "bins": 9, "vmin": -3.0}
+    assert run.choices.loss == "Head"
+
+
+def test_a_head_of_ones_own_is_built():
+    run = config.compose(["loss._target_=fractions.Fraction", "+loss.numerator=3"])
+    assert config.build(run, "loss").numerator == 3
+
+
+def test_a_configuration_survives_its_file(tmp_path):
+    run = config.compose(["recipe=paper", "backbone=mlp"])
+    OmegaConf.save(run, tmp_path / "config.yaml")
+    assert OmegaConf.load(tmp_path / "config.yaml") == run
+
+
+OUTSIDE_IDENTITY = ["steps=7000", "run_dir=x", "device=cpu", "logging.every=3", "checkpoint.every=9"]
+
+
+def test_where_and_how_long_is_outside_the_identity():
+    run, other = config.compose([]), config.compose(OUTSIDE_IDENTITY)
+    assert config.identity(run) == config.identity(other)
+    assert config.difference(run, other) == []
+
+
+@pytest.mark.parametrize(
+    "said", ["seed=1", "game=Breakout", "loss.vmax=11", "env.num_envs=8", "eval.episodes=3"]
+)
+def test_everything_else_is_identity(said):
+    assert config.identity(config.compose([said])) != config.identity(config.compose([]))
+
+
+def test_the_same_number_is_the_same_configuration_however_it_is_written():
+    one, other = config.compose(["loss.vmax=10", "seed=1e0"]), config.compose(["loss.vmax=1e1", "seed=1"])
+    assert config.identity(one) == config.identity(other)
+
+
+def test_a_difference_names_the_option_and_both_values():
+    there, here = config.compose(["agent.learning_rate=2.5e-4"]), config.compose(["agent.learning_rate=1e-4"])
+    assert config.difference(there, here) == ["agent.learning_rate is 0.00025 there and 0.0001 here"]
+    there, here = config.compose(["loss=huber"]), config.compose(["loss=mse"])
+    assert config.difference(there, here) == [
+        "loss.delta is 1.0 there and absent here",
+        "loss.name is huber there and mse here",
+    ]
+
+
+def test_a_sweep_is_every_combination():
+    assert config.expand(["loss=mse,hlgauss", "game=Breakout", "seed=range(2)"]) == [
+        ["loss=mse", "game=Breakout", "seed=0"],
+        ["loss=mse", "game=Breakout", "seed=1"],
+        ["loss=hlgauss", "game=Breakout", "seed=0"],
+        ["loss=hlgauss", "game=Breakout", "seed=1"],
+    ]
+
+
+def test_flags_are_told_from_options():
+    assert config.split_flags(["-m", "seed=1,2", "--config"]) == ({"--multirun", "--config"}, ["seed=1,2"])
+
+
+def test_help_shows_every_choice_and_every_option_with_its_meaning():
+    text = config.help_text()
+    for group in config.GROUPS:
+        assert f"{group}= (default " in text
+        for choice in config.choices(group):
+            assert f"\n  {choice} " in text
+    run = config.compose([])
+    shown = text.partition("options, with")[2]
+    for section in ("replay", "exploration", "training", "eval", "checkpoint", "logging"):
+        for option in run[section]:
+            assert f"\n  {section}.{option}=" in shown
+    rows = [line for line in shown.splitlines() if line.startswith("  ")]
+    assert all(len(line.split(maxsplit=1)) == 2 for line in rows)
+    assert max(map(len, text.splitlines())) <= 120

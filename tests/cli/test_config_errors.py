@@ -1,0 +1,88 @@
+"""A mistake on the command line is one line, and names what would be right."""
+
+import pytest
+
+from rlcls._errors import UserError, nearest
+from rlcls.training import config
+
+pytestmark = pytest.mark.untyped
+
+MISTAKES = {
+    "loss=hlgaus": "unknown loss 'hlgaus'; did you mean 'hlgauss'? (c51, hlgauss, huber, mse, two_hot)",
+    "recipe=papr": "unknown recipe 'papr'; did you mean 'paper'? (fast, paper)",
+    "recipe=paper/dqn_mse": "unknown recipe 'paper/dqn_mse'; did you mean 'paper'? (fast, paper)",
+    "loss=null": "unknown loss 'null' (c51, hlgauss, huber, mse, two_hot)",
+    "loss=[mse,c51]": "unknown loss '[mse,c51]' (c51, hlgauss, huber, mse, two_hot)",
+    "~loss": "'~loss': a group is chosen with loss=name (c51, hlgauss, huber, mse, two_hot)",
+    "foo": "cannot read 'foo'; options are written name=value, such as seed=1",
+    "=3": "cannot read '=3'; options are written name=value, such as seed=1",
+    "sede=1": "unknown option 'sede'; did you mean 'seed'? (--help lists them all)",
+    "gamma=1": "unknown option 'gamma'; did you mean 'replay.gamma'? (--help lists them all)",
+    "eval.evry=1": "unknown option 'eval.evry'; did you mean 'eval.every'?"
+    " (eval.every, eval.episodes, eval.epsilon)",
+    "loss=mse loss.num_bins=5": "unknown option 'loss.num_bins' of loss=mse",
+    "hydra.run.dir=x": "unknown option 'hydra.run.dir'; did you mean 'run_dir'? (--help lists them all)",
+    "eval=3": "'eval' is a group of options, set one by one (eval.every, eval.episodes, eval.epsilon)",
+    "+foo=1": "nothing would read 'foo'; options can be added to agent, loss, backbone, env",
+    "~seed": "seed: cannot be left out",
+    "seed=abc": "seed: expected a whole number, not 'abc'",
+    "seed=1.5": "seed: expected a whole number, not 1.5",
+    "seed=true": "seed: expected a whole number, not true",
+    "seed=null": "seed: expected a whole number, not null",
+    "seed=1,2": "'seed=1,2' asks for several runs; add --multirun to make them",
+    "steps=-1": "steps: expected at least 1, not -1",
+    "env.num_envs=0": "env.num_envs: expected at least 1, not 0",
+    "training.lag=-1": "training.lag: expected at least 0, not -1",
+    "replay.capacity=100": "replay.capacity (100) must be at least replay.min_size (5000)",
+    "loss.vmin=20": "loss.vmin (20.0) must be below loss.vmax (10.0)",
+    "loss.num_bins=1": "loss.num_bins: expected at least 2, not 1",
+    "agent.learning_rate=nan": "agent.learning_rate: expected a number, not nan",
+    "agent.learning_rate=0": "agent.learning_rate: expected above 0, not 0.0",
+    "exploration.epsilon_end=2": "exploration.epsilon_end: expected between 0 and 1, not 2.0",
+    "backbone=mlp backbone.hidden=[0]": "backbone.hidden: expected sizes, such as [64,64], not [0]",
+    "device=gup": "unknown device 'gup'; did you mean 'gpu'? (cpu, gpu, tpu)",
+    "run_dir=": "run_dir: expected a path, not ''",
+    "game=${nope}": "Interpolation key 'nope' not found",
+}
+
+
+@pytest.mark.parametrize("said", MISTAKES)
+def test_a_mistake_is_named_in_one_line(said):
+    with pytest.raises(UserError) as caught:
+        config.compose(said.split())
+    assert str(caught.value) == MISTAKES[said]
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flag", "line"),
+    [
+        ("--hepl", "unknown flag '--hepl'; did you mean '--help'? (--config, --help, --multirun)"),
+        ("--seed=3", "options are written without dashes: seed=3"),
+    ],
+)
+def test_a_flag_that_is_none_is_named(flag, line):
+    with pytest.raises(UserError) as caught:
+        config.split_flags([flag])
+    assert str(caught.value) == line
+
+
+def test_an_object_that_cannot_be_built_is_one_line():
+    for argv in (
+        ["loss._target_=no_such_package.Head"],
+        ["loss._target_=collections.NoSuchHead"],
+        ["loss._target_=fractions.Fraction", "+loss.foo=1"],
+    ):
+        with pytest.raises(UserError) as caught:
+            config.build(config.compose(argv), "loss")
+        assert str(caught.value).startswith("loss: ") and "\n" not in str(caught.value)
+
+
+def test_a_user_error_inside_a_built_object_keeps_its_words():
+    with pytest.raises(UserError, match=r"^unknown game 'Pnog'; did you mean 'Pong'"):
+        config.build(config.compose(["game=Pnog"]), "env")
+
+
+def test_nothing_near_is_no_suggestion():
+    assert nearest("zzz", ["mse", "hlgauss"]) == " (hlgauss, mse)"
+    assert nearest("MSE", ["mse", "hlgauss"]) == "; did you mean 'mse'? (hlgauss, mse)"

@@ -1,0 +1,55 @@
+"""What `python -m rlcls.train` leaves when it is asked for the impossible: one line, and nothing else."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def train(*argv, cwd):
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    return subprocess.run(
+        [sys.executable, "-m", "rlcls.train", *argv],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+        text=True,
+        capture_output=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (
+            ["loss=hlgaus"],
+            "unknown loss 'hlgaus'; did you mean 'hlgauss'? (c51, hlgauss, huber, mse, two_hot)",
+        ),
+        (["sede=1"], "unknown option 'sede'; did you mean 'seed'? (--help lists them all)"),
+        (["foo"], "cannot read 'foo'; options are written name=value, such as seed=1"),
+        (["--hepl"], "unknown flag '--hepl'; did you mean '--help'? (--config, --help, --multirun)"),
+        (["--multirun", "seed=0,1", "loss=mse,hlgaus"], "unknown loss 'hlgaus'; did you mean 'hlgauss'?"),
+        (["game=Pnog"], "unknown game 'Pnog'; did you mean 'Pong'?"),
+        (["env.protocol=dopmine"], "unknown protocol 'dopmine'; did you mean 'dopamine'?"),
+        (["loss._target_=no_such_package.Head"], "loss: "),
+        (["loss._target_=fractions.Fraction", "+loss.foo=1"], "loss: "),
+    ],
+)
+def test_a_mistake_ends_with_2_one_line_and_nothing_written(argv, line, tmp_path):
+    done = train(*argv, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {line}")
+    assert len(done.stderr.splitlines()) == 1 and done.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_and_config_are_printed_and_nothing_is_written(tmp_path):
+    shown = train("--help", cwd=tmp_path)
+    assert shown.returncode == 0 and "usage: python -m rlcls.train" in shown.stdout and shown.stderr == ""
+    shown = train("--config", "loss=mse", cwd=tmp_path)
+    assert shown.returncode == 0 and "name: mse" in shown.stdout and shown.stderr == ""
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,55 @@
+"""What is in the wheel and the sdist, and that it imports with what it declares and nothing else."""
+
+import ast
+import tarfile
+import zipfile
+from pathlib import Path
+
+import rlcls
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_build_and_the_package_know_the_same_folders():
+    (listed,) = (
+        ast.literal_eval(node.value)
+        for node in ast.parse((ROOT / "setup.py").read_text()).body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "FOLDERS"
+    )
+    assert listed == rlcls._FOLDERS
+
+
+def test_every_module_and_every_yaml_is_in_the_wheel(distributions, files):
+    with zipfile.ZipFile(distributions.wheel) as archive:
+        packed = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert packed == set(files)
+
+
+def test_the_wheel_puts_nothing_but_rlcls_into_an_environment(distributions):
+    with zipfile.ZipFile(distributions.wheel) as archive:
+        assert {name.split("/")[0] for name in archive.namelist()} == {
+            "rlcls",
+            f"rlcls-{rlcls.__version__}.dist-info",
+        }
+
+
+def test_the_sdist_holds_the_tests_and_the_licence(distributions):
+    with tarfile.open(distributions.sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "tests/conftest.py"} <= names
+
+
+def test_every_module_imports_with_what_the_atari_extra_declares(environment, modules, run, tmp_path):
+    script = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"
+    run(environment("atari"), "-c", script, *modules, cwd=tmp_path)
+
+
+def test_the_heads_and_kernels_import_with_the_core_dependencies(environment, run, tmp_path):
+    script = "import rlcls.heads, rlcls.kernels; print(rlcls.heads.make('mse').num_outputs)"
+    assert run(environment(), "-c", script, cwd=tmp_path).strip() == "1"
+
+
+def test_the_help_is_printed_from_the_wheel(environment, run, tmp_path):
+    text = run(environment("atari"), "-m", "rlcls.train", "--help", cwd=tmp_path)
+    assert "loss= (default hlgauss)" in text
+    assert not list(tmp_path.iterdir())
