@@ -35,6 +35,7 @@ def evaluate(
     episodes: int,
     seed: int | Sequence[int],
     max_steps: int | None = None,
+    report: Callable[[int], object] | None = None,
 ) -> Evaluation:
     """Plays `episodes` episodes from a reset.
 
@@ -50,6 +51,7 @@ def evaluate(
       seed: of the environments; the result is a function of it, if `act` is one of its arguments.
       max_steps: vector steps at which to stop. Episodes under way then count as they stand and those not
         begun are left out: for a quick look, not for a result.
+      report: told after every step how many episodes are played.
 
     Returns:
       The episodes, by their number in their environment and then by environment.
@@ -80,5 +82,7 @@ def evaluate(
         returns[current] += np.where(counts, rewards, 0.0)
         lengths[current] += counts
         played += counts & (terminated | truncated)
+        if report:
+            report(int(played.sum()))
     begun = lengths > 0
     return Evaluation(returns[begun], lengths[begun])

@@ -99,6 +99,12 @@ def test_the_policy_is_told_the_step():
     assert steps == list(range(3 + 1 + 3))  # the step between is the reset
 
 
+def test_a_report_tells_of_every_episode_that_counts():
+    reports = []
+    evaluate(one_each, Scripted([[1], [4]]), episodes=2, seed=0, report=reports.append)
+    assert reports == [1, 1, 1, 2]
+
+
 def test_the_summary_is_what_metrics_keep():
     summary = evaluate(one_each, Scripted([[1, 3]]), episodes=2, seed=0).summary()
     assert summary == {"return_mean": 2.0, "return_std": 1.0, "returns": [1.0, 3.0], "length_mean": 2.0}

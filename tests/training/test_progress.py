@@ -74,6 +74,7 @@ def test_closing_twice_says_nothing_twice(clock, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
+@pytest.mark.untyped  # the check costs more than the update
 def test_an_update_costs_microseconds():
     display = Progress(10**9)
     calls = 20_000

@@ -1,0 +1,57 @@
+"""Draws learning curves: `python -m rlcls.plot runs/a runs/b out=comparison.png`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rlcls._errors import UserError, nearest
+
+_HELP = """Draws learning curves of runs.
+
+usage: python -m rlcls.plot RUN_FOLDER [RUN_FOLDER ...] [out=FILE]
+
+One run: its returns, loss and clip fraction, in the run folder's learning_curve.png.
+Several: evaluation returns, a panel a game; runs that differ in the seed alone are one line, their mean, in
+a band from the worst seed to the best.
+
+out=FILE    where to draw the comparison, .png, .pdf or .svg; comparison.png if nothing is said"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Returns its exit code: 0, or 2 for a mistake of the user's."""
+    try:
+        return _command(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _command(argv: list[str]) -> int:
+    if "--help" in argv or "-h" in argv:
+        print(_HELP)
+        return 0
+    folders, out = [], None
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        if name == "out" and value:
+            out = Path(value)
+        elif argument.startswith("-") or (equals and not Path(argument).exists()):
+            raise UserError(f"unknown option {argument!r}{nearest(name.lstrip('-'), ['out', 'help'])}")
+        else:
+            folders.append(argument)
+    if not folders:
+        raise UserError("name the run folders to draw, such as runs/*; --help says more")
+
+    from rlcls.training.curves import compare, learning_curve
+
+    if len(folders) == 1 and out is None:
+        path = learning_curve(folders[0])
+    else:
+        path = compare(folders, out or "comparison.png")
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
