@@ -51,13 +51,13 @@ class Grid:
         # Far outside everything is clipped alike; doing it first keeps infinities out of the differences
         # below.
         span = self.high - self.low
-        t = xp.clip(t, number(self.low - span), number(self.high + span))
+        t = _clip(xp, t, number(self.low - span), number(self.high + span))
         # offset + error = t - low, exactly (Knuth's TwoDiff).
         offset = t - low
         bb = offset - t
         error = ((t - (offset - bb)) - (low + bb)) - low_rest
         inverse = number(1 / self.width)
-        guess = xp.clip(xp.floor(offset * inverse), number(0), number(self.count - 1))
+        guess = _clip(xp, xp.floor(offset * inverse), number(0), number(self.count - 1))
         j = xp.where(xp.isnan(guess), number(0), guess).astype(np.int32)
         # Halves of j times parts of the width are exact products, so fused multiply-adds cannot change them.
         j_high, j_low = (j & ~0xFFF).astype(t.dtype), (j & 0xFFF).astype(t.dtype)
@@ -67,7 +67,7 @@ class Grid:
         # The guess was rounded, so f may lie just outside its cell.
         step = xp.where(f < 0, np.int32(-1), xp.where(f >= 1, np.int32(1), np.int32(0)))
         moved = xp.clip(j + step, np.int32(0), np.int32(self.count - 1))
-        return moved, xp.clip(f - (moved - j).astype(t.dtype), number(0), number(1))
+        return moved, _clip(xp, f - (moved - j).astype(t.dtype), number(0), number(1))
 
 
 @functools.lru_cache(maxsize=256)
@@ -133,7 +133,8 @@ class Gaussian:
             density = xp.exp(-(((d + a) * s) ** 2)) + xp.exp(-(((d + b) * s) ** 2))
             return number(relative / math.sqrt(2 * math.pi)) * scale * density
         s = _erf_scale(self, dtype)
-        return xp.maximum(scale * (_erf((d + number(1)) * s) - _erf(d * s)), number(0))
+        mass = scale * (_erf((d + number(1)) * s) - _erf(d * s))
+        return xp.where(mass < 0, number(0), mass)
 
     def encode(self, targets: Real[ArrayLike, "*b"]) -> Float[Any, "*b {self.num_bins}"]:
         """The histogram of each target."""
@@ -170,7 +171,8 @@ class TwoHot:
         """The mass of the bins numbered `columns`, given what `split` and `scale` gave; all broadcast."""
         dtype = fractions.dtype
         d = (columns - bins).astype(dtype) - fractions
-        return _namespace(fractions).maximum(dtype.type(1) - abs(d), dtype.type(0))
+        mass = dtype.type(1) - abs(d)
+        return _namespace(fractions).where(mass < 0, dtype.type(0), mass)
 
     def encode(self, targets: Real[ArrayLike, "*b"]) -> Float[Any, "*b {self.num_bins}"]:
         """The histogram of each target."""
@@ -211,6 +213,11 @@ def _floating(x: ArrayLike) -> tuple[Any, Any]:
     return xp, x.astype(xp.promote_types(x.dtype, np.float32))
 
 
+def _clip(xp: Any, x: Any, low: Any, high: Any) -> Any:
+    # Not xp.clip: on the CPU, XLA's minimum and maximum may give back the other operand where one is a NaN.
+    return xp.where(x < low, low, xp.where(x > high, high, x))
+
+
 def _namespace(x: ArrayLike) -> Any:
     return np if isinstance(x, (np.ndarray, np.generic)) else jnp
 
@@ -224,4 +231,5 @@ def _erf(x: Any) -> Any:
 
 
 def _erf_scale(projection: Gaussian, dtype: Any) -> Any:
-    return dtype.type(projection.grid.width / projection.sigma * math.sqrt(0.5))
+    # A finite factor: at an edge of the grid 0 * inf would make a NaN of a sigma that is nearly 0.
+    return dtype.type(min(projection.grid.width / projection.sigma * math.sqrt(0.5), 1e30))

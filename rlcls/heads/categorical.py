@@ -227,5 +227,6 @@ def _cross_entropy(logits: Float[Array, "*b k"], probs: Float[Array, "*b k"]) ->
 def _divergence(logits: Float[Array, "*b k"], probs: Float[Array, "*b k"]) -> Float[Array, "*b"]:
     empty = probs == 0
     log_ratio = jnp.log(jnp.where(empty, 1, probs)) - jax.nn.log_softmax(logits)
-    # Rounding must not make a priority negative.
-    return jnp.maximum(jnp.where(empty, 0, probs * log_ratio).sum(-1), 0)
+    divergence = jnp.where(empty, 0, probs * log_ratio).sum(-1)
+    # Rounding must not make a priority negative; a maximum could lose a NaN.
+    return jnp.where(divergence < 0, 0, divergence)

@@ -1,19 +1,21 @@
 """Networks as the agents see them: a pure function of nested dicts of arrays."""
 
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 
+@runtime_checkable
 class Apply(Protocol):
     """A network as a pure function; `train` is static."""
 
     def __call__(
         self, params: PyTree, network_state: PyTree, observations: Any, *, train: bool
-    ) -> tuple[Float[Array, "b a n"], PyTree, PyTree]: ...
+    ) -> tuple[Float[Array, "b ..."], PyTree, PyTree]: ...
 
 
 def functional(network: nnx.Module) -> tuple[Apply, PyTree, PyTree]:
@@ -30,10 +32,10 @@ def functional(network: nnx.Module) -> tuple[Apply, PyTree, PyTree]:
 
     def apply(
         params: PyTree, network_state: PyTree, observations: Any, *, train: bool
-    ) -> tuple[Float[Array, "b a n"], PyTree, PyTree]:
+    ) -> tuple[Float[Array, "b ..."], PyTree, PyTree]:
         module = nnx.merge(graphdef, params, network_state)
         module.train() if train else module.eval()
-        outputs = module(observations)
+        outputs = module(jnp.asarray(observations))
         intermediates = nnx.pop(module, nnx.Intermediate)
         _, _, network_state = nnx.split(module, nnx.Param, ...)
         return outputs, nnx.to_pure_dict(network_state), nnx.to_pure_dict(intermediates)

@@ -1,0 +1,62 @@
+"""Wrong arrays are refused when a function is traced, in one line that says what would be right."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rlcls import heads
+
+HEADS = [heads.MSE(), heads.make("hlgauss", vmin=-10, vmax=10, num_bins=51)]
+pytestmark = [
+    pytest.mark.untyped,
+    pytest.mark.parametrize("head", HEADS, ids=lambda head: head.name),
+]
+
+
+def refused(error, message, function, *arguments):
+    for call in (function, jax.jit(function)):
+        with pytest.raises(error) as raised:
+            jax.eval_shape(call, *arguments)
+        assert str(raised.value) == message
+
+
+def test_outputs_with_another_last_axis(head):
+    n = head.num_outputs
+    message = f"outputs of shape (4, 50) do not fit {head.name}: the last axis must be num_outputs = {n}"
+    refused(ValueError, message, head.value, jnp.zeros((4, 50)))
+    refused(ValueError, message, head.loss, jnp.zeros((4, 50)), jnp.zeros(4))
+    refused(ValueError, f"next_{message}", head.td_target, jnp.zeros((4, 50)), jnp.zeros(4), jnp.zeros(4))
+
+
+def test_integer_outputs(head):
+    outputs = jnp.zeros((4, head.num_outputs), jnp.int32)
+    refused(TypeError, "outputs must be floating point, not int32", head.loss, outputs, jnp.zeros(4))
+
+
+def test_targets_of_another_rank(head):
+    outputs = jnp.zeros((4, head.num_outputs))
+    message = (
+        f"scalars of shape (4, 1) do not match outputs of shape (4, {head.num_outputs}): "
+        "scalars must have shape (4,)"
+    )
+    refused(ValueError, message, head.loss, outputs, jnp.zeros((4, 1)))
+    refused(ValueError, message, head.divergence, outputs, jnp.zeros((4, 1)))
+
+
+def test_rewards_or_discounts_of_another_shape(head):
+    outputs = jnp.zeros((4, head.num_outputs))
+    end = f"do not match next_outputs of shape {outputs.shape}: {{}} must have shape (4,)"
+    rewards = f"rewards of shape (3,) {end.format('rewards')}"
+    discounts = f"discounts of shape () {end.format('discounts')}"
+    refused(ValueError, rewards, head.td_target, outputs, jnp.zeros(3), jnp.zeros(4))
+    refused(ValueError, discounts, head.td_target, outputs, jnp.zeros(4), jnp.zeros(()))
+
+
+def test_actions_that_do_not_fit(head):
+    outputs = jnp.zeros((4, 3, head.num_outputs))
+    refused(TypeError, "actions must be integers, not float32", heads.select, outputs, jnp.zeros(4))
+    message = (
+        f"actions of shape (4, 1) do not match outputs of shape {outputs.shape}: "
+        "outputs [*b, num_actions, n] go with actions [*b]"
+    )
+    refused(ValueError, message, heads.select, outputs, jnp.zeros((4, 1), jnp.int32))

@@ -1,0 +1,202 @@
+"""What holds for every head: one agent takes them all."""
+
+import inspect
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlcls import heads
+
+RANGE = {"vmin": -10, "vmax": 10, "num_bins": 51}
+ALL_HEADS = [
+    heads.make("mse"),
+    heads.make("huber", delta=2.0),
+    heads.make("two_hot", **RANGE),
+    heads.make("hlgauss", **RANGE),
+    heads.make("hlgauss", vmin=-3, vmax=8, num_bins=20, sigma_ratio=2.0, on="centers"),
+    heads.make("c51", **RANGE),
+]
+CATEGORICAL = [head for head in ALL_HEADS if isinstance(head, heads.CategoricalHead)]
+every_head = pytest.mark.parametrize("head", ALL_HEADS, ids=lambda head: head.name)
+
+
+def batch(head, shape=(64,), seed=0):
+    rng = np.random.default_rng(seed)
+    outputs, next_outputs = (
+        jnp.asarray(rng.normal(size=(*shape, head.num_outputs)), jnp.float32) for _ in range(2)
+    )
+    rewards = jnp.asarray(rng.uniform(-1, 1, shape), jnp.float32)
+    discounts = jnp.asarray(rng.choice([0, 0.99], shape), jnp.float32)
+    return outputs, next_outputs, rewards, discounts
+
+
+def everything(head, outputs, next_outputs, rewards, discounts):
+    target = head.td_target(next_outputs, rewards, discounts)
+    results = {
+        "value": head.value(outputs),
+        "loss": head.loss(outputs, rewards),
+        "divergence": head.divergence(outputs, rewards),
+        "td_loss": head.td_loss(outputs, target),
+        "td_divergence": head.td_divergence(outputs, target),
+    }
+    if isinstance(head, heads.CategoricalHead):
+        probs, log_probs = head.probs(outputs), head.log_probs(outputs)
+        results |= {"decode": head.decode(probs), "entropy": -(probs * log_probs).sum(-1)}
+        results |= {"decode_encode": head.decode(head.encode(rewards))}
+    return results
+
+
+compute = jax.jit(everything, static_argnums=0)
+
+
+@every_head
+def test_any_leading_dimensions_under_jit_vmap_and_strict_ranks(head):
+    with jax.numpy_rank_promotion("raise"):
+        arguments = batch(head, (2, 3))
+        whole = compute(head, *arguments)
+        assert {key: x.shape for key, x in whole.items()} == dict.fromkeys(whole, (2, 3))
+        mapped = jax.jit(jax.vmap(jax.vmap(lambda *row: everything(head, *row))))(*arguments)
+        chex.assert_trees_all_close(whole, mapped, atol=2e-6)
+
+
+@every_head
+def test_targets_get_no_gradient(head):
+    outputs, next_outputs, rewards, discounts = batch(head)
+
+    def loss(next_outputs, rewards):
+        target = head.td_target(next_outputs, rewards, discounts)
+        td = head.td_loss(outputs, target) + head.td_divergence(outputs, target)
+        return (td + head.loss(outputs, rewards) + head.divergence(outputs, rewards)).sum()
+
+    chex.assert_trees_all_equal(
+        jax.jit(jax.grad(loss, (0, 1)))(next_outputs, rewards),
+        (jnp.zeros_like(next_outputs), jnp.zeros_like(rewards)),
+    )
+
+
+@every_head
+def test_bfloat16_outputs_are_computed_on_in_float32(head):
+    outputs, *rest = batch(head)
+    outputs = outputs.astype(jnp.bfloat16)
+    low = compute(head, outputs, *rest)
+    high = compute(head, outputs.astype(jnp.float32), *rest)
+    chex.assert_trees_all_equal(low, high)
+    gradient = jax.eval_shape(jax.grad(lambda o: head.loss(o, rest[1]).sum()), outputs)
+    assert gradient.dtype == jnp.bfloat16
+
+
+@every_head
+def test_float64_stays_float64(head):
+    arguments = [np.asarray(x, np.float64) for x in batch(head)]
+    with jax.enable_x64(True):
+        results = compute(head, *map(jnp.asarray, arguments))
+    assert {x.dtype for x in results.values()} == {np.dtype("float64")}
+    single = compute(head, *(x.astype(np.float32) for x in arguments))
+    chex.assert_trees_all_close(single, results, rtol=1e-5, atol=1e-5)
+
+
+@every_head
+def test_the_td_target_of_a_terminal_is_the_reward(head):
+    outputs, next_outputs, rewards, _ = batch(head)
+    results = compute(head, outputs, next_outputs, rewards, jnp.zeros_like(rewards))
+    np.testing.assert_allclose(results["td_loss"], results["loss"], atol=2e-6)
+    np.testing.assert_allclose(results["td_divergence"], results["divergence"], atol=2e-6)
+
+
+@every_head
+def test_a_divergence_is_never_negative_and_loss_orders_like_it(head):
+    results = compute(head, *batch(head))
+    divergence, loss = results["td_divergence"], results["td_loss"]
+    assert (divergence >= 0).all()
+    if isinstance(head, heads.CategoricalHead):
+        assert (loss >= divergence - 1e-6).all()
+    else:
+        np.testing.assert_array_equal(np.argsort(loss), np.argsort(divergence))
+
+
+@every_head
+def test_a_perfect_prediction_has_no_divergence_and_no_gradient(head):
+    scalars = jnp.array([0.3, -1.0, 2.0])
+    if isinstance(head, heads.CategoricalHead):
+        outputs = np.log(np.maximum(head.encode(np.asarray(scalars)), 1e-30))
+    else:
+        outputs = scalars[:, None]
+    np.testing.assert_allclose(jax.jit(head.divergence)(outputs, scalars), 0, atol=1e-6)
+    gradient = jax.jit(jax.grad(lambda o: head.loss(o, scalars).sum()))(outputs)
+    np.testing.assert_allclose(gradient, 0, atol=1e-6)
+
+
+@every_head
+def test_a_head_is_a_static_argument_and_traces_once(head):
+    chex.clear_trace_counter()
+
+    @chex.assert_max_traces(1)
+    def loss(head, outputs, rewards):
+        return head.loss(outputs, rewards)
+
+    jitted = jax.jit(loss, static_argnums=0)
+    outputs, _, rewards, _ = batch(head)
+    for _ in range(2):
+        jitted(heads.make(**head.to_dict()), outputs, rewards)
+
+
+@every_head
+def test_a_head_is_made_again_from_its_dict(head):
+    options = head.to_dict()
+    assert options["name"] == head.name
+    assert all(isinstance(x, (str, int, float)) for x in options.values())
+    assert heads.make(**options) == head
+    assert hash(heads.make(**options)) == hash(head)
+
+
+@every_head
+def test_the_whole_interface_is_documented(head):
+    for name in ("value", "loss", "divergence", "clip_fraction", "td_target", "td_loss", "td_divergence"):
+        assert inspect.getdoc(getattr(type(head), name))
+
+
+@every_head
+def test_nan_and_huge_scalars_stay_in_their_rows(head):
+    outputs = batch(head)[0]
+    losses = jax.jit(head.loss)(outputs[:4], jnp.array([0.5, jnp.nan, 1e30, -1e30]))
+    assert np.isnan(losses[1]) and np.isfinite(losses[0])
+    if head.name != "mse":  # whose square overflows
+        assert np.isfinite(losses[2:]).all()
+
+
+def test_heads_are_told_apart():
+    assert len(set(ALL_HEADS)) == len(ALL_HEADS)
+    assert heads.make("two_hot", **RANGE) != heads.make("c51", **RANGE)
+
+
+def test_the_share_of_clipped_scalars():
+    scalars = jnp.array([-11.0, -10, 0, 10, 10.1, jnp.inf, 9, 9])
+    for head in (heads.make(name, **RANGE) for name in ("two_hot", "hlgauss", "c51")):
+        assert head.clip_fraction(scalars) == 3 / 8
+        assert head.clip_fraction(scalars.reshape(2, 4)) == 3 / 8
+    assert heads.MSE().clip_fraction(scalars) == 0
+
+
+def test_select_takes_the_outputs_of_the_actions():
+    outputs = jnp.arange(2 * 3 * 4 * 5, dtype=jnp.float32).reshape(2, 3, 4, 5)
+    actions = np.array([[0, 1, 2], [3, 0, 3]])
+    expected = np.take_along_axis(np.asarray(outputs), actions[..., None, None], -2)[..., 0, :]
+    np.testing.assert_array_equal(heads.select(outputs, actions), expected)
+    gradient = jax.grad(lambda o: heads.select(o, actions).sum())(outputs)
+    np.testing.assert_array_equal(gradient.sum((-1, -2)), 5)
+    beyond = np.isnan(heads.select(outputs, actions + 1))
+    np.testing.assert_array_equal(beyond.all(-1), actions == 3)
+    np.testing.assert_array_equal(beyond.any(-1), actions == 3)
+
+
+def test_mse_and_huber_are_what_they_say():
+    outputs, scalars = jnp.array([[0.0], [1.0], [5.0]]), jnp.array([0.5, 1.0, 1.0])
+    np.testing.assert_allclose(heads.MSE().loss(outputs, scalars), [0.25, 0, 16])
+    np.testing.assert_allclose(heads.Huber().loss(outputs, scalars), [0.125, 0, 3.5])
+    np.testing.assert_allclose(heads.Huber(delta=2.0).loss(outputs, scalars), [0.125, 0, 6])
+    np.testing.assert_allclose(heads.MSE().divergence(outputs, scalars), [0.5, 0, 4])
+    gradient = jax.grad(lambda o: heads.Huber(delta=2.0).loss(o, scalars).sum())(outputs)
+    np.testing.assert_allclose(gradient[:, 0], [-0.5, 0, 2])

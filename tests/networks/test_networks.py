@@ -1,0 +1,129 @@
+"""The networks: sizes, inputs, and what is said when they do not fit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rlcls import heads, networks
+
+ATARI = (4, 84, 84)
+HEAD = heads.make("hlgauss", vmin=-10, vmax=10, num_bins=51)
+
+
+def parameters(make):
+    """The parameters a network would have; nothing is computed."""
+    return nnx.state(nnx.eval_shape(make), nnx.Param)
+
+
+def q_network(backbone, head=HEAD, num_actions=18, **options):
+    def make():
+        rngs = nnx.Rngs(0)
+        return networks.QNetwork(backbone(ATARI, rngs=rngs), head, num_actions, rngs=rngs, **options)
+
+    return make
+
+
+# Worked out by hand: (inputs * kernel area + 1) * outputs, layer by layer.
+NATURE = (4 * 64 + 1) * 32 + (32 * 16 + 1) * 64 + (64 * 9 + 1) * 64 + (64 * 7 * 7 + 1) * 512
+IMPALA_STACKS = sum(
+    (inputs * 9 + 1) * outputs + 4 * (outputs * 9 + 1) * outputs
+    for inputs, outputs in ((4, 16), (16, 32), (32, 32))
+)
+IMPALA = IMPALA_STACKS + (11 * 11 * 32 + 1) * 512
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (q_network(networks.Nature), NATURE + 513 * 18 * 51),
+        (q_network(networks.Nature, dueling=True), NATURE + 513 * 19 * 51),
+        (q_network(networks.Nature, heads.MSE()), NATURE + 513 * 18),
+        (q_network(networks.IMPALA), IMPALA + 513 * 18 * 51),
+    ],
+    ids=["nature", "nature dueling", "nature mse", "impala"],
+)
+def test_a_network_has_as_many_parameters_as_its_paper_says(make, expected):
+    assert networks.count_parameters(parameters(make)) == expected
+
+
+def test_the_numbers_of_the_two_atari_networks():
+    assert networks.count_parameters(parameters(q_network(networks.Nature))) == 2_155_062
+    assert networks.count_parameters(parameters(q_network(networks.IMPALA))) == 2_551_654
+
+
+def test_width_multiplies_the_channels_of_impala():
+    wide = parameters(lambda: networks.IMPALA(ATARI, width=4, rngs=nnx.Rngs(0)))
+    shapes = [wide["stacks"][i]["convolution"]["kernel"].shape[-2:] for i in range(3)]
+    assert shapes == [(4, 64), (64, 128), (128, 128)]
+
+
+@pytest.mark.parametrize("network", [networks.Nature, networks.IMPALA])
+def test_frames_are_channels(network):
+    """Frame f of the observation is channel f: moving a frame and its weights together changes nothing."""
+    backbone = network((2, 36, 40), rngs=nnx.Rngs(0))
+    observations = np.random.default_rng(0).integers(0, 256, (3, 2, 36, 40), dtype=np.uint8)
+    forward = nnx.jit(lambda backbone, x: backbone(x))
+    features = forward(backbone, observations)
+    assert features.shape == (3, backbone.num_features) and features.dtype == jnp.float32
+    first = backbone.convolutions[0] if network is networks.Nature else backbone.stacks[0].convolution
+    first.kernel[...] = first.kernel[...][:, :, ::-1]
+    np.testing.assert_allclose(forward(backbone, observations[:, ::-1]), features, atol=1e-5)
+
+
+def test_features_of_an_mlp():
+    mlp = networks.MLP((2, 3), hidden=(5, 7), rngs=nnx.Rngs(0))
+    assert mlp.num_features == 7
+    assert mlp(jnp.ones((4, 2, 3))).shape == (4, 7)
+    assert networks.MLP((), rngs=nnx.Rngs(0))(jnp.zeros(4, jnp.int32)).shape == (4, 64)
+
+
+def test_the_same_seed_draws_the_same_weights():
+    first, second = (nnx.state(networks.MLP((3,), rngs=nnx.Rngs(7))) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda rngs: networks.Nature((4, 84), rngs=rngs),
+            "Nature looks at observations of shape (frames, height, width), "
+            "at least 36 high and wide, not (4, 84)",
+        ),
+        (
+            lambda rngs: networks.Nature((84, 84, 4), rngs=rngs),
+            "Nature looks at observations of shape (frames, height, width), "
+            "at least 36 high and wide, not (84, 84, 4)",
+        ),
+        (
+            lambda rngs: networks.IMPALA((128,), rngs=rngs),
+            "IMPALA looks at observations of shape (frames, height, width), "
+            "at least 1 high and wide, not (128,)",
+        ),
+        (lambda rngs: networks.IMPALA(ATARI, width=0, rngs=rngs), "width must be a positive integer, not 0"),
+        (
+            lambda rngs: networks.MLP((3,), hidden=(), rngs=rngs),
+            "hidden must be sizes of at least 1, not ()",
+        ),
+        (
+            lambda rngs: networks.MLP((3,), rngs=rngs)(jnp.zeros((2, 4))),
+            "observations must have shape (batch, 3), not (2, 4)",
+        ),
+    ],
+)
+@pytest.mark.untyped
+def test_a_shape_that_does_not_fit_is_refused_in_one_line(make, message):
+    with pytest.raises(ValueError) as raised:
+        make(nnx.Rngs(0))
+    assert str(raised.value) == message
+
+
+@pytest.mark.untyped
+def test_observations_that_do_not_fit_are_refused():
+    nature = networks.Nature((2, 36, 36), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"shape \(batch, 2, 36, 36\), not \(1, 2, 36, 37\)"):
+        nature(jnp.zeros((1, 2, 36, 37), jnp.uint8))
+    with pytest.raises(TypeError, match="observations must be uint8, not float32"):
+        nature(jnp.zeros((1, 2, 36, 36)))
