@@ -2,12 +2,13 @@
 
 import difflib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from .base import Head
 from .categorical import C51, HLGauss, TwoHot
 from .scalar import MSE, Huber
-from .support import Support
+from .support import On, Support
 
 
 def make(name: str, **options: Any) -> Head:
@@ -37,21 +38,25 @@ def make(name: str, **options: Any) -> Head:
     return maker(**options)
 
 
-def _two_hot(vmin: float, vmax: float, num_bins: int, on: str = "centers") -> TwoHot:
+def _two_hot(vmin: float, vmax: float, num_bins: int, on: On = "centers") -> TwoHot:
     return TwoHot(Support.uniform(vmin, vmax, num_bins, on=on))
 
 
-def _hlgauss(
-    vmin: float, vmax: float, num_bins: int, on: str = "edges", sigma_ratio: float = 0.75
-) -> HLGauss:
+def _hlgauss(vmin: float, vmax: float, num_bins: int, on: On = "edges", sigma_ratio: float = 0.75) -> HLGauss:
     return HLGauss(Support.uniform(vmin, vmax, num_bins, on=on), sigma_ratio)
 
 
-def _c51(vmin: float, vmax: float, num_bins: int, on: str = "centers") -> C51:
+def _c51(vmin: float, vmax: float, num_bins: int, on: On = "centers") -> C51:
     return C51(Support.uniform(vmin, vmax, num_bins, on=on))
 
 
-_MAKERS = {"c51": _c51, "hlgauss": _hlgauss, "huber": Huber, "mse": MSE, "two_hot": _two_hot}
+_MAKERS: dict[str, Callable[..., Head]] = {
+    "c51": _c51,
+    "hlgauss": _hlgauss,
+    "huber": Huber,
+    "mse": MSE,
+    "two_hot": _two_hot,
+}
 
 
 def _nearest(name: str, names: Any) -> str:

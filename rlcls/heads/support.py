@@ -11,6 +11,9 @@ from jaxtyping import Float64
 from ._arrays import check_finite
 
 
+On = Literal["edges", "centers"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Support:
     """`num_bins` bins of equal width, given by the edges of the outermost bins or by their centers.
@@ -23,7 +26,7 @@ class Support:
     vmin: float
     vmax: float
     num_bins: int
-    on: Literal["edges", "centers"] = "edges"
+    on: On = "edges"
 
     def __post_init__(self):
         for name in ("vmin", "vmax"):
@@ -39,9 +42,7 @@ class Support:
             raise ValueError(f"support: on must be 'edges' or 'centers', not {self.on!r}")
 
     @classmethod
-    def uniform(
-        cls, vmin: float, vmax: float, num_bins: int, *, on: Literal["edges", "centers"] = "edges"
-    ) -> "Support":
+    def uniform(cls, vmin: float, vmax: float, num_bins: int, *, on: On = "edges") -> "Support":
         """Bins of equal width.
 
         Raises:

@@ -28,7 +28,7 @@ def functional(network: nnx.Module) -> tuple[Apply, PyTree, PyTree]:
       params: what is differentiated, as nested dicts of arrays.
       network_state: batch statistics, power iterations, keys of random streams; nested dicts too.
     """
-    graphdef, params, network_state = nnx.split(network, nnx.Param, ...)
+    graphdef, params, network_state = nnx.split(network, nnx.Param, ...)  # type: ignore[misc]
 
     def apply(
         params: PyTree, network_state: PyTree, observations: Any, *, train: bool
@@ -37,7 +37,7 @@ def functional(network: nnx.Module) -> tuple[Apply, PyTree, PyTree]:
         module.train() if train else module.eval()
         outputs = module(jnp.asarray(observations))
         intermediates = nnx.pop(module, nnx.Intermediate)
-        _, _, network_state = nnx.split(module, nnx.Param, ...)
+        _, _, network_state = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
         return outputs, nnx.to_pure_dict(network_state), nnx.to_pure_dict(intermediates)
 
     return apply, nnx.to_pure_dict(params), nnx.to_pure_dict(network_state)

@@ -1,5 +1,7 @@
 """A backbone with a value head for every action on top."""
 
+from typing import Any
+
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
@@ -10,12 +12,10 @@ from rlcls.heads.nnx import QHead
 class QNetwork(nnx.Module):
     """Observations -> the head's outputs for every action.
 
-    `backbone` maps observations to features and says how many by its attribute `num_features`.
+    `backbone`, an NNX module, maps observations to features and says how many by its attribute `num_features`.
     """
 
-    def __init__(
-        self, backbone: nnx.Module, head: Head, num_actions: int, *, dueling: bool = False, rngs: nnx.Rngs
-    ):
+    def __init__(self, backbone: Any, head: Head, num_actions: int, *, dueling: bool = False, rngs: nnx.Rngs):
         self.backbone = backbone
         self.q_head = QHead(head, backbone.num_features, num_actions, dueling=dueling, rngs=rngs)
 
