@@ -10,7 +10,6 @@ from jaxtyping import Float64
 
 from ._arrays import check_finite
 
-
 On = Literal["edges", "centers"]
 
 
