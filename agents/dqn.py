@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Num
 
 from rlcls import heads, networks
 from rlcls.replay.transition import Transition
@@ -95,13 +96,13 @@ class DQN:
             step=jnp.zeros((), jnp.int32),
         )
 
-    def q_values(self, params: Any, network_state: Any, observations: Array) -> Float[Array, "b a"]:
+    def q_values(self, params: Any, network_state: Any, observations: Num[ArrayLike, "b *o"]) -> Float[Array, "b a"]:
         """The value of every action, in the units of the support."""
         outputs, _, _ = self._apply(params, network_state, observations, train=False)
         return self.head.value(outputs)
 
     def act(
-        self, params: Any, network_state: Any, observations: Array, key: Array, epsilon: Any
+        self, params: Any, network_state: Any, observations: Num[ArrayLike, "b *o"], key: Array, epsilon: Any
     ) -> Int[Array, "b"]:
         """Epsilon-greedy actions.
 
@@ -167,7 +168,7 @@ class DQN:
             "td_divergence": jnp.mean(divergence),
             "q_mean": jnp.mean(self.head.value(chosen)),
             "clip_fraction": self.head.clip_fraction(backup),
-            "gradient_norm": optax.global_norm(gradients),
+            "gradient_norm": optax.tree.norm(gradients),
         }
         new_state = AgentState(params, target_params, network_state, target_network_state, opt_state, step)
         return new_state, UpdateInfo(metrics, divergence)

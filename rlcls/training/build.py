@@ -9,6 +9,7 @@ import gymnasium.vector
 from omegaconf import DictConfig, OmegaConf
 
 from rlcls._errors import UserError
+from rlcls.envs.atari import Atari
 
 from .config import build
 
@@ -26,13 +27,12 @@ def evaluation_environment(
     One for each episode up to 32 at a time: they step together, and the longest decides how long it takes.
     """
     num_envs = min(int(config.eval.episodes), 32)
-    protocol = getattr(env, "protocol", None)
-    if protocol is None:
-        return build(config, "env", num_envs=num_envs), float(config.eval.epsilon or 0.0)
-    from rlcls.envs.atari import Atari
-
-    epsilon = protocol.evaluation_epsilon if config.eval.epsilon is None else config.eval.epsilon
-    return Atari(env.game, num_envs, protocol.evaluation(), config.env.num_threads), float(epsilon)  # type: ignore[attr-defined]
+    epsilon = config.eval.epsilon
+    if epsilon is None:
+        epsilon = getattr(getattr(env, "protocol", None), "evaluation_epsilon", 0.0)
+    if isinstance(env, Atari):
+        return Atari(env.game, num_envs, env.protocol.evaluation(), config.env.num_threads), float(epsilon)
+    return build(config, "env", num_envs=num_envs), float(epsilon)
 
 
 def agent(config: DictConfig, env: gymnasium.vector.VectorEnv) -> tuple[Any, str]:

@@ -112,9 +112,10 @@ class Checkpoints:
             return
         working = final.with_name(f".{final.name}.partial")
         try:
-            segments = _write_segments(self._run_dir / SEGMENTS, replay, self._segments)
             shutil.rmtree(working, ignore_errors=True)
             working.mkdir(parents=True)
+            _ask_for_room(working / "room", tree)
+            segments = _write_segments(self._run_dir / SEGMENTS, replay, self._segments)
             _save_tree(working / "tree", tree)
             _pack(working / "arrays.npz.zst", {"priorities": replay.priorities.weights, **arrays})
             counters = counters | {"replay": {"rows": replay.rows, "max_priority": replay.max_priority}}
@@ -225,6 +226,15 @@ def _discard(folder: Path) -> None:
     # Without its manifest first, so that what is left of it after a kill is no checkpoint.
     (folder / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(folder)
+
+
+def _ask_for_room(path: Path, tree: Any) -> None:
+    """Raises OSError if the tree would not fit: Orbax would say so in pages of tracebacks."""
+    import jax
+
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + 1)
+    path.unlink()
 
 
 def _save_tree(path: Path, tree: Any) -> None:

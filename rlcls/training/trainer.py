@@ -167,7 +167,7 @@ class Trainer:
         acting, number = self._learner.acting, self.steps
 
         def act(observations: np.ndarray, step: int) -> np.ndarray:
-            return self._evaluation_act(acting, observations, number, step, epsilon)
+            return np.asarray(self._evaluation_act(acting, observations, number, step, epsilon))
 
         return evaluate(act, env, episodes=episodes, seed=[self._config.seed, _EVALUATE, number])
 

@@ -1,0 +1,162 @@
+"""DQN with every head learns the exact values of probe MDPs, and is the pure function it says it is."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlcls import heads, networks
+from rlcls.agents.dqn import DQN
+from rlcls.envs.probe import PROBES
+from rlcls.replay import Transition
+
+GAMMA = 0.5
+HEADS = {
+    "mse": {},
+    "huber": {},
+    "two_hot": {"vmin": -2, "vmax": 2, "num_bins": 21},
+    "hlgauss": {"vmin": -2, "vmax": 2, "num_bins": 21, "sigma_ratio": 0.75},
+    "c51": {"vmin": -2, "vmax": 2, "num_bins": 21},
+}
+
+
+def make(head, num_actions=2, **options):
+    head = heads.make(head, **HEADS[head])
+    dueling = options.pop("dueling", False)
+
+    def network(rngs):
+        backbone = networks.MLP((1,), hidden=(32,), rngs=rngs)
+        return networks.QNetwork(backbone, head, num_actions, dueling=dueling, rngs=rngs)
+
+    return DQN(network, head, **{"learning_rate": 3e-2, "target_period": 20, **options})
+
+
+def every_transition(probe):
+    """One of each state and action; all that a perfect replay of the probe could give."""
+    states, actions = (a.reshape(-1) for a in np.indices(np.shape(probe.rewards)))
+    observations = probe.observations()
+    after = np.array([s if probe.successors[s] is None else probe.successors[s] for s in states])
+    over = np.array([probe.successors[s] is None for s in states])
+    return Transition(
+        observation=observations[states],
+        action=actions.astype(np.int32),
+        reward=np.array(probe.rewards, np.float32)[states, actions],
+        discount=np.where(over, 0, GAMMA).astype(np.float32),
+        next_observation=observations[after],
+        weight=np.ones(len(states), np.float32),
+    )
+
+
+def learn(agent, batch, updates=600):
+    """The updates in one scan: a loop over dense layers is no slower compiled, and much quicker to run."""
+
+    @jax.jit
+    def run(key):
+        step = lambda state, i: agent.update(state, batch, jax.random.fold_in(key, i))  # noqa: E731
+        return jax.lax.scan(step, agent.init(key), jnp.arange(updates))
+
+    return run(jax.random.key(0))
+
+
+@pytest.mark.parametrize("probe", PROBES.values(), ids=lambda probe: probe.name)
+@pytest.mark.parametrize("head", HEADS)
+def test_dqn_learns_the_exact_values_of_a_probe(head, probe):
+    agent = make(head, probe.num_actions)
+    state, _ = learn(agent, every_transition(probe))
+    values = agent.q_values(state.params, state.network_state, probe.observations())
+    np.testing.assert_allclose(values, probe.q_values(GAMMA), atol=0.05)
+
+
+@pytest.mark.parametrize("options", [{"double": True}, {"dueling": True}, {"target_period": 1, "target_tau": 0.1}])
+@pytest.mark.parametrize("head", ["mse", "hlgauss", "c51"])
+def test_double_dueling_and_soft_targets_learn_the_same_values(head, options):
+    for name in ("probe/two_step", "probe/policy"):
+        probe = PROBES[name]
+        agent = make(head, probe.num_actions, **options)
+        state, _ = learn(agent, every_transition(probe))
+        values = agent.q_values(state.params, state.network_state, probe.observations())
+        np.testing.assert_allclose(values, probe.q_values(GAMMA), atol=0.05)
+
+
+@pytest.fixture
+def batch():
+    return every_transition(PROBES["probe/policy"])
+
+
+def test_the_target_is_copied_every_period_and_at_no_other_update(batch):
+    agent = make("hlgauss", target_period=3)
+    state = agent.init(jax.random.key(0))
+    update = jax.jit(agent.update)
+    for number in range(1, 8):
+        before = state
+        state, _ = update(state, batch, jax.random.key(1))
+        expected = state.params if number % 3 == 0 else before.target_params
+        chex.assert_trees_all_equal(state.target_params, expected)
+    assert int(state.step) == 7
+
+
+def test_soft_targets_move_by_tau(batch):
+    agent = make("mse", target_period=1, target_tau=0.25)
+    before = agent.init(jax.random.key(0))
+    after, _ = agent.update(before, batch, jax.random.key(1))
+    moved = jax.tree.map(lambda new, old: 0.25 * new + 0.75 * old, after.params, before.target_params)
+    chex.assert_trees_all_close(after.target_params, moved, rtol=1e-5)
+
+
+def test_a_transition_of_weight_zero_teaches_nothing(batch):
+    agent = make("hlgauss")
+    state = agent.init(jax.random.key(0))
+    half = batch._replace(weight=np.array([1, 1, 0, 0], np.float32))
+    changed = half._replace(reward=np.where(half.weight == 0, 1.7, half.reward).astype(np.float32))
+    one, _ = agent.update(state, half, jax.random.key(1))
+    other, _ = agent.update(state, changed, jax.random.key(1))
+    chex.assert_trees_all_equal(one.params, other.params)
+
+
+def test_priorities_are_the_divergences_and_not_the_losses(batch):
+    agent = make("hlgauss")
+    state, _ = learn(agent, batch)
+    _, info = agent.update(state, batch, jax.random.key(0))
+    assert np.all(info.priorities < 0.1) and float(info.metrics["loss"]) > 1.0  # the floor of the cross-entropy
+    np.testing.assert_allclose(info.metrics["td_divergence"], np.mean(info.priorities), rtol=1e-6)
+
+
+def test_acting_explores_with_probability_epsilon():
+    agent = make("hlgauss", num_actions=4)
+    state = agent.init(jax.random.key(0))
+    observations = np.zeros((20_000, 1), np.float32)
+    act = lambda epsilon: np.asarray(  # noqa: E731
+        agent.act(state.params, state.network_state, observations, jax.random.key(2), epsilon)
+    )
+    greedy = act(0.0)
+    assert (greedy == greedy[0]).all() and greedy.dtype == np.int32
+    assert np.mean(act(0.4) != greedy[0]) == pytest.approx(0.4 * 3 / 4, abs=0.02)
+    np.testing.assert_allclose(np.bincount(act(1.0), minlength=4) / 20_000, 0.25, atol=0.02)
+
+
+def test_a_gradient_is_scaled_down_to_the_norm_asked_for(batch):
+    free, bounded = make("mse"), make("mse", max_gradient_norm=1e-9)
+    state = free.init(jax.random.key(0))
+    moved = [a.update(s, batch, jax.random.key(0))[0] for a, s in ((free, state), (bounded, bounded.init(jax.random.key(0))))]
+    change = [float(jnp.abs(jax.tree.leaves(m.params)[0] - jax.tree.leaves(state.params)[0]).max()) for m in moved]
+    assert change[1] < change[0] * 1e-3
+
+
+def test_update_compiles_once_and_runs_under_vmap_over_seeds(batch):
+    agent = make("hlgauss")
+    update = jax.jit(chex.assert_max_traces(agent.update, n=1))
+    state = agent.init(jax.random.key(0))
+    for i in range(3):
+        state, _ = update(state, batch, jax.random.key(i))
+    chex.clear_trace_counter()
+    states = jax.vmap(agent.init)(jax.random.split(jax.random.key(0), 3))
+    states, info = jax.vmap(agent.update, in_axes=(0, None, None))(states, batch, jax.random.key(0))
+    assert info.metrics["loss"].shape == (3,) and len(set(np.asarray(info.metrics["loss"]).tolist())) == 3
+
+
+def test_two_networks_of_one_seed_are_equal():
+    agent = make("hlgauss")
+    chex.assert_trees_all_equal(agent.init(jax.random.key(5)), agent.init(jax.random.key(5)))
+    one, other = agent.init(jax.random.key(5)), agent.init(jax.random.key(6))
+    assert not np.array_equal(jax.tree.leaves(one.params)[-1], jax.tree.leaves(other.params)[-1])

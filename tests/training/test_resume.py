@@ -1,0 +1,196 @@
+"""A run killed anywhere and resumed ends in the same bits as one that never was."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rlcls.training import checkpoint, metrics
+
+SMALL = [
+    "game=Pong",
+    "seed=3",
+    "steps=1600",
+    "env.num_envs=4",
+    "replay.capacity=1200",  # the ring wraps
+    "replay.min_size=300",
+    "training.batch_size=4",
+    "training.update_period=8",
+    "training.reseed_every=640",
+    "agent.target_period=10",
+    "eval.every=800",
+    "eval.episodes=1",
+    "checkpoint.every=250",
+    "logging.every=100",
+    "logging.tensorboard=false",
+]
+
+
+def train(run_dir: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "rlcls.train", *SMALL, f"run_dir={run_dir}", *overrides]
+
+
+def run(run_dir: Path, *overrides: str) -> subprocess.CompletedProcess:
+    return subprocess.run(train(run_dir, *overrides), capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    done = run(run_dir)
+    assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+def assert_same_end(a: Path, b: Path) -> None:
+    mine, theirs = checkpoint.load(a)[0], checkpoint.load(b)[0]
+    assert mine is not None and theirs is not None
+    assert mine.agent_steps == theirs.agent_steps
+    assert metrics.same(a, b)
+    assert mine.counters["trainer"] == theirs.counters["trainer"]
+    assert mine.counters["replay"] == theirs.counters["replay"]
+    assert mine.arrays.keys() == theirs.arrays.keys()
+    for name in mine.arrays:
+        np.testing.assert_array_equal(mine.arrays[name], theirs.arrays[name], err_msg=name)
+    for x, y in zip(leaves(mine), leaves(theirs), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def leaves(saved: checkpoint.Checkpoint) -> list[np.ndarray]:
+    import jax
+    import orbax.checkpoint as ocp
+
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        tree = checkpointer.restore(saved.folder / "tree")
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("lag", [0, 1, 3])
+def test_a_run_stopped_by_sigterm_and_killed_by_sigkill_resumes_to_the_same_bits(lag, tmp_path):
+    through, broken = tmp_path / "through", tmp_path / "broken"
+    assert run(through, f"training.lag={lag}").returncode == 0
+    moments = random.Random(lag)
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
+        process = subprocess.Popen(
+            train(broken, f"training.lag={lag}"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        wait_for_lines(broken, process, more=moments.randint(1, 4))
+        time.sleep(moments.random() * 0.3)
+        process.send_signal(number)
+        output = process.communicate(timeout=120)[0]
+        if number == signal.SIGTERM and process.returncode:
+            assert process.returncode == 128 + signal.SIGTERM, output
+            assert "stopped by SIGTERM" in output
+    done = run(broken, f"training.lag={lag}")
+    assert done.returncode == 0, done.stderr
+    assert_same_end(through, broken)
+
+
+def wait_for_lines(run_dir: Path, process: subprocess.Popen, more: int) -> None:
+    """Until the run has written some lines since it was started."""
+    path = run_dir / "metrics.jsonl"
+    had, deadline = None, time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        lines = path.read_bytes().count(b"\n") if path.exists() else 0
+        had = lines if had is None else min(had, lines)
+        if lines >= had + more:
+            return
+        time.sleep(0.02)
+
+
+def test_the_same_command_on_a_finished_run_says_so(whole):
+    done = run(whole)
+    assert done.returncode == 0 and "is finished: it has 1,600 of 1,600 agent steps" in done.stdout
+
+
+def test_a_checkpoint_changes_no_bit(whole, tmp_path):
+    assert run(tmp_path / "run", "checkpoint.every=90").returncode == 0
+    assert_same_end(whole, tmp_path / "run")
+
+
+def test_a_larger_number_of_steps_extends_a_finished_run(whole, tmp_path):
+    run_dir = tmp_path / "run"
+    assert run(run_dir, "steps=800").returncode == 0
+    assert run(run_dir).returncode == 0
+    assert_same_end(whole, run_dir)
+
+
+def test_another_configuration_is_refused_with_the_difference(whole):
+    done = run(whole, "agent.learning_rate=0.001")
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert "agent.learning_rate is 0.0005 there and 0.001 here" in done.stderr
+
+
+def test_a_second_process_is_refused(tmp_path):
+    first = subprocess.Popen(train(tmp_path / "run"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for_lines(tmp_path / "run", first, more=1)
+        second = run(tmp_path / "run")
+        assert second.returncode == 2 and "another process is training" in second.stderr
+    finally:
+        first.kill()
+        first.wait()
+
+
+@pytest.mark.parametrize("harm", ["truncate", "flip", "remove", "manifest"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(harm, whole, tmp_path):
+    run_dir = tmp_path / "run"
+    assert run(run_dir, "steps=1000").returncode == 0
+    newest = sorted((run_dir / "checkpoints").iterdir())[-1]
+    target = newest / "manifest.json"
+    if harm != "manifest":
+        named = json.loads(target.read_text())
+        older = json.loads((sorted((run_dir / "checkpoints").iterdir())[-2] / "manifest.json").read_text())
+        fresh = [name for name in named["parts"] if name.startswith("replay/") and name not in older["parts"]]
+        target = run_dir / fresh[0]
+    data = target.read_bytes()
+    if harm == "remove":
+        target.unlink()
+    elif harm == "flip":
+        target.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    else:
+        target.write_bytes(data[: len(data) // 2])
+    done = run(run_dir)
+    assert done.returncode == 0, done.stderr
+    assert f"checkpoint {newest} is damaged" in done.stderr
+    assert_same_end(whole, run_dir)
+
+
+def test_an_emulator_that_plays_differently_is_named(tmp_path):
+    run_dir = tmp_path / "run"
+    assert run(run_dir, "steps=300").returncode == 0
+    newest = checkpoint.load(run_dir)[0]
+    counters = json.loads((newest.folder / "counters.json").read_text())
+    counters["trainer"]["observations"] = "0" * 64
+    path = newest.folder / "counters.json"
+    path.write_text(json.dumps(counters))
+    manifest = json.loads((newest.folder / "manifest.json").read_text())
+    name = str(path.relative_to(run_dir))
+    manifest["parts"][name] = [path.stat().st_size, checkpoint._digest(path)]
+    (newest.folder / "manifest.json").write_text(json.dumps(manifest))
+    done = run(run_dir)
+    assert done.returncode == 2
+    assert "ale-py 0." in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_no_room_for_a_checkpoint_is_one_line_and_keeps_the_one_before(tmp_path):
+    """A file-size limit stands in for a full disk."""
+    run_dir = tmp_path / "run"
+    assert run(run_dir, "steps=300").returncode == 0
+    before = checkpoint.load(run_dir)[0].agent_steps
+    code = "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    code += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+    code += "sys.argv[0] = 'rlcls.train'; runpy.run_module('rlcls.train', run_name='__main__')"
+    command = [sys.executable, "-c", code, *train(run_dir)[3:]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ)
+    assert done.returncode == 2, done.stderr
+    assert "error: cannot write" in done.stderr.splitlines()[-1]
+    assert checkpoint.load(run_dir)[0].agent_steps == before
