@@ -120,6 +120,7 @@ def learning_curve(run_dir: str | os.PathLike[str]) -> Path:
             _step_axis(panel, last)
             if name == "clip_fraction":
                 panel.yaxis.set_major_formatter(_percent())
+                panel.set_ylim(top=max(0.01, panel.get_ylim()[1]))
     return path
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import gymnasium.vector
 import numpy as np
-from jaxtyping import Float64, Int64, Integer, Shaped
+from jaxtyping import Float64, Int64, Integer, Shaped, UInt32
 
 Act = Callable[[Shaped[np.ndarray, "N ..."], int], Integer[np.ndarray, "N"]]
 """(observations, step) -> one action per environment; the step counts from 0."""
@@ -69,8 +69,7 @@ def evaluate(
     played = np.zeros(num_envs, np.int64)
     rows = np.arange(num_envs)
 
-    # One array of seeds: seed + i would make environment 1 of seed 0 the twin of environment 0 of seed 1.
-    seeds = np.random.SeedSequence(seed).generate_state(num_envs)
+    seeds = episode_seeds(seed, num_envs)
     observations, _ = env.reset(seed=seeds)  # type: ignore[arg-type]  # gymnasium's annotation knows only int
     step = 0
     while (played < quotas).any() and step != max_steps:
@@ -86,3 +85,9 @@ def evaluate(
             report(int(played.sum()))
     begun = lengths > 0
     return Evaluation(returns[begun], lengths[begun])
+
+
+def episode_seeds(seed: int | Sequence[int], num_envs: int) -> UInt32[np.ndarray, "num_envs"]:
+    """The seeds with which `evaluate` resets its environments."""
+    # One array of seeds: seed + i would make environment 1 of seed 0 the twin of environment 0 of seed 1.
+    return np.random.SeedSequence(seed).generate_state(num_envs)

@@ -1,0 +1,111 @@
+"""The command that evaluates a run plays what the run's own evaluation played, and films it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio.v3 as imageio
+import imageio_ffmpeg
+import numpy as np
+import pytest
+
+from rlcls import evaluate
+from rlcls.training import metrics
+
+TINY = [
+    "game=Pong",
+    "steps=96",
+    "env.num_envs=4",
+    "replay.capacity=200",
+    "replay.min_size=16",
+    "training.batch_size=4",
+    "eval.every=96",
+    "eval.episodes=2",
+    "eval.epsilon=0.25",  # so that the random numbers matter
+    "checkpoint.every=48",
+    "logging.every=48",
+    "logging.tensorboard=false",
+]
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess:
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
+    done = python("-m", "rlcls.train", *TINY, f"run_dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_it_plays_the_episodes_of_the_runs_own_evaluation_and_films_the_first(run_dir):
+    done = python("-m", "rlcls.evaluate", f"run={run_dir}", "video=true")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    (own,) = [row for row in metrics.read(run_dir) if row["kind"] == "eval"]
+    result = json.loads((run_dir / "evaluations" / "96.json").read_text())
+    assert result["returns"] == own["returns"]
+    assert result["return_mean"] == own["return_mean"] and result["length_mean"] == own["length_mean"]
+    assert result["protocol"]["repeat_action_probability"] == 0.25 and result["epsilon"] == 0.25
+    assert "episodes  mean return" in done.stdout
+
+    film = run_dir / "videos" / "96.mp4"
+    assert [entry.name for entry in film.parent.iterdir()] == ["96.mp4"]
+    facts = imageio.immeta(film)
+    assert facts["codec"] == "h264" and facts["size"] == (480, 630)
+    assert facts["fps"] == 15  # four frames an agent step, sixty a second
+    count, _ = imageio_ffmpeg.count_frames_and_secs(film)
+    assert count == result["lengths"][0] + 1
+    early, late = (imageio.imread(film, index=index).astype(int) for index in (100, 300))
+    assert np.abs(early - late)[:, :, 0].max() > 50  # something moves
+    assert np.ptp(early, axis=2).max() > 50  # in colour
+
+
+def test_what_cannot_be_evaluated_is_one_line_and_exit_code_2(run_dir, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.yaml").write_bytes((run_dir / "config.yaml").read_bytes())
+    mistakes = {
+        f"run={tmp_path}": f"{tmp_path} is not a run folder: it has no config.yaml",
+        f"run={tmp_path / 'empty'}": f"{tmp_path / 'empty'} has no checkpoint yet",
+        f"run={run_dir} checkpoint=7": f"{run_dir} has no checkpoint 7 (latest, 48, 96)",
+    }
+    # One process: each would spend its time on imports.
+    calls = "; ".join(f"print(main({arguments.split()!r}))" for arguments in mistakes)
+    done = python("-c", f"from rlcls.evaluate import main; {calls}")
+    assert done.stdout.split() == ["2"] * len(mistakes)
+    assert done.stderr.splitlines() == [f"error: {message}" for message in mistakes.values()]
+    assert [entry.name for entry in (tmp_path / "empty").iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval.episodes=3"], "name the run folder to evaluate: run=runs/...; --help says more"),
+        (
+            ["run=a", "vido=true"],
+            "unknown option 'vido'; did you mean 'video'? (checkpoint, eval.episodes, run, video)",
+        ),
+        (["run=a", "video=a.avi"], "video=a.avi must be true, false or a file that ends in .mp4"),
+        (["run=a", "eval.episodes=0"], "eval.episodes=0 must be a whole number of at least 1"),
+        (["run="], "run needs a value: run=..."),
+    ],
+)
+def test_a_mistyped_option_is_one_line_and_exit_code_2(capsys, arguments, message):
+    assert evaluate.main(arguments) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_help_is_readable(capsys):
+    assert evaluate.main(["--help"]) == 0
+    assert "usage: python -m rlcls.evaluate" in capsys.readouterr().out
