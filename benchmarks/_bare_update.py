@@ -1,0 +1,58 @@
+"""The agent's jitted update and nothing else: the rate that training cannot pass. Prints one line of JSON."""
+
+import argparse
+import json
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlcls.replay.transition import Transition
+from rlcls.training import build, config, xla
+
+MARK = "MEASURED "
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_args()
+    settings = config.compose(arguments.overrides)
+    xla.choose_device(settings.device)
+    xla.cache_compilations()
+    env = build.environment(settings)
+    agent, _ = build.agent(settings, env)
+    # Compiled as training compiles it, the key of the update derived inside.
+    update = xla.jit(lambda state, batch, number: agent.update(state, batch, jax.random.key(number)))
+    state = xla.jit(agent.init)(jax.random.key(0))
+    batches = [sample_batch(env, int(settings.training.batch_size), seed) for seed in range(8)]
+    for number in range(20):
+        state, info = update(state, batches[number % 8], number)
+    jax.block_until_ready(state)
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < arguments.seconds:
+        state, info = update(state, batches[count % 8], count)
+        jax.block_until_ready(info)
+        count += 1
+    elapsed = time.perf_counter() - began
+    print(MARK + json.dumps({"updates": count, "seconds": elapsed, "updates_per_second": count / elapsed}))
+
+
+def sample_batch(env: Any, size: int, seed: int) -> Transition:
+    """Random frames, actions and rewards, as NumPy arrays."""
+    random = np.random.default_rng(seed)
+    shape = (size, *env.single_observation_space.shape)
+    return Transition(
+        observation=random.integers(0, 256, shape, np.uint8),
+        action=random.integers(0, env.single_action_space.n, size, np.int32),
+        reward=random.integers(-1, 2, size).astype(np.float32),
+        discount=np.full(size, 0.99, np.float32),
+        next_observation=random.integers(0, 256, shape, np.uint8),
+        weight=np.ones(size, np.float32),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What a classification head costs on top of regression, in one DQN update on Atari.
+
+    python benchmarks/head_cost.py
+
+Apart from each other: the head itself (target, loss and the gradient, given the outputs of the networks) and
+the wider last layer that feeds it. All programs are timed in turn, a round of all after another, and compared
+within a round.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import _report
+import jax
+import jax.numpy as jnp
+import numpy as np
+from _bare_update import sample_batch
+
+from rlcls import heads
+from rlcls.training import build, config, xla
+
+_FEATURES = 512  # of the Nature network
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--losses", nargs="+", default=["mse", "hlgauss", "two_hot", "c51"])
+    parser.add_argument("--out", type=Path, default=_report.RESULTS)
+    arguments = parser.parse_args()
+    facts = _report.machine()
+    xla.choose_device("cpu")
+    programs = {}
+    for loss in arguments.losses:
+        for part, run in _programs(loss, arguments.batch).items():
+            programs[f"{part} {loss}"] = run
+    times = _interleaved(programs, arguments.rounds)
+    data = {"machine": facts, "batch": arguments.batch, "milliseconds": times}
+    _report.write("head_cost", data, _text(arguments.losses, data), arguments.out)
+
+
+def _programs(loss: str, batch_size: int) -> dict[str, Callable[[], Any]]:
+    """The whole update, its head and its last layer, compiled, each with its inputs at hand."""
+    settings = config.compose(["game=Pong", f"loss={loss}", f"training.batch_size={batch_size}"])
+    env = build.environment(settings)
+    agent, _ = build.agent(settings, env)
+    num_actions, head = int(env.single_action_space.n), agent.head
+    batch = jax.device_put(sample_batch(env, batch_size, seed=0))
+    env.close()
+    state = xla.jit(agent.init)(jax.random.key(0))
+    update = xla.jit(agent.update)
+    random = np.random.default_rng(0)
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(random.normal(size=shape), jnp.float32)
+
+    outputs, next_outputs = normal(2, batch_size, num_actions, head.num_outputs)
+
+    @xla.jit
+    def head_alone(outputs, next_outputs, batch):
+        best = jnp.argmax(head.value(next_outputs), axis=-1)
+        target = head.td_target(heads.select(next_outputs, best), batch.reward, batch.discount)
+
+        def loss_fn(outputs):
+            chosen = heads.select(outputs, batch.action)
+            return jnp.mean(batch.weight * head.td_loss(chosen, target)), chosen
+
+        (loss, chosen), gradient = jax.value_and_grad(loss_fn, has_aux=True)(outputs)
+        return loss, gradient, head.td_divergence(chosen, target)
+
+    width = num_actions * head.num_outputs
+    features, next_features, cotangent = (
+        normal(batch_size, _FEATURES),
+        normal(batch_size, _FEATURES),
+        normal(batch_size, width),
+    )
+    kernel, bias = normal(_FEATURES, width), normal(width)
+
+    @xla.jit
+    def layer_alone(features, next_features, kernel, bias, cotangent):
+        outputs, pullback = jax.vjp(lambda x, w, b: x @ w + b, features, kernel, bias)
+        return outputs, next_features @ kernel + bias, pullback(cotangent)
+
+    key = jax.random.key(0)
+    return {
+        "update": lambda: update(state, batch, key),
+        "head": lambda: head_alone(outputs, next_outputs, batch),
+        "layer": lambda: layer_alone(features, next_features, kernel, bias, cotangent),
+    }
+
+
+def _interleaved(programs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each program in each round; every other round goes backwards."""
+    for run in programs.values():
+        for _ in range(3):
+            jax.block_until_ready(run())
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for number in range(rounds):
+        order = list(programs.items())
+        for name, run in order if number % 2 else reversed(order):
+            began = time.perf_counter()
+            jax.block_until_ready(run())
+            times[name].append(round(1e3 * (time.perf_counter() - began), 4))
+    return times
+
+
+def _text(losses: list[str], data: dict[str, Any]) -> str:
+    times = data["milliseconds"]
+    rows = []
+    for loss in losses:
+        update, head, layer = (times[f"{part} {loss}"] for part in ("update", "head", "layer"))
+        share = statistics.median(100 * a / b for a, b in zip(head, update, strict=True))
+        medians = [f"{statistics.median(part):.3f}" for part in (update, head, layer)]
+        extra = []
+        for part in ("head", "layer"):
+            pairs = zip(times[f"{part} {loss}"], times[f"{part} {losses[0]}"], update, strict=True)
+            extra.append(f"{statistics.median(100 * (a - b) / c for a, b, c in pairs):+.2f} %")
+        rows.append([loss, *medians, f"{share:.2f} %", *extra])
+    header = ["loss", "update, ms", "head, ms", "last layer, ms", "head / update"]
+    header += [f"head over {losses[0]}'s", f"layer over {losses[0]}'s"]
+    return "\n\n".join(
+        [
+            f"# What the head costs in a DQN update (Nature CNN, 6 actions, batch {data['batch']})",
+            f"Medians of {len(times[f'head {losses[0]}'])} interleaved rounds. "
+            f"{_report.describe(data['machine'])}",
+            _report.table(header, rows),
+            "Head: target, loss, its gradient and the priorities, given the outputs of both networks; its time has "
+            "a call's overhead in it, which the update does not pay twice. Last layer: forward of both networks "
+            "and backward. The last two columns are in percent of that loss's update.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
