@@ -96,7 +96,9 @@ class DQN:
             step=jnp.zeros((), jnp.int32),
         )
 
-    def q_values(self, params: Any, network_state: Any, observations: Num[ArrayLike, "b *o"]) -> Float[Array, "b a"]:
+    def q_values(
+        self, params: Any, network_state: Any, observations: Num[ArrayLike, "b *o"]
+    ) -> Float[Array, "b a"]:
         """The value of every action, in the units of the support."""
         outputs, _, _ = self._apply(params, network_state, observations, train=False)
         return self.head.value(outputs)
@@ -146,7 +148,9 @@ class DQN:
         target = self.head.td_target(chosen_next, batch.reward, batch.discount)
 
         def loss_fn(params):
-            outputs, network_state, _ = self._apply(params, state.network_state, batch.observation, train=True)
+            outputs, network_state, _ = self._apply(
+                params, state.network_state, batch.observation, train=True
+            )
             chosen = heads.select(outputs, batch.action)
             loss = jnp.mean(batch.weight * self.head.td_loss(chosen, target))
             return loss, (network_state, chosen)

@@ -50,9 +50,8 @@ def _command(argv: list[str]) -> int:
         raise UserError(f"video={video} must be true, false or a file that ends in .mp4")
     episodes = _positive(options["eval.episodes"]) if "eval.episodes" in options else None
 
-    from rlcls.training import build, film, xla
+    from rlcls.training import build, film, player, xla
     from rlcls.training.evaluation import episode_seeds, evaluate
-    from rlcls.training.player import Player
     from rlcls.training.progress import Progress, header
     from rlcls.training.run_folder import read_config
 
@@ -78,17 +77,25 @@ def _command(argv: list[str]) -> int:
     }
     header({name: value for name, value in rows.items() if value})
 
-    player = Player(config, agent, checkpoint, epsilon)
+    number = checkpoint.counters["trainer"]["steps"]
+    plays = player.Player(config, agent, epsilon)
+    policy = plays.policy(player.acting(config, agent, checkpoint), number)
+    first_actions: list[int] = []  # of the first environment, to be filmed
+
+    def act(observations: Any, step: int) -> Any:
+        actions = policy(observations, step)
+        first_actions.append(int(actions[0]))
+        return actions
+
+    seed = plays.seed(number)
     with contextlib.closing(arena), Progress(config.eval.episodes, unit="episodes") as progress:
-        result = evaluate(
-            player, arena, episodes=config.eval.episodes, seed=player.seed, report=progress.update
-        )
+        result = evaluate(act, arena, episodes=config.eval.episodes, seed=seed, report=progress.update)
     print(_table(result, getattr(arena, "frame_skip", None)))
     print(_store(run_dir, config, checkpoint, protocol, epsilon, result))
     if video != "false":
         default = run_dir / "videos" / f"{checkpoint.agent_steps}.mp4"
-        actions = player.first_actions[: result.lengths[0]]
-        seeds = episode_seeds(player.seed, arena.num_envs)
+        actions = first_actions[: result.lengths[0]]
+        seeds = episode_seeds(seed, arena.num_envs)
         path = default if video == "true" else Path(video)
         filmed = film.film(path, str(config.game), protocol, seed=seeds[:1], actions=actions)
         # The sticky actions of the film are the evaluation's, or it is another episode.
@@ -127,13 +134,13 @@ def _checkpoint(run_dir: Path, wanted: str) -> Checkpoint:
         if newest is None:
             raise UserError(f"{run_dir} has no checkpoint yet")
         return newest
-    folders = {str(int(folder.name)): folder for folder in checkpoint._checkpoints(run_dir)}
+    folders = {str(int(folder.name)): folder for folder in checkpoint.folders(run_dir)}
     if wanted not in folders:
         there = ", ".join(["latest", *folders])
         raise UserError(f"{run_dir} has no checkpoint {wanted} ({there})")
     try:
-        return checkpoint._open(run_dir, folders[wanted])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return checkpoint.open_whole(run_dir, folders[wanted])
+    except checkpoint.DAMAGED as error:
         raise UserError(f"checkpoint {folders[wanted]} is damaged ({error})") from error
 
 

@@ -55,6 +55,7 @@ def _train(config: Any) -> int:
     from rlcls.training import build, xla
     from rlcls.training.checkpoint import Checkpoints
     from rlcls.training.metrics import Metrics
+    from rlcls.training.player import Player
     from rlcls.training.run_folder import RunFolder
     from rlcls.training.trainer import Trainer
 
@@ -92,17 +93,26 @@ def _train(config: Any) -> int:
                     position=position,
                 )
             ) as metrics:
-                _loop(config, trainer, env, metrics, checkpoints, received)
+                arena, epsilon = build.evaluation_environment(config, env)
+                with contextlib.closing(arena):
+                    player = Player(config, agent, epsilon)
+                    _loop(config, trainer, player, arena, metrics, checkpoints, received)
         picture = _picture(folder.path)
         print(f"{_outcome(trainer, config, received)}; learning curve: {picture}")
     return 128 + received[0] if received else 0
 
 
 def _loop(
-    config: Any, trainer: Any, env: Any, metrics: Any, checkpoints: Any, received: list[int]
+    config: Any,
+    trainer: Any,
+    player: Any,
+    arena: Any,
+    metrics: Any,
+    checkpoints: Any,
+    received: list[int],
 ) -> None:
     """Steps until the last step or a signal, and writes down what is due between two steps."""
-    from rlcls.training import build
+    from rlcls.training.evaluation import evaluate
     from rlcls.training.progress import Progress
 
     def save() -> None:
@@ -112,17 +122,15 @@ def _loop(
             trainer.agent_steps, tree=tree, arrays=arrays, counters=counters, replay=trainer.replay
         )
 
-    def evaluate() -> None:
-        result = trainer.evaluate(arena, config.eval.episodes, epsilon).summary()
+    def score() -> None:
+        policy, seed = player.policy(trainer.acting, trainer.steps), player.seed(trainer.steps)
+        result = evaluate(policy, arena, episodes=config.eval.episodes, seed=seed).summary()
         metrics.write("eval", **trainer.counts, **result)
         shown["evaluation_return"] = result["return_mean"]
 
-    arena, epsilon = build.evaluation_environment(config, env)
     shown: dict[str, float | None] = {"training_return": None, "evaluation_return": None, "loss": None}
-    with (
-        contextlib.closing(arena),
-        Progress(config.steps, start=trainer.agent_steps, frame_skip=getattr(env, "frame_skip", None)) as progress,
-    ):
+    frame_skip = getattr(arena, "frame_skip", None)
+    with Progress(config.steps, start=trainer.agent_steps, frame_skip=frame_skip) as progress:
         while trainer.agent_steps < config.steps and not received:
             before = trainer.agent_steps
             for episode in trainer.step():
@@ -135,7 +143,7 @@ def _loop(
                 metrics.write("train", **trainer.counts, **line)
                 shown["loss"] = line.get("loss")
             if now // config.eval.every > before // config.eval.every or done:
-                evaluate()
+                score()
             if now // config.checkpoint.every > before // config.checkpoint.every or done:
                 save()
             progress.update(now, **shown)

@@ -73,10 +73,10 @@ class FrameReplay:
         self.num_streams = num_streams
         self.length = capacity // num_streams
         self._context = max(stack - 1, 0)
-        if self.length < self._context + n_step + delay + 2:
+        least = self._context + n_step + delay + 2
+        if self.length < least:
             raise ValueError(
-                f"replay.capacity ({capacity}) must hold at least {self._context + n_step + delay + 2} steps of each of "
-                f"{num_streams} environments"
+                f"replay.capacity ({capacity}) must hold at least {least} steps of each of {num_streams} environments"
             )
         self._stack, self._n_step, self._gamma, self._delay = stack, n_step, gamma, delay
         self._reward_clip, self._prioritized = reward_clip, prioritized
@@ -217,7 +217,9 @@ class FrameReplay:
         # A constant keeps every row alive; float32 divergences of a learnt row can round to zero or just below.
         priorities = (np.maximum(divergences, 0.0).astype(np.float64) + 1e-10) ** self._priority_exponent
         slots = sampled.streams * self.length + sampled.rows % self.length
-        kept = (sampled.rows >= self.rows - self.length + self._context) & (self.priorities.weights[slots] > 0)
+        kept = (sampled.rows >= self.rows - self.length + self._context) & (
+            self.priorities.weights[slots] > 0
+        )
         self.priorities.assign(slots[kept], priorities[kept])
         self.max_priority = max(self.max_priority, float(priorities.max()))
 

@@ -24,6 +24,7 @@ from rlcls._errors import UserError
 from rlcls.replay import FrameReplay
 
 FOLDER, SEGMENTS, MANIFEST = "checkpoints", "replay", "manifest.json"
+DAMAGED = (OSError, ValueError, KeyError, TypeError)  # what reading a damaged checkpoint may raise
 _SEGMENT_BYTES = 1 << 28  # of frames, before compression: what one segment needs in memory while written
 
 
@@ -80,7 +81,7 @@ class Checkpoints:
     def resume(self) -> tuple[Checkpoint | None, list[str]]:
         """As `load`; what had to be passed over is removed, so that nothing is built on it."""
         checkpoint, passed_over = load(self._run_dir)
-        for folder in _checkpoints(self._run_dir):
+        for folder in folders(self._run_dir):
             if checkpoint is None or folder.name > checkpoint.folder.name:
                 _discard(folder)
         self._segments = checkpoint.segments if checkpoint else []
@@ -120,7 +121,9 @@ class Checkpoints:
             _pack(working / "arrays.npz.zst", {"priorities": replay.priorities.weights, **arrays})
             counters = counters | {"replay": {"rows": replay.rows, "max_priority": replay.max_priority}}
             (working / "counters.json").write_text(json.dumps(counters, allow_nan=False))
-            parts = {str(Path(FOLDER, final.name, path.relative_to(working))): path for path in _files(working)}
+            parts = {
+                str(Path(FOLDER, final.name, path.relative_to(working))): path for path in _files(working)
+            }
             parts |= {str(path.relative_to(self._run_dir)): path for _, path in segments}
             manifest = {
                 "agent_steps": agent_steps,
@@ -149,15 +152,20 @@ def load(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
       The checkpoint, or None where there is none, and a line on each newer one that had to be passed over.
     """
     passed_over = []
-    for folder in reversed(_checkpoints(run_dir)):
+    for folder in reversed(folders(run_dir)):
         try:
-            return _open(run_dir, folder), passed_over
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return open_whole(run_dir, folder), passed_over
+        except DAMAGED as error:
             passed_over.append(f"checkpoint {folder} is damaged ({error}); falling back to the one before")
     return None, passed_over
 
 
-def _open(run_dir: Path, folder: Path) -> Checkpoint:
+def open_whole(run_dir: Path, folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`, checked against its manifest.
+
+    Raises:
+      DAMAGED: it is not what its manifest says, or has none.
+    """
     manifest = json.loads((folder / MANIFEST).read_text())
     for name, (size, digest) in manifest["parts"].items():
         path = run_dir / name
@@ -176,7 +184,7 @@ def _open(run_dir: Path, folder: Path) -> Checkpoint:
     )
 
 
-def _checkpoints(run_dir: Path) -> list[Path]:
+def folders(run_dir: Path) -> list[Path]:
     """Folders that may be checkpoints, oldest first."""
     return sorted(path for path in (run_dir / FOLDER).glob("[0-9]*") if path.is_dir())
 
@@ -209,10 +217,10 @@ def _rows_of(path: Path) -> tuple[int, int]:
 
 
 def _prune(run_dir: Path, keep: int) -> None:
-    for folder in _checkpoints(run_dir)[:-keep]:
+    for folder in folders(run_dir)[:-keep]:
         _discard(folder)
     named = set()
-    for folder in _checkpoints(run_dir):
+    for folder in folders(run_dir):
         try:
             named.update(json.loads((folder / MANIFEST).read_text())["parts"])
         except (OSError, ValueError, KeyError):

@@ -111,7 +111,9 @@ class Learner:
             while f"pending/{i}/{len(pending)}/rows" in arrays:
                 prefix = f"pending/{i}/{len(pending)}/"
                 part = {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
-                metrics = {name.removeprefix("metrics/"): part[name] for name in part if name.startswith("metrics/")}
+                metrics = {
+                    name.removeprefix("metrics/"): part[name] for name in part if name.startswith("metrics/")
+                }
                 done: concurrent.futures.Future[_Result] = concurrent.futures.Future()
                 done.set_result(_Result(acting, metrics, part["priorities"]))
                 pending.append((Sampled(part["streams"], part["rows"]), done))

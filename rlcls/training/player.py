@@ -1,4 +1,4 @@
-"""The policy that a checkpoint holds."""
+"""A policy that is only scored: what it plays is a function of the run's seed, the moment and its parameters."""
 
 from __future__ import annotations
 
@@ -10,45 +10,48 @@ from omegaconf import DictConfig
 
 from . import xla
 from .checkpoint import Checkpoint
+from .evaluation import Act
 from .learner import Acting
-from .trainer import _EVALUATE
+
+KEY = 3  # what the run's key is folded with; the trainer's uses are 0, 1 and 2
 
 
 class Player:
-    """Plays as the run did when it evaluated at the checkpoint's step: same parameters, same random numbers.
+    """Plays evaluations of one run, each with random numbers of its own.
 
     Args:
       config: of the run.
       agent: init, act, update.
-      checkpoint: of the run.
       epsilon: probability of a random action.
-
-    Attributes:
-      seed: of the environments in that evaluation.
-      first_actions: what the first environment was told so far.
     """
 
-    def __init__(self, config: DictConfig, agent: Any, checkpoint: Checkpoint, epsilon: float):
-        number = checkpoint.counters["trainer"]["steps"]
-        self.seed = [int(config.seed), _EVALUATE, number]
-        self.first_actions: list[int] = []
-        key = jax.random.fold_in(jax.random.key(config.seed), _EVALUATE)
-        key = jax.random.fold_in(key, number)
-        state = xla.jit(agent.init)(key)
-        acting = Acting(state.params, state.network_state)
-        tree = checkpoint.tree({"state": state, "acting": [acting] * int(config.training.lag)})
-        # With a lag the newest updates do not act yet.
-        latest = Acting(tree["state"].params, tree["state"].network_state)
-        self._acting = [*tree["acting"], latest][0]
-        self._epsilon = epsilon
+    def __init__(self, config: DictConfig, agent: Any, epsilon: float):
+        self._seed, self._epsilon = int(config.seed), epsilon
+        key = jax.random.fold_in(jax.random.key(self._seed), KEY)
 
-        def act(acting: Acting, observations: Any, step: Any, epsilon: Any) -> Any:
-            return agent.act(*acting, observations, jax.random.fold_in(key, step), epsilon)
+        def act(acting: Acting, observations: Any, number: Any, step: Any, epsilon: Any) -> Any:
+            step_key = jax.random.fold_in(jax.random.fold_in(key, number), step)
+            return agent.act(*acting, observations, step_key, epsilon)
 
         self._act = xla.jit(act)
 
-    def __call__(self, observations: np.ndarray, step: int) -> np.ndarray:
-        """Actions int32 [N] for the observations [N, ...] of the evaluation's `step`."""
-        actions = np.asarray(self._act(self._acting, observations, step, self._epsilon))
-        self.first_actions.append(int(actions[0]))
-        return actions
+    def policy(self, acting: Acting, number: int) -> Act:
+        """What `evaluate` takes, to play with `acting` after vector step `number`."""
+
+        def act(observations: np.ndarray, step: int) -> np.ndarray:
+            return np.asarray(self._act(acting, observations, number, step, self._epsilon))
+
+        return act
+
+    def seed(self, number: int) -> list[int]:
+        """Of the environments of the evaluation after vector step `number`."""
+        return [self._seed, KEY, number]
+
+
+def acting(config: DictConfig, agent: Any, checkpoint: Checkpoint) -> Acting:
+    """What the run acted with after the checkpoint: with a lag the newest updates do not act yet."""
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    like = Acting(state.params, state.network_state)
+    tree = checkpoint.tree({"state": state, "acting": [like] * int(config.training.lag)})
+    latest = Acting(tree["state"].params, tree["state"].network_state)
+    return [*tree["acting"], latest][0]

@@ -9,7 +9,7 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 from omegaconf import DictConfig, OmegaConf
@@ -56,7 +56,7 @@ class RunFolder:
         """Lets another process in."""
         self._lock.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "RunFolder":
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -65,7 +65,12 @@ class RunFolder:
     def _is_run(self) -> bool:
         if (self.path / CONFIG).is_file():
             return True
-        known = {FACTS, LOCK, f".{FACTS}.partial", f".{CONFIG}.partial"}  # of a process killed while it made the folder
+        known = {
+            FACTS,
+            LOCK,
+            f".{FACTS}.partial",
+            f".{CONFIG}.partial",
+        }  # of a process killed while it made the folder
         if self.path.exists() and not (
             self.path.is_dir() and {entry.name for entry in self.path.iterdir()} <= known
         ):

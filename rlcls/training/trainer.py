@@ -19,11 +19,9 @@ from rlcls.replay import FrameReplay, Transition
 from . import xla
 from .checkpoint import Checkpoint
 from .episodes import Episodes
-from .evaluation import Evaluation, evaluate
-from .learner import Learner
+from .learner import Acting, Learner
 
-# What the seed's key is folded with: networks, exploration, updates, evaluation.
-_INIT, _ACT, _UPDATE, _EVALUATE = range(4)
+_INIT, _ACT, _UPDATE = range(3)  # what the run's key is folded with; `player.KEY` is another
 
 
 class Trainer:
@@ -52,21 +50,15 @@ class Trainer:
         self._reseed_every = max(1, int(config.training.reseed_every) // self._num_envs)
         self.replay = make_replay(config, env)
         key = jax.random.key(config.seed)
-        init_key, act_key, update_key, evaluate_key = (
-            jax.random.fold_in(key, use) for use in (_INIT, _ACT, _UPDATE, _EVALUATE)
-        )
+        init_key, act_key, update_key = (jax.random.fold_in(key, use) for use in (_INIT, _ACT, _UPDATE))
 
         def act(acting, observations, step, epsilon):
             return agent.act(*acting, observations, jax.random.fold_in(act_key, step), epsilon)
 
-        def evaluation_act(acting, observations, number, step, epsilon):
-            step_key = jax.random.fold_in(jax.random.fold_in(evaluate_key, number), step)
-            return agent.act(*acting, observations, step_key, epsilon)
-
         def update(state, batch, number):
             return agent.update(state, batch, jax.random.fold_in(update_key, number))
 
-        self._act, self._evaluation_act, self._update = map(xla.jit, (act, evaluation_act, update))
+        self._act, self._update = xla.jit(act), xla.jit(update)
         self._learner = Learner(self._update, xla.jit(agent.init)(init_key), self._lag)
         self._episodes = Episodes(self._num_envs)
         self._sums: collections.Counter[str] = collections.Counter()  # of update metrics since the last line
@@ -86,6 +78,11 @@ class Trainer:
         """What a line of metrics is placed by."""
         frames = self.agent_steps * self._frame_skip
         return {"agent_steps": self.agent_steps, "frames": frames, "updates": self._updates_due(self.steps)}
+
+    @property
+    def acting(self) -> Acting:
+        """What acts in the next step."""
+        return self._learner.acting
 
     @property
     def mean_return(self) -> float | None:
@@ -156,21 +153,6 @@ class Trainer:
             "episodes": self._episodes.finished,
         }
 
-    def evaluate(self, env: gymnasium.vector.VectorEnv, episodes: int, epsilon: float) -> Evaluation:
-        """Plays whole episodes with the parameters that act now, without a trace in the run.
-
-        Args:
-          env: to play in.
-          episodes: how many.
-          epsilon: probability of a random action.
-        """
-        acting, number = self._learner.acting, self.steps
-
-        def act(observations: np.ndarray, step: int) -> np.ndarray:
-            return np.asarray(self._evaluation_act(acting, observations, number, step, epsilon))
-
-        return evaluate(act, env, episodes=episodes, seed=[self._config.seed, _EVALUATE, number])
-
     def warm_up(self, timed: int = 3) -> float:
         """Compiles what the loop runs, and measures.
 
@@ -220,9 +202,7 @@ class Trainer:
         counters = checkpoint.counters["trainer"]
         like, _ = self._learner.snapshot()
         acting = [self._learner.acting] * self._lag
-        self._learner.restore(
-            checkpoint.tree({"state": like["state"], "acting": acting}), checkpoint.arrays
-        )
+        self._learner.restore(checkpoint.tree({"state": like["state"], "acting": acting}), checkpoint.arrays)
         checkpoint.fill(self.replay)
         self.steps = counters["steps"]
         # A re-seed is done by the step that needs it, so the last one lies before the last step done.
@@ -262,7 +242,8 @@ def make_replay(config: DictConfig, env: gymnasium.vector.VectorEnv) -> FrameRep
             frame_shape=space.shape[1:] if stacked else space.shape,  # type: ignore[index]
             frame_dtype=space.dtype,
             stack=space.shape[0] if stacked else 0,  # type: ignore[index]
-            delay=max(0, int(config.training.lag) - 1),  # what is sampled before its step adds a row lags by one already
+            # With a lag one samples before the step adds its row: that is one row already.
+            delay=max(0, int(config.training.lag) - 1),
             **options,
         )
     except ValueError as error:

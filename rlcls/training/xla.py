@@ -35,7 +35,9 @@ def _options() -> dict[str, str] | None:
         jax.jit(lambda x: x, compiler_options=_CPU_OPTIONS).lower(0.0).compile()
     except Exception as error:  # its type has changed between releases
         name = next(iter(_CPU_OPTIONS))
-        warnings.warn(f"this JAX does not know {name}; updates will be slower ({str(error)[:80]})", stacklevel=2)
+        warnings.warn(
+            f"this JAX does not know {name}; updates will be slower ({str(error)[:80]})", stacklevel=2
+        )
         return None
     return _CPU_OPTIONS
 

@@ -68,7 +68,9 @@ def test_dqn_learns_the_exact_values_of_a_probe(head, probe):
     np.testing.assert_allclose(values, probe.q_values(GAMMA), atol=0.05)
 
 
-@pytest.mark.parametrize("options", [{"double": True}, {"dueling": True}, {"target_period": 1, "target_tau": 0.1}])
+@pytest.mark.parametrize(
+    "options", [{"double": True}, {"dueling": True}, {"target_period": 1, "target_tau": 0.1}]
+)
 @pytest.mark.parametrize("head", ["mse", "hlgauss", "c51"])
 def test_double_dueling_and_soft_targets_learn_the_same_values(head, options):
     for name in ("probe/two_step", "probe/policy"):
@@ -118,7 +120,9 @@ def test_priorities_are_the_divergences_and_not_the_losses(batch):
     agent = make("hlgauss")
     state, _ = learn(agent, batch)
     _, info = agent.update(state, batch, jax.random.key(0))
-    assert np.all(info.priorities < 0.1) and float(info.metrics["loss"]) > 1.0  # the floor of the cross-entropy
+    assert (
+        np.all(info.priorities < 0.1) and float(info.metrics["loss"]) > 1.0
+    )  # the floor of the cross-entropy
     np.testing.assert_allclose(info.metrics["td_divergence"], np.mean(info.priorities), rtol=1e-6)
 
 
@@ -138,8 +142,9 @@ def test_acting_explores_with_probability_epsilon():
 def test_a_gradient_is_scaled_down_to_the_norm_asked_for(batch):
     free, bounded = make("mse"), make("mse", max_gradient_norm=1e-9)
     state = free.init(jax.random.key(0))
-    moved = [a.update(s, batch, jax.random.key(0))[0] for a, s in ((free, state), (bounded, bounded.init(jax.random.key(0))))]
-    change = [float(jnp.abs(jax.tree.leaves(m.params)[0] - jax.tree.leaves(state.params)[0]).max()) for m in moved]
+    moved = [agent.update(state, batch, jax.random.key(0))[0] for agent in (free, bounded)]
+    first = [jax.tree.leaves(each.params)[0] for each in (state, *moved)]
+    change = [float(jnp.abs(after - first[0]).max()) for after in first[1:]]
     assert change[1] < change[0] * 1e-3
 
 

@@ -28,7 +28,13 @@ class Oracle:
 
     def __init__(self, num_streams, length, stack, n_step, reward_clip, delay):
         self.episodes = [[] for _ in range(num_streams)]
-        self.length, self.stack, self.n_step, self.clip, self.delay = length, stack, n_step, reward_clip, delay
+        self.length, self.stack, self.n_step, self.clip, self.delay = (
+            length,
+            stack,
+            n_step,
+            reward_clip,
+            delay,
+        )
         self.rows = 0
 
     def add(self, frames, actions, rewards, terminals, starts):
@@ -136,7 +142,10 @@ def test_the_ring_gives_the_transitions_of_whole_episodes(case):
     fill(case, replay, oracle)
     expected = oracle.transitions()
     allowed = {
-        (int(s // replay.length), int(replay.rows - 1 - (replay.rows - 1 - s % replay.length) % replay.length))
+        (
+            int(s // replay.length),
+            int(replay.rows - 1 - (replay.rows - 1 - s % replay.length) % replay.length),
+        )
         for s in np.flatnonzero(replay.priorities.weights)
     }
     assert allowed == set(expected)

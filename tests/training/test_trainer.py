@@ -13,6 +13,8 @@ from rlcls.envs.probe import PROBES
 from rlcls.training import build
 from rlcls.training.checkpoint import Checkpoints
 from rlcls.training.config import compose
+from rlcls.training.evaluation import evaluate
+from rlcls.training.player import Player
 from rlcls.training.trainer import Trainer
 
 PROBE = [
@@ -116,7 +118,9 @@ def test_the_loop_compiles_each_function_once():
 
 def test_a_result_that_is_not_finite_stops_the_run_and_names_the_update():
     trainer = make("loss=mse", "agent.learning_rate=1e30")
-    with pytest.raises(UserError, match=r"(loss|gradient_norm|td_divergence|q_mean) is (nan|inf) at update \d"):
+    with pytest.raises(
+        UserError, match=r"(loss|gradient_norm|td_divergence|q_mean) is (nan|inf) at update \d"
+    ):
         run(trainer, 100)
     with pytest.raises(UserError, match="at update"):  # nor can such a moment be saved
         trainer.get_state()
@@ -147,7 +151,11 @@ def test_a_segment_goes_only_when_no_kept_checkpoint_names_it(tmp_path):
     for _ in range(8):
         tree, arrays, counters = run(trainer, 15).get_state()
         checkpoints.save(
-            trainer.agent_steps, tree=tree, arrays=arrays, counters={"trainer": counters}, replay=trainer.replay
+            trainer.agent_steps,
+            tree=tree,
+            arrays=arrays,
+            counters={"trainer": counters},
+            replay=trainer.replay,
         )
         saved = [Checkpoints(tmp_path, 2).resume()[0]]
         named = {path for each in saved for _, path in each.segments}
@@ -157,12 +165,15 @@ def test_a_segment_goes_only_when_no_kept_checkpoint_names_it(tmp_path):
     trainer.close()
 
 
-def test_evaluation_leaves_no_trace_in_the_run():
+def test_evaluation_is_a_function_of_the_moment_and_leaves_no_trace_in_the_run():
     one, other = make("loss=mse"), make("loss=mse")
     run(one, 30), run(other, 30)
-    arena, epsilon = build.evaluation_environment(other._config, other._env)
-    first = other.evaluate(arena, 6, epsilon)
-    np.testing.assert_array_equal(first.returns, other.evaluate(arena, 6, epsilon).returns)
+    arena, _ = build.evaluation_environment(other._config, other._env)
+    player = Player(other._config, other._agent, epsilon=0.3)
+    play = lambda: evaluate(  # noqa: E731
+        player.policy(other.acting, 30), arena, episodes=6, seed=player.seed(30)
+    )
+    np.testing.assert_array_equal(play().returns, play().returns)
     run(one, 30), run(other, 30)
     chex.assert_trees_all_equal(*(jax.tree.map(np.asarray, t.get_state()[0]) for t in (one, other)))
     one.close(), other.close()
