@@ -137,7 +137,7 @@ def _picture(runs: list[dict[str, Any]], path: Path) -> None:
     by_minutes.set_xlabel("minutes")
     by_minutes.set_ylabel("mean evaluation return (each line a seed)")
     by_steps.set_xlabel("thousand agent steps")
-    by_minutes.legend(frameon=False)
+    by_minutes.legend(frameon=False, loc="lower right")
     figure.savefig(path, dpi=150)
 
 
