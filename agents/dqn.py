@@ -40,7 +40,7 @@ class UpdateInfo(NamedTuple):
     """What an update tells.
 
     Attributes:
-      metrics: name -> float32 []: loss, td_divergence, q_mean, clip_fraction, gradient_norm.
+      metrics: name -> float32 []: loss, td_divergence, q_mean, clip_fraction.
       priorities: float32 [B], the head's `td_divergence` of each transition.
     """
 
@@ -159,11 +159,11 @@ class DQN:
         changes, opt_state = self._optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
         step = state.step + 1
-        moved = optax.incremental_update(
-            (params, network_state), (state.target_params, state.target_network_state), self._target_tau
-        )
+        online, target_network = (params, network_state), (state.target_params, state.target_network_state)
+        if self._target_tau < 1:
+            online = optax.incremental_update(online, target_network, self._target_tau)
         target_params, target_network_state = optax.periodic_update(
-            moved, (state.target_params, state.target_network_state), step, self._target_period
+            online, target_network, step, self._target_period
         )
         divergence = self.head.td_divergence(chosen, target)
         backup = batch.reward + batch.discount * self.head.value(chosen_next)
@@ -172,7 +172,6 @@ class DQN:
             "td_divergence": jnp.mean(divergence),
             "q_mean": jnp.mean(self.head.value(chosen)),
             "clip_fraction": self.head.clip_fraction(backup),
-            "gradient_norm": optax.tree.norm(gradients),
         }
         new_state = AgentState(params, target_params, network_state, target_network_state, opt_state, step)
         return new_state, UpdateInfo(metrics, divergence)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from rlcls._errors import UserError
@@ -93,6 +94,9 @@ class Learner:
                 metrics = {f"metrics/{name}": np.asarray(value) for name, value in result.metrics.items()}
                 values = {**sampled._asdict(), "priorities": np.asarray(result.priorities), **metrics}
                 arrays |= {f"pending/{i}/{j}/{name}": value for name, value in values.items()}
+        # A gradient can be lost before a loss shows it, and such a moment is not worth keeping.
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self._state.params)):
+            raise UserError(f"the parameters are no longer finite after update {self.submitted}")
         # After the last pending round one acts with the state itself.
         return {"state": self._state, "acting": acting[:-1]}, arrays
 
