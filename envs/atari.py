@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -146,14 +147,14 @@ class Atari(gymnasium.vector.VectorEnv):
         if num_envs < 1:
             raise UserError(f"env.num_envs must be at least 1, not {num_envs}")
         if num_threads < 0:
-            raise UserError(f"env.num_threads must be 0 (one a core) or more, not {num_threads}")
+            raise UserError(f"env.num_threads must be 0 (all cores but one) or more, not {num_threads}")
         rom = _rom(game)
         self._emulator = _ale().AtariVectorEnv(
             rom,
             num_envs,
             # All environments in every batch: with fewer, rows come in order of readiness.
             batch_size=num_envs,
-            num_threads=num_threads,
+            num_threads=num_threads or max(1, _cores() - 1),
             thread_affinity_offset=-1,
             autoreset_mode=AutoresetMode.NEXT_STEP,
             **protocol.emulator_arguments(),
@@ -248,7 +249,7 @@ def make(game: str, num_envs: int, protocol: str = "dopamine", num_threads: int 
       game: a name of `games()`, such as "MsPacman".
       num_envs: environments stepped together.
       protocol: a name of `PROTOCOLS`.
-      num_threads: C++ threads; 0 for one a core, and never more than cores or environments.
+      num_threads: C++ threads, never more than cores or environments; 0 leaves one core to the learner.
 
     Raises:
       UserError: an unknown game or protocol, a size that cannot be, or no ale-py.
@@ -285,6 +286,10 @@ def protocol_named(name: str) -> Protocol:
     if name not in PROTOCOLS:
         raise UserError(f"unknown protocol {name!r}{nearest(name, PROTOCOLS)}")
     return PROTOCOLS[name]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _episode_began(info: dict[str, np.ndarray]) -> np.ndarray:

@@ -31,7 +31,8 @@ def evaluation_environment(
     if epsilon is None:
         epsilon = getattr(getattr(env, "protocol", None), "evaluation_epsilon", 0.0)
     if isinstance(env, Atari):
-        return Atari(env.game, num_envs, env.protocol.evaluation(), config.env.num_threads), float(epsilon)
+        threads = config.env.num_threads or num_envs  # all cores: nothing is learnt meanwhile
+        return Atari(env.game, num_envs, env.protocol.evaluation(), threads), float(epsilon)
     return build(config, "env", num_envs=num_envs), float(epsilon)
 
 

@@ -23,6 +23,7 @@ class Acting(NamedTuple):
 
 
 class _Result(NamedTuple):
+    number: int
     acting: Acting
     metrics: dict[str, Any]
     priorities: Any
@@ -74,7 +75,7 @@ class Learner:
         lines = []
         for sampled, future in self._rounds.popleft():
             result = future.result()
-            lines.append({name: float(value) for name, value in result.metrics.items()})
+            lines.append(_finite(result))
             replay.set_priorities(sampled, np.asarray(result.priorities))
             self.acting = result.acting
         return lines
@@ -91,8 +92,9 @@ class Learner:
         for i, results in enumerate(rounds):
             acting.append(results[-1][1].acting if results else acting[-1])
             for j, (sampled, result) in enumerate(results):
-                metrics = {f"metrics/{name}": np.asarray(value) for name, value in result.metrics.items()}
+                metrics = {f"metrics/{name}": np.asarray(value) for name, value in _finite(result).items()}
                 values = {**sampled._asdict(), "priorities": np.asarray(result.priorities), **metrics}
+                values["number"] = np.asarray(result.number)
                 arrays |= {f"pending/{i}/{j}/{name}": value for name, value in values.items()}
         # A gradient can be lost before a loss shows it, and such a moment is not worth keeping.
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self._state.params)):
@@ -119,7 +121,7 @@ class Learner:
                     name.removeprefix("metrics/"): part[name] for name in part if name.startswith("metrics/")
                 }
                 done: concurrent.futures.Future[_Result] = concurrent.futures.Future()
-                done.set_result(_Result(acting, metrics, part["priorities"]))
+                done.set_result(_Result(int(part["number"]), acting, metrics, part["priorities"]))
                 pending.append((Sampled(part["streams"], part["rows"]), done))
 
     def close(self) -> None:
@@ -127,9 +129,16 @@ class Learner:
         self._thread.shutdown(cancel_futures=True)
 
     def _run(self, batch: Transition, number: int) -> _Result:
+        # Nothing is read here: the next update is dispatched while this one still runs.
         self._state, info = self._update(self._state, batch, number)
-        metrics = {name: float(value) for name, value in info.metrics.items()}
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise UserError(f"{name} is {value} at update {number + 1}")
-        return _Result(Acting(self._state.params, self._state.network_state), metrics, info.priorities)
+        acting = Acting(self._state.params, self._state.network_state)
+        return _Result(number, acting, info.metrics, info.priorities)
+
+
+def _finite(result: _Result) -> dict[str, float]:
+    """The metrics of an update, once it is done."""
+    metrics = {name: float(value) for name, value in result.metrics.items()}
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise UserError(f"{name} is {value} at update {result.number + 1}")
+    return metrics

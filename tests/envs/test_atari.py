@@ -219,7 +219,7 @@ def test_every_game_of_the_atari_57_has_its_rom():
         ({"game": "zzz"}, "unknown game 'zzz'"),
         ({"protocol": "dopamin"}, "unknown protocol 'dopamin'; did you mean 'dopamine'?"),
         ({"num_envs": 0}, "env.num_envs must be at least 1, not 0"),
-        ({"num_threads": -1}, "env.num_threads must be 0 (one a core) or more, not -1"),
+        ({"num_threads": -1}, "env.num_threads must be 0 (all cores but one) or more, not -1"),
     ),
 )
 def test_a_mistake_is_one_clear_line(arguments, message):
