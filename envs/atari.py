@@ -232,7 +232,7 @@ class Atari(gymnasium.vector.VectorEnv):
         self._episode_began = began
         return observations, rewards.astype(np.float32), terminated, truncated, info
 
-    def step(self, actions: Integer[np.ndarray, "N"]):
+    def step(self, actions: Integer[np.ndarray, "N"]) -> Any:
         """`send` and `recv` at once."""
         self.send(actions)
         return self.recv()

@@ -65,11 +65,12 @@ class Probe:
         if not pixels:
             return np.asarray(self.features, np.float32)[:, None]
         stacks = np.zeros((self.num_states, _STACK, _SIDE, _SIDE), np.uint8)
-        for state in self.starts:
-            stack = stacks[state]
-            while state is not None:
-                stacks[state] = stack = np.concatenate([stack[1:], self._frame(state)[None]])
-                state = self.successors[state]
+        for start in self.starts:
+            stack = stacks[start]
+            seen: int | None = start
+            while seen is not None:
+                stacks[seen] = stack = np.concatenate([stack[1:], self._frame(seen)[None]])
+                seen = self.successors[seen]
         return stacks
 
     def reset(self, key: Key[Array, ""]) -> tuple[Int32[Array, ""], Float32[Array, "1"]]:
@@ -237,7 +238,7 @@ class ProbeVectorEnv(gymnasium.vector.VectorEnv):
         truncated = np.zeros(self.num_envs, bool)
         return self._begin(start), rewards, self._over.copy(), truncated, {"episode_start": start}
 
-    def step(self, actions: Integer[np.ndarray, "N"]):
+    def step(self, actions: Integer[np.ndarray, "N"]) -> Any:
         """`send` and `recv` at once."""
         self.send(actions)
         return self.recv()

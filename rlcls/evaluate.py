@@ -50,6 +50,7 @@ def _command(argv: list[str]) -> int:
         raise UserError(f"video={video} must be true, false or a file that ends in .mp4")
     episodes = _positive(options["eval.episodes"]) if "eval.episodes" in options else None
 
+    from rlcls.envs.atari import Atari
     from rlcls.training import build, film, player, xla
     from rlcls.training.evaluation import episode_seeds, evaluate
     from rlcls.training.progress import Progress, header
@@ -65,7 +66,7 @@ def _command(argv: list[str]) -> int:
         arena, epsilon = build.evaluation_environment(config, env)
         agent, network = build.agent(config, env)
     protocol = getattr(arena, "protocol", None)
-    if video != "false" and protocol is None:
+    if video != "false" and not isinstance(arena, Atari):
         raise UserError(f"video={video}: only Atari games can be filmed, not {config.game}")
     rows = {
         "game": str(config.game),
@@ -97,7 +98,8 @@ def _command(argv: list[str]) -> int:
         actions = first_actions[: result.lengths[0]]
         seeds = episode_seeds(seed, arena.num_envs)
         path = default if video == "true" else Path(video)
-        filmed = film.film(path, str(config.game), protocol, seed=seeds[:1], actions=actions)
+        assert isinstance(arena, Atari)
+        filmed = film.film(path, arena.game, arena.protocol, seed=seeds[:1], actions=actions)
         # The sticky actions of the film are the evaluation's, or it is another episode.
         assert filmed == result.returns[0], (filmed, result.returns[0])
         print(path)

@@ -151,7 +151,7 @@ def load(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     Returns:
       The checkpoint, or None where there is none, and a line on each newer one that had to be passed over.
     """
-    passed_over = []
+    passed_over: list[str] = []
     for folder in reversed(folders(run_dir)):
         try:
             return open_whole(run_dir, folder), passed_over

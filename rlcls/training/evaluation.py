@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import gymnasium.vector
 import numpy as np
@@ -18,7 +19,7 @@ class Evaluation:
     returns: Float64[np.ndarray, "episodes"]
     lengths: Int64[np.ndarray, "episodes"]
 
-    def summary(self) -> dict[str, float | list[float]]:
+    def summary(self) -> dict[str, Any]:
         """What a line of metrics holds: return_mean, return_std (of the population), returns, length_mean."""
         return {
             "return_mean": float(self.returns.mean()),

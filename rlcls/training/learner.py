@@ -112,8 +112,9 @@ class Learner:
         self._state = tree["state"]
         self.submitted = int(self._state.step)
         latest = Acting(self._state.params, self._state.network_state)
-        self.acting, *after = [*tree["acting"], latest]
-        for i, (pending, acting) in enumerate(zip(self._rounds, after, strict=True)):
+        acting = [*tree["acting"], latest]
+        self.acting = acting[0]
+        for i, (pending, after) in enumerate(zip(self._rounds, acting[1:], strict=True)):
             while f"pending/{i}/{len(pending)}/rows" in arrays:
                 prefix = f"pending/{i}/{len(pending)}/"
                 part = {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
@@ -121,7 +122,7 @@ class Learner:
                     name.removeprefix("metrics/"): part[name] for name in part if name.startswith("metrics/")
                 }
                 done: concurrent.futures.Future[_Result] = concurrent.futures.Future()
-                done.set_result(_Result(int(part["number"]), acting, metrics, part["priorities"]))
+                done.set_result(_Result(int(part["number"]), after, metrics, part["priorities"]))
                 pending.append((Sampled(part["streams"], part["rows"]), done))
 
     def close(self) -> None:

@@ -230,7 +230,7 @@ def make_replay(config: DictConfig, env: gymnasium.vector.VectorEnv) -> FrameRep
     Raises:
       UserError: it is too small for one transition.
     """
-    space = env.single_observation_space
+    space: Any = env.single_observation_space
     stacked = is_stacked(env)
     options = dict(config.replay)
     capacity = options.pop("capacity")
@@ -239,9 +239,9 @@ def make_replay(config: DictConfig, env: gymnasium.vector.VectorEnv) -> FrameRep
         return FrameReplay(
             env.num_envs,
             capacity,
-            frame_shape=space.shape[1:] if stacked else space.shape,  # type: ignore[index]
+            frame_shape=space.shape[1:] if stacked else space.shape,
             frame_dtype=space.dtype,
-            stack=space.shape[0] if stacked else 0,  # type: ignore[index]
+            stack=space.shape[0] if stacked else 0,
             # With a lag one samples before the step adds its row: that is one row already.
             delay=max(0, int(config.training.lag) - 1),
             **options,
@@ -257,7 +257,7 @@ def is_stacked(env: gymnasium.vector.VectorEnv) -> bool:
 
 
 def _digest(observations: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(observations)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(observations).tobytes()).hexdigest()
 
 
 def _emulator() -> str:

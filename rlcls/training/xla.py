@@ -28,7 +28,7 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 
 @functools.cache
 def _options() -> dict[str, str] | None:
-    default = jax.config.jax_default_device
+    default = jax.config.values["jax_default_device"]
     if (default.platform if default else jax.default_backend()) != "cpu":
         return None
     try:
@@ -44,7 +44,7 @@ def _options() -> dict[str, str] | None:
 
 def cache_compilations() -> None:
     """Keeps compiled programs between runs, in $XDG_CACHE_HOME/rlcls (or where JAX was told to)."""
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.values["jax_compilation_cache_dir"]:
         return
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(root / "rlcls" / "xla"))

@@ -118,9 +118,7 @@ def test_the_loop_compiles_each_function_once():
 
 def test_a_result_that_is_not_finite_stops_the_run_and_names_the_update():
     trainer = make("loss=mse", "agent.learning_rate=1e30")
-    with pytest.raises(
-        UserError, match=r"(loss|td_divergence|q_mean) is (nan|inf) at update \d"
-    ):
+    with pytest.raises(UserError, match=r"(loss|td_divergence|q_mean) is (nan|inf) at update \d"):
         run(trainer, 100)
     with pytest.raises(UserError, match=r"(at|after) update \d"):  # nor can such a moment be saved
         trainer.get_state()
