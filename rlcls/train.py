@@ -22,6 +22,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # the second Ctrl-C, or one before there was anything to save
+        return 130
 
 
 def _command(argv: list[str]) -> int:
@@ -54,6 +56,7 @@ def _train_each(commands: list[list[str]]) -> int:
 def _train(config: Any) -> int:
     from rlcls.training import build, xla
     from rlcls.training.checkpoint import Checkpoints
+    from rlcls.training.learner import Diverged
     from rlcls.training.metrics import Metrics
     from rlcls.training.player import Player
     from rlcls.training.run_folder import RunFolder
@@ -96,7 +99,10 @@ def _train(config: Any) -> int:
                 arena, epsilon = build.evaluation_environment(config, env)
                 with contextlib.closing(arena):
                     player = Player(config, agent, epsilon)
-                    _loop(config, trainer, player, arena, metrics, checkpoints, received)
+                    try:
+                        _loop(config, trainer, player, arena, metrics, checkpoints, received)
+                    except Diverged as error:
+                        raise UserError(f"{error}; {_kept(folder.path)}") from error
         picture = _picture(folder.path)
         print(f"{_outcome(trainer, config, received)}; learning curve: {picture}")
     return 128 + received[0] if received else 0
@@ -196,6 +202,13 @@ def _head_line(config: Any) -> str:
     """The loss and its options in one line."""
     options = {name: value for name, value in config.loss.items() if name not in ("_target_", "name")}
     return " ".join([config.choices.loss, *(f"{name}={value}" for name, value in options.items())])
+
+
+def _kept(path: Any) -> str:
+    from rlcls.training.checkpoint import folders
+
+    there = folders(path)
+    return f"{there[-1]} is the last good checkpoint" if there else "there was no checkpoint yet"
 
 
 def _picture(path: Any) -> Any:

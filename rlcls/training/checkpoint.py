@@ -52,7 +52,7 @@ class Checkpoint(NamedTuple):
 
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(self.folder / "tree", args=ocp.args.StandardRestore(wanted))
+            return checkpointer.restore((self.folder / "tree").resolve(), args=ocp.args.StandardRestore(wanted))
 
     def fill(self, replay: FrameReplay) -> None:
         """Puts the rows, and what sampling them needs, back into an empty replay."""

@@ -15,6 +15,10 @@ from rlcls._errors import UserError
 from rlcls.replay import FrameReplay, Sampled, Transition
 
 
+class Diverged(UserError):
+    """Learning came to numbers that are not finite."""
+
+
 class Acting(NamedTuple):
     """What acting needs of an agent's state."""
 
@@ -68,7 +72,7 @@ class Learner:
           The metrics of that round's updates.
 
         Raises:
-          UserError: one of them was not finite.
+          Diverged: one of them was not finite.
         """
         self._rounds.append(self._current)
         self._current = []
@@ -84,7 +88,7 @@ class Learner:
         """All that `restore` needs between two rounds: a pytree for Orbax and small arrays. Changes nothing.
 
         Raises:
-          UserError: an update that still ran gave a result that is not finite.
+          Diverged: an update that still ran gave a result that is not finite, or the parameters are not.
         """
         rounds = [[(sampled, future.result()) for sampled, future in pending] for pending in self._rounds]
         acting: list[Acting] = [self.acting]
@@ -98,7 +102,7 @@ class Learner:
                 arrays |= {f"pending/{i}/{j}/{name}": value for name, value in values.items()}
         # A gradient can be lost before a loss shows it, and such a moment is not worth keeping.
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self._state.params)):
-            raise UserError(f"the parameters are no longer finite after update {self.submitted}")
+            raise Diverged(f"the parameters are no longer finite after update {self.submitted}")
         # After the last pending round one acts with the state itself.
         return {"state": self._state, "acting": acting[:-1]}, arrays
 
@@ -141,5 +145,5 @@ def _finite(result: _Result) -> dict[str, float]:
     metrics = {name: float(value) for name, value in result.metrics.items()}
     for name, value in metrics.items():
         if not math.isfinite(value):
-            raise UserError(f"{name} is {value} at update {result.number + 1}")
+            raise Diverged(f"{name} is {value} at update {result.number + 1}")
     return metrics

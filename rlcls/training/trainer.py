@@ -96,7 +96,7 @@ class Trainer:
           return and length of each episode that finished.
 
         Raises:
-          UserError: an update gave a result that is not finite.
+          Diverged: an update gave a result that is not finite.
         """
         if self.steps and self.steps % self._reseed_every == 0:
             self._reseed(self.steps // self._reseed_every)
@@ -180,7 +180,7 @@ class Trainer:
         It may be taken after any step and changes nothing.
 
         Raises:
-          UserError: an update that was still running gave a result that is not finite.
+          Diverged: this moment is not worth keeping, see `Learner.snapshot`.
         """
         tree, arrays = self._learner.snapshot()
         sent = np.stack(self._sent) if self._sent else np.zeros((0, self._num_envs))

@@ -1,0 +1,102 @@
+"""What README and docs tell a user to type works, and what they point to is there."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What shortens a training command to seconds.
+SHORT = [
+    "steps=400",
+    "env.num_envs=4",
+    "replay.min_size=200",
+    "replay.capacity=1000",
+    "training.batch_size=4",
+    "eval.episodes=1",
+]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.M | re.S)
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks(ROOT / "README.md", "bash") for line in block.splitlines()]
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def run(arguments: list[str], cwd: Path) -> str:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_readmes_commands_work_one_after_another(tmp_path):
+    """Those that install or test are run by .ci/run; the others here, with a short budget."""
+    seen = []
+    for command in commands():
+        words = shlex.split(command)
+        if words[0] != "python":
+            assert words[0] in ("pip", "pytest"), command
+            continue
+        module = words[2].removeprefix("rlcls.")
+        seen.append(module)
+        arguments = words[3:]
+        if module == "train":
+            arguments += SHORT
+        else:  # the folder is named after the configuration, which the short budget changes
+            (made,) = (tmp_path / "runs").iterdir()
+            named = re.compile(r"runs/(\*|[^ ]*)")
+            arguments = [named.sub(f"runs/{made.name}", argument) for argument in arguments]
+            arguments = [re.sub(r"eval.episodes=\d+", "eval.episodes=1", argument) for argument in arguments]
+        run(["-m", words[2], *arguments], tmp_path)
+    assert seen == ["train", "evaluate", "plot"]
+    (made,) = (tmp_path / "runs").iterdir()
+    assert (made / "learning_curve.png").stat().st_size > 10_000
+    assert next((made / "videos").iterdir()).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_in_the_documents_runs(page):
+    for block in blocks(page, "python"):
+        exec(compile(block, str(page), "exec"), {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_and_names_in_tables_exist(page):
+    for path, names in re.findall(r"`([\w/]+\.py): ([\w., ]+)`", page.read_text()):
+        text = (ROOT / path).read_text()
+        for name in names.split(", "):
+            assert re.search(rf"\b{name.split('.')[-1]}\b", text), f"{path}: {name}"
+
+
+def test_the_options_that_the_documents_name_are_there():
+    from rlcls.training.config import compose
+
+    known = compose([])
+    for page in PAGES:
+        for option in re.findall(r"`((?:\w+\.)+\w+)=", page.read_text()):
+            section, name = option.rsplit(".", 1)
+            if section in ("agent", "replay", "training", "eval", "checkpoint", "logging", "env", "loss"):
+                assert name in known[section], option
