@@ -1,0 +1,90 @@
+"""What replay costs beside an update: adding, sampling and setting priorities, in percent of the update's time.
+
+    python benchmarks/replay_cost.py
+
+The ring is as full as `recipe=fast` lets it get and samples are drawn all over it, so that memory is as cold as in
+training. In training this work is done while the update before runs.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import _report
+import jax
+import numpy as np
+from _bare_update import sample_batch
+
+from rlcls.training import build, config, trainer, xla
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--out", type=Path, default=_report.RESULTS)
+    arguments = parser.parse_args()
+    facts = _report.machine()
+    xla.choose_device("cpu")
+    kinds = {"uniform": "replay.prioritized=false", "prioritised": "replay.prioritized=true"}
+    times = {kind: _times(override, arguments.rounds) for kind, override in kinds.items()}
+    _report.write(
+        "replay_cost", {"machine": facts, "milliseconds": times}, _text(times, facts), arguments.out
+    )
+
+
+def _times(override: str, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds for each update: of the update alone, and of what replay does for it."""
+    settings = config.compose(["game=Pong", override])
+    env = build.environment(settings)
+    agent, _ = build.agent(settings, env)
+    replay = trainer.make_replay(settings, env)
+    random = np.random.default_rng(0)
+    rows = random.integers(0, 256, (64, env.num_envs, *env.single_observation_space.shape[1:]), np.uint8)
+    actions, flags = np.zeros(env.num_envs, np.int32), np.zeros(env.num_envs, bool)
+    for number in range(replay.length):
+        replay.add(rows[number % 64], actions, actions.astype(np.float32), flags, flags)
+    size = int(settings.training.batch_size)
+    updates_per_row = env.num_envs / settings.training.update_period
+    state, batch = agent.init(jax.random.key(0)), sample_batch(env, size, seed=0)
+    env.close()
+    update = xla.jit(agent.update)
+    jax.block_until_ready(update(state, batch, jax.random.key(0)))
+    times: dict[str, list[float]] = {"update": [], "sample": [], "priorities": [], "add": []}
+
+    def timed(name: str, function: Any, *inputs: Any) -> Any:
+        began = time.perf_counter()
+        result = jax.block_until_ready(function(*inputs))
+        times[name].append(1e3 * (time.perf_counter() - began))
+        return result
+
+    for number in range(rounds):
+        timed("update", update, state, batch, jax.random.key(0))
+        _, sampled = timed("sample", replay.sample, size, 0, number)
+        timed("priorities", replay.set_priorities, sampled, random.random(size))
+        timed("add", replay.add, rows[number % 64], actions, actions.astype(np.float32), flags, flags)
+    times["add"] = [value / updates_per_row for value in times["add"]]
+    return times
+
+
+def _text(times: dict[str, dict[str, list[float]]], facts: dict[str, Any]) -> str:
+    rows = []
+    for kind, parts in times.items():
+        medians = [f"{statistics.median(part):.3f}" for part in parts.values()]
+        shares = zip(*(parts[name] for name in parts), strict=True)
+        share = statistics.median(100 * sum(work) / update for update, *work in shares)
+        rows.append([kind, *medians, f"{share:.2f} %"])
+    header = ["sampling", "update, ms", "sample, ms", "set priorities, ms", "add, ms", "replay / update"]
+    count = len(next(iter(times.values()))["update"])
+    return "\n\n".join(
+        [
+            "# What replay costs in a DQN update (Pong, Nature CNN, batch 32, 200,000 transitions)",
+            f"Medians of {count} interleaved rounds, each for one update. {_report.describe(facts)}",
+            _report.table(header, rows),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
