@@ -5,7 +5,8 @@
     values = head.value(outputs)            # [*b, 51] -> [*b]
 
 A head is a frozen, hashable dataclass: it may be a static argument of a jit, and it holds no parameters.
-`heads.nnx` has the module that makes the outputs, and is loaded, with flax, when it is first used.
+`heads.nnx`, `heads.linen` and `heads.haiku` have the modules that make the outputs; each is loaded, with its
+framework, when it is first used.
 """
 
 import importlib
@@ -32,6 +33,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "nnx":
+    if name in ("haiku", "linen", "nnx"):
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,20 +1,30 @@
-"""The last layer of a network, as a flax NNX module: from features to the outputs of a head."""
+"""The last layer of a network, as flax NNX modules: from features to the outputs of a head."""
 
-import math
-
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ._modules import INIT_SCALE, check_sizes, initial_bias, per_action
 from .base import Head
 
 
 class QHead(nnx.Module):
     """Features -> the head's outputs for every action.
 
-    Weights are drawn from U(-l, l), l = sqrt(3 * init_scale / in_features), as in Dopamine's C51; biases are
-    0, and init_scale=0 makes every output 0. A dueling head adds, to the outputs of a state, what each
+    Weights are drawn from U(-l, l), l = sqrt(3 * init_scale / in_features), as in Dopamine's C51, and biases
+    are 0; init_scale=0 makes every output 0. A dueling head adds, to the outputs of a state, what each
     action's have over their mean; with classes these are logits.
+
+    Args:
+      head: what the outputs are for.
+      in_features: the features' last axis.
+      num_actions: at least 1.
+      dueling: two streams, `state` and `advantage`, instead of `advantage` alone.
+      init_scale: variance of the weights, times in_features; not negative.
+      bias_slope: biases start at -bias_slope * |center| of their bin, those of `state` in a dueling head; not
+        negative. Simulus has 0.2. Without effect on a head that has no bins.
+
+    Raises:
+      ValueError: num_actions, init_scale or bias_slope is out of range.
 
     Source: Wang et al. 2016, equation 9 (dueling).
     """
@@ -26,25 +36,47 @@ class QHead(nnx.Module):
         num_actions: int,
         *,
         dueling: bool = False,
-        init_scale: float = 1 / math.sqrt(3),
+        init_scale: float = INIT_SCALE,
+        bias_slope: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        if num_actions < 1:
-            raise ValueError(f"num_actions must be at least 1, not {num_actions}")
-        if not init_scale >= 0:
-            raise ValueError(f"init_scale must not be negative, not {init_scale}")
-        self.shape = (num_actions, head.num_outputs)
-        init = nnx.initializers.zeros_init()
-        if init_scale:
-            init = nnx.initializers.variance_scaling(init_scale, "fan_in", "uniform")
-        self.advantage = nnx.Linear(in_features, num_actions * head.num_outputs, kernel_init=init, rngs=rngs)
-        self.state = (
-            nnx.Linear(in_features, head.num_outputs, kernel_init=init, rngs=rngs) if dueling else None
-        )
+        check_sizes(num_actions, init_scale, bias_slope)
+        self.num_actions = num_actions
+        slope = 0.0 if dueling else bias_slope
+        self.advantage = _linear(head, in_features, num_actions, init_scale, slope, rngs)
+        self.state = _linear(head, in_features, 1, init_scale, bias_slope, rngs) if dueling else None
 
     def __call__(self, features: Float[Array, "*b d"]) -> Float[Array, "*b a n"]:
-        outputs = self.advantage(features).reshape(features.shape[:-1] + self.shape)
-        if self.state is None:
-            return outputs
-        state = jnp.expand_dims(self.state(features), -2)
-        return state + (outputs - outputs.mean(-2, keepdims=True))
+        state = None if self.state is None else self.state(features)
+        return per_action(self.advantage(features), state, self.num_actions)
+
+
+class ValueHead(nnx.Module):
+    """Features -> the head's outputs for the state; arguments as `QHead`'s."""
+
+    def __init__(
+        self,
+        head: Head,
+        in_features: int,
+        *,
+        init_scale: float = INIT_SCALE,
+        bias_slope: float = 0.0,
+        rngs: nnx.Rngs,
+    ):
+        check_sizes(1, init_scale, bias_slope)
+        self.state = _linear(head, in_features, 1, init_scale, bias_slope, rngs)
+
+    def __call__(self, features: Float[Array, "*b d"]) -> Float[Array, "*b n"]:
+        return self.state(features)
+
+
+def _linear(
+    head: Head, in_features: int, copies: int, scale: float, slope: float, rngs: nnx.Rngs
+) -> nnx.Linear:
+    init = nnx.initializers.zeros_init()
+    if scale:
+        init = nnx.initializers.variance_scaling(scale, "fan_in", "uniform")
+    layer = nnx.Linear(in_features, copies * head.num_outputs, kernel_init=init, rngs=rngs)
+    if slope and layer.bias is not None:
+        layer.bias[...] = initial_bias(head, slope, copies).astype(layer.bias.dtype)
+    return layer

@@ -1,0 +1,47 @@
+"""What the modules of all frameworks share, so that equal weights give equal outputs."""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .base import Head
+
+INIT_SCALE = 1 / math.sqrt(3)  # Dopamine's C51
+
+
+def check_sizes(num_actions: int, init_scale: float, bias_slope: float) -> None:
+    if num_actions < 1:
+        raise ValueError(f"num_actions must be at least 1, not {num_actions}")
+    if not init_scale >= 0:
+        raise ValueError(f"init_scale must not be negative, not {init_scale}")
+    if not bias_slope >= 0:
+        raise ValueError(f"bias_slope must not be negative, not {bias_slope}")
+
+
+def initial_bias(head: Head, slope: float, copies: int) -> Float[np.ndarray, " n"]:
+    """-slope * |center| for every bin, so that a new network's mass lies near 0; 0 for a head without bins.
+
+    Repeated for each of the copies, the actions of a Q head.
+
+    Source: Cohen et al. 2025 (Simulus), whose released code has a slope of 0.2 on bins in symlog space.
+    """
+    support: Any = getattr(head, "support", None)
+    if support is None or not slope:
+        return np.zeros(copies * head.num_outputs)
+    return np.tile(-slope * np.abs(support.centers), copies)
+
+
+def per_action(
+    advantages: Float[Array, "*b an"], state: Float[Array, "*b n"] | None, num_actions: int
+) -> Float[Array, "*b a n"]:
+    """The outputs of every action; a dueling head's are the state's, plus each advantage over their mean.
+
+    Source: Wang et al. 2016, equation 9.
+    """
+    outputs = advantages.reshape((*advantages.shape[:-1], num_actions, -1))
+    if state is None:
+        return outputs
+    return jnp.expand_dims(state, -2) + (outputs - outputs.mean(-2, keepdims=True))

@@ -1,0 +1,80 @@
+"""The last layer of a network, as Haiku modules: from features to the outputs of a head."""
+
+import haiku as hk
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._modules import INIT_SCALE, check_sizes, initial_bias, per_action
+from .base import Head
+
+
+class QHead(hk.Module):
+    """Features -> the head's outputs for every action.
+
+    As `heads.nnx.QHead`: equal weights give equal outputs. The parameters are "advantage": {"w", "b"} and, of
+    a dueling head, "state" besides.
+
+    Args:
+      head: what the outputs are for.
+      num_actions: at least 1.
+      dueling: two streams, `state` and `advantage`, instead of `advantage` alone.
+      init_scale: variance of the weights, times the number of features; 0 makes every output 0.
+      bias_slope: biases start at -bias_slope * |center| of their bin, those of `state` in a dueling head.
+        Simulus has 0.2. Without effect on a head that has no bins.
+      name: Haiku's.
+
+    Raises:
+      ValueError: num_actions, init_scale or bias_slope is out of range.
+
+    Source: Wang et al. 2016, equation 9 (dueling).
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        num_actions: int,
+        dueling: bool = False,
+        init_scale: float = INIT_SCALE,
+        bias_slope: float = 0.0,
+        name: str | None = None,
+    ):
+        super().__init__(name=name)
+        check_sizes(num_actions, init_scale, bias_slope)
+        self.head, self.num_actions, self.dueling = head, num_actions, dueling
+        self.init_scale, self.bias_slope = init_scale, bias_slope
+
+    # Layers made here, not in __init__, are named without Haiku's "~".
+    def __call__(self, features: Float[Array, "*b d"]) -> Float[Array, "*b a n"]:
+        slope = 0.0 if self.dueling else self.bias_slope
+        advantages = _linear(self.head, self.num_actions, self.init_scale, slope, "advantage")(features)
+        state = None
+        if self.dueling:
+            state = _linear(self.head, 1, self.init_scale, self.bias_slope, "state")(features)
+        return per_action(advantages, state, self.num_actions)
+
+
+class ValueHead(hk.Module):
+    """Features -> the head's outputs for the state; arguments as `QHead`'s."""
+
+    def __init__(
+        self, head: Head, init_scale: float = INIT_SCALE, bias_slope: float = 0.0, name: str | None = None
+    ):
+        super().__init__(name=name)
+        check_sizes(1, init_scale, bias_slope)
+        self.head, self.init_scale, self.bias_slope = head, init_scale, bias_slope
+
+    def __call__(self, features: Float[Array, "*b d"]) -> Float[Array, "*b n"]:
+        return _linear(self.head, 1, self.init_scale, self.bias_slope, "state")(features)
+
+
+def _linear(head: Head, copies: int, scale: float, slope: float, name: str) -> hk.Linear:
+    weights = hk.initializers.Constant(0)
+    if scale:
+        weights = hk.initializers.VarianceScaling(scale, "fan_in", "uniform")
+    bias = initial_bias(head, slope, copies)
+    return hk.Linear(
+        copies * head.num_outputs,
+        w_init=weights,
+        b_init=lambda shape, dtype: jnp.asarray(bias, dtype),
+        name=name,
+    )
