@@ -162,7 +162,7 @@ def test_impossible_sizes_are_refused(framework):
             make(framework, "QHead", HEAD, *arguments, **options)
 
 
-@pytest.mark.parametrize(("framework", "other"), [("haiku", "flax"), ("linen", "haiku"), ("nnx", "haiku")])
+@pytest.mark.parametrize(("framework", "other"), [("haiku", "rlax"), ("linen", "haiku"), ("nnx", "haiku")])
 def test_a_framework_is_loaded_alone_and_when_it_is_used(framework, other, pytestconfig):
     program = f"""
 import sys
