@@ -1,0 +1,157 @@
+"""What each value head costs, relative to MSE: loss and gradient given a network's outputs.
+
+    python benchmarks/heads.py                          # some minutes
+    python benchmarks/heads.py --batches 32 --bins 51   # seconds
+
+For every head that `heads.make` knows, two programs: the loss of the actions taken against given scalars, and
+temporal-difference learning from the outputs at the next state (the values of all actions, the best one's
+target, the loss). Both include the gradient with respect to all outputs [batch, actions, n]. All heads of a
+cell are timed in turn, a round of all after another, and compared with MSE within a round.
+"""
+
+import argparse
+import functools
+import inspect
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import _report
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlcls import heads
+from rlcls.heads import factory
+
+BASELINE = "mse"
+SIZES = ("num_bins", "num_quantiles")  # options that say how many outputs there are
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--batches", type=int, nargs="+", default=[32, 4096])
+    parser.add_argument("--bins", type=int, nargs="+", default=[51, 255, 1001])
+    parser.add_argument("--actions", type=int, default=18)
+    parser.add_argument("--rounds", type=int, default=300, help="at most, of each cell")
+    parser.add_argument("--seconds", type=float, default=60, help="of each cell; at least 20 rounds are done")
+    parser.add_argument("--heads", nargs="+", default=names(), metavar="NAME")
+    parser.add_argument("--out", type=Path, default=_report.RESULTS)
+    arguments = parser.parse_args()
+    facts = _report.machine()
+    chosen = [BASELINE, *(name for name in arguments.heads if name != BASELINE)]
+    cells = []
+    for batch in arguments.batches:
+        for bins in arguments.bins:
+            programs = {}
+            # Shared by heads of as many outputs: they are hundreds of megabytes in the largest cell.
+            inputs = functools.cache(functools.partial(_inputs, batch, arguments.actions))
+            for name in chosen:
+                for part, run in _programs(make(name, bins), inputs).items():
+                    programs[f"{part} {name}"] = run
+            times = _interleaved(programs, arguments.rounds, arguments.seconds)
+            cells.append({"batch": batch, "bins": bins, "milliseconds": times})
+    data = {"machine": facts, "actions": arguments.actions, "heads": chosen, "cells": cells}
+    _report.write("heads", data, _text(data), arguments.out)
+
+
+def names() -> list[str]:
+    """All that `heads.make` knows."""
+    return sorted(factory._MAKERS)
+
+
+def make(name: str, bins: int) -> heads.Head:
+    """The head with that many bins or quantiles, if it has any, on [-10, 10] where that can be chosen."""
+    known = inspect.signature(factory._MAKERS[name]).parameters
+    options: dict[str, Any] = {"vmin": -10, "vmax": 10} | dict.fromkeys(SIZES, bins)
+    return heads.make(name, **{option: value for option, value in options.items() if option in known})
+
+
+def _inputs(batch: int, num_actions: int, num_outputs: int) -> tuple[jax.Array, ...]:
+    """Outputs now and next [batch, actions, n]; scalars and actions [batch]."""
+    random = np.random.default_rng(0)
+    shape = (batch, num_actions, num_outputs)
+    outputs, next_outputs = (jnp.asarray(random.standard_normal(shape, np.float32)) for _ in range(2))
+    # Inside [0, 1], where every head is at home.
+    scalars = jnp.asarray(random.uniform(0, 1, batch), jnp.float32)
+    return outputs, next_outputs, scalars, jnp.asarray(random.integers(0, num_actions, batch), jnp.int32)
+
+
+def _programs(
+    head: heads.Head, inputs: Callable[[int], tuple[jax.Array, ...]]
+) -> dict[str, Callable[[], Any]]:
+    """Loss and gradient, compiled, with the inputs at hand."""
+    outputs, next_outputs, scalars, actions = inputs(head.num_outputs)
+
+    @jax.jit
+    def loss(outputs, scalars, actions):
+        return jax.value_and_grad(lambda o: head.loss(heads.select(o, actions), scalars).mean())(outputs)
+
+    @jax.jit
+    def learning(outputs, next_outputs, scalars, actions):
+        best = jnp.argmax(head.value(next_outputs), -1)
+        target = head.td_target(heads.select(next_outputs, best), scalars, jnp.full_like(scalars, 0.99))
+        return jax.value_and_grad(lambda o: head.td_loss(heads.select(o, actions), target).mean())(outputs)
+
+    return {
+        "loss": lambda: loss(outputs, scalars, actions),
+        "td": lambda: learning(outputs, next_outputs, scalars, actions),
+    }
+
+
+def _interleaved(
+    programs: dict[str, Callable[[], Any]], rounds: int, seconds: float
+) -> dict[str, list[float]]:
+    """Milliseconds of each program in each round; every other round goes backwards."""
+    for run in programs.values():
+        for _ in range(3):
+            jax.block_until_ready(run())
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    started = time.perf_counter()
+    for number in range(rounds):
+        if number >= 20 and time.perf_counter() - started > seconds:
+            break
+        order = list(programs.items())
+        for name, run in order if number % 2 else reversed(order):
+            began = time.perf_counter()
+            jax.block_until_ready(run())
+            times[name].append(round(1e3 * (time.perf_counter() - began), 4))
+    return times
+
+
+def _text(data: dict[str, Any]) -> str:
+    header = ["head"]
+    for cell in data["cells"]:
+        header.append(f"{cell['batch']} x {cell['bins']}")
+    paragraphs = [
+        f"# What a value head costs relative to {BASELINE} ({data['actions']} actions)",
+        _report.describe(data["machine"]),
+    ]
+    for part, what in (
+        ("loss", "Loss against scalars, and gradient"),
+        ("td", "Values at the next state, target, loss and gradient"),
+    ):
+        rows = [[name, *(_ratio(cell, part, name) for cell in data["cells"])] for name in data["heads"]]
+        rows[0][1:] = [
+            f"{statistics.median(cell['milliseconds'][f'{part} {BASELINE}']):.3f} ms"
+            for cell in data["cells"]
+        ]
+        paragraphs += [f"{what}, by batch x bins:", _report.table(header, rows)]
+    rounds = ", ".join(str(len(cell["milliseconds"][f"loss {BASELINE}"])) for cell in data["cells"])
+    paragraphs.append(
+        f"Medians of the ratios within a round, all heads in turn ({rounds} rounds). Only the loss: the wider "
+        "last layer, and the overhead of a call, which one compiled update does not pay, are in `head_cost`."
+    )
+    return "\n\n".join(paragraphs)
+
+
+def _ratio(cell: dict[str, Any], part: str, name: str) -> str:
+    times = cell["milliseconds"]
+    pairs = zip(times[f"{part} {name}"], times[f"{part} {BASELINE}"], strict=True)
+    return f"{statistics.median(a / b for a, b in pairs):.2f}"
+
+
+if __name__ == "__main__":
+    main()
