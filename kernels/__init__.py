@@ -1,5 +1,14 @@
 """Operations on arrays and numbers; nothing here knows a head, a network or an agent."""
 
-from .histogram.projection import Gaussian, TwoHot
+from .histogram.irregular import IrregularGaussian, IrregularOneHot, IrregularTwoHot, LocalGaussian
+from .histogram.projection import Gaussian, OneHot, TwoHot
 
-__all__ = ["Gaussian", "TwoHot"]
+__all__ = [
+    "Gaussian",
+    "IrregularGaussian",
+    "IrregularOneHot",
+    "IrregularTwoHot",
+    "LocalGaussian",
+    "OneHot",
+    "TwoHot",
+]

@@ -192,6 +192,38 @@ class TwoHot:
         return xp.sum(probs[..., None] * shares, axis=-2)
 
 
+@dataclasses.dataclass(frozen=True)
+class OneHot:
+    """All of the target's mass on the bin that it falls in."""
+
+    low_edge: float
+    high_edge: float
+    num_bins: int
+
+    def __post_init__(self):
+        _check(self.low_edge, self.high_edge, self.num_bins)
+
+    @functools.cached_property
+    def grid(self) -> Grid:
+        return Grid(self.low_edge, self.high_edge, self.num_bins)
+
+    def split(self, targets: Real[ArrayLike, "*b"]) -> tuple[Int[Any, "*b"], Float[Any, "*b"]]:
+        """See `Grid.split`; the cells are the bins."""
+        return self.grid.split(targets)
+
+    def scale(self, bins: Int[ArrayLike, "*b"], fractions: Float[ArrayLike, "*b"]) -> Float[Any, "*b"]:
+        """Ones, and NaN for a NaN."""
+        return _namespace(fractions).where(fractions >= 0, fractions.dtype.type(1), fractions)
+
+    def mass(self, columns: Any, bins: Any, fractions: Any, scale: Any) -> Any:
+        """The mass of the bins numbered `columns`, given what `split` and `scale` gave; all broadcast."""
+        return (columns == bins).astype(fractions.dtype) * scale
+
+    def encode(self, targets: Real[ArrayLike, "*b"]) -> Float[Any, "*b {self.num_bins}"]:
+        """The histogram of each target."""
+        return _encode(self, targets)
+
+
 def _check(low: float, high: float, num_bins: int) -> None:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"a projection needs finite ends, the first below the second, not {low} and {high}")

@@ -13,22 +13,51 @@ import importlib
 from typing import Any
 
 from .base import CategoricalHead, Head, select
-from .categorical import C51, HLGauss, TwoHot
+from .bce import BCE
+from .categorical import C51, HLGauss, MSESoftmax, OneHot, TwoHot
 from .factory import make
+from .functional import (
+    categorical_l2_project,
+    from_probs,
+    hl_gauss_cross_entropy,
+    hl_gauss_probs,
+    one_hot,
+    two_hot,
+    two_hot_cross_entropy,
+)
+from .padding import pad_outputs
+from .quantile import Quantile, quantile_huber
 from .scalar import MSE, Huber
+from .suggest import reward_scale, suggest_support, support_from_rewards
 from .support import Support
 
 __all__ = [
+    "BCE",
     "C51",
     "MSE",
     "CategoricalHead",
     "HLGauss",
     "Head",
     "Huber",
+    "MSESoftmax",
+    "OneHot",
+    "Quantile",
     "Support",
     "TwoHot",
+    "categorical_l2_project",
+    "from_probs",
+    "hl_gauss_cross_entropy",
+    "hl_gauss_probs",
     "make",
+    "one_hot",
+    "pad_outputs",
+    "quantile_huber",
+    "reward_scale",
     "select",
+    "suggest_support",
+    "support_from_rewards",
+    "two_hot",
+    "two_hot_cross_entropy",
 ]
 
 

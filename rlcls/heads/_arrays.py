@@ -2,9 +2,11 @@
 
 import math
 import numbers
+from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -65,3 +67,22 @@ def check_positive(what: str, value: Any) -> float:
     if check_finite(what, value) <= 0:
         raise ValueError(f"{what} must be positive, not {value!r}")
     return float(value)
+
+
+def check_integer(what: str, value: Any, least: int) -> int:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise TypeError(f"{what} must be an integer, not {value!r}")
+    if value < least:
+        raise ValueError(f"{what} must be at least {least}, not {value}")
+    return int(value)
+
+
+def check_choice(what: str, value: Any, choices: Iterable[str]) -> None:
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{what} must be {' or '.join(map(repr, choices))}, not {value!r}")
+
+
+def namespace(x: Any) -> Any:
+    """numpy where x is NumPy's, else jax.numpy."""
+    return np if isinstance(x, (np.ndarray, np.generic)) else jnp

@@ -103,6 +103,10 @@ class CategoricalHead(Head):
     def log_probs(self, outputs: Float[ArrayLike, "*b k"]) -> Float[Array, "*b k"]:
         """The logarithms of the predicted probabilities."""
 
+    @abc.abstractmethod
+    def variance(self, outputs: Float[ArrayLike, "*b k"]) -> Float[Array, "*b"]:
+        """The variance of the predicted distribution."""
+
 
 def select(outputs: Float[ArrayLike, "*b a n"], actions: Int[ArrayLike, "*b"]) -> Float[Array, "*b n"]:
     """The outputs of the actions taken.

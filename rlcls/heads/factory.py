@@ -1,22 +1,35 @@
 """Heads by name, for configurations."""
 
+import dataclasses
 import difflib
-import inspect
-from collections.abc import Callable
 from typing import Any
 
 from .base import Head
-from .categorical import C51, HLGauss, TwoHot
+from .bce import BCE
+from .categorical import C51, HLGauss, MSESoftmax, OneHot, TwoHot
+from .quantile import Quantile
 from .scalar import MSE, Huber
 from .support import On, Support
+
+_PLAIN: dict[str, type[Head]] = {"bce": BCE, "huber": Huber, "mse": MSE, "quantile": Quantile}
+# Where each head's vmin and vmax are, unless `on` is given.
+_CATEGORICAL: dict[str, tuple[type[Any], On]] = {
+    "c51": (C51, "centers"),
+    "hlgauss": (HLGauss, "edges"),
+    "mse_softmax": (MSESoftmax, "centers"),
+    "one_hot": (OneHot, "edges"),
+    "two_hot": (TwoHot, "centers"),
+}
 
 
 def make(name: str, **options: Any) -> Head:
     """The head called `name`.
 
-    Args: name: mse, huber, two_hot, hlgauss or c51. **options: delta (huber); vmin, vmax, num_bins and on
-      (two_hot, hlgauss, c51; `on` is "edges" for hlgauss and
-        "centers" for the others unless given); sigma_ratio (hlgauss).
+    Args:
+      name: mse, huber, bce, quantile, mse_softmax, one_hot, two_hot, hlgauss or c51.
+      **options: the fields of the head's class, and those of its `Support` if it has one: vmin, vmax and
+        num_bins, or points; `on` is "edges" for hlgauss and one_hot and "centers" for the others unless
+        given.
 
     Raises:
       ValueError: there is no such head, or an option has an impossible value.
@@ -25,41 +38,41 @@ def make(name: str, **options: Any) -> Head:
     >>> make("hlgauss", vmin=-10, vmax=10, num_bins=51).num_outputs
     51
     """
-    if name not in _MAKERS:
-        raise ValueError(f"unknown loss {name!r}{_nearest(name, _MAKERS)}")
-    maker = _MAKERS[name]
-    parameters = inspect.signature(maker).parameters
-    for option in options:
-        if option not in parameters:
-            raise TypeError(f"loss {name!r} takes no option {option!r}{_nearest(option, parameters)}")
-    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in options]
+    if name in _CATEGORICAL:
+        kind, on = _CATEGORICAL[name]
+        own, of_support = _fields(kind) - {"support"}, _fields(Support)
+        _check_known(name, options, own | of_support)
+        place = {"on": on} | {option: x for option, x in options.items() if option in of_support}
+        return kind(_support(name, place), **{option: x for option, x in options.items() if option in own})
+    if name in _PLAIN:
+        _check_known(name, options, _fields(_PLAIN[name]))
+        return _PLAIN[name](**options)
+    raise ValueError(f"unknown loss {name!r}{_nearest(name, [*_PLAIN, *_CATEGORICAL])}")
+
+
+def _support(name: str, options: dict[str, Any]) -> Support:
+    if options.get("points") is not None:
+        for option in ("vmin", "vmax", "num_bins", "bin_transform"):
+            if option in options:
+                raise TypeError(f"loss {name!r} takes points or {option}, not both")
+        return Support.arbitrary(**options)
+    missing = [option for option in ("vmin", "vmax", "num_bins") if option not in options]
     if missing:
         raise TypeError(f"loss {name!r} needs {', '.join(missing)}")
-    return maker(**options)
+    return Support(**options)
 
 
-def _two_hot(vmin: float, vmax: float, num_bins: int, on: On = "centers") -> TwoHot:
-    return TwoHot(Support.uniform(vmin, vmax, num_bins, on=on))
+def _fields(kind: type[Any]) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
 
 
-def _hlgauss(vmin: float, vmax: float, num_bins: int, on: On = "edges", sigma_ratio: float = 0.75) -> HLGauss:
-    return HLGauss(Support.uniform(vmin, vmax, num_bins, on=on), sigma_ratio)
-
-
-def _c51(vmin: float, vmax: float, num_bins: int, on: On = "centers") -> C51:
-    return C51(Support.uniform(vmin, vmax, num_bins, on=on))
-
-
-_MAKERS: dict[str, Callable[..., Head]] = {
-    "c51": _c51,
-    "hlgauss": _hlgauss,
-    "huber": Huber,
-    "mse": MSE,
-    "two_hot": _two_hot,
-}
+def _check_known(name: str, options: dict[str, Any], known: set[str]) -> None:
+    for option in options:
+        if option not in known:
+            raise TypeError(f"loss {name!r} takes no option {option!r}{_nearest(option, known)}")
 
 
 def _nearest(name: str, names: Any) -> str:
-    close = difflib.get_close_matches(str(name), names, n=1)
+    close = difflib.get_close_matches(str(name), sorted(names), n=1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"{hint} ({', '.join(sorted(names))})" if names else hint

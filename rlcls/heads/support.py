@@ -2,83 +2,231 @@
 
 import dataclasses
 import functools
-import numbers
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64
 
-from ._arrays import check_finite
+from ._arrays import check_choice, check_finite, check_integer, check_positive
+from .transforms import TRANSFORMS, Name
 
 On = Literal["edges", "centers"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Support:
-    """`num_bins` bins of equal width, given by the edges of the outermost bins or by their centers.
+    """`num_bins` bins, given by the edges of the outermost ones or by their centers.
 
     With on="edges" the bins fill [vmin, vmax] (HL-Gauss); with on="centers" the outermost centers are vmin
     and vmax, and the bins reach half a width beyond (two-hot, C51). The two do not share a grid: with -10, 10
     and 51 the widths are 0.392 and 0.4.
+
+    The bins are of equal width unless one of two transforms squashes the range; vmin and vmax are squashed
+    values then. They differ in where the mean is taken:
+
+    * `scalar_transform` squashes the scalar and leaves the bins equal: a target is squashed before it is
+      encoded, and a value is the inverse of the mean. That is biased, as the mean of squashed returns is not
+      the squashed mean, but everything stays of the order of a bin (MuZero, TD-MPC2).
+    * `bin_transform` spaces the bins: they are equal in the squashed range and lie at its inverse, in the
+      units of the scalar, where the mean is taken. That is unbiased (DreamerV3).
+
+    Make one by `uniform`, `symexp` or `arbitrary`.
     """
 
     vmin: float
     vmax: float
     num_bins: int
     on: On = "edges"
+    scalar_transform: Name = "identity"
+    bin_transform: Name = "identity"
+    points: tuple[float, ...] | None = None
 
     def __post_init__(self):
         for name in ("vmin", "vmax"):
             object.__setattr__(self, name, check_finite(f"support: {name}", getattr(self, name)))
-        if not isinstance(self.num_bins, numbers.Integral) or isinstance(self.num_bins, bool):
-            raise TypeError(f"support: num_bins must be an integer, not {self.num_bins!r}")
-        object.__setattr__(self, "num_bins", int(self.num_bins))
         if self.vmin >= self.vmax:
             raise ValueError(f"support: vmin ({self.vmin}) must be below vmax ({self.vmax})")
-        if self.num_bins < 2:
-            raise ValueError(f"support: num_bins must be at least 2, not {self.num_bins}")
-        if self.on not in ("edges", "centers"):
-            raise ValueError(f"support: on must be 'edges' or 'centers', not {self.on!r}")
+        object.__setattr__(self, "num_bins", check_integer("support: num_bins", self.num_bins, 2))
+        check_choice("support: on", self.on, ("edges", "centers"))
+        check_choice("support: scalar_transform", self.scalar_transform, TRANSFORMS)
+        check_choice("support: bin_transform", self.bin_transform, TRANSFORMS)
+        if self.points is not None:
+            self._check_points()
 
     @classmethod
-    def uniform(cls, vmin: float, vmax: float, num_bins: int, *, on: On = "edges") -> "Support":
-        """Bins of equal width.
+    def uniform(
+        cls,
+        vmin: float,
+        vmax: float,
+        num_bins: int,
+        *,
+        on: On = "edges",
+        scalar_transform: Name = "identity",
+        bin_transform: Name = "identity",
+    ) -> "Support":
+        """Bins of equal width, in the squashed range if there is a transform.
 
         Raises:
-          ValueError: vmin is not below vmax, or there are fewer than 2 bins.
+          ValueError: vmin is not below vmax, there are fewer than 2 bins, or no such transform.
         """
-        return cls(vmin, vmax, num_bins, on)
+        return cls(vmin, vmax, num_bins, on, scalar_transform, bin_transform)
+
+    @classmethod
+    def symexp(cls, vmin: float, vmax: float, num_bins: int, *, on: On = "centers") -> "Support":
+        """Bins at symexp of equal steps from vmin to vmax: narrow near 0, as wide as the values far from it.
+
+        Source: Hafner et al. 2023, equation 10, with -20, 20 and 255.
+        """
+        return cls.uniform(vmin, vmax, num_bins, on=on, bin_transform="symlog")
+
+    @classmethod
+    def arbitrary(
+        cls, points: Sequence[float] | np.ndarray, *, on: On = "edges", scalar_transform: Name = "identity"
+    ) -> "Support":
+        """Bins between the points, or with on="centers" around them.
+
+        A center is the middle between two edges, or an edge the middle between two centers.
+
+        Raises:
+          ValueError: the points do not increase, or make fewer than 2 bins.
+        """
+        points = tuple(check_finite("support: points", float(point)) for point in points)
+        if len(points) < 2:
+            raise ValueError(f"support: points must be at least 2, not {len(points)}")
+        num_bins = len(points) - 1 if on == "edges" else len(points)
+        return cls(points[0], points[-1], num_bins, on, scalar_transform, "identity", points)
+
+    def widen(self, sigma_ratio: float = 0.75, *, sigmas: float = 3.0) -> "Support":
+        """As many bins, wider, so that the edges are `sigmas` standard deviations beyond vmin and vmax.
+
+        What HL-Gauss cuts off beyond an edge biases it by 0.69 bins at the edge, by 0.25, 0.047 and 0.004 at
+        one, two and three standard deviations from it (at a ratio of 0.75).
+
+        Raises:
+          ValueError: there are too few bins for it, or the bins are arbitrary.
+        """
+        margin = check_positive("widen: sigma_ratio", sigma_ratio) * check_positive("widen: sigmas", sigmas)
+        if self.points is not None:
+            raise ValueError("widen: arbitrary bins have no one width; add some with extend")
+        if self.num_bins <= 2 * margin:
+            raise ValueError(f"widen: num_bins must be above {2 * margin:g}, not {self.num_bins}")
+        width = (self.vmax - self.vmin) / (self.num_bins - 2 * margin)
+        inset = 0.0 if self.on == "edges" else width / 2
+        outset = margin * width - inset
+        return dataclasses.replace(self, vmin=self.vmin - outset, vmax=self.vmax + outset)
+
+    def extend(self, low_bins: int, high_bins: int) -> "Support":
+        """More bins below and above; the others stay where they are.
+
+        `heads.pad_outputs` gives a trained output layer the new bins. Functions of the head are compiled
+        once more.
+        """
+        low_bins = check_integer("extend: low_bins", low_bins, 0)
+        high_bins = check_integer("extend: high_bins", high_bins, 0)
+        if self.points is not None:
+            low, high = self.points[1] - self.points[0], self.points[-1] - self.points[-2]
+            below = tuple(self.points[0] - low * i for i in range(low_bins, 0, -1))
+            above = tuple(self.points[-1] + high * i for i in range(1, high_bins + 1))
+            points = below + self.points + above
+            return Support.arbitrary(points, on=self.on, scalar_transform=self.scalar_transform)
+        return dataclasses.replace(
+            self,
+            vmin=self.vmin - low_bins * self.width,
+            vmax=self.vmax + high_bins * self.width,
+            num_bins=self.num_bins + low_bins + high_bins,
+        )
+
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all bins are of one width."""
+        return self.points is None and self.bin_transform == "identity"
 
     @property
     def width(self) -> float:
-        """The width of a bin, which is also the distance between centers."""
+        """The width of a bin, which is also the distance between centers; before `bin_transform`."""
+        if self.points is not None:
+            raise ValueError("arbitrary bins have no one width")
         return (self.vmax - self.vmin) / (self.num_bins if self.on == "edges" else self.num_bins - 1)
 
     @property
-    def _overhang(self) -> float:
-        return 0.0 if self.on == "edges" else self.width / 2
-
-    @property
     def low_edge(self) -> float:
-        return self.vmin - self._overhang
+        return float(self.edges[0])
 
     @property
     def high_edge(self) -> float:
-        return self.vmax + self._overhang
+        return float(self.edges[-1])
 
     @functools.cached_property
     def edges(self) -> Float64[np.ndarray, "{self.num_bins}+1"]:
-        return _spaced(self.low_edge, self.high_edge, self.num_bins)
+        """The edges of the bins, squashed where there is a scalar_transform."""
+        if self.points is not None:
+            return _fixed(self.points if self.on == "edges" else _around(self.points))
+        overhang = 0.0 if self.on == "edges" else self.width / 2
+        return self._spread(_spaced(self.vmin - overhang, self.vmax + overhang, self.num_bins))
 
     @functools.cached_property
     def centers(self) -> Float64[np.ndarray, "{self.num_bins}"]:
-        inset = self.width / 2 - self._overhang
-        return _spaced(self.vmin + inset, self.vmax - inset, self.num_bins - 1)
+        """The centers of the bins, squashed where there is a scalar_transform."""
+        if self.is_uniform or (self.points is None and self.on == "centers"):
+            inset = self.width / 2 if self.on == "edges" else 0.0
+            return self._spread(_spaced(self.vmin + inset, self.vmax - inset, self.num_bins - 1))
+        if self.points is not None and self.on == "centers":
+            return _fixed(self.points)
+        return _fixed((self.edges[1:] + self.edges[:-1]) / 2)
+
+    @functools.cached_property
+    def values(self) -> Float64[np.ndarray, "{self.num_bins}"]:
+        """What the centers stand for, in the units of the scalar."""
+        return _fixed(self.unsquash(self.centers))
+
+    def squash(self, scalars: Any) -> Any:
+        """The scalars where the bins are; without a scalar_transform, themselves."""
+        return TRANSFORMS[self.scalar_transform].forward(scalars)
+
+    def unsquash(self, scalars: Any) -> Any:
+        """The inverse of `squash`."""
+        return TRANSFORMS[self.scalar_transform].inverse(scalars)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options of `heads.make` that make this support."""
+        options = dataclasses.asdict(self)
+        if self.points is not None:
+            options = {"points": list(self.points), "on": self.on, "scalar_transform": self.scalar_transform}
+        unsaid = {"scalar_transform": "identity", "bin_transform": "identity", "points": None}
+        return {name: value for name, value in options.items() if name not in unsaid or value != unsaid[name]}
+
+    def _spread(self, spaced: np.ndarray) -> np.ndarray:
+        return _fixed(TRANSFORMS[self.bin_transform].inverse(spaced))
+
+    def _check_points(self) -> None:
+        if self.bin_transform != "identity":
+            raise ValueError("support: bin_transform spaces equal bins; give either it or points")
+        points = np.asarray(self.points)
+        steps = np.diff(points)
+        if not (steps > 0).all():
+            first = int(np.argmin(steps > 0))
+            raise ValueError(
+                f"support: points must increase, but {points[first + 1]} follows {points[first]}"
+            )
+        count = self.num_bins + (self.on == "edges")
+        if len(points) != count or (self.vmin, self.vmax) != (points[0], points[-1]):
+            raise ValueError("support: points must be num_bins (+ 1 edges) from vmin to vmax; use arbitrary")
 
 
 def _spaced(first: float, last: float, intervals: int) -> Float64[np.ndarray, " n"]:
     """Evenly spaced, and mirror-symmetric to the last bit when the ends are: np.linspace is not."""
     steps = np.arange(-intervals, intervals + 1, 2) / intervals
-    values = (first + last) / 2 + (last - first) / 2 * steps
+    return _fixed((first + last) / 2 + (last - first) / 2 * steps)
+
+
+def _around(centers: Sequence[float]) -> Float64[np.ndarray, " n+1"]:
+    middles = np.convolve(centers, [0.5, 0.5], mode="valid")
+    return np.r_[2 * centers[0] - middles[0], middles, 2 * centers[-1] - middles[-1]]
+
+
+def _fixed(values: Any) -> Float64[np.ndarray, " n"]:
+    """A copy in float64 that nobody can write to: supports are values."""
+    values = np.array(values, np.float64)
     values.flags.writeable = False
     return values

@@ -18,6 +18,10 @@ HEADS = {
     "two_hot": {"vmin": -2, "vmax": 2, "num_bins": 21},
     "hlgauss": {"vmin": -2, "vmax": 2, "num_bins": 21, "sigma_ratio": 0.75},
     "c51": {"vmin": -2, "vmax": 2, "num_bins": 21},
+    "mse_softmax": {"vmin": -2, "vmax": 2, "num_bins": 21},
+    "one_hot": {"vmin": -2, "vmax": 2, "num_bins": 41},
+    "bce": {"vmin": -2, "vmax": 2},
+    "quantile": {"num_quantiles": 11},
 }
 
 

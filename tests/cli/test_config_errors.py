@@ -7,13 +7,14 @@ from rlcls.training import config
 
 pytestmark = pytest.mark.untyped
 
+LOSSES = "(bce, c51, hlgauss, huber, mse, mse_softmax, one_hot, quantile, two_hot)"
 MISTAKES = {
-    "loss=hlgaus": "unknown loss 'hlgaus'; did you mean 'hlgauss'? (c51, hlgauss, huber, mse, two_hot)",
+    "loss=hlgaus": f"unknown loss 'hlgaus'; did you mean 'hlgauss'? {LOSSES}",
     "recipe=papr": "unknown recipe 'papr'; did you mean 'paper'? (fast, paper)",
     "recipe=paper/dqn_mse": "unknown recipe 'paper/dqn_mse'; did you mean 'paper'? (fast, paper)",
-    "loss=null": "unknown loss 'null' (c51, hlgauss, huber, mse, two_hot)",
-    "loss=[mse,c51]": "unknown loss '[mse,c51]' (c51, hlgauss, huber, mse, two_hot)",
-    "~loss": "'~loss': a group is chosen with loss=name (c51, hlgauss, huber, mse, two_hot)",
+    "loss=null": f"unknown loss 'null'; did you mean 'one_hot'? {LOSSES}",
+    "loss=[mse,c51]": f"unknown loss '[mse,c51]' {LOSSES}",
+    "~loss": f"'~loss': a group is chosen with loss=name {LOSSES}",
     "foo": "cannot read 'foo'; options are written name=value, such as seed=1",
     "=3": "cannot read '=3'; options are written name=value, such as seed=1",
     "sede=1": "unknown option 'sede'; did you mean 'seed'? (--help lists them all)",

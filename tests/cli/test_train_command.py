@@ -27,7 +27,8 @@ def train(*argv, cwd):
     [
         (
             ["loss=hlgaus"],
-            "unknown loss 'hlgaus'; did you mean 'hlgauss'? (c51, hlgauss, huber, mse, two_hot)",
+            "unknown loss 'hlgaus'; did you mean 'hlgauss'?"
+            " (bce, c51, hlgauss, huber, mse, mse_softmax, one_hot, quantile, two_hot)",
         ),
         (["sede=1"], "unknown option 'sede'; did you mean 'seed'? (--help lists them all)"),
         (["foo"], "cannot read 'foo'; options are written name=value, such as seed=1"),

@@ -8,11 +8,13 @@ RANGE = {"vmin": -10, "vmax": 10, "num_bins": 51}
 
 
 def test_each_head_stands_on_the_grid_of_its_paper():
-    assert heads.make("hlgauss", **RANGE) == heads.HLGauss(heads.Support.uniform(-10, 10, 51), 0.75)
+    assert heads.make("hlgauss", **RANGE) == heads.HLGauss(
+        heads.Support.uniform(-10, 10, 51), sigma_ratio=0.75
+    )
     for name, kind in (("two_hot", heads.TwoHot), ("c51", heads.C51)):
         assert heads.make(name, **RANGE) == kind(heads.Support.uniform(-10, 10, 51, on="centers"))
     assert heads.make("huber") == heads.Huber(delta=1.0)
-    assert heads.make("hlgauss", **RANGE).sigma == pytest.approx(0.294118, abs=1e-6)
+    assert heads.make("hlgauss", **RANGE).projection.sigma == pytest.approx(0.294118, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -22,14 +24,16 @@ def test_each_head_stands_on_the_grid_of_its_paper():
             "hlgaus",
             RANGE,
             ValueError,
-            "unknown loss 'hlgaus'; did you mean 'hlgauss'? (c51, hlgauss, huber, mse, two_hot)",
+            "unknown loss 'hlgaus'; did you mean 'hlgauss'? "
+            "(bce, c51, hlgauss, huber, mse, mse_softmax, one_hot, quantile, two_hot)",
         ),
         (
             "hlgauss",
             RANGE | {"sigma_ration": 1},
             TypeError,
             "loss 'hlgauss' takes no option 'sigma_ration'; did you mean 'sigma_ratio'? "
-            "(num_bins, on, sigma_ratio, vmax, vmin)",
+            "(bin_transform, criterion, label_smoothing, num_bins, on, points, q, scalar_transform, sigma, "
+            "sigma_ratio, vmax, vmin)",
         ),
         ("mse", {"delta": 1}, TypeError, "loss 'mse' takes no option 'delta'"),
         ("c51", {"vmin": -10}, TypeError, "loss 'c51' needs vmax, num_bins"),

@@ -18,9 +18,24 @@ ALL_HEADS = [
     heads.make("hlgauss", **RANGE),
     heads.make("hlgauss", vmin=-3, vmax=8, num_bins=20, sigma_ratio=2.0, on="centers"),
     heads.make("c51", **RANGE),
+    heads.make("mse_softmax", **RANGE),
+    heads.make("one_hot", **RANGE),
+    heads.make("bce", vmin=-10, vmax=10),
+    heads.make("quantile", num_quantiles=7),
+    heads.make("hlgauss", **RANGE, sigma=0.5, criterion="ordinal"),
+    heads.make("two_hot", **RANGE, criterion="generalised", q=0.5),
+    heads.make("c51", **RANGE, label_smoothing=0.1),
+    heads.make("c51", vmin=-3, vmax=3, num_bins=41, scalar_transform="signed_hyperbolic"),
+    heads.make("hlgauss", vmin=-3, vmax=3, num_bins=41, scalar_transform="symlog"),
+    heads.make("hlgauss", vmin=-3, vmax=3, num_bins=41, bin_transform="symlog"),
+    heads.make("two_hot", vmin=-3, vmax=3, num_bins=41, bin_transform="arcsinh"),
+    heads.make("hlgauss", points=[-10.0, -3, -1, 0, 1, 4, 10], sigma=1.0),
+    heads.make("one_hot", points=[-10.0, -3, -1, 0, 1, 4, 10]),
 ]
 CATEGORICAL = [head for head in ALL_HEADS if isinstance(head, heads.CategoricalHead)]
-every_head = pytest.mark.parametrize("head", ALL_HEADS, ids=lambda head: head.name)
+every_head = pytest.mark.parametrize(
+    "head", ALL_HEADS, ids=lambda head: "-".join(map(str, head.to_dict().values()))
+)
 
 
 def batch(head, shape=(64,), seed=0):
@@ -43,8 +58,14 @@ def everything(head, outputs, next_outputs, rewards, discounts):
         "td_divergence": head.td_divergence(outputs, target),
     }
     if isinstance(head, heads.CategoricalHead):
-        probs, log_probs = head.probs(outputs), head.log_probs(outputs)
-        results |= {"decode": head.decode(probs), "entropy": -(probs * log_probs).sum(-1)}
+        probs, log_probs, results["variance"] = (
+            f(outputs) for f in (head.probs, head.log_probs, head.variance)
+        )
+        results |= {
+            "decode": head.decode(probs),
+            "variance": head.variance(outputs),
+            "entropy": -(probs * log_probs).sum(-1),
+        }
         results |= {"decode_encode": head.decode(head.encode(rewards))}
     return results
 
@@ -111,9 +132,9 @@ def test_a_divergence_is_never_negative_and_loss_orders_like_it(head):
     results = compute(head, *batch(head))
     divergence, loss = results["td_divergence"], results["td_loss"]
     assert (divergence >= 0).all()
-    if isinstance(head, heads.CategoricalHead):
+    if isinstance(head, heads.CategoricalHead) and head.name != "mse_softmax":
         assert (loss >= divergence - 1e-6).all()
-    else:
+    elif head.name in ("mse", "huber"):
         np.testing.assert_array_equal(np.argsort(loss), np.argsort(divergence))
 
 
@@ -121,9 +142,13 @@ def test_a_divergence_is_never_negative_and_loss_orders_like_it(head):
 def test_a_perfect_prediction_has_no_divergence_and_no_gradient(head):
     scalars = jnp.array([0.3, -1.0, 2.0])
     if isinstance(head, heads.CategoricalHead):
-        outputs = np.log(np.maximum(head.encode(np.asarray(scalars)), 1e-30))
+        smoothing = getattr(head, "label_smoothing", 0)
+        target = (1 - smoothing) * head.encode(np.asarray(scalars)) + smoothing / head.num_outputs
+        outputs = np.log(np.maximum(target, 1e-30))
+    elif head.name == "bce":
+        outputs = jax.scipy.special.logit((scalars[:, None] - head.vmin) / (head.vmax - head.vmin))
     else:
-        outputs = scalars[:, None]
+        outputs = jnp.tile(scalars[:, None], head.num_outputs)
     np.testing.assert_allclose(jax.jit(head.divergence)(outputs, scalars), 0, atol=1e-6)
     gradient = jax.jit(jax.grad(lambda o: head.loss(o, scalars).sum()))(outputs)
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
@@ -147,7 +172,7 @@ def test_a_head_is_a_static_argument_and_traces_once(head):
 def test_a_head_is_made_again_from_its_dict(head):
     options = head.to_dict()
     assert options["name"] == head.name
-    assert all(isinstance(x, (str, int, float)) for x in options.values())
+    assert all(isinstance(x, (str, int, float, list)) for x in options.values())
     assert heads.make(**options) == head
     assert hash(heads.make(**options)) == hash(head)
 

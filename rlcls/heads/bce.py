@@ -1,0 +1,77 @@
+"""Classification in two: the network's one output is the logit of the share of a range."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Real
+
+from ._arrays import as_floating, as_outputs, as_scalars, check_finite
+from .base import Head
+
+
+@dataclasses.dataclass(frozen=True)
+class BCE(Head):
+    """The binary cross-entropy of a value in [0, 1], such as a probability of success; or in [vmin, vmax].
+
+    The value is sigmoid(output), moved to the range: two-hot of two bins, by one logit.
+
+    Source: Ayoub et al. 2024 (binary cross-entropy in place of the squared loss in fitted Q-iteration).
+    """
+
+    vmin: float = 0.0
+    vmax: float = 1.0
+
+    def __post_init__(self):
+        for name in ("vmin", "vmax"):
+            object.__setattr__(self, name, check_finite(f"bce: {name}", getattr(self, name)))
+        if self.vmin >= self.vmax:
+            raise ValueError(f"bce: vmin ({self.vmin}) must be below vmax ({self.vmax})")
+
+    @property
+    def name(self) -> str:
+        return "bce"
+
+    @property
+    def num_outputs(self) -> int:
+        return 1
+
+    def value(self, outputs: Float[ArrayLike, "*b 1"]) -> Float[Array, "*b"]:
+        """sigmoid(output), from [0, 1] to [vmin, vmax]."""
+        share = jax.nn.sigmoid(as_outputs(self, outputs)[..., 0])
+        return self.vmin + (self.vmax - self.vmin) * share
+
+    def loss(self, outputs: Float[ArrayLike, "*b 1"], scalars: Real[ArrayLike, "*b"]) -> Float[Array, "*b"]:
+        """The cross-entropy of the predicted share to the scalar's, clipped to the range, in nats."""
+        outputs = as_outputs(self, outputs)
+        logits = outputs[..., 0]
+        return jax.nn.softplus(logits) - self._share(outputs, scalars) * logits
+
+    def divergence(
+        self, outputs: Float[ArrayLike, "*b 1"], scalars: Real[ArrayLike, "*b"]
+    ) -> Float[Array, "*b"]:
+        """The Kullback-Leibler divergence from the predicted share to the scalar's, in nats."""
+        share = self._share(as_outputs(self, outputs), scalars)
+        excess = self.loss(outputs, scalars) + _xlogx(share) + _xlogx(1 - share)
+        return jnp.where(excess < 0, 0, excess)
+
+    def clip_fraction(self, scalars: Real[ArrayLike, "*b"]) -> Float[Array, ""]:
+        """The share of scalars outside [vmin, vmax]."""
+        scalars = as_floating(scalars, "scalars")
+        return ((scalars < self.vmin) | (scalars > self.vmax)).astype(scalars.dtype).mean()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name} | dataclasses.asdict(self)
+
+    def _share(self, outputs: Array, scalars: ArrayLike) -> Float[Array, "*b"]:
+        scalars = lax.stop_gradient(as_scalars(scalars, "scalars", outputs))
+        share = (scalars - self.vmin) / (self.vmax - self.vmin)
+        # Not jnp.clip: on the CPU it may lose a NaN.
+        return jnp.where(share < 0, 0, jnp.where(share > 1, 1, share))
+
+
+def _xlogx(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    return x * jnp.log(jnp.where(x == 0, 1, x))

@@ -1,0 +1,50 @@
+"""More bins for an output layer that is trained already."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Float
+
+from ._arrays import check_integer, namespace
+
+
+def pad_outputs(
+    kernel: Float[ArrayLike, "*d o"],
+    bias: Float[ArrayLike, " o"],
+    num_bins: int,
+    low_bins: int,
+    high_bins: int,
+    *,
+    fill: float = -1e4,
+) -> tuple[Float[Any, "*d p"], Float[Any, " p"]]:
+    """The weights of an output layer after `Support.extend(low_bins, high_bins)`: its values are the same.
+
+    The last axis is one or more groups of `num_bins` outputs, one for each action, and each group gets
+    outputs of weight 0 and bias `fill`, which a softmax gives no mass. Both layers of a dueling head are
+    padded. An optimiser's averages are padded likewise, with fill=0. At -1e4 a new bin is all but
+    unlearnable by Adam at usual rates, as every step moves a bias by about the learning rate: once targets
+    fall there, pad with fill=-20, which changes values by about 1e-9 of the range.
+
+    Raises:
+      ValueError: the last axes are not equal, or not a multiple of num_bins.
+    """
+    num_bins = check_integer("pad_outputs: num_bins", num_bins, 2)
+    pads = (
+        check_integer("pad_outputs: low_bins", low_bins, 0),
+        check_integer("pad_outputs: high_bins", high_bins, 0),
+    )
+    shapes = jnp.shape(kernel), jnp.shape(bias)
+    if shapes[0][-1] != shapes[1][-1] or shapes[1][-1] % num_bins:
+        raise ValueError(
+            f"pad_outputs: kernel {shapes[0]} and bias {shapes[1]} must have one last axis, "
+            f"a multiple of num_bins = {num_bins}"
+        )
+
+    def pad(x: Any, value: float) -> Any:
+        xp = namespace(x)
+        groups = xp.reshape(x, (*x.shape[:-1], -1, num_bins))
+        padded = xp.pad(groups, [(0, 0)] * (groups.ndim - 1) + [pads], constant_values=value)
+        return padded.reshape((*x.shape[:-1], -1))
+
+    return pad(kernel, 0.0), pad(bias, fill)

@@ -1,0 +1,83 @@
+"""Monotone maps that squash large values, and their inverses. NumPy in, NumPy out."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from ._arrays import namespace
+
+Name = Literal["identity", "symlog", "signed_hyperbolic", "arcsinh"]
+
+_EPS = 1e-3
+
+
+class Transform(NamedTuple):
+    """A map and its inverse, element-wise; at least float32 in their results."""
+
+    forward: Callable[[Any], Any]
+    inverse: Callable[[Any], Any]
+
+
+def symlog(x: Any) -> Any:
+    """sign(x) * log(1 + |x|).
+
+    Source: Hafner et al. 2023, equation 9.
+    """
+    return _odd(x, lambda xp, a: xp.log1p(a))
+
+
+def symexp(x: Any) -> Any:
+    """sign(x) * (exp(|x|) - 1), the inverse of `symlog`."""
+    return _odd(x, lambda xp, a: xp.expm1(a))
+
+
+def signed_hyperbolic(x: Any) -> Any:
+    """sign(x) * (sqrt(|x| + 1) - 1) + 1e-3 * x.
+
+    Source: Pohlen et al. 2018, proposition A.2.
+    """
+    return _odd(x, lambda xp, a: a / (xp.sqrt(a + 1) + 1) + _EPS * a)
+
+
+def signed_parabolic(x: Any) -> Any:
+    """The inverse of `signed_hyperbolic`, in a form that loses no digits near 0."""
+
+    def inverse(xp: Any, a: Any) -> Any:
+        linear = 1 + 2 * _EPS
+        root = 2 * a / (linear + xp.sqrt(linear**2 + 4 * _EPS * a))  # = sqrt(|x| + 1) - 1
+        return root * (root + 2)
+
+    return _odd(x, inverse)
+
+
+def arcsinh(x: Any) -> Any:
+    """The inverse hyperbolic sine: linear near 0, a logarithm far from it."""
+    return _odd(x, lambda xp, a: xp.arcsinh(a))
+
+
+def sinh(x: Any) -> Any:
+    """The inverse of `arcsinh`."""
+    return _odd(x, lambda xp, a: xp.sinh(a))
+
+
+def _identity(x: Any) -> Any:
+    return x
+
+
+TRANSFORMS: dict[str, Transform] = {
+    "identity": Transform(_identity, _identity),
+    "symlog": Transform(symlog, symexp),
+    "signed_hyperbolic": Transform(signed_hyperbolic, signed_parabolic),
+    "arcsinh": Transform(arcsinh, sinh),
+}
+
+
+def _odd(x: Any, positive_half: Callable[[Any, Any], Any]) -> Any:
+    """The odd function with this positive half: mirrored to the last bit."""
+    xp = namespace(x)
+    x = xp.asarray(x)
+    x = x.astype(xp.promote_types(x.dtype, np.float32))
+    # Not sign and abs: their derivatives at 0 are 0, and a network initialised with zeros starts there.
+    sign = xp.where(x < 0, x.dtype.type(-1), x.dtype.type(1))
+    return sign * positive_half(xp, sign * x)
