@@ -7,6 +7,7 @@ widths. Only a Gaussian of one sigma in the units of the target needs formulas o
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ class IrregularTwoHot(TwoHot):
     centers: tuple[float, ...]
 
     @classmethod
-    def between(cls, centers: ArrayLike) -> "IrregularTwoHot":
+    def between(cls, centers: Sequence[float] | np.ndarray) -> "IrregularTwoHot":
         centers = tuple(map(float, np.asarray(centers)))
         return cls(centers[0], centers[-1], len(centers), centers)
 
@@ -79,7 +80,7 @@ class IrregularOneHot(OneHot):
     edges: tuple[float, ...]
 
     @classmethod
-    def between(cls, edges: ArrayLike) -> "IrregularOneHot":
+    def between(cls, edges: Sequence[float] | np.ndarray) -> "IrregularOneHot":
         edges = tuple(map(float, np.asarray(edges)))
         return cls(edges[0], edges[-1], len(edges) - 1, edges)
 
@@ -95,7 +96,7 @@ class LocalGaussian(Gaussian):
     edges: tuple[float, ...]
 
     @classmethod
-    def between(cls, edges: ArrayLike, sigma: float) -> "LocalGaussian":
+    def between(cls, edges: Sequence[float] | np.ndarray, sigma: float) -> "LocalGaussian":
         edges = tuple(map(float, np.asarray(edges)))
         return cls(edges[0], edges[-1], len(edges) - 1, sigma, edges)
 

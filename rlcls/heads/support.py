@@ -220,7 +220,7 @@ def _spaced(first: float, last: float, intervals: int) -> Float64[np.ndarray, " 
     return _fixed((first + last) / 2 + (last - first) / 2 * steps)
 
 
-def _around(centers: Sequence[float]) -> Float64[np.ndarray, " n+1"]:
+def _around(centers: Sequence[float]) -> Float64[np.ndarray, " n"]:
     middles = np.convolve(centers, [0.5, 0.5], mode="valid")
     return np.r_[2 * centers[0] - middles[0], middles, 2 * centers[-1] - middles[-1]]
 

@@ -57,3 +57,92 @@ def test_impossible_supports_are_refused_in_one_line(arguments, error, message):
     with pytest.raises(error, match=message) as raised:
         heads.Support(*arguments)
     assert "\n" not in str(raised.value)
+
+
+# Bins of unequal width
+
+
+def test_symexp_bins_are_dreamer_s():
+    support = heads.Support.symexp(-20, 20, 255)
+    steps = np.linspace(-20, 20, 255)
+    np.testing.assert_allclose(
+        support.centers, np.sign(steps) * np.expm1(np.abs(steps)), rtol=1e-10, atol=1e-12
+    )
+    np.testing.assert_array_equal(support.edges, -support.edges[::-1])
+    assert ((support.edges[:-1] < support.centers) & (support.centers < support.edges[1:])).all()
+
+
+def test_arbitrary_bins_have_centers_between_edges_and_edges_between_centers():
+    on_edges = heads.Support.arbitrary([0, 1, 3, 7])
+    np.testing.assert_array_equal(on_edges.centers, [0.5, 2, 5])
+    assert on_edges.num_bins == 3 and not on_edges.is_uniform
+    on_centers = heads.Support.arbitrary(np.array([0.0, 1, 3]), on="centers")
+    np.testing.assert_array_equal(on_centers.edges, [-0.5, 0.5, 2, 4])
+    assert hash(on_centers) == hash(heads.Support.arbitrary([0, 1, 3], on="centers"))
+
+
+def test_a_scalar_transform_moves_scalars_and_a_bin_transform_moves_bins():
+    biased = heads.Support.uniform(-3, 3, 7, scalar_transform="symlog")
+    unbiased = heads.Support.uniform(-3, 3, 7, bin_transform="symlog")
+    np.testing.assert_array_equal(biased.edges, heads.Support.uniform(-3, 3, 7).edges)
+    assert biased.squash(np.float64(np.e - 1)) == pytest.approx(1.0)
+    assert unbiased.squash(np.float64(5)) == 5 and unbiased.high_edge == pytest.approx(np.expm1(3))
+    np.testing.assert_allclose(biased.values[-1], np.expm1(biased.centers[-1]))
+
+
+# Room for more
+
+
+@pytest.mark.parametrize("on", ["edges", "centers"])
+@pytest.mark.parametrize("ratio", [0.5, 0.75, 2.0])
+def test_a_widened_support_has_three_sigma_to_spare(on, ratio):
+    support = heads.Support.uniform(-10, 6, 51, on=on)
+    wide = support.widen(ratio)
+    assert wide.num_bins == 51 and wide.on == on
+    margin = 3 * ratio * wide.width
+    assert wide.low_edge == pytest.approx(-10 - margin) and wide.high_edge == pytest.approx(6 + margin)
+    head = heads.HLGauss(wide, sigma_ratio=ratio)
+    ends = np.array([-10.0, 6])
+    np.testing.assert_allclose(head.decode(head.encode(ends)), ends, atol=0.01 * max(1, ratio) * wide.width)
+
+
+@pytest.mark.parametrize(
+    "support",
+    [
+        heads.Support.uniform(-10, 10, 51),
+        heads.Support.uniform(-10, 10, 51, on="centers", scalar_transform="symlog"),
+        heads.Support.symexp(-5, 5, 31),
+        heads.Support.arbitrary([-3.0, -1, 0, 2]),
+        heads.Support.arbitrary([-3.0, -1, 0, 2], on="centers"),
+    ],
+    ids=str,
+)
+def test_an_extended_support_keeps_its_bins(support):
+    extended = support.extend(2, 3)
+    assert extended.num_bins == support.num_bins + 5
+    np.testing.assert_allclose(extended.centers[2:-3], support.centers, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(extended.edges[2:-3], support.edges, rtol=1e-12, atol=1e-13)
+    assert support.extend(0, 0) == support
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: heads.Support.arbitrary([0, 2, 1]), "points must increase, but 1.0 follows 2.0"),
+        (lambda: heads.Support.arbitrary([0.0, 1.0]), "num_bins must be at least 2, not 1"),
+        (lambda: heads.Support.arbitrary([0.0, float("nan")]), "points must be finite, not nan"),
+        (lambda: heads.Support(0, 2, 3, points=(0.0, 1.0, 2.0)), "points must be num_bins"),
+        (lambda: heads.Support.uniform(0, 1, 4).widen(0.75), "num_bins must be above 4.5, not 4"),
+        (lambda: heads.Support.arbitrary([0, 1, 3]).widen(), "arbitrary bins have no one width"),
+        (
+            lambda: heads.Support.uniform(0, 1, 9, scalar_transform="log"),
+            "scalar_transform must be 'identity' or 'symlog' or 'signed_hyperbolic' or 'arcsinh', not 'log'",
+        ),
+        (lambda: heads.Support.uniform(0, 1, 9).extend(-1, 0), "low_bins must be at least 0, not -1"),
+    ],
+)
+@pytest.mark.untyped
+def test_impossible_bins_are_refused_in_one_line(make, message):
+    with pytest.raises(ValueError) as raised:
+        make()
+    assert message in str(raised.value) and "\n" not in str(raised.value)
