@@ -11,7 +11,6 @@ cell are timed in turn, a round of all after another, and compared with MSE with
 
 import argparse
 import functools
-import inspect
 import statistics
 import time
 from collections.abc import Callable
@@ -27,7 +26,8 @@ from rlcls import heads
 from rlcls.heads import factory
 
 BASELINE = "mse"
-SIZES = ("num_bins", "num_quantiles")  # options that say how many outputs there are
+# Bins of the target times bins of the prediction, over the batch: beyond this a machine runs out of memory.
+MOST_PAIRS = 5e8
 
 
 def main() -> None:
@@ -59,14 +59,14 @@ def main() -> None:
 
 def names() -> list[str]:
     """All that `heads.make` knows."""
-    return sorted(factory._MAKERS)
+    return sorted([*factory._PLAIN, *factory._CATEGORICAL])
 
 
-def make(name: str, bins: int) -> heads.Head:
-    """The head with that many bins or quantiles, if it has any, on [-10, 10] where that can be chosen."""
-    known = inspect.signature(factory._MAKERS[name]).parameters
-    options: dict[str, Any] = {"vmin": -10, "vmax": 10} | dict.fromkeys(SIZES, bins)
-    return heads.make(name, **{option: value for option, value in options.items() if option in known})
+def make(name: str, bins: int, vmin: float = -10.0, vmax: float = 10.0) -> heads.Head:
+    """The head with that many bins or quantiles on that range, if it has any."""
+    if name in factory._CATEGORICAL:
+        return heads.make(name, vmin=vmin, vmax=vmax, num_bins=bins)
+    return heads.make(name, **({"num_quantiles": bins} if name == "quantile" else {}))
 
 
 def _inputs(batch: int, num_actions: int, num_outputs: int) -> tuple[jax.Array, ...]:
@@ -95,10 +95,11 @@ def _programs(
         target = head.td_target(heads.select(next_outputs, best), scalars, jnp.full_like(scalars, 0.99))
         return jax.value_and_grad(lambda o: head.td_loss(heads.select(o, actions), target).mean())(outputs)
 
-    return {
-        "loss": lambda: loss(outputs, scalars, actions),
-        "td": lambda: learning(outputs, next_outputs, scalars, actions),
-    }
+    programs: dict[str, Callable[[], Any]] = {"loss": lambda: loss(outputs, scalars, actions)}
+    target = jax.eval_shape(head.td_target, next_outputs[:, 0], scalars, scalars)
+    if target.ndim == 1 or len(scalars) * head.num_outputs**2 <= MOST_PAIRS:
+        programs["td"] = lambda: learning(outputs, next_outputs, scalars, actions)
+    return programs
 
 
 def _interleaved(
@@ -141,14 +142,17 @@ def _text(data: dict[str, Any]) -> str:
         paragraphs += [f"{what}, by batch x bins:", _report.table(header, rows)]
     rounds = ", ".join(str(len(cell["milliseconds"][f"loss {BASELINE}"])) for cell in data["cells"])
     paragraphs.append(
-        f"Medians of the ratios within a round, all heads in turn ({rounds} rounds). Only the loss: the wider "
-        "last layer, and the overhead of a call, which one compiled update does not pay, are in `head_cost`."
+        f"Medians of the ratios within a round, all heads in turn ({rounds} rounds). A dash: a target that is a "
+        "distribution would need more memory than most machines have. The wider last layer, and a call's "
+        "overhead, which one compiled update does not pay, are in `head_cost`."
     )
     return "\n\n".join(paragraphs)
 
 
 def _ratio(cell: dict[str, Any], part: str, name: str) -> str:
     times = cell["milliseconds"]
+    if f"{part} {name}" not in times:
+        return "-"
     pairs = zip(times[f"{part} {name}"], times[f"{part} {BASELINE}"], strict=True)
     return f"{statistics.median(a / b for a, b in pairs):.2f}"
 
