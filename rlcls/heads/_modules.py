@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .base import Head
+from .transforms import TRANSFORMS
 
 INIT_SCALE = 1 / math.sqrt(3)  # Dopamine's C51
 
@@ -24,14 +25,17 @@ def check_sizes(num_actions: int, init_scale: float, bias_slope: float) -> None:
 def initial_bias(head: Head, slope: float, copies: int) -> Float[np.ndarray, " n"]:
     """-slope * |center| for every bin, so that a new network's mass lies near 0; 0 for a head without bins.
 
-    Repeated for each of the copies, the actions of a Q head.
+    Repeated for each of the copies, the actions of a Q head. Centers are squashed if the support has a
+    transform.
 
     Source: Cohen et al. 2025 (Simulus), whose released code has a slope of 0.2 on bins in symlog space.
     """
     support: Any = getattr(head, "support", None)
     if support is None or not slope:
         return np.zeros(copies * head.num_outputs)
-    return np.tile(-slope * np.abs(support.centers), copies)
+    # On bins of unequal width, where they are equal: symexp bins reach 5e8.
+    centers = TRANSFORMS[support.bin_transform].forward(support.centers)
+    return np.tile(-slope * np.abs(centers), copies)
 
 
 def per_action(

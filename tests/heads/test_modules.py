@@ -120,6 +120,13 @@ def test_a_bias_slope_puts_the_first_predictions_near_zero(framework, dueling):
     np.testing.assert_allclose(head.value(sloped.apply(sloped.weights, FEATURES)), 0, atol=0.01)
 
 
+@pytest.mark.parametrize("transform", ["scalar_transform", "bin_transform"])
+def test_a_bias_slope_counts_squashed_units(transform):
+    support = heads.Support.uniform(-20, 20, 255, on="centers", **{transform: "symlog"})
+    bias = make("nnx", "ValueHead", heads.TwoHot(support), bias_slope=0.2).weights["state"]["bias"]
+    np.testing.assert_allclose(bias, -0.2 * np.abs(np.linspace(-20, 20, 255)), atol=1e-5)
+
+
 @every_framework
 def test_a_head_without_bins_starts_without_bias(framework):
     made = make(framework, "QHead", heads.MSE(), 3, bias_slope=0.2)
