@@ -1,6 +1,6 @@
 """DQN in Haiku and rlax whose values are classified: catch a falling ball, in about 15 seconds on a laptop.
 
-    pip install rlcls dm-haiku optax rlax
+    pip install -e . dm-haiku optax rlax
     python examples/haiku_rlax_dqn.py
     python examples/haiku_rlax_dqn.py --loss=mse
 

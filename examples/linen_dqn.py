@@ -1,6 +1,6 @@
 """DQN in one file with flax Linen, in CleanRL's manner: CartPole, in about 20 seconds on a laptop.
 
-    pip install rlcls flax optax gymnasium
+    pip install -e . flax optax gymnasium
     python examples/linen_dqn.py
     python examples/linen_dqn.py --loss=mse
 

@@ -1,6 +1,6 @@
 """A value function fitted to noisy returns with nothing but JAX and optax, by regression and by classification.
 
-    pip install rlcls optax
+    pip install -e . optax
     python examples/optax_value_regression.py
 
 A state is a point in the plane and its value a smooth function of it; what is observed is a return, the value
