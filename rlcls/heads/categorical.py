@@ -130,8 +130,8 @@ class HLGauss(_HistogramHead):
     support instead. Within three sigma of an edge a target decodes to less than itself (by 0.7 bins at the
     edge), because what the distribution has beyond the edge is cut off: make the support that much wider
     than the values, by `Support.widen`. On unequal bins a ratio follows the width of the bins, so the
-    histogram has the same shape everywhere; it decodes to a little more than the target where they grow (by
-    0.7% on DreamerV3's 255 bins).
+    histogram has the same shape everywhere; it decodes to a little more than the target where they grow (on
+    DreamerV3's 255 bins by under 1%, and by 0.04 bins near 0).
 
     Source: Imani & White 2018; Farebrother et al. 2024, section 3.1.
     """
@@ -160,12 +160,13 @@ class HLGauss(_HistogramHead):
     @functools.cached_property
     def projection(self) -> kernels.Gaussian:
         support = self.support
+        sigma, ratio = self.sigma, self.sigma_ratio
         if support.is_uniform:
-            sigma = self.sigma if self.sigma is not None else self.sigma_ratio * support.width
+            sigma = ratio * support.width if sigma is None else sigma
             return kernels.Gaussian(support.low_edge, support.high_edge, support.num_bins, sigma)
-        if self.sigma is not None:
-            return kernels.IrregularGaussian.between(support.edges, self.sigma)
-        return kernels.LocalGaussian.between(support.edges, self.sigma_ratio)
+        if ratio is not None:
+            return kernels.LocalGaussian.between(support.edges, ratio)
+        return kernels.IrregularGaussian.between(support.edges, sigma)
 
 
 class C51(TwoHot):

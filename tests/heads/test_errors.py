@@ -6,7 +6,13 @@ import pytest
 
 from rlcls import heads
 
-HEADS = [heads.MSE(), heads.make("hlgauss", vmin=-10, vmax=10, num_bins=51)]
+RANGE = {"vmin": -10, "vmax": 10, "num_bins": 51}
+HEADS = [
+    heads.MSE(),
+    heads.BCE(),
+    heads.Quantile(7),
+    *(heads.make(name, **RANGE) for name in ("hlgauss", "two_hot", "c51", "one_hot", "mse_softmax")),
+]
 pytestmark = [
     pytest.mark.untyped,
     pytest.mark.parametrize("head", HEADS, ids=lambda head: head.name),
