@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from rlcls import heads
 from rlcls.heads.bins import BinsHead
 
-RANGE = {"vmin": -2.0, "vmax": 2.0, "bins": 20}
+LOW, HIGH, BINS = -2.0, 2.0, 20
 COLOURS = ("tab:blue", "tab:orange")
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.heads:
-        head = make(name, **RANGE)
+        head = make(name, BINS, LOW, HIGH)
         figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
         if isinstance(head, BinsHead) and not isinstance(head, heads.MSESoftmax):
             _draw_histograms(left, head)
@@ -94,7 +94,7 @@ def _draw_error(axes: Axes, head: heads.Head) -> None:
 
 
 def _range(head: heads.Head) -> tuple[float, float]:
-    return (head.vmin, head.vmax) if isinstance(head, heads.BCE) else (RANGE["vmin"], RANGE["vmax"])
+    return (head.vmin, head.vmax) if isinstance(head, heads.BCE) else (LOW, HIGH)
 
 
 def _fitted(head: heads.Head, targets: np.ndarray) -> np.ndarray:

@@ -77,7 +77,7 @@ class Agent:
             return heads.haiku.QHead(head, Catch.num_actions)(features)
 
         self.head = head
-        self.network = hk.without_apply_rng(hk.transform(network))
+        self.network: hk.Transformed = hk.without_apply_rng(hk.transform(network))
         self.optimizer = optax.adam(learning_rate)
         self.act = jax.jit(self._act)
         self.update = jax.jit(self._update)
@@ -86,11 +86,11 @@ class Agent:
         params = self.network.init(key, jnp.zeros(Catch.rows * Catch.columns))
         return params, params, self.optimizer.init(params)
 
-    def _act(self, params, observation, key, epsilon):
+    def _act(self, params: Any, observation: Any, key: jax.Array, epsilon: Any) -> jax.Array:
         q_values = self.head.value(self.network.apply(params, observation))
         return rlax.epsilon_greedy(epsilon).sample(key, q_values)
 
-    def _loss(self, params, target_params, batch: Transition):
+    def _loss(self, params: Any, target_params: Any, batch: Transition) -> jax.Array:
         outputs = self.network.apply(params, batch.observation)
         selector = self.head.value(self.network.apply(params, batch.next_observation))
         next_outputs = heads.select(
@@ -99,7 +99,7 @@ class Agent:
         target = self.head.td_target(next_outputs, batch.reward, batch.discount)
         return jnp.mean(self.head.td_loss(heads.select(outputs, batch.action), target))
 
-    def _update(self, state, batch: Transition, number):
+    def _update(self, state: Any, batch: Transition, number: Any) -> tuple[Any, Any, Any]:
         params, target_params, opt_state = state
         gradient = jax.grad(self._loss)(params, target_params, batch)
         changes, opt_state = self.optimizer.update(gradient, opt_state, params)
