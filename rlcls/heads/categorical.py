@@ -166,6 +166,7 @@ class HLGauss(_HistogramHead):
             return kernels.Gaussian(support.low_edge, support.high_edge, support.num_bins, sigma)
         if ratio is not None:
             return kernels.LocalGaussian.between(support.edges, ratio)
+        assert sigma is not None
         return kernels.IrregularGaussian.between(support.edges, sigma)
 
 
