@@ -26,7 +26,9 @@ def generalised(logits: Float[Array, "*b k"], probs: Float[Array, "*b k"], q: fl
     """(1 - sum(probs**(1 - q) * predicted**q)) / q: the cross-entropy's excess as q -> 0, bounded above it.
 
     For a one-hot target it is (1 - predicted**q) / q, the generalised cross-entropy. A target that is spread
-    is raised to 1 - q, or the least loss would be at a sharpened target, whose mean is another.
+    is raised to 1 - q, or the least loss would be at a sharpened target, whose mean is another. Being bounded,
+    it has next to no gradient where a prediction is confidently wrong: on a target of one or two bins
+    that moves, bootstrapped learning can stick; a spread one (HL-Gauss) overlaps and does not.
 
     Source: Zhang & Sabuncu 2018, equation 6, a comp-sum loss (Mao et al. 2023); the exponent of the target
     is that of the alpha-divergence (Amari 2009).
