@@ -81,10 +81,11 @@ def main() -> None:
     parser.add_argument("--cleanrl", help="a checkout of CleanRL")
     parser.add_argument("--only", nargs="*", help="names of the systems to measure")
     parser.add_argument("--out", type=Path, default=_report.RESULTS)
+    parser.add_argument("overrides", nargs="*", help="for our own, such as device=gpu env.num_envs=64")
     arguments = parser.parse_args()
     facts = _report.machine()
     pythons = dict(entry.split("=", 1) for entry in arguments.python)
-    systems = _systems(pythons, arguments.cleanrl)
+    systems = _systems(pythons, arguments.cleanrl, arguments.overrides)
     if arguments.only:
         systems = [system for system in systems if system.name in arguments.only]
     measured: list[dict[str, Any]] = []
@@ -99,21 +100,28 @@ def main() -> None:
             measured.append({"system": system.name, "round": number, **result})
             print(f"round {number + 1}: {system.label}: {_one_line(result)}", file=sys.stderr, flush=True)
     starts = [_start_to_first_update() for _ in range(arguments.starts)]
-    data = {"machine": facts, "seconds": arguments.seconds, "measured": measured, "starts": starts}
+    data = {
+        "machine": facts,
+        "overrides": arguments.overrides,
+        "seconds": arguments.seconds,
+        "measured": measured,
+        "starts": starts,
+    }
     _report.write("atari_throughput", data, _text(systems, data), arguments.out)
     _picture(systems, measured, arguments.out / "atari_throughput.png")
 
 
-def _systems(pythons: dict[str, str], cleanrl: str | None) -> list[System]:
+def _systems(pythons: dict[str, str], cleanrl: str | None, overrides: list[str]) -> list[System]:
+    work = [*SAME_WORK, *overrides]
     wide = ["training.batch_size=64", "training.update_period=8"]
     ours = [
-        System("bare", "the bare jitted update (HL-Gauss)", lambda seconds: _bare(SAME_WORK, seconds)),
-        System("rlcls", "rlcls, HL-Gauss", lambda seconds: _train(SAME_WORK, seconds)),
-        System("rlcls-mse", "rlcls, MSE", lambda seconds: _train([*SAME_WORK, "loss=mse"], seconds)),
+        System("bare", "the bare jitted update (HL-Gauss)", lambda seconds: _bare(work, seconds)),
+        System("rlcls", "rlcls, HL-Gauss", lambda seconds: _train(work, seconds)),
+        System("rlcls-mse", "rlcls, MSE", lambda seconds: _train([*work, "loss=mse"], seconds)),
         System(
             "rlcls-b64",
             "rlcls, HL-Gauss, batch 64 every 8",
-            lambda seconds: _train([*SAME_WORK, *wide], seconds),
+            lambda seconds: _train([*work, *wide], seconds),
         ),
     ]
     peers = []

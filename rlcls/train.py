@@ -59,6 +59,7 @@ def _train(config: Any) -> int:
     from rlcls.training.learner import Diverged
     from rlcls.training.metrics import Metrics
     from rlcls.training.player import Player
+    from rlcls.training.run import OWED, run
     from rlcls.training.run_folder import RunFolder
     from rlcls.training.trainer import Trainer
 
@@ -74,87 +75,46 @@ def _train(config: Any) -> int:
         checkpoint, passed_over = checkpoints.resume()
         for line in passed_over:
             print(f"note: {line}", file=sys.stderr)
-        if checkpoint and checkpoint.agent_steps >= config.steps:
+        owed = checkpoint is not None and checkpoint.counters[OWED]
+        if checkpoint and checkpoint.agent_steps >= config.steps and not owed:
             print(
                 f"{folder.path} is finished: it has {checkpoint.agent_steps:,} of {config.steps:,} agent steps; "
                 "a larger steps= goes on"
             )
             return 0
-        trainer = Trainer(config, agent, env)
-        with contextlib.closing(trainer):
+        with contextlib.ExitStack() as stack:
+            trainer = stack.enter_context(contextlib.closing(Trainer(config, agent, env)))
             if checkpoint:
                 print(f"resuming {folder.path} at agent step {checkpoint.agent_steps:,}", flush=True)
                 trainer.set_state(checkpoint)
             seconds = trainer.warm_up()
             _header(config, trainer, env, network, device, folder.path, seconds)
             position = checkpoint.counters["metrics"] if checkpoint else None
-            with contextlib.closing(
-                Metrics(
-                    folder.path,
-                    tensorboard=config.logging.tensorboard,
-                    wandb=config.logging.wandb,
-                    position=position,
+            metrics = Metrics(
+                folder.path,
+                tensorboard=config.logging.tensorboard,
+                wandb=config.logging.wandb,
+                position=position,
+            )
+            stack.enter_context(contextlib.closing(metrics))
+            arena, epsilon = build.evaluation_environment(config, env)
+            stack.enter_context(contextlib.closing(arena))
+            try:
+                run(
+                    config,
+                    trainer,
+                    player=Player(config, agent, epsilon),
+                    arena=arena,
+                    metrics=metrics,
+                    checkpoints=checkpoints,
+                    stopped=lambda: bool(received),
+                    owed=owed,
                 )
-            ) as metrics:
-                arena, epsilon = build.evaluation_environment(config, env)
-                with contextlib.closing(arena):
-                    player = Player(config, agent, epsilon)
-                    try:
-                        _loop(config, trainer, player, arena, metrics, checkpoints, received)
-                    except Diverged as error:
-                        raise UserError(f"{error}; {_kept(folder.path)}") from error
+            except Diverged as error:
+                raise UserError(f"{error}; {_kept(folder.path)}") from error
         picture = _picture(folder.path)
         print(f"{_outcome(trainer, config, received)}; learning curve: {picture}")
     return 128 + received[0] if received else 0
-
-
-def _loop(
-    config: Any,
-    trainer: Any,
-    player: Any,
-    arena: Any,
-    metrics: Any,
-    checkpoints: Any,
-    received: list[int],
-) -> None:
-    """Steps until the last step or a signal, and writes down what is due between two steps."""
-    from rlcls.training.evaluation import evaluate
-    from rlcls.training.progress import Progress
-
-    def save() -> None:
-        tree, arrays, counters = trainer.get_state()
-        counters = {"trainer": counters, "metrics": metrics.position()}
-        checkpoints.save(
-            trainer.agent_steps, tree=tree, arrays=arrays, counters=counters, replay=trainer.replay
-        )
-
-    def score() -> None:
-        policy, seed = player.policy(trainer.acting, trainer.steps), player.seed(trainer.steps)
-        result = evaluate(policy, arena, episodes=config.eval.episodes, seed=seed).summary()
-        metrics.write("eval", **trainer.counts, **result)
-        shown["evaluation_return"] = result["return_mean"]
-
-    shown: dict[str, float | None] = {"training_return": None, "evaluation_return": None, "loss": None}
-    frame_skip = getattr(arena, "frame_skip", None)
-    with Progress(config.steps, start=trainer.agent_steps, frame_skip=frame_skip) as progress:
-        while trainer.agent_steps < config.steps and not received:
-            before = trainer.agent_steps
-            for episode in trainer.step():
-                metrics.write("episode", **trainer.counts, **episode)
-                shown["training_return"] = trainer.mean_return
-            now = trainer.agent_steps
-            done = now >= config.steps
-            if now // config.logging.every > before // config.logging.every:
-                line = trainer.summary()
-                metrics.write("train", **trainer.counts, **line)
-                shown["loss"] = line.get("loss")
-            if now // config.eval.every > before // config.eval.every or done:
-                score()
-            if now // config.checkpoint.every > before // config.checkpoint.every or done:
-                save()
-            progress.update(now, **shown)
-        if received:
-            save()
 
 
 @contextlib.contextmanager

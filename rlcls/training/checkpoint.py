@@ -52,7 +52,9 @@ class Checkpoint(NamedTuple):
 
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            return checkpointer.restore((self.folder / "tree").resolve(), args=ocp.args.StandardRestore(wanted))
+            return checkpointer.restore(
+                (self.folder / "tree").resolve(), args=ocp.args.StandardRestore(wanted)
+            )
 
     def fill(self, replay: FrameReplay) -> None:
         """Puts the rows, and what sampling them needs, back into an empty replay."""
@@ -99,7 +101,7 @@ class Checkpoints:
         """Writes a checkpoint and, once it is whole, lets the oldest ones go.
 
         Args:
-          agent_steps: names the checkpoint. One of that name is of the same moment of the same run: it stays.
+          agent_steps: names the checkpoint; one of that name is replaced.
           tree: pytree of arrays, for Orbax.
           arrays: small arrays by name.
           counters: JSON-able.
@@ -109,8 +111,6 @@ class Checkpoints:
           UserError: the disk is full or cannot be written. The checkpoint before is untouched.
         """
         final = self._run_dir / FOLDER / f"{agent_steps:012d}"
-        if final.exists():
-            return
         working = final.with_name(f".{final.name}.partial")
         try:
             shutil.rmtree(working, ignore_errors=True)
@@ -133,6 +133,8 @@ class Checkpoints:
             (working / MANIFEST).write_text(json.dumps(manifest, indent=1))
             for path in [*working.rglob("*"), working, self._run_dir / SEGMENTS]:
                 _sync(path)
+            if final.exists():
+                _discard(final)
             working.rename(final)
             _sync(final.parent)
         except OSError as error:

@@ -93,6 +93,36 @@ def test_a_run_stopped_by_sigterm_and_killed_by_sigkill_resumes_to_the_same_bits
     assert_same_end(through, broken)
 
 
+def test_a_signal_during_an_evaluation_ends_it_and_the_resume_makes_it_anew(tmp_path):
+    overrides = ["steps=900", "eval.every=400", "eval.episodes=3"]
+    through, broken = tmp_path / "through", tmp_path / "broken"
+    assert run(through, *overrides).returncode == 0
+    cut = 0
+    for _ in range(8):
+        process = subprocess.Popen(
+            train(broken, *overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        path, deadline = broken / "metrics.jsonl", time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            lines = metrics.read(broken) if path.exists() else []
+            if lines and lines[-1]["kind"] == "train" and lines[-1]["agent_steps"] in (400, 900):
+                time.sleep(0.1)  # an evaluation has begun
+                process.send_signal(signal.SIGTERM)
+                break
+            time.sleep(0.005)
+        process.wait(timeout=60)
+        saved = checkpoint.load(broken)[0]
+        cut += saved is not None and saved.counters["owes_evaluation"]
+        if process.returncode == 0:
+            break
+        if cut >= 2:
+            assert run(broken, *overrides).returncode == 0
+            break
+    assert cut
+    assert_same_end(through, broken)
+    assert "is finished" in run(broken, *overrides).stdout
+
+
 def wait_for_lines(run_dir: Path, process: subprocess.Popen, more: int) -> None:
     """Until the run has written some lines since it was started."""
     path = run_dir / "metrics.jsonl"
