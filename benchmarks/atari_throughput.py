@@ -284,7 +284,7 @@ def _picture(systems: list[System], measured: list[dict[str, Any]], path: Path) 
         colour = "tab:blue" if system.name.startswith("rlcls") else "0.75"
         axes.barh(place, median, color=colour)
         axes.plot(rates, [place] * len(rates), "|", color="black", markersize=10)
-        axes.text(median, place, f"  {median:.0f}", va="center")
+        axes.text(max(rates), place, f"   {median:.0f}", va="center")
     axes.set_yticks(range(len(shown)), [system.label for system, _ in reversed(shown)])
     axes.set_xlabel("agent steps per second (marks: single rounds)")
     axes.margins(x=0.12)
