@@ -27,6 +27,6 @@ def to_nhwc(observations: UInt8[Array, "b f h w"], shape: tuple[int, int, int]) 
     if observations.dtype != jnp.uint8:
         raise TypeError(f"observations must be uint8, not {observations.dtype}")
     # Bytes are moved, not floats: a quarter of the traffic. The barrier keeps XLA from moving each of them anew for
-    # every use in the convolution's two passes, which costs a tenth of an update on a CPU.
+    # every use in the convolution's two passes.
     moved = lax.optimization_barrier(jnp.transpose(observations, (0, 2, 3, 1)))
     return moved.astype(jnp.float32) * (1 / 255)
