@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from ._convolution import Convolution
 from ._images import check_image_shape, to_nhwc
 
 _LAYERS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # channels, kernel, stride
@@ -16,22 +17,24 @@ class Nature(nnx.Module):
     """Three convolutions without padding and a dense layer of 512: uint8 frames -> features.
 
     The sizes are those of the paper. Dopamine's has them too, but pads (SAME), which makes the dense layer
-    2.5 times as large. Weights are drawn as in Dopamine's C51, for every loss alike: variance scaling by
-    1/sqrt(3) over the inputs, uniform; biases are 0.
+    2.5 times as large. Weights are drawn uniformly, for every loss alike; biases are 0.
 
     Source: Mnih et al. 2015, methods.
     """
 
-    def __init__(self, observation_shape: Sequence[int], *, rngs: nnx.Rngs):
+    def __init__(
+        self, observation_shape: Sequence[int], *, init_scale: float = 1 / math.sqrt(3), rngs: nnx.Rngs
+    ):
+        """`init_scale` is the variance of a weight times its layer's inputs: 1/sqrt(3) as in Dopamine's C51; 2 keeps
+        the size of the signal through ReLUs (He et al. 2015).
+        """
+        if not init_scale > 0:
+            raise ValueError(f"init_scale must be positive, not {init_scale}")
         frames, *size = self.observation_shape = check_image_shape("Nature", observation_shape, smallest=36)
-        init = nnx.initializers.variance_scaling(1 / math.sqrt(3), "fan_in", "uniform")
+        init = nnx.initializers.variance_scaling(init_scale, "fan_in", "uniform")
         convolutions, channels = [], frames
         for features, kernel, stride in _LAYERS:
-            convolutions.append(
-                nnx.Conv(
-                    channels, features, (kernel, kernel), stride, padding="VALID", kernel_init=init, rngs=rngs
-                )
-            )
+            convolutions.append(Convolution(channels, features, kernel, stride, kernel_init=init, rngs=rngs))
             channels, size = features, [(length - kernel) // stride + 1 for length in size]
         self.convolutions = nnx.List(convolutions)
         self.dense = nnx.Linear(channels * math.prod(size), _HIDDEN, kernel_init=init, rngs=rngs)

@@ -33,9 +33,9 @@ _OUTSIDE_IDENTITY = ("choices", "steps", "run_dir", "device", "logging", "checkp
 def compose(argv: list[str]) -> DictConfig:
     """The whole configuration that `argv` asks for, every value checked and every interpolation resolved.
 
-    Later wins: config.yaml, agent, loss, backbone, env, recipe, recipe/<recipe>/<agent>_<loss>, `argv`. The
-    key `choices` names what was chosen of each group; a loss or backbone of one's own
-    (`loss._target_=package.Class`) goes by the name of its class.
+    Later wins: config.yaml, agent, loss, backbone, env, recipe, recipe/<recipe>/<agent>_<loss>,
+    recipe/<recipe>/<backbone>, `argv`. The key `choices` names what was chosen of each group; a loss or backbone of
+    one's own (`loss._target_=package.Class`) goes by the name of its class.
 
     Args:
       argv: overrides in Hydra's syntax, such as `["loss=mse", "agent.learning_rate=1e-4"]`.

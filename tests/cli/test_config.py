@@ -43,6 +43,13 @@ def test_the_command_line_wins_over_the_recipe_in_any_order(argv):
     assert run.training.lag == 0
 
 
+def test_a_recipe_may_know_a_backbone_and_leaves_the_others_alone():
+    assert config.compose(["recipe=fast"]).backbone.init_scale == 2.0
+    assert config.compose(["recipe=fast", "backbone.init_scale=1"]).backbone.init_scale == 1
+    assert config.compose(["recipe=paper"]).backbone.init_scale == pytest.approx(3**-0.5)
+    assert "init_scale" not in config.compose(["recipe=fast", "backbone=impala"]).backbone
+
+
 # Farebrother et al. 2024, Tables B.1 to B.3, and what Dopamine adds where they are silent.
 TABLE_B1 = {
     "steps": 50_000_000,

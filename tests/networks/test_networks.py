@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from rlcls import heads, networks
+from rlcls.networks._convolution import Convolution
 
 ATARI = (4, 84, 84)
 HEAD = heads.make("hlgauss", vmin=-10, vmax=10, num_bins=51)
@@ -67,9 +68,34 @@ def test_frames_are_channels(network):
     forward = nnx.jit(lambda backbone, x: backbone(x))
     features = forward(backbone, observations)
     assert features.shape == (3, backbone.num_features) and features.dtype == jnp.float32
-    first = backbone.convolutions[0] if network is networks.Nature else backbone.stacks[0].convolution
+    first = backbone.convolutions[0].window if network is networks.Nature else backbone.stacks[0].convolution
     first.kernel[...] = first.kernel[...][:, :, ::-1]
     np.testing.assert_allclose(forward(backbone, observations[:, ::-1]), features, atol=1e-5)
+
+
+def test_a_convolution_is_flax_s_own():
+    """Values, and gradients of the input, the kernel and the bias."""
+    ours = Convolution(3, 5, 4, 2, kernel_init=nnx.initializers.lecun_normal(), rngs=nnx.Rngs(0))
+    plain = nnx.Conv(3, 5, (4, 4), 2, padding="VALID", rngs=nnx.Rngs(0))
+    plain.kernel[...] = ours.window.kernel[...]
+    ours.bias[...] = plain.bias[...] = jnp.arange(5.0)
+    x = jax.random.normal(jax.random.key(1), (6, 10, 12, 3))
+
+    @nnx.jit
+    def both(convolution, x):
+        return convolution(x), nnx.grad(lambda c, x: jnp.sum(jnp.sin(c(x))), argnums=(0, 1))(convolution, x)
+
+    (values, (gradient, to_x)), (expected, (plain_gradient, plain_to_x)) = both(ours, x), both(plain, x)
+    np.testing.assert_allclose(values, expected, atol=1e-5)
+    np.testing.assert_allclose(to_x, plain_to_x, atol=1e-5)
+    np.testing.assert_allclose(gradient["window"]["kernel"][...], plain_gradient["kernel"][...], atol=1e-4)
+    np.testing.assert_allclose(gradient["bias"][...], plain_gradient["bias"][...], atol=1e-4)
+
+
+def test_the_scale_of_nature_s_weights_is_their_variance_times_the_inputs():
+    nature = networks.Nature(ATARI, init_scale=2.0, rngs=nnx.Rngs(0))
+    for kernel in (nature.convolutions[1].window.kernel[...], nature.dense.kernel[...]):
+        assert np.var(kernel) * np.prod(kernel.shape[:-1]) == pytest.approx(2.0, rel=0.05)
 
 
 def test_features_of_an_mlp():
@@ -101,6 +127,10 @@ def test_the_same_seed_draws_the_same_weights():
             lambda rngs: networks.IMPALA((128,), rngs=rngs),
             "IMPALA looks at observations of shape (frames, height, width), "
             "at least 1 high and wide, not (128,)",
+        ),
+        (
+            lambda rngs: networks.Nature(ATARI, init_scale=0, rngs=rngs),
+            "init_scale must be positive, not 0",
         ),
         (lambda rngs: networks.IMPALA(ATARI, width=0, rngs=rngs), "width must be a positive integer, not 0"),
         (

@@ -1,0 +1,51 @@
+"""A convolution whose bias costs what it should."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+
+class Convolution(nnx.Module):
+    """`nnx.Conv` on square windows without padding, in the order b h w f."""
+
+    def __init__(
+        self, channels: int, features: int, kernel: int, stride: int, *, kernel_init: Callable, rngs: nnx.Rngs
+    ):
+        self.window = nnx.Conv(
+            channels,
+            features,
+            (kernel, kernel),
+            stride,
+            padding="VALID",
+            use_bias=False,
+            kernel_init=kernel_init,
+            rngs=rngs,
+        )
+        self.bias = nnx.Param(jnp.zeros(features))
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
+        return _add_bias(self.window(x), self.bias[...])
+
+
+@jax.custom_vjp
+def _add_bias(x, bias):
+    return x + bias
+
+
+def _forward(x, bias):
+    return x + bias, None
+
+
+def _backward(_, gradient):
+    # The sum over pictures and places as a matrix product: XLA's own reduction on a CPU takes a tenth of the whole
+    # gradient's time. The barrier keeps it from being turned back into one, with the activation's mask inside.
+    gradient = lax.optimization_barrier(gradient)
+    rows = gradient.reshape(-1, gradient.shape[-1])
+    return gradient, jnp.ones((1, rows.shape[0]), rows.dtype).dot(rows, precision="highest")[0]
+
+
+_add_bias.defvjp(_forward, _backward)
