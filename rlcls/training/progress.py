@@ -38,17 +38,26 @@ class Progress:
     """
 
     def __init__(
-        self, total: int, *, start: int = 0, unit: str = "agent steps", frame_skip: int | None = None
+        self,
+        total: int,
+        *,
+        start: int = 0,
+        steady_from: int = 0,
+        unit: str = "agent steps",
+        frame_skip: int | None = None,
     ):
         """Starts the display.
 
         Args:
           total: the count at which the command ends, in `unit`s.
           start: the count at which it begins; more than 0 after a resume.
+          steady_from: the count from which the pace is the one that lasts: what was quicker before says nothing of
+            the time left.
           unit: what is counted.
           frame_skip: emulator frames per agent step; None shows no frames.
         """
         self._total, self._count, self._unit, self._frame_skip = total, start, unit, frame_skip
+        self._steady_from = steady_from
         self._latest: dict[str, float | None] = {}
         self._samples = collections.deque([(time.monotonic(), start)])
         self._live = _open_live() if _on_terminal() else None
@@ -62,6 +71,8 @@ class Progress:
           latest: numbers to show under their names, such as training_return=3.2; each stays until a newer
             one comes, None shows a dash.
         """
+        if self._count < self._steady_from <= count:
+            self._samples = collections.deque([(time.monotonic(), count)])
         self._count = count
         if latest:
             self._latest.update(latest)
@@ -95,7 +106,8 @@ class Progress:
         pace = {f"{self._unit}/s": _count(rate)}
         if self._frame_skip:
             pace["frames/s"] = _count(rate * self._frame_skip)
-        left = _duration(max(self._total - self._count, 0) / rate) if rate else "-"
+        steady = rate and self._count >= self._steady_from
+        left = _duration(max(self._total - self._count, 0) / rate) if steady else "-"
         latest = {name.replace("_", " "): _value(value) for name, value in self._latest.items()}
         done = f"{self._count:,} / {self._total:,} {self._unit}"
         share = self._count / max(self._total, 1)

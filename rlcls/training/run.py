@@ -82,7 +82,12 @@ def run(
 
     shown: dict[str, float | None] = {"training_return": None, "evaluation_return": None, "loss": None}
     frame_skip = getattr(arena, "frame_skip", None)
-    with Progress(config.steps, start=trainer.agent_steps, frame_skip=frame_skip) as progress:
+    with Progress(
+        config.steps,
+        start=trainer.agent_steps,
+        steady_from=config.replay.min_size,
+        frame_skip=frame_skip,
+    ) as progress:
         if owed:
             owed = not score()
             save()  # a finished run owes nothing more

@@ -53,6 +53,16 @@ def test_the_rates_are_those_of_the_last_minute(clock, capsys):
     assert "10 episodes/s" in last and "frames" not in last
 
 
+def test_steps_before_the_first_update_say_nothing_of_the_time_left(clock, capsys):
+    with Progress(10_000, steady_from=5000) as display:
+        for count in [*range(0, 5000, 100), *range(5000, 5600, 10)]:
+            clock.now += 1
+            display.update(count)
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert "97 agent steps/s" in first and "  - left" in first
+    assert "10 agent steps/s" in last and "7:21 left" in last
+
+
 def test_a_terminal_gets_a_bar_that_fits_and_keeps_what_is_printed_meanwhile(clock, monkeypatch):
     terminal = open_terminal(monkeypatch)
     with Progress(2_000_000, frame_skip=4) as display:
