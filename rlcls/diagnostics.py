@@ -242,6 +242,20 @@ def feature_metrics(features: Float[ArrayLike, "b d"]) -> dict[str, Array]:
     }
 
 
+def shown(intermediates: PyTree) -> dict[str, Array]:
+    """The scalars among what modules show of themselves, by name: the mean of all that go by it.
+
+    Args:
+      intermediates: nested dicts of what modules have sown.
+    """
+    found: dict[str, list[Array]] = {}
+    for path, value in jax.tree_util.tree_leaves_with_path(intermediates):
+        if jnp.ndim(value) == 0:
+            name = next(str(part.key) for part in reversed(path) if isinstance(part, jax.tree_util.DictKey))
+            found.setdefault(name, []).append(_floating(value))
+    return {name: sum(values, jnp.zeros(())) / len(values) for name, values in found.items()}
+
+
 def _floating(x: Any) -> Array:
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
