@@ -182,7 +182,11 @@ class DQN:
         )
         params, network_state = state.params, state.network_state
         features, _, intermediates = self._backbone(
-            params["backbone"], network_state.get("backbone", {}), held_out.observation, train=False, capture=True
+            params["backbone"],
+            network_state.get("backbone", {}),
+            held_out.observation,
+            train=False,
+            capture=True,
         )
         outputs, _, _ = self._q_head(params["q_head"], network_state.get("q_head", {}), features, train=False)
         held_out_values = self.head.value(heads.select(outputs, held_out.action))

@@ -66,7 +66,8 @@ class Checkpoint(NamedTuple):
             late = max(0, replay.rows - replay.length - first)
             replay.write(first + late, {name: rows[late:] for name, rows in columns.items()})
         replay.priorities.assign_all(self.arrays["priorities"])
-        replay.drawn[:] = self.arrays["drawn"]
+        # Checkpoints from before this was kept: take none for fresh.
+        replay.drawn[:] = self.arrays.get("drawn", True)
 
 
 class Checkpoints:

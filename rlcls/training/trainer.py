@@ -130,7 +130,12 @@ class Trainer:
         size, seed = int(self._config.training.batch_size), self._config.seed
         while (number := self._learner.submitted) < self._updates_due(self.steps + 1):
             held_out = None
-            if self._diagnose and (every := self._config.diagnostics.every) and number and number % every == 0:
+            if (
+                self._diagnose
+                and (every := self._config.diagnostics.every)
+                and number
+                and number % every == 0
+            ):
                 held_out = self.replay.sample_held_out(self._config.diagnostics.batch_size, seed, number)
             self._learner.submit(*self.replay.sample(size, seed, number), held_out)
 
