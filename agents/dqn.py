@@ -86,6 +86,9 @@ class DQN:
         self._apply, _, _ = networks.functional(network)
         self._backbone, _, _ = networks.functional(network.backbone)
         self._q_head, _, _ = networks.functional(network.q_head)
+        self._causal = any(
+            getattr(module, "causal", False) for _, module in nnx.iter_modules(network.backbone)
+        )
 
     def init(self, key: Array) -> AgentState:
         """A state before the first update, its parameters drawn from `key`."""
@@ -196,7 +199,7 @@ class DQN:
             "td_error": diagnostics.td_error(self.head.value(chosen), backup, batch.weight),
             "held_out_td_error": diagnostics.td_error(held_out_values, held_out_backup, held_out.weight),
             **diagnostics.feature_metrics(features),
-            **diagnostics.shown(intermediates),
+            **diagnostics.shown(intermediates, causal=self._causal),
         }
 
     def _target(self, state: AgentState, batch: Transition) -> tuple[Any, Float[Array, "b"]]:

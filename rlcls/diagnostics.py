@@ -242,18 +242,37 @@ def feature_metrics(features: Float[ArrayLike, "b d"]) -> dict[str, Array]:
     }
 
 
-def shown(intermediates: PyTree) -> dict[str, Array]:
-    """The scalars among what modules show of themselves, by name: the mean of all that go by it.
+def shown(intermediates: PyTree, *, causal: bool = False) -> dict[str, Array]:
+    """What modules show of themselves, in numbers.
 
     Args:
-      intermediates: nested dicts of what modules have sown.
+      intermediates: nested dicts of tuples, an entry for each call of a module, as `networks.functional` captures them.
+      causal: whether the attentions among them are.
+
+    Returns:
+      The scalars by name, the mean of all that go by it. Of `queries` and `keys` beside each other, as
+      `attention_entropy` takes them, attention_entropy, a mean over everything, and attention_entropy_least, that of
+      the head where it is least.
     """
-    found: dict[str, list[Array]] = {}
-    for path, value in jax.tree_util.tree_leaves_with_path(intermediates):
-        if jnp.ndim(value) == 0:
-            name = next(str(part.key) for part in reversed(path) if isinstance(part, jax.tree_util.DictKey))
-            found.setdefault(name, []).append(_floating(value))
-    return {name: sum(values, jnp.zeros(())) / len(values) for name, values in found.items()}
+    scalars: dict[str, list[Array]] = {}
+    heads: list[Array] = []
+
+    def visit(node: dict[Any, Any]) -> None:
+        for name, value in node.items():
+            if isinstance(value, dict):
+                visit(value)
+            else:
+                scalars.setdefault(str(name), []).extend(_floating(x) for x in value if jnp.ndim(x) == 0)
+        for queries, keys in zip(node.get("queries", ()), node.get("keys", ()), strict=True):
+            entropy = attention_entropy(queries, keys, causal=causal)
+            heads.append(jnp.mean(entropy, axis=(*range(entropy.ndim - 2), -1)))
+
+    visit(intermediates)
+    found = {name: jnp.mean(jnp.stack(values)) for name, values in scalars.items() if values}
+    if heads:
+        every = jnp.concatenate(heads)
+        found |= {"attention_entropy": jnp.mean(every), "attention_entropy_least": jnp.min(every)}
+    return found
 
 
 def _floating(x: Any) -> Array:

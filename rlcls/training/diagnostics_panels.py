@@ -14,7 +14,7 @@ _PANELS = {
     "absolute TD error": {"held_out_td_error": "held out", "td_error": "the update's"},
     "norm": {"feature_norm": "features", "gradient_norm": "gradient"},
     "spectrum decay": {"alpha_req": ""},
-    "attention entropy": {"attention_entropy": ""},
+    "attention entropy": {"attention_entropy": "mean", "attention_entropy_least": "least head"},
     "slot similarity": {"dispatch_similarity_mean": "dispatch", "combine_similarity_mean": "combine"},
 }
 COLUMNS = 3

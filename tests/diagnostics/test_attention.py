@@ -1,6 +1,7 @@
 """The entropy of attention against plain numpy, and the bound below it."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
@@ -108,6 +109,28 @@ def test_the_bound_falls_from_uniform_to_nothing_as_the_norm_grows(norm, least):
 
 def test_a_single_key_leaves_no_choice():
     np.testing.assert_array_equal(bound(np.float32([0, 3]), 1), [0, 0])
+
+
+def test_what_modules_show_is_told_by_name():
+    sown = {
+        "first": {"overlap": (jnp.float32(1), jnp.float32(2)), "map": (jnp.ones((2, 3)),)},
+        "second": {"inner": {"overlap": (jnp.float32(6),), "largest": (jnp.bfloat16(0.5),)}},
+    }
+    found = diagnostics.shown(sown)
+    assert {name: float(value) for name, value in found.items()} == {"overlap": 3, "largest": 0.5}
+    assert diagnostics.shown({}) == {}
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_entropy_is_told_of_all_heads_and_of_the_one_that_is_sure(causal):
+    uniform, sure = np.zeros((2, 4, 1, 3), np.float32), np.float32(50 * np.ones((2, 4, 1, 3)))
+    keys = np.float32(np.arange(24).reshape(2, 4, 1, 3))
+    layers = {0: {"queries": (uniform,), "keys": (keys,)}, 1: {"queries": (sure,), "keys": (keys,)}}
+    found = diagnostics.shown({"layers": layers}, causal=causal)
+    most = np.log(np.arange(1, 5)).mean() if causal else np.log(4)
+    assert found.keys() == {"attention_entropy", "attention_entropy_least"}
+    np.testing.assert_allclose(found["attention_entropy"], most / 2, rtol=1e-6)
+    np.testing.assert_allclose(found["attention_entropy_least"], 0, atol=1e-6)
 
 
 @pytest.mark.untyped

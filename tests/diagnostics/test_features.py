@@ -229,16 +229,6 @@ def test_td_error_is_a_weighted_mean_and_nothing_where_nothing_was_measured():
     assert np.isnan(diagnostics.td_error(values, backups, np.zeros(3, np.float32)))
 
 
-def test_what_modules_show_is_the_mean_by_name_and_arrays_are_left_out():
-    sown = {
-        "first": {"overlap": (jnp.float32(1), jnp.float32(2)), "queries": (jnp.ones((2, 3)),)},
-        "second": {"inner": {"overlap": (jnp.float32(6),), "largest": (jnp.bfloat16(0.5),)}},
-    }
-    found = diagnostics.shown(sown)
-    assert {name: float(value) for name, value in found.items()} == {"overlap": 3, "largest": 0.5}
-    assert diagnostics.shown({}) == {}
-
-
 def test_half_precision_is_computed_in_single_and_double_stays_double():
     x = features((16, 48), seed=3)
     half = jnp.asarray(x, jnp.bfloat16)
@@ -248,7 +238,7 @@ def test_half_precision_is_computed_in_single_and_double_stays_double():
     )
     np.testing.assert_allclose(found["rankme"], oracle_rankme(np.asarray(half, np.float32)), rtol=1e-3)
     with jax.enable_x64(True):
-        exact = diagnostics.feature_metrics(jnp.asarray(x, jnp.float64))
+        exact = METRICS(jnp.asarray(x, jnp.float64))
         assert exact["rankme"].dtype == jnp.float64
         np.testing.assert_allclose(exact["rankme"], oracle_rankme(x), rtol=1e-12)
         spectrum = np.linalg.svd(x - x.astype(np.float64).mean(axis=0), compute_uv=False)[:15]

@@ -89,7 +89,12 @@ def test_what_was_seen_inside_the_network_has_panels_below(tmp_path, drawn):
 
 
 def test_what_only_some_backbones_show_has_a_panel_where_it_was_shown(tmp_path, drawn):
-    seen = {"rankme": 20.0, "attention_entropy": 2.0, "dispatch_similarity_mean": 0.4}
+    seen = {
+        "rankme": 20.0,
+        "attention_entropy": 2.0,
+        "attention_entropy_least": 1.0,
+        "dispatch_similarity_mean": 0.4,
+    }
     curves.learning_curve(make_run(tmp_path / "a", diagnostics=seen))
     titles = [axes.get_title(loc="left") for axes in drawn()[5:]]
     assert titles == ["effective rank", "attention entropy", "slot similarity"]

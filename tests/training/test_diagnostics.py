@@ -179,53 +179,56 @@ def test_an_agent_measures_what_it_says(name, options):
         return networks.QNetwork(networks.MLP((3,), hidden=(8,), rngs=rngs), head, 2, rngs=rngs)
 
     agent = DQN(network, head, **options)
-    init = jax.jit(agent.init)
+    init, batch, held_out = jax.jit(agent.init), transitions(6, 0), transitions(20, 1)
     state = init(jax.random.key(0))._replace(target_params=init(jax.random.key(1)).params)
-    batch, held_out = transitions(6, 0), transitions(20, 1)
-    seen = jax.jit(agent.diagnose)(state, batch, held_out)
-
     apply, _, _ = networks.functional(network(nnx.Rngs(0)))
 
-    @jax.jit
-    def loss(params):
-        outputs, _, _ = apply(params, {}, batch.observation, train=True)
-        chosen = heads.select(outputs, batch.action)
-        return jnp.mean(batch.weight * head.td_loss(chosen, target))
+    def chosen(params, transitions):
+        return heads.select(apply(params, {}, transitions.observation, train=True)[0], transitions.action)
 
-    def backed_up(transitions):
+    def chosen_next(transitions):
         outputs = apply(state.target_params, {}, transitions.next_observation, train=False)[0]
         chooser = state.params if options else state.target_params
-        best = agent.q_values(chooser, {}, transitions.next_observation).argmax(axis=-1)
-        return heads.select(outputs, best)
+        values = head.value(apply(chooser, {}, transitions.next_observation, train=False)[0])
+        return heads.select(outputs, jnp.argmax(values, axis=-1))
 
-    target = head.td_target(backed_up(batch), batch.reward, batch.discount)
-    norm = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(jax.grad(loss)(state.params))))
+    def loss(params):
+        target = head.td_target(chosen_next(batch), batch.reward, batch.discount)
+        return jnp.mean(batch.weight * head.td_loss(chosen(params, batch), target))
+
+    @jax.jit
+    def expected():
+        errors = [
+            head.value(chosen(state.params, x)) - x.reward - x.discount * head.value(chosen_next(x))
+            for x in (batch, held_out)
+        ]
+        layer = state.params["backbone"]["layers"][0]
+        features = jnp.maximum(held_out.observation @ layer["kernel"] + layer["bias"], 0)
+        return jax.grad(loss)(state.params), errors, diagnostics.feature_metrics(features)
+
+    look = jax.jit(agent.diagnose)
+    seen, (gradients, errors, metrics) = look(state, batch, held_out), expected()
+    norm = np.linalg.norm(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradients)]))
     np.testing.assert_allclose(seen["gradient_norm"], norm, rtol=1e-5)
-    for transitions_, key in ((batch, "td_error"), (held_out, "held_out_td_error")):
-        values = jax.jit(agent.q_values)(state.params, {}, transitions_.observation)
-        values = np.take_along_axis(np.asarray(values), transitions_.action[:, None], axis=1)[:, 0]
-        backup = transitions_.reward + transitions_.discount * np.asarray(head.value(backed_up(transitions_)))
-        error = np.average(np.abs(values - backup), weights=transitions_.weight)
-        np.testing.assert_allclose(seen[key], error, rtol=1e-4)
-    layer = state.params["backbone"]["layers"][0]
-    features = np.maximum(held_out.observation @ layer["kernel"] + layer["bias"], 0)
-    for key, value in jax.jit(diagnostics.feature_metrics)(features).items():
+    for key, error, x in zip(("td_error", "held_out_td_error"), errors, (batch, held_out), strict=True):
+        np.testing.assert_allclose(seen[key], np.average(np.abs(error), weights=x.weight), rtol=1e-4)
+    for key, value in metrics.items():
         np.testing.assert_allclose(seen[key], value, rtol=1e-3, err_msg=key)
-    unweighted = jax.jit(agent.diagnose)(state, batch, held_out._replace(weight=0 * held_out.weight))
-    assert np.isnan(unweighted["held_out_td_error"]) and unweighted["rankme"] == seen["rankme"]
+    none = look(state, batch, held_out._replace(weight=0 * held_out.weight))
+    assert np.isnan(none["held_out_td_error"]) and none["rankme"] == seen["rankme"]
 
 
 class _Shows(networks.MLP):
-    """A backbone with an attention to show."""
+    """A backbone with an attention and a number to show."""
 
-    capture = False
+    capture, causal = False, True
 
     def __call__(self, observations):
         x = super().__call__(observations)
         if self.capture:
-            queries, keys = x.reshape(len(x), 2, 1, -1), 3 * x.reshape(len(x), 2, 1, -1)
-            entropy = diagnostics.attention_entropy(queries, keys, causal=True)
-            self.sow(nnx.Intermediate, "attention_entropy", jnp.mean(entropy))
+            self.sow(nnx.Intermediate, "queries", x.reshape(len(x), 2, 1, -1))
+            self.sow(nnx.Intermediate, "keys", 3 * x.reshape(len(x), 2, 1, -1))
+            self.sow(nnx.Intermediate, "sine", jnp.sin(jnp.sum(x)))
         return x
 
 
@@ -238,9 +241,11 @@ def test_what_a_backbone_shows_of_itself_is_told_and_costs_an_update_nothing():
     agent = DQN(network, head)
     state = agent.init(jax.random.key(0))
     seen = jax.jit(agent.diagnose)(state, transitions(6, 0), transitions(20, 1))
-    assert 0 < seen["attention_entropy"] < np.log(2) / 2
+    # The first of two causal queries has no choice.
+    assert 0 < seen["attention_entropy_least"] <= seen["attention_entropy"] < np.log(2) / 2
+    assert -1 <= seen["sine"] <= 1
     program = jax.jit(agent.update).lower(state, transitions(6, 0), jax.random.key(0)).as_text()
-    assert "exponential" not in program
+    assert "sine" not in program
 
 
 @pytest.mark.slow
