@@ -64,7 +64,7 @@ class Learner:
         self._current: _Round = []
         self.acting = Acting(state.params, state.network_state)
         self.submitted = int(state.step)
-        self.diagnosed: list[dict[str, float]] = []
+        self.diagnosed: list[dict[str, Any]] = []
 
     def submit(self, batch: Transition, sampled: Sampled, held_out: Transition | None = None) -> None:
         """Queues an update of the present round, with a look inside the network before it if `held_out` is given."""

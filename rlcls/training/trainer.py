@@ -87,7 +87,7 @@ class Trainer:
         return self._learner.acting
 
     @property
-    def diagnosed(self) -> list[dict[str, float]]:
+    def diagnosed(self) -> list[dict[str, Any]]:
         """What the last step learned of the inside of the network, and after how many updates."""
         return self._learner.diagnosed
 
