@@ -12,7 +12,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Num
 
-from rlcls import heads, networks
+from rlcls import diagnostics, heads, networks
 from rlcls.replay.transition import Transition
 
 
@@ -49,7 +49,7 @@ class UpdateInfo(NamedTuple):
 
 
 class DQN:
-    """Deep Q-learning as pure functions: `init`, `act`, `update`.
+    """Deep Q-learning as pure functions: `init`, `act`, `update`, `diagnose`.
 
     n-step returns, their discount and reward clipping are made by the replay; dueling streams by the network.
 
@@ -81,8 +81,14 @@ class DQN:
         self._target_period, self._target_tau, self._double = target_period, target_tau, double
         self._clip = optax.clip_by_global_norm(max_gradient_norm) if max_gradient_norm else optax.identity()
         self._optimizer = optax.chain(self._clip, optax.adam(learning_rate, eps=adam_eps))
-        # Only the pure function is kept: every parameter comes from `init` or from a checkpoint.
-        self._apply, _, _ = networks.functional(make_network(nnx.Rngs(0)))
+        # Only pure functions are kept: every parameter comes from `init` or from a checkpoint.
+        network = make_network(nnx.Rngs(0))
+        self._apply, _, _ = networks.functional(network)
+        self._backbone, _, _ = networks.functional(network.backbone)
+        self._q_head, _, _ = networks.functional(network.q_head)
+        self._causal = any(
+            getattr(module, "causal", False) for _, module in nnx.iter_modules(network.backbone)
+        )
 
     def init(self, key: Array) -> AgentState:
         """A state before the first update, its parameters drawn from `key`."""
@@ -137,25 +143,10 @@ class DQN:
           The state after, and what there is to tell of it.
         """
         del key
-        next_outputs, _, _ = self._apply(
-            state.target_params, state.target_network_state, batch.next_observation, train=False
+        target, backup = self._target(state, batch)
+        (loss, (network_state, chosen)), gradients = jax.value_and_grad(self._loss, has_aux=True)(
+            state.params, state.network_state, batch, target
         )
-        if self._double:
-            next_q_values = self.q_values(state.params, state.network_state, batch.next_observation)
-        else:
-            next_q_values = self.head.value(next_outputs)
-        chosen_next = heads.select(next_outputs, jnp.argmax(next_q_values, axis=-1))
-        target = self.head.td_target(chosen_next, batch.reward, batch.discount)
-
-        def loss_fn(params):
-            outputs, network_state, _ = self._apply(
-                params, state.network_state, batch.observation, train=True
-            )
-            chosen = heads.select(outputs, batch.action)
-            loss = jnp.mean(batch.weight * self.head.td_loss(chosen, target))
-            return loss, (network_state, chosen)
-
-        (loss, (network_state, chosen)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         changes, opt_state = self._optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
         step = state.step + 1
@@ -166,7 +157,6 @@ class DQN:
             online, target_network, step, self._target_period
         )
         divergence = self.head.td_divergence(chosen, target)
-        backup = batch.reward + batch.discount * self.head.value(chosen_next)
         metrics = {
             "loss": loss,
             "td_divergence": jnp.mean(divergence),
@@ -175,3 +165,58 @@ class DQN:
         }
         new_state = AgentState(params, target_params, network_state, target_network_state, opt_state, step)
         return new_state, UpdateInfo(metrics, divergence)
+
+    def diagnose(self, state: AgentState, batch: Transition, held_out: Transition) -> dict[str, Array]:
+        """What there is to see inside the network before an update; it changes nothing.
+
+        Args:
+          state: before the update.
+          batch: the update's.
+          held_out: transitions of no update so far; their weights say which count.
+
+        Returns:
+          Scalars by name: gradient_norm (before any clipping) and td_error on the update's batch, with its weights;
+          held_out_td_error; `diagnostics.feature_metrics` of the held-out observations; and what the backbone shows
+          of itself there.
+        """
+        target, backup = self._target(state, batch)
+        gradients, (_, chosen) = jax.grad(self._loss, has_aux=True)(
+            state.params, state.network_state, batch, target
+        )
+        params, network_state = state.params, state.network_state
+        features, _, intermediates = self._backbone(
+            params["backbone"],
+            network_state.get("backbone", {}),
+            held_out.observation,
+            train=False,
+            capture=True,
+        )
+        outputs, _, _ = self._q_head(params["q_head"], network_state.get("q_head", {}), features, train=False)
+        held_out_values = self.head.value(heads.select(outputs, held_out.action))
+        _, held_out_backup = self._target(state, held_out)
+        return {
+            "gradient_norm": diagnostics.global_norm(gradients),
+            "td_error": diagnostics.td_error(self.head.value(chosen), backup, batch.weight),
+            "held_out_td_error": diagnostics.td_error(held_out_values, held_out_backup, held_out.weight),
+            **diagnostics.feature_metrics(features),
+            **diagnostics.shown(intermediates, causal=self._causal),
+        }
+
+    def _target(self, state: AgentState, batch: Transition) -> tuple[Any, Float[Array, "b"]]:
+        """The head's target, and the value r + discount * max Q(s', a') that it stands for."""
+        next_outputs, _, _ = self._apply(
+            state.target_params, state.target_network_state, batch.next_observation, train=False
+        )
+        if self._double:
+            next_q_values = self.q_values(state.params, state.network_state, batch.next_observation)
+        else:
+            next_q_values = self.head.value(next_outputs)
+        chosen_next = heads.select(next_outputs, jnp.argmax(next_q_values, axis=-1))
+        target = self.head.td_target(chosen_next, batch.reward, batch.discount)
+        return target, batch.reward + batch.discount * self.head.value(chosen_next)
+
+    def _loss(self, params: Any, network_state: Any, batch: Transition, target: Any) -> tuple[Array, Any]:
+        """The loss, and what else came of it: the network's state and the outputs of the actions taken."""
+        outputs, network_state, _ = self._apply(params, network_state, batch.observation, train=True)
+        chosen = heads.select(outputs, batch.action)
+        return jnp.mean(batch.weight * self.head.td_loss(chosen, target)), (network_state, chosen)

@@ -37,7 +37,7 @@ class FrameReplay:
 
     Sampling is a pure function of (seed, update, contents).
 
-    Memory: capacity * (frame bytes + 15), so 7 KB for each 84x84 transition.
+    Memory: capacity * (frame bytes + 19), so 7 KB for each 84x84 transition.
 
     Args:
       num_streams: environments, N.
@@ -87,6 +87,7 @@ class FrameReplay:
         self.rewards = np.zeros(shape, np.float32)
         self.terminals = np.zeros(shape, bool)
         self.starts = np.zeros(shape, bool)
+        self.drawn = np.zeros(shape, bool)  # by `sample`, ever
         self.priorities = Priorities(num_streams * self.length)
         self.max_priority = 1.0
         self.rows = 0  # ever added
@@ -120,6 +121,7 @@ class FrameReplay:
         self.terminals[:, slot] = terminals
         # What lies before the first row is not known to be the same episode, so it must not be stacked.
         self.starts[:, slot] = starts if row else True
+        self.drawn[:, slot] = False
         self.rows += 1
         # Rows whose older frames are overwritten can no longer be stacked.
         stale = row - self.length + self._context
@@ -152,17 +154,45 @@ class FrameReplay:
             uniforms = (uniforms + np.arange(batch_size)) / batch_size
         chosen = self.priorities.draw(uniforms)
         streams, slots = np.divmod(chosen, self.length)
+        self.drawn[streams, slots] = True
         newest = self.rows - 1
         rows = newest - (newest - slots) % self.length
+        return self._transitions(streams, rows, self._importance(chosen)), Sampled(streams, rows)
+
+    def sample_held_out(self, batch_size: int, seed: int, update: int) -> Transition:
+        """Transitions that `sample` has never drawn, each as likely as the other; it changes nothing.
+
+        Args:
+          batch_size: B; they may repeat.
+          seed: of the run.
+          update: number of the update before which they are wanted.
+
+        Returns:
+          The transitions, with weights 1. Where `sample` has drawn all there are, any of them, with weights 0.
+
+        Raises:
+          ValueError: if there is no transition yet.
+        """
+        can_be_drawn = self.priorities.weights > 0
+        fresh = np.flatnonzero(can_be_drawn & ~self.drawn.reshape(-1))
+        among = fresh if len(fresh) else np.flatnonzero(can_be_drawn)
+        # The high word of the counter keeps these numbers apart from those of `sample`.
+        random = np.random.Generator(np.random.Philox(key=[seed, update], counter=[0, 0, 0, 1]))
+        streams, slots = np.divmod(random.choice(among, batch_size), self.length)
+        newest = self.rows - 1
+        rows = newest - (newest - slots) % self.length
+        return self._transitions(streams, rows, np.full(batch_size, float(len(fresh) > 0), np.float32))
+
+    def _transitions(self, streams: np.ndarray, rows: np.ndarray, weight: np.ndarray) -> Transition:
         reward, discount, steps = self._accumulate(streams, rows)
         return Transition(
             observation=self._observations(streams, rows),
-            action=self.actions[streams, slots],
+            action=self.actions[streams, rows % self.length],
             reward=reward,
             discount=discount,
             next_observation=self._observations(streams, rows + steps),
-            weight=self._importance(chosen),
-        ), Sampled(streams, rows)
+            weight=weight,
+        )
 
     def _accumulate(self, streams: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Sum of rewards, discount, and how many rows ahead to bootstrap."""

@@ -66,6 +66,8 @@ class Checkpoint(NamedTuple):
             late = max(0, replay.rows - replay.length - first)
             replay.write(first + late, {name: rows[late:] for name, rows in columns.items()})
         replay.priorities.assign_all(self.arrays["priorities"])
+        # Checkpoints from before this was kept: take none for fresh.
+        replay.drawn[:] = self.arrays.get("drawn", True)
 
 
 class Checkpoints:
@@ -118,7 +120,8 @@ class Checkpoints:
             _ask_for_room(working / "room", tree)
             segments = _write_segments(self._run_dir / SEGMENTS, replay, self._segments)
             _save_tree(working / "tree", tree)
-            _pack(working / "arrays.npz.zst", {"priorities": replay.priorities.weights, **arrays})
+            sampling = {"priorities": replay.priorities.weights, "drawn": replay.drawn}
+            _pack(working / "arrays.npz.zst", sampling | arrays)
             counters = counters | {"replay": {"rows": replay.rows, "max_priority": replay.max_priority}}
             (working / "counters.json").write_text(json.dumps(counters, allow_nan=False))
             parts = {

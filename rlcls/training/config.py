@@ -27,7 +27,7 @@ _OBJECTS = ("agent", "loss", "backbone", "env")  # sections that build an object
 _REPLACEABLE = ("loss", "backbone")
 _FIXED = ("loss.name", "env.game")  # follow from loss=, game=
 # Where a run is kept, how far it goes and what it tells: a run continues when these change.
-_OUTSIDE_IDENTITY = ("choices", "steps", "run_dir", "device", "logging", "checkpoint")
+_OUTSIDE_IDENTITY = ("choices", "steps", "run_dir", "device", "logging", "diagnostics", "checkpoint")
 
 
 def compose(argv: list[str]) -> DictConfig:

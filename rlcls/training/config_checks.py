@@ -38,6 +38,8 @@ _RULES: list[_Rule] = [
     *_at_least(1, "steps", "env.num_envs", "agent.target_period", "replay.capacity", "replay.min_size"),
     *_at_least(1, "replay.n_step", "training.batch_size", "training.update_period", "training.reseed_every"),
     *_at_least(1, "eval.every", "eval.episodes", "checkpoint.every", "checkpoint.keep", "logging.every"),
+    *_at_least(0, "diagnostics.every"),
+    *_at_least(1, "diagnostics.batch_size"),
     *_at_least(0, "seed", "env.num_threads", "training.lag", "exploration.epsilon_decay"),
     *_at_least(
         0,

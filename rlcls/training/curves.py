@@ -13,7 +13,7 @@ from jaxtyping import Float64
 
 from rlcls._errors import UserError
 
-from . import metrics
+from . import diagnostics_panels, metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,15 +93,18 @@ def load(run_dir: str | os.PathLike[str]) -> Run:
 
 
 def learning_curve(run_dir: str | os.PathLike[str]) -> Path:
-    """Draws a run's returns, loss, TD divergence and clip fraction into its learning_curve.png.
+    """Draws a run's returns, loss, TD divergence, clip fraction and diagnostics into its learning_curve.png.
 
     Raises:
       UserError: the folder is not a run folder, or cannot be written to.
     """
     run = load(run_dir)
     path = run.folder / "learning_curve.png"
-    with _figure(path, width=8, height=6) as figure:
-        grid = figure.add_gridspec(2, 3, height_ratios=[2.6, 1])
+    diagnostics = functools.partial(run.series, "diagnostics")
+    titles = diagnostics_panels.measured(diagnostics)
+    lines = -(-len(titles) // diagnostics_panels.COLUMNS)
+    with _figure(path, width=8, height=6 + 1.8 * lines) as figure:
+        grid = figure.add_gridspec(2 + lines, 3, height_ratios=[2.6, *[1] * (1 + lines)])
         axes = figure.add_subplot(grid[0, :])
         protocol = run.config.env.get("protocol")
         details = [f"seed {run.config.seed}", f"{protocol} protocol" if protocol else ""]
@@ -121,6 +124,8 @@ def learning_curve(run_dir: str | os.PathLike[str]) -> Path:
             if name == "clip_fraction":
                 panel.yaxis.set_major_formatter(_percent())
                 panel.set_ylim(top=max(0.01, panel.get_ylim()[1]))
+        for panel in diagnostics_panels.draw(figure, grid, titles, diagnostics, (colour, _GREY)):
+            _step_axis(panel, last)
     return path
 
 

@@ -31,6 +31,7 @@ class _Result(NamedTuple):
     acting: Acting
     metrics: dict[str, Any]
     priorities: Any
+    diagnostics: dict[str, Any]
 
 
 _Round = list[tuple[Sampled, "concurrent.futures.Future[_Result]"]]
@@ -46,23 +47,28 @@ class Learner:
       update: (state, batch, update number) -> (state, UpdateInfo), compiled.
       state: agent state to begin with; `state.step` updates were made.
       lag: rounds between submitting an update and using its result.
+      diagnose: (state, batch, held-out batch) -> scalars by name, compiled.
 
     Attributes:
       acting: what to act with in this round.
       submitted: updates submitted since the run began.
+      diagnosed: what was seen inside the network before updates of the round that `end_round` last took in.
     """
 
-    def __init__(self, update: Callable[..., Any], state: Any, lag: int):
-        self._update, self._state = update, state
+    def __init__(
+        self, update: Callable[..., Any], state: Any, lag: int, diagnose: Callable[..., Any] | None = None
+    ):
+        self._update, self._state, self._diagnose = update, state, diagnose
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="learner")
         self._rounds: collections.deque[_Round] = collections.deque([] for _ in range(lag))
         self._current: _Round = []
         self.acting = Acting(state.params, state.network_state)
         self.submitted = int(state.step)
+        self.diagnosed: list[dict[str, Any]] = []
 
-    def submit(self, batch: Transition, sampled: Sampled) -> None:
-        """Queues an update of the present round."""
-        self._current.append((sampled, self._thread.submit(self._run, batch, self.submitted)))
+    def submit(self, batch: Transition, sampled: Sampled, held_out: Transition | None = None) -> None:
+        """Queues an update of the present round, with a look inside the network before it if `held_out` is given."""
+        self._current.append((sampled, self._thread.submit(self._run, batch, self.submitted, held_out)))
         self.submitted += 1
 
     def end_round(self, replay: FrameReplay) -> list[dict[str, float]]:
@@ -76,10 +82,13 @@ class Learner:
         """
         self._rounds.append(self._current)
         self._current = []
-        lines = []
+        lines, self.diagnosed = [], []
         for sampled, future in self._rounds.popleft():
             result = future.result()
             lines.append(_finite(result))
+            if result.diagnostics:
+                values = {name: float(value) for name, value in result.diagnostics.items()}
+                self.diagnosed.append({"updates": result.number, **values})
             replay.set_priorities(sampled, np.asarray(result.priorities))
             self.acting = result.acting
         return lines
@@ -99,6 +108,7 @@ class Learner:
                 metrics = {f"metrics/{name}": np.asarray(value) for name, value in _finite(result).items()}
                 values = {**sampled._asdict(), "priorities": np.asarray(result.priorities), **metrics}
                 values["number"] = np.asarray(result.number)
+                values |= {f"diagnostics/{name}": np.asarray(v) for name, v in result.diagnostics.items()}
                 arrays |= {f"pending/{i}/{j}/{name}": value for name, value in values.items()}
         # A gradient can be lost before a loss shows it, and such a moment is not worth keeping.
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self._state.params)):
@@ -122,22 +132,24 @@ class Learner:
             while f"pending/{i}/{len(pending)}/rows" in arrays:
                 prefix = f"pending/{i}/{len(pending)}/"
                 part = {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
-                metrics = {
-                    name.removeprefix("metrics/"): part[name] for name in part if name.startswith("metrics/")
-                }
+                metrics, diagnostics = (
+                    {name.removeprefix(kind): part[name] for name in part if name.startswith(kind)}
+                    for kind in ("metrics/", "diagnostics/")
+                )
                 done: concurrent.futures.Future[_Result] = concurrent.futures.Future()
-                done.set_result(_Result(int(part["number"]), after, metrics, part["priorities"]))
+                done.set_result(_Result(int(part["number"]), after, metrics, part["priorities"], diagnostics))
                 pending.append((Sampled(part["streams"], part["rows"]), done))
 
     def close(self) -> None:
         """Lets the update that runs end, and drops the rest."""
         self._thread.shutdown(cancel_futures=True)
 
-    def _run(self, batch: Transition, number: int) -> _Result:
+    def _run(self, batch: Transition, number: int, held_out: Transition | None) -> _Result:
         # Nothing is read here: the next update is dispatched while this one still runs.
+        seen = self._diagnose(self._state, batch, held_out) if self._diagnose and held_out else {}
         self._state, info = self._update(self._state, batch, number)
         acting = Acting(self._state.params, self._state.network_state)
-        return _Result(number, acting, info.metrics, info.priorities)
+        return _Result(number, acting, info.metrics, info.priorities, seen)
 
 
 def _finite(result: _Result) -> dict[str, float]:

@@ -96,6 +96,8 @@ def run(
             for episode in trainer.step():
                 metrics.write("episode", **trainer.counts, **episode)
                 shown["training_return"] = trainer.mean_return
+            for values in trainer.diagnosed:
+                metrics.write("diagnostics", **(trainer.counts | values))
             if due(config.logging.every, before):
                 line = trainer.summary()
                 metrics.write("train", **trainer.counts, **line)

@@ -59,7 +59,9 @@ class Trainer:
             return agent.update(state, batch, jax.random.fold_in(update_key, number))
 
         self._act, self._update = xla.jit(act), xla.jit(update)
-        self._learner = Learner(self._update, xla.jit(agent.init)(init_key), self._lag)
+        # An agent of somebody's own need not have it.
+        self._diagnose = xla.jit(agent.diagnose) if hasattr(agent, "diagnose") else None
+        self._learner = Learner(self._update, xla.jit(agent.init)(init_key), self._lag, self._diagnose)
         self._episodes = Episodes(self._num_envs)
         self._sums: collections.Counter[str] = collections.Counter()  # of update metrics since the last line
         self.steps = 0
@@ -83,6 +85,11 @@ class Trainer:
     def acting(self) -> Acting:
         """What acts in the next step."""
         return self._learner.acting
+
+    @property
+    def diagnosed(self) -> list[dict[str, Any]]:
+        """What the last step learned of the inside of the network, and after how many updates."""
+        return self._learner.diagnosed
 
     @property
     def mean_return(self) -> float | None:
@@ -120,9 +127,17 @@ class Trainer:
         return [{"return": value, "length": length} for value, length in finished]
 
     def _learn(self) -> None:
-        size = int(self._config.training.batch_size)
-        while self._learner.submitted < self._updates_due(self.steps + 1):
-            self._learner.submit(*self.replay.sample(size, self._config.seed, self._learner.submitted))
+        size, seed = int(self._config.training.batch_size), self._config.seed
+        while (number := self._learner.submitted) < self._updates_due(self.steps + 1):
+            held_out = None
+            if (
+                self._diagnose
+                and (every := self._config.diagnostics.every)
+                and number
+                and number % every == 0
+            ):
+                held_out = self.replay.sample_held_out(self._config.diagnostics.batch_size, seed, number)
+            self._learner.submit(*self.replay.sample(size, seed, number), held_out)
 
     def _updates_due(self, steps: int) -> int:
         return max(0, steps * self._num_envs - int(self._config.replay.min_size)) // self._period
@@ -159,13 +174,13 @@ class Trainer:
         Returns:
           Seconds of one update, the median of `timed`.
         """
-        space = self._env.single_observation_space
-        size = int(self._config.training.batch_size)
-        zeros = np.zeros((size, *space.shape), space.dtype)  # type: ignore[misc]
-        line = np.zeros(size, np.float32)
-        batch = Transition(zeros, np.zeros(size, np.int32), line, line, zeros, line)
+        batch = self._zeros(self._config.training.batch_size)
         tree, _ = self._learner.snapshot()
         self._act(self._learner.acting, self._observations, 0, 0.0)
+        last = self._updates_due(int(self._config.steps) // self._num_envs)
+        if self._diagnose and 0 < self._config.diagnostics.every < last:
+            held_out = self._zeros(self._config.diagnostics.batch_size)
+            jax.block_until_ready(self._diagnose(tree["state"], batch, held_out))
         jax.block_until_ready(self._update(tree["state"], batch, 0))
         seconds = []
         for _ in range(timed):
@@ -173,6 +188,12 @@ class Trainer:
             jax.block_until_ready(self._update(tree["state"], batch, 0))
             seconds.append(time.perf_counter() - begun)
         return statistics.median(seconds)
+
+    def _zeros(self, size: int) -> Transition:
+        space = self._env.single_observation_space
+        observations = np.zeros((size, *space.shape), space.dtype)  # type: ignore[misc]
+        line = np.zeros(size, np.float32)
+        return Transition(observations, np.zeros(size, np.int32), line, line, observations, line)
 
     def get_state(self) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
         """The pytree, small arrays and JSON-able counters of this moment; the replay is saved apart.

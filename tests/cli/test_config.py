@@ -114,7 +114,14 @@ def test_a_configuration_survives_its_file(tmp_path):
     assert OmegaConf.load(tmp_path / "config.yaml") == run
 
 
-OUTSIDE_IDENTITY = ["steps=7000", "run_dir=x", "device=cpu", "logging.every=3", "checkpoint.every=9"]
+OUTSIDE_IDENTITY = [
+    "steps=7000",
+    "run_dir=x",
+    "device=cpu",
+    "logging.every=3",
+    "diagnostics.every=5",
+    "checkpoint.every=9",
+]
 
 
 def test_where_and_how_long_is_outside_the_identity():
@@ -166,7 +173,7 @@ def test_help_shows_every_choice_and_every_option_with_its_meaning():
             assert f"\n  {choice} " in text
     run = config.compose([])
     shown = text.partition("options, with")[2]
-    for section in ("replay", "exploration", "training", "eval", "checkpoint", "logging"):
+    for section in ("replay", "exploration", "training", "eval", "diagnostics", "checkpoint", "logging"):
         for option in run[section]:
             assert f"\n  {section}.{option}=" in shown
     rows = [line for line in shown.splitlines() if line.startswith("  ")]

@@ -21,6 +21,11 @@ MISTAKES = {
     "gamma=1": "unknown option 'gamma'; did you mean 'replay.gamma'? (--help lists them all)",
     "eval.evry=1": "unknown option 'eval.evry'; did you mean 'eval.every'?"
     " (eval.every, eval.episodes, eval.epsilon)",
+    "diagnostics.evry=1": "unknown option 'diagnostics.evry'; did you mean 'diagnostics.every'?"
+    " (diagnostics.every, diagnostics.batch_size)",
+    "diagnostics.every=-1": "diagnostics.every: expected at least 0, not -1",
+    "diagnostics.batch_size=0": "diagnostics.batch_size: expected at least 1, not 0",
+    "diagnostics.every=often": "diagnostics.every: expected a whole number, not 'often'",
     "loss=mse loss.num_bins=5": "unknown option 'loss.num_bins' of loss=mse",
     "hydra.run.dir=x": "unknown option 'hydra.run.dir'; did you mean 'run_dir'? (--help lists them all)",
     "eval=3": "'eval' is a group of options, set one by one (eval.every, eval.episodes, eval.epsilon)",

@@ -178,8 +178,11 @@ def test_a_ring_put_back_from_its_rows_samples_the_same(case):
         copy.write(a, replay.read(a, b))
     copy.rows, copy.max_priority = replay.rows, replay.max_priority
     copy.priorities.assign_all(replay.priorities.weights)
+    copy.drawn[:] = replay.drawn
     if replay.priorities.total == 0:
         return
+    for mine, theirs in zip(replay.sample_held_out(16, 5, 9), copy.sample_held_out(16, 5, 9), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
     for mine, theirs in zip(replay.sample(16, 5, 9)[0], copy.sample(16, 5, 9)[0], strict=True):
         np.testing.assert_array_equal(mine, theirs)
     random = np.random.default_rng(1)
@@ -243,3 +246,52 @@ def test_uniform_sampling_reaches_every_row_equally():
 def test_a_ring_too_small_for_one_transition_says_what_would_do():
     with pytest.raises(ValueError, match=r"replay.capacity \(10\) must hold at least 8 steps of each of 4"):
         FrameReplay(4, 10, frame_shape=(1,), stack=4, n_step=3)
+
+
+@settings(max_examples=40)
+@given(SETTINGS)
+def test_what_is_held_out_was_never_sampled_and_taking_it_changes_nothing(case):
+    replay, oracle = build(case)
+    fill(case, replay, oracle)
+    expected = oracle.transitions()
+    if not expected:
+        return
+    drawn = set()
+    for update in range(3):
+        before = replay.drawn.copy(), replay.priorities.weights.copy()
+        held_out = replay.sample_held_out(32, case["seed"], update)
+        np.testing.assert_array_equal(before[0], replay.drawn)
+        np.testing.assert_array_equal(before[1], replay.priorities.weights)
+        fresh = [expected[key] for key in expected.keys() - drawn]
+        assert (held_out.weight == float(bool(fresh))).all()
+        looks = [transition[0] for transition in fresh or expected.values()]
+        for observation in held_out.observation:
+            assert observation.reshape(-1).tolist() in looks
+        _, sampled = replay.sample(4, case["seed"], update)
+        drawn |= set(zip(sampled.streams.tolist(), sampled.rows.tolist(), strict=True))
+
+
+def test_every_fresh_transition_is_held_out_alike_and_new_rows_are_fresh_again():
+    replay = make()
+    add_rows(replay, 60)  # the ring of 20 rows is full
+    for update in range(200):
+        replay.sample(8, 0, update)
+    assert (replay.sample_held_out(8, 0, 0).weight == 0).all()
+    add_rows(replay, 4)
+    held_out = replay.sample_held_out(40_000, 0, 0)
+    found, counts = np.unique(held_out.observation[:, 0], return_counts=True)
+    assert (held_out.weight == 1).all() and found.tolist() == [59, 60, 61, 62]
+    np.testing.assert_allclose(counts, 10_000, rtol=0.05)
+
+
+def test_a_held_out_batch_is_a_function_of_seed_and_update_and_no_sample_of_the_update():
+    replay = make(prioritized=False)
+    add_rows(replay, 20)
+    once, again, other = (replay.sample_held_out(8, 3, u).observation.tolist() for u in (7, 7, 8))
+    assert once == again != other
+    assert once != replay.sample(8, 3, 7)[0].observation.tolist()
+
+
+def test_nothing_can_be_held_out_of_an_empty_ring():
+    with pytest.raises(ValueError):
+        make().sample_held_out(8, 0, 0)

@@ -10,7 +10,7 @@ from rlcls.training import config, curves
 from rlcls.training.metrics import Metrics
 
 
-def make_run(folder, *overrides, steps=4000, evaluations=True, slope=1e-3):
+def make_run(folder, *overrides, steps=4000, evaluations=True, slope=1e-3, diagnostics=None):
     folder.mkdir()
     OmegaConf.save(config.compose(list(overrides)), folder / "config.yaml")
     log = Metrics(folder, tensorboard=False, wandb=None)
@@ -21,6 +21,8 @@ def make_run(folder, *overrides, steps=4000, evaluations=True, slope=1e-3):
         log.write(
             "train", **counts, loss=loss, td_divergence=0.1, clip_fraction=0.0, episode_return=slope * step
         )
+        if diagnostics:
+            log.write("diagnostics", **counts, **diagnostics)
         if evaluations and step % 1000 == 0:
             log.write("eval", **counts, return_mean=slope * step, return_std=0.5, returns=[slope * step])
     log.close()
@@ -60,6 +62,42 @@ def test_a_learning_curve_shows_returns_loss_and_the_time_taken(tmp_path, drawn)
     (loss_line,) = loss.get_lines()
     assert loss_line.get_xdata()[0] == 1000  # the NaN before it is left out
     assert minutes.get_xlabel() == "wall-clock minutes"
+
+
+def test_what_was_seen_inside_the_network_has_panels_below(tmp_path, drawn):
+    seen = {
+        "rankme": 20.0,
+        "srank": 30,
+        "dormant_ratio": 0.2,
+        "held_out_td_error": float("nan"),
+        "td_error": 0.1,
+    }
+    seen |= {"gradient_norm": 0.5, "feature_norm": 50.0, "alpha_req": 1.0}
+    curves.learning_curve(make_run(tmp_path / "a", diagnostics=seen))
+    panels = {axes.get_title(loc="left"): axes for axes in drawn()[5:]}
+    assert list(panels) == ["effective rank", "dormant units", "absolute TD error", "norm", "spectrum decay"]
+    assert {label: len(xy) for label, xy in lines(panels["effective rank"]).items()} == {
+        "RankMe": 8,
+        "srank": 8,
+    }
+    assert lines(panels["effective rank"])["srank"][0] == [500, 30]
+    assert {label: len(xy) for label, xy in lines(panels["absolute TD error"]).items()} == {
+        "held out": 0,  # the NaN is left out
+        "the update's": 8,
+    }
+    assert panels["norm"].get_yscale() == "log" and panels["dormant units"].get_ylim() == (0, 1)
+
+
+def test_what_only_some_backbones_show_has_a_panel_where_it_was_shown(tmp_path, drawn):
+    seen = {
+        "rankme": 20.0,
+        "attention_entropy": 2.0,
+        "attention_entropy_least": 1.0,
+        "dispatch_similarity_mean": 0.4,
+    }
+    curves.learning_curve(make_run(tmp_path / "a", diagnostics=seen))
+    titles = [axes.get_title(loc="left") for axes in drawn()[5:]]
+    assert titles == ["effective rank", "attention entropy", "slot similarity"]
 
 
 def test_a_run_stopped_before_it_measured_anything_is_an_empty_picture(tmp_path):

@@ -1,0 +1,87 @@
+"""What diagnostics cost beside the updates between two of them, in percent of training time.
+
+    python benchmarks/diagnostics_cost.py
+
+A look inside the network is the program on the device and the drawing of its held-out batch on the host, which in
+training is done while the update before runs. The ring is as full as `recipe=fast` lets it get, and most of it was
+sampled before. Update and look are timed in turn.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import _report
+import jax
+import numpy as np
+from _bare_update import sample_batch
+
+from rlcls.training import build, config, trainer, xla
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--backbones", nargs="+", default=["nature", "impala"])
+    parser.add_argument("--out", type=Path, default=_report.RESULTS)
+    arguments = parser.parse_args()
+    facts = _report.machine()
+    xla.choose_device("cpu")
+    times = {name: _times(name, arguments.rounds) for name in arguments.backbones}
+    data = {"machine": facts, **config.compose([]).diagnostics, "milliseconds": times}
+    _report.write("diagnostics_cost", data, _text(data), arguments.out)
+
+
+def _times(backbone: str, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of an update, of a look inside the network, and of drawing what is looked at."""
+    settings = config.compose(["game=Pong", f"backbone={backbone}"])
+    env = build.environment(settings)
+    agent, _ = build.agent(settings, env)
+    replay = trainer.make_replay(settings, env)
+    random = np.random.default_rng(0)
+    rows = random.integers(0, 256, (64, env.num_envs, *env.single_observation_space.shape[1:]), np.uint8)
+    actions, flags = np.zeros(env.num_envs, np.int32), np.zeros(env.num_envs, bool)
+    for number in range(replay.length):
+        replay.add(rows[number % 64], actions, actions.astype(np.float32), flags, flags)
+    replay.drawn[:] = random.random(replay.drawn.shape) < 0.9
+    batch = sample_batch(env, int(settings.training.batch_size), seed=0)
+    env.close()
+    state, key = xla.jit(agent.init)(jax.random.key(0)), jax.random.key(0)
+    update, diagnose = xla.jit(agent.update), xla.jit(agent.diagnose)
+    times: dict[str, list[float]] = {"update": [], "look": [], "draw": []}
+
+    def timed(name: str, function: Any, *inputs: Any) -> Any:
+        began = time.perf_counter()
+        result = jax.block_until_ready(function(*inputs))
+        times[name].append(round(1e3 * (time.perf_counter() - began), 4))
+        return result
+
+    for number in range(rounds + 2):
+        held_out = timed("draw", replay.sample_held_out, settings.diagnostics.batch_size, 0, number)
+        timed("look", diagnose, state, batch, held_out)
+        timed("update", update, state, batch, key)
+    return {name: values[2:] for name, values in times.items()}  # the first compile
+
+
+def _text(data: dict[str, Any]) -> str:
+    rows, every = [], data["every"]
+    for backbone, parts in data["milliseconds"].items():
+        medians = [f"{statistics.median(parts[name]):.2f}" for name in ("update", "look", "draw")]
+        rounds = zip(parts["update"], parts["look"], parts["draw"], strict=True)
+        share = statistics.median(100 * (look + draw) / (every * update) for update, look, draw in rounds)
+        rows.append([backbone, *medians, f"{share:.2f} %"])
+    count = len(next(iter(data["milliseconds"].values()))["update"])
+    header = ["backbone", "update, ms", "look, ms", "drawing its batch, ms", f"share, one in {every} updates"]
+    return "\n\n".join(
+        [
+            f"# What diagnostics cost in training (Pong, HL-Gauss, batch 32, {data['batch_size']} held out)",
+            f"Medians of {count} interleaved rounds. {_report.describe(data['machine'])}",
+            _report.table(header, rows),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,280 @@
+"""Diagnostics beside the training: what they measure, when, and that they leave no trace in it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rlcls import diagnostics, heads, networks
+from rlcls.agents.dqn import DQN, AgentState, UpdateInfo
+from rlcls.replay import FrameReplay, Sampled, Transition
+from rlcls.training import build, metrics
+from rlcls.training.checkpoint import Checkpoints
+from rlcls.training.config import compose
+from rlcls.training.learner import Learner
+from rlcls.training.trainer import Trainer, make_replay
+
+ROOT = Path(__file__).parents[2]
+PROBE = [
+    "env=probe",
+    "game=probe/two_step",
+    "loss=mse",
+    "backbone=mlp",
+    "backbone.hidden=[8]",
+    "env.num_envs=4",
+    "replay.capacity=400",
+    "replay.min_size=100",
+    "training.batch_size=16",
+    "agent.target_period=5",
+    "diagnostics.batch_size=32",
+]
+
+
+def make(*overrides, without=()) -> Trainer:
+    config = compose([*PROBE, *overrides])
+    env = build.environment(config)
+    agent, _ = build.agent(config, env)
+    for name in without:
+        agent = _Without(agent, name)
+    return Trainer(config, agent, env)
+
+
+class _Without:
+    """An agent that lacks a method."""
+
+    def __init__(self, agent, name):
+        self._agent, self._name = agent, name
+
+    def __getattr__(self, name):
+        if name == self._name:
+            raise AttributeError(name)
+        return getattr(self._agent, name)
+
+
+def run(trainer, steps):
+    seen = []
+    for _ in range(steps):
+        trainer.step()
+        seen += trainer.diagnosed
+    return seen
+
+
+def ending(trainer):
+    tree, arrays, counters = trainer.get_state()
+    arrays = {name: value for name, value in arrays.items() if "/diagnostics/" not in name}
+    trainer.close()
+    return (
+        jax.tree.map(np.asarray, tree),
+        arrays,
+        counters,
+        trainer.replay.priorities.weights,
+        trainer.replay.drawn,
+    )
+
+
+OVERRIDES = ("training.lag=3", "replay.prioritized=true")
+
+
+@pytest.fixture(scope="module")
+def through(tmp_path_factory):
+    """A run with diagnostics: a checkpoint while some are under way, what was seen before and after it, its end."""
+    trainer, folder = make(*OVERRIDES, "diagnostics.every=4"), tmp_path_factory.mktemp("through")
+    seen = run(trainer, 42)  # update 16 is made in the last of these steps
+    tree, arrays, counters = trainer.get_state()
+    assert any("/diagnostics/" in name for name in arrays)
+    Checkpoints(folder, 2).save(
+        trainer.agent_steps, tree=tree, arrays=arrays, counters={"trainer": counters}, replay=trainer.replay
+    )
+    return Checkpoints(folder, 2).resume()[0], seen, run(trainer, 30), ending(trainer)
+
+
+def test_training_with_and_without_diagnostics_gives_the_same_bits(through):
+    _, seen, rest, end = through
+    assert [line["updates"] for line in seen + rest] == list(range(4, 44, 4))
+    without = make(*OVERRIDES, "diagnostics.every=0")
+    assert run(without, 72) == []
+    chex.assert_trees_all_equal(ending(without), end)
+
+
+def test_a_resumed_run_sees_the_same(through):
+    checkpoint, _, rest, end = through
+    resumed = make(*OVERRIDES, "diagnostics.every=4")
+    resumed.set_state(checkpoint)
+    assert run(resumed, 30) == rest
+    chex.assert_trees_all_equal(ending(resumed), end)
+
+
+def test_a_checkpoint_that_does_not_say_what_was_drawn_takes_everything_for_drawn(through):
+    arrays = {name: value for name, value in through[0].arrays.items() if name != "drawn"}
+    config = compose(PROBE)
+    replay = make_replay(config, build.environment(config))
+    through[0]._replace(arrays=arrays).fill(replay)
+    assert replay.drawn.all()
+
+
+def test_an_agent_that_cannot_be_looked_into_trains_all_the_same():
+    trainer = make("diagnostics.every=5", without=["diagnose"])
+    trainer.warm_up()
+    assert run(trainer, 60) == [] and trainer.counts["updates"] > 5
+    trainer.close()
+
+
+@pytest.mark.parametrize(("every", "compiled"), [(5, 1), (10_000_000, 0)])
+def test_the_program_is_compiled_before_the_first_step_if_it_will_run(every, compiled):
+    trainer = make(f"diagnostics.every={every}")
+    trainer.warm_up()
+    assert trainer._diagnose._cache_size() == compiled
+    run(trainer, 50)
+    assert trainer._diagnose._cache_size() == compiled
+    trainer.close()
+
+
+def test_a_number_that_is_not_finite_is_told_and_stops_nothing():
+    state = AgentState({}, {}, {}, {}, {}, np.int32(0))
+    batch, none = transitions(2, 0), np.zeros(2, np.int64)
+    learner = Learner(
+        lambda state, batch, number: (state, UpdateInfo({"loss": np.float32(number)}, batch.weight)),
+        state,
+        0,
+        lambda state, batch, held_out: {"rankme": np.float32("nan"), "srank": np.int32(3)},
+    )
+    replay = FrameReplay(1, 20, frame_shape=(3,))
+    for held_out, seen in ((batch, [0]), (None, []), (batch, [2])):
+        learner.submit(batch, Sampled(none, none), held_out)
+        assert learner.end_round(replay)[0]["loss"] >= 0
+        assert [line["updates"] for line in learner.diagnosed] == seen
+        assert all(np.isnan(line["rankme"]) and line["srank"] == 3 for line in learner.diagnosed)
+    learner.close()
+
+
+def transitions(size, seed):
+    random = np.random.default_rng(seed)
+    observation, next_observation = random.normal(size=(2, size, 3)).astype(np.float32)
+    return Transition(
+        observation,
+        random.integers(0, 2, size, np.int32),
+        random.normal(size=size).astype(np.float32),
+        np.where(random.random(size) < 0.3, 0, 0.9).astype(np.float32),
+        next_observation,
+        random.random(size, np.float32),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("mse", {}), ("c51", {"double": True, "max_gradient_norm": 1e-3})]
+)
+def test_an_agent_measures_what_it_says(name, options):
+    bounded = {} if name == "mse" else {"vmin": -3, "vmax": 3, "num_bins": 11}
+    head = heads.make(name, **bounded)
+
+    def network(rngs):
+        return networks.QNetwork(networks.MLP((3,), hidden=(8,), rngs=rngs), head, 2, rngs=rngs)
+
+    agent = DQN(network, head, **options)
+    init, batch, held_out = jax.jit(agent.init), transitions(6, 0), transitions(20, 1)
+    state = init(jax.random.key(0))._replace(target_params=init(jax.random.key(1)).params)
+    apply, _, _ = networks.functional(network(nnx.Rngs(0)))
+
+    def chosen(params, transitions):
+        return heads.select(apply(params, {}, transitions.observation, train=True)[0], transitions.action)
+
+    def chosen_next(transitions):
+        outputs = apply(state.target_params, {}, transitions.next_observation, train=False)[0]
+        chooser = state.params if options else state.target_params
+        values = head.value(apply(chooser, {}, transitions.next_observation, train=False)[0])
+        return heads.select(outputs, jnp.argmax(values, axis=-1))
+
+    def loss(params):
+        target = head.td_target(chosen_next(batch), batch.reward, batch.discount)
+        return jnp.mean(batch.weight * head.td_loss(chosen(params, batch), target))
+
+    @jax.jit
+    def expected():
+        errors = [
+            head.value(chosen(state.params, x)) - x.reward - x.discount * head.value(chosen_next(x))
+            for x in (batch, held_out)
+        ]
+        layer = state.params["backbone"]["layers"][0]
+        features = jnp.maximum(held_out.observation @ layer["kernel"] + layer["bias"], 0)
+        return jax.grad(loss)(state.params), errors, diagnostics.feature_metrics(features)
+
+    look = jax.jit(agent.diagnose)
+    seen, (gradients, errors, metrics) = look(state, batch, held_out), expected()
+    norm = np.linalg.norm(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(gradients)]))
+    np.testing.assert_allclose(seen["gradient_norm"], norm, rtol=1e-5)
+    for key, error, x in zip(("td_error", "held_out_td_error"), errors, (batch, held_out), strict=True):
+        np.testing.assert_allclose(seen[key], np.average(np.abs(error), weights=x.weight), rtol=1e-4)
+    for key, value in metrics.items():
+        np.testing.assert_allclose(seen[key], value, rtol=1e-3, err_msg=key)
+    none = look(state, batch, held_out._replace(weight=0 * held_out.weight))
+    assert np.isnan(none["held_out_td_error"]) and none["rankme"] == seen["rankme"]
+
+
+class _Shows(networks.MLP):
+    """A backbone with an attention and a number to show."""
+
+    capture, causal = False, True
+
+    def __call__(self, observations):
+        x = super().__call__(observations)
+        if self.capture:
+            self.sow(nnx.Intermediate, "queries", x.reshape(len(x), 2, 1, -1))
+            self.sow(nnx.Intermediate, "keys", 3 * x.reshape(len(x), 2, 1, -1))
+            self.sow(nnx.Intermediate, "sine", jnp.sin(jnp.sum(x)))
+        return x
+
+
+def test_what_a_backbone_shows_of_itself_is_told_and_costs_an_update_nothing():
+    head = heads.make("mse")
+
+    def network(rngs):
+        return networks.QNetwork(_Shows((3,), hidden=(8,), rngs=rngs), head, 2, rngs=rngs)
+
+    agent = DQN(network, head)
+    state = agent.init(jax.random.key(0))
+    seen = jax.jit(agent.diagnose)(state, transitions(6, 0), transitions(20, 1))
+    # The first of two causal queries has no choice.
+    assert 0 < seen["attention_entropy_least"] <= seen["attention_entropy"] < np.log(2) / 2
+    assert -1 <= seen["sine"] <= 1
+    program = jax.jit(agent.update).lower(state, transitions(6, 0), jax.random.key(0)).as_text()
+    assert "sine" not in program
+
+
+@pytest.mark.slow
+def test_the_command_writes_them_where_they_are_looked_for(tmp_path):
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    short = [
+        "steps=900",
+        "diagnostics.every=50",
+        "logging.every=200",
+        "eval.episodes=1",
+        "checkpoint.every=900",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "rlcls.train", *PROBE, *short, "run_dir=run"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in metrics.read(tmp_path / "run") if row["kind"] == "diagnostics"]
+    assert [row["updates"] for row in rows] == [50, 100, 150]
+    names = {"gradient_norm", "td_error", "held_out_td_error", "rankme", "srank", "alpha_req"}
+    for row in rows:
+        assert names | {"dormant_ratio", "feature_norm"} <= row.keys()
+        assert row["frames"] == row["agent_steps"] > 100 + 4 * row["updates"]
+        assert row["gradient_norm"] > 0 and row["held_out_td_error"] > 0
+        assert json.dumps(row, allow_nan=False)
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    assert b"diagnostics/rankme" in events.read_bytes()
+    assert (tmp_path / "run" / "learning_curve.png").stat().st_size > 10_000
