@@ -1,5 +1,7 @@
 """Which support, when the values are not known beforehand. NumPy only."""
 
+from typing import Any
+
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Real
@@ -56,7 +58,7 @@ def support_from_rewards(min_reward: float, max_reward: float, gamma: float, num
     return Support.uniform(low, high, num_bins).widen()
 
 
-def reward_scale(returns: Real[ArrayLike, "*b n"], support: Support) -> Float[np.ndarray, "*b"]:
+def reward_scale(returns: Real[ArrayLike, "*b n"], support: Support) -> Float[Any, "*b"]:
     """What to multiply each task's rewards by so that its returns use the support and stay in it.
 
     One over max(standard deviation of the returns, greatest |return| / limit), where limit is the nearer end
