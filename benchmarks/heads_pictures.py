@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from heads import make, names
+from heads import make
 from matplotlib.axes import Axes
 
 from rlcls import heads
@@ -30,7 +30,7 @@ COLOURS = ("tab:blue", "tab:orange")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--out", type=Path, default=_report.ROOT / "docs" / "heads")
-    parser.add_argument("--heads", nargs="+", default=names(), metavar="NAME")
+    parser.add_argument("--heads", nargs="+", default=list(heads.BY_NAME), metavar="NAME")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.heads:

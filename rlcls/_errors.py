@@ -18,6 +18,6 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """
     names = sorted(names)
     folded = {candidate.lower(): candidate for candidate in names}
-    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower(), folded, n=1)
     hint = f"; did you mean {folded[close[0]]!r}?" if close else ""
     return f"{hint} ({', '.join(names)})" if names else hint

@@ -21,6 +21,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Real
 
+from .mixture import add_pairs
+
 # Bins wider than this many standard deviations need the difference of two erf's; narrower ones, in float32,
 # the density.
 _NARROW = 0.1
@@ -185,11 +187,12 @@ class TwoHot:
 
         Source: Bellemare et al. 2017, equation 7.
         """
+        if isinstance(probs, jax.Array) or isinstance(targets, jax.Array):
+            targets = jnp.asarray(targets)
         bins, fractions = self.split(targets)
-        xp = _namespace(fractions)
-        columns = np.arange(self.num_bins, dtype=np.int32).reshape((1,) * fractions.ndim + (-1,))
-        shares = self.mass(columns, bins[..., None], fractions[..., None], None)
-        return xp.sum(probs[..., None] * shares, axis=-2)
+        probs = _namespace(fractions).asarray(probs)
+        lower = probs * (1 - fractions)
+        return add_pairs(bins, lower, (probs * fractions).astype(lower.dtype), self.num_bins)
 
 
 @dataclasses.dataclass(frozen=True)

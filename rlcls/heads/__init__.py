@@ -15,7 +15,7 @@ from typing import Any
 from .base import CategoricalHead, Head, select
 from .bce import BCE
 from .categorical import C51, HLGauss, MSESoftmax, OneHot, TwoHot
-from .factory import make
+from .factory import BY_NAME, make
 from .functional import (
     categorical_l2_project,
     from_probs,
@@ -33,6 +33,7 @@ from .support import Support
 
 __all__ = [
     "BCE",
+    "BY_NAME",
     "C51",
     "MSE",
     "CategoricalHead",

@@ -85,7 +85,11 @@ class Head(abc.ABC):
 
 
 class CategoricalHead(Head):
-    """A head whose outputs are the logits of a distribution over bins."""
+    """A head whose outputs are the logits of a distribution over bins.
+
+    Only such a head has `encode`, `decode`, `probs`, `log_probs` and (beside `Quantile`) `variance`: a scalar
+    head predicts no distribution, and a made-up one would be plotted as if it did.
+    """
 
     @abc.abstractmethod
     def encode(self, scalars: Real[ArrayLike, "*b"]) -> Float[Any, "*b k"]:

@@ -26,9 +26,11 @@ def generalised(logits: Float[Array, "*b k"], probs: Float[Array, "*b k"], q: fl
     """(1 - sum(probs**(1 - q) * predicted**q)) / q: the cross-entropy's excess as q -> 0, bounded above it.
 
     For a one-hot target it is (1 - predicted**q) / q, the generalised cross-entropy. A target that is spread
-    is raised to 1 - q, or the least loss would be at a sharpened target, whose mean is another. Being bounded,
-    it has next to no gradient where a prediction is confidently wrong: on a target of one or two bins
-    that moves, bootstrapped learning can stick; a spread one (HL-Gauss) overlaps and does not.
+    is raised to 1 - q, or the least loss would be at a sharpened target, whose mean is another.
+
+    Being bounded, it stops teaching where a prediction is certain and wrong: its slope falls as exp(-q * d)
+    with the margin d of the wrong bin's logit. On a target of one or two bins that moves, bootstrapped
+    learning can stick at high learning rates or q; a spread one (HL-Gauss) overlaps, and is safer.
 
     Source: Zhang & Sabuncu 2018, equation 6, a comp-sum loss (Mao et al. 2023); the exponent of the target
     is that of the alpha-divergence (Amari 2009).
@@ -40,6 +42,9 @@ def generalised(logits: Float[Array, "*b k"], probs: Float[Array, "*b k"], q: fl
 
 def ordinal(logits: Float[Array, "*b k"], probs: Float[Array, "*b k"]) -> Float[Array, "*b"]:
     """The squared distance of the cumulative distributions, summed over bins: near misses cost less.
+
+    It is bounded too, by k - 1; where a prediction is certain and wrong its slope falls as exp(-d) with the
+    margin d of the wrong bin's logit, whatever the target's shape.
 
     Source: Hou et al. 2016, equation 5 (squared earth mover's distance).
     """

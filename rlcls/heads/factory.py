@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from .base import Head
@@ -20,6 +22,10 @@ _CATEGORICAL: dict[str, tuple[type[Any], On]] = {
     "one_hot": (OneHot, "edges"),
     "two_hot": (TwoHot, "centers"),
 }
+# Name to class, of all that `make` knows; the categorical ones also take the options of a support.
+BY_NAME: Mapping[str, type[Head]] = MappingProxyType(
+    dict(sorted((_PLAIN | {name: kind for name, (kind, _) in _CATEGORICAL.items()}).items()))
+)
 
 
 def make(name: str, **options: Any) -> Head:
@@ -47,7 +53,7 @@ def make(name: str, **options: Any) -> Head:
     if name in _PLAIN:
         _check_known(name, options, _fields(_PLAIN[name]))
         return _PLAIN[name](**options)
-    raise ValueError(f"unknown loss {name!r}{_nearest(name, [*_PLAIN, *_CATEGORICAL])}")
+    raise ValueError(f"unknown loss {name!r}{_nearest(name, BY_NAME)}")
 
 
 def _support(name: str, options: dict[str, Any]) -> Support:

@@ -1,8 +1,11 @@
 """Quantile regression: the network's outputs are quantiles of the return, and their mean is the value."""
 
 import dataclasses
+import math
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -11,6 +14,11 @@ from jaxtyping import Array, Float, Real
 
 from ._arrays import as_floating, as_outputs, as_scalars, check_integer, check_leading, check_positive
 from .base import Head
+
+# Targets that one step of a loop takes in: fewer steps, until compilers stop keeping the sums in registers.
+_BLOCK = 16
+# 64 MB in float32.
+_FEW_PAIRS = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +115,7 @@ def quantile_huber(
     """The quantile Huber loss of predicted quantiles to samples (or quantiles) of the target.
 
     |tau_i - [u < 0]| * huber(u, kappa) / kappa with u = targets[j] - quantiles[i] and tau_i = (i + 1/2) / n,
-    summed over i, its mean over j. No gradient through the targets.
+    summed over i, its mean over j. No gradient through the targets. Time grows with n * m, memory with n + m.
 
     Raises:
       ValueError: the leading dimensions differ.
@@ -116,11 +124,76 @@ def quantile_huber(
     """
     quantiles, targets = as_floating(quantiles, "quantiles"), as_floating(targets, "targets")
     check_leading(targets.shape[:-1], "targets", quantiles, "quantiles")
+    dtype = jnp.promote_types(quantiles.dtype, targets.dtype)
+    return _loss(quantiles.astype(dtype), lax.stop_gradient(targets).astype(dtype), kappa)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _loss(quantiles: Float[Array, "*b n"], targets: Float[Array, "*b m"], kappa: float) -> Float[Array, "*b"]:
+    return _loss_and_slopes(quantiles, targets, kappa)[0]
+
+
+@_loss.defjvp
+def _loss_jvp(kappa: float, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Any, Any]:
+    loss, slopes = _loss_and_slopes(*primals, kappa)
+    return loss, (slopes * tangents[0]).sum(-1)
+
+
+def _loss_and_slopes(
+    quantiles: Float[Array, "*b n"], targets: Float[Array, "*b m"], kappa: float
+) -> tuple[Float[Array, "*b"], Float[Array, "*b n"]]:
+    """The loss, and its derivative by each quantile."""
+    arguments = quantiles, targets
+    count = math.prod(quantiles.shape) * targets.shape[-1]
+    if count <= _FEW_PAIRS:
+        each, slopes = lax.platform_dependent(
+            *arguments, cpu=partial(_in_blocks, kappa=kappa), default=partial(_at_once, kappa=kappa)
+        )
+    else:
+        each, slopes = _in_blocks(*arguments, kappa=kappa)
+    return each.sum(-1) / targets.shape[-1], slopes / targets.shape[-1]
+
+
+def _in_blocks(quantiles: Array, targets: Array, kappa: float) -> tuple[Array, Array]:
+    """Loss and slope of each quantile, summed over targets; of the memory of a few arrays like `quantiles`."""
+    blocks, rest = divmod(targets.shape[-1] - 1, _BLOCK)
+    first, later = jnp.split(targets, [rest + 1], axis=-1)
+    sums = _of_block(quantiles, first, kappa)
+    if blocks:
+        later = jnp.moveaxis(later.reshape(*later.shape[:-1], blocks, _BLOCK), -2, 0)
+
+        def add(sums: tuple[Array, Array], block: Array) -> tuple[tuple[Array, Array], None]:
+            return jax.tree.map(jnp.add, sums, _of_block(quantiles, block, kappa)), None
+
+        sums, _ = lax.scan(add, sums, later)
+    return sums
+
+
+def _of_block(quantiles: Array, targets: Array, kappa: float) -> tuple[Array, Array]:
+    # Written out: the CPU's compiler would store all pairs of a sum over an axis. In pairs, for the rounding.
+    terms = [_terms(quantiles, targets[..., j, None], kappa) for j in range(targets.shape[-1])]
+    while len(terms) > 1:
+        odd = terms[len(terms) // 2 * 2 :]
+        terms = [jax.tree.map(jnp.add, *two) for two in zip(terms[::2], terms[1::2], strict=False)] + odd
+    return terms[0]
+
+
+def _at_once(quantiles: Array, targets: Array, kappa: float) -> tuple[Array, Array]:
+    """The same by broadcasting: faster on an accelerator than a loop, while all pairs fit in its memory."""
+    losses, slopes = _terms(quantiles[..., None, :], targets[..., :, None], kappa)
+    return losses.sum(-2), slopes.sum(-2)
+
+
+def _terms(quantiles: Array, targets: Array, kappa: float) -> tuple[Array, Array]:
+    """The loss of each pair and its derivative by the quantile; the arrays are broadcast."""
     n = quantiles.shape[-1]
-    levels = ((np.arange(n) + 0.5) / n).astype(quantiles.dtype).reshape((1,) * quantiles.ndim + (-1,))
-    errors = lax.stop_gradient(targets)[..., :, None] - quantiles[..., None, :]
-    distance = jnp.abs(errors)
-    inside = jnp.minimum(distance, kappa)
-    huber = 0.5 * jnp.square(inside) + kappa * (distance - inside)
-    weights = jnp.abs(levels - lax.stop_gradient(errors < 0).astype(errors.dtype))
-    return (weights * huber / kappa).mean(-2).sum(-1)
+    levels = (np.arange(n) + 0.5) / (n * kappa)
+    below, above = (
+        x.astype(quantiles.dtype).reshape((1,) * (quantiles.ndim - 1) + (-1,))
+        for x in (1 / kappa - levels, levels)
+    )
+    errors = targets - quantiles
+    # Not jnp.clip: on the CPU it may lose a NaN.
+    clipped = jnp.where(errors < -kappa, -kappa, jnp.where(errors > kappa, kappa, errors))
+    pull = jnp.where(errors < 0, below, above) * clipped
+    return pull * (errors - clipped / 2), -pull

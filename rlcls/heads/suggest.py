@@ -1,5 +1,7 @@
 """Which support, when the values are not known beforehand. NumPy only."""
 
+from typing import Any
+
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Real
@@ -56,12 +58,12 @@ def support_from_rewards(min_reward: float, max_reward: float, gamma: float, num
     return Support.uniform(low, high, num_bins).widen()
 
 
-def reward_scale(returns: Real[ArrayLike, "*b n"], support: Support) -> Float[np.ndarray, "*b"]:
+def reward_scale(returns: Real[ArrayLike, "*b n"], support: Support) -> Float[Any, "*b"]:
     """What to multiply each task's rewards by so that its returns use the support and stay in it.
 
-    One over max(standard deviation of the returns, greatest |return| / limit), where limit is the nearer end
-    of the support: the returns get a variance of at most 1. A task whose returns are all 0 keeps its
-    rewards. Divide values by the scale to read them in the task's own units.
+    One over max(standard deviation of the returns, greatest |return| / limit), where limit is the nearer of
+    the support's outermost centers: the returns get a variance of at most 1. A task whose returns are all 0
+    keeps its rewards. Divide values by the scale to read them in the task's own units.
 
     Args:
       returns: of each task, along the last axis.
@@ -72,9 +74,8 @@ def reward_scale(returns: Real[ArrayLike, "*b n"], support: Support) -> Float[np
 
     Source: Lee et al. 2025 (SimbaV2), section 4.3.
     """
-    limit = min(
-        -support.unsquash(np.float64(support.low_edge)), support.unsquash(np.float64(support.high_edge))
-    )
+    # Of the outermost centers, not edges: two-hot and C51 clip at those.
+    limit = min(-support.values[0], support.values[-1])
     if limit <= 0:
         raise ValueError(f"reward_scale: 0 must be inside the support, not {support}")
     returns = np.asarray(returns, np.float64)

@@ -210,9 +210,8 @@ def _check_choice(override: Override) -> None:
             f"{override.input_line!r}: a group is chosen with {group}=name ({', '.join(choices(group))})"
         )
     if choice not in choices(group):
-        raise UserError(
-            f"unknown {group} '{override.get_value_string()}'" + nearest(str(choice), choices(group))
-        )
+        text = override.get_value_string()  # null, where the choice is None
+        raise UserError(f"unknown {group} '{text}'" + nearest(text, choices(group)))
 
 
 def _check_option(override: Override, known: DictConfig) -> None:

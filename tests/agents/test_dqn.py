@@ -26,7 +26,7 @@ HEADS = {
 
 
 def make(head, num_actions=2, **options):
-    head = heads.make(head, **HEADS[head])
+    head = heads.make(head, **HEADS[head]) if isinstance(head, str) else head
     dueling = options.pop("dueling", False)
 
     def network(rngs):
@@ -70,6 +70,48 @@ def test_dqn_learns_the_exact_values_of_a_probe(head, probe):
     state, _ = learn(agent, every_transition(probe))
     values = agent.q_values(state.params, state.network_state, probe.observations())
     np.testing.assert_allclose(values, probe.q_values(GAMMA), atol=0.05)
+
+
+CLASSES = {"vmin": -2, "vmax": 2, "num_bins": 21}
+VARIANTS = [
+    heads.make("two_hot", **CLASSES, criterion="generalised"),
+    heads.make("two_hot", **CLASSES, criterion="ordinal"),
+    heads.make("hlgauss", **CLASSES, criterion="generalised"),
+    heads.make("hlgauss", **CLASSES, criterion="ordinal"),
+    heads.make("c51", **CLASSES, criterion="ordinal"),
+    heads.make("hlgauss", **CLASSES, scalar_transform="symlog"),
+    heads.make("hlgauss", **CLASSES, scalar_transform="arcsinh"),
+    heads.make("c51", **CLASSES, scalar_transform="signed_hyperbolic"),
+    heads.make("c51", **CLASSES, bin_transform="arcsinh"),
+    heads.TwoHot(heads.Support.symexp(-2, 2, 21)),
+    heads.HLGauss(heads.Support.symexp(-2, 2, 21, on="edges")),
+]
+
+
+@pytest.mark.parametrize("head", VARIANTS, ids=lambda head: "-".join(map(str, head.to_dict().values())))
+def test_dqn_learns_by_other_criteria_and_on_other_supports(head):
+    """At a learning rate of 0.01: at that of the others, 0.03, a bounded criterion can stick."""
+    probe = PROBES["probe/two_step"]
+    agent = make(head, probe.num_actions, learning_rate=1e-2)
+    state, _ = learn(agent, every_transition(probe), updates=400)
+    early, late = agent.q_values(state.params, state.network_state, probe.observations())[:, 0]
+    # What a value is read back as where bins are unequal and smeared; elsewhere it is itself.
+    read = lambda value: head.decode(head.encode(np.float64(value)))  # noqa: E731
+    np.testing.assert_allclose([early, late], [read(GAMMA * read(1.0)), read(1.0)], atol=0.01)
+    np.testing.assert_allclose([early, late], probe.q_values(GAMMA)[:, 0], atol=0.04)
+
+
+def test_scaled_rewards_teach_the_values_of_a_task_that_the_support_does_not_reach():
+    probe, head = PROBES["probe/two_step"], heads.make("two_hot", **CLASSES)
+    returns = 50 * probe.q_values(GAMMA)[:, 0]
+    scale = heads.reward_scale(returns, head.support)
+    assert head.clip_fraction(returns) == 1 and head.clip_fraction(scale * returns) == 0
+    batch = every_transition(probe)
+    batch = batch._replace(reward=(50 * scale * batch.reward).astype(np.float32))
+    agent = make(head, probe.num_actions, learning_rate=1e-2)
+    state, _ = learn(agent, batch, updates=400)
+    values = agent.q_values(state.params, state.network_state, probe.observations()) / scale
+    np.testing.assert_allclose(values[:, 0], returns, rtol=0.01)
 
 
 @pytest.mark.parametrize(

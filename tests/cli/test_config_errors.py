@@ -11,8 +11,9 @@ LOSSES = "(bce, c51, hlgauss, huber, mse, mse_softmax, one_hot, quantile, two_ho
 MISTAKES = {
     "loss=hlgaus": f"unknown loss 'hlgaus'; did you mean 'hlgauss'? {LOSSES}",
     "recipe=papr": "unknown recipe 'papr'; did you mean 'paper'? (fast, paper)",
-    "recipe=paper/dqn_mse": "unknown recipe 'paper/dqn_mse'; did you mean 'paper'? (fast, paper)",
-    "loss=null": f"unknown loss 'null'; did you mean 'one_hot'? {LOSSES}",
+    "recipe=paper/dqn_mse": "unknown recipe 'paper/dqn_mse' (fast, paper)",
+    "loss=null": f"unknown loss 'null' {LOSSES}",
+    "loss=none": f"unknown loss 'none' {LOSSES}",
     "loss=[mse,c51]": f"unknown loss '[mse,c51]' {LOSSES}",
     "~loss": f"'~loss': a group is chosen with loss=name {LOSSES}",
     "foo": "cannot read 'foo'; options are written name=value, such as seed=1",

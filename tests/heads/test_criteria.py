@@ -75,6 +75,25 @@ def test_every_criterion_has_no_slope_at_its_target_and_one_away_from_it(criteri
     assert np.isfinite(extreme).all()
 
 
+@pytest.mark.parametrize(
+    ("options", "rate"),
+    [
+        ({}, 0),
+        ({"criterion": "generalised", "q": 0.3}, 0.3),
+        ({"criterion": "generalised"}, 0.7),
+        ({"criterion": "ordinal"}, 1),
+    ],
+)
+def test_where_a_prediction_is_certain_and_wrong_a_bounded_criterion_stops_teaching(options, rate):
+    head = heads.make("two_hot", **RANGE, **options)
+    margins = np.array([9.0, 11.0, 13.0], np.float32)
+    certain = margins[:, None] * np.eye(51, dtype=np.float32)[20]  # the target is bin 30
+    target = np.full(3, head.support.centers[30], np.float32)
+    slope = jax.jit(jax.grad(lambda outputs: head.loss(outputs, target).sum()))(certain)
+    size = np.abs(np.asarray(slope, np.float64)).max(-1)
+    np.testing.assert_allclose(np.diff(np.log(size)), -2 * rate, atol=0.02)
+
+
 @given(logits=logits)
 @modest
 def test_smoothing_mixes_the_target_with_all_bins(logits):

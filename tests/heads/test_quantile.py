@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.special import expit, xlogy
 
 from rlcls import heads
+from rlcls.heads import quantile
 
 quantiles = hnp.arrays(np.float32, (3, 7), elements=st.floats(-20, 20, width=32))
 modest = settings(max_examples=30)
@@ -27,6 +28,74 @@ def test_the_quantile_huber_loss_is_its_definition(predicted, target, kappa):
         expected += (np.abs((i + 0.5) / 7 - (errors < 0)) * huber / kappa).mean(-1)
     loss = heads.quantile_huber(predicted, target, kappa=kappa)
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-6)
+
+
+def dense(predicted, target, kappa):
+    """All pairs in one array, differentiated by JAX."""
+    n = predicted.shape[-1]
+    levels = jnp.asarray((np.arange(n) + 0.5) / n, predicted.dtype)
+    errors = target[..., :, None] - predicted[..., None, :]
+    inside = jnp.minimum(jnp.abs(errors), kappa)
+    huber = inside**2 / 2 + kappa * (jnp.abs(errors) - inside)
+    return (jnp.abs(levels - (errors < 0)) * huber / kappa).mean(-2).sum(-1)
+
+
+WAYS = {"in_blocks": quantile._in_blocks, "at_once": quantile._at_once, "chosen": None}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("num_targets", [1, 15, 16, 17, 50])
+def test_loss_and_gradient_are_those_of_the_dense_form_in_float64(monkeypatch, way, num_targets):
+    if WAYS[way] is not None:
+        monkeypatch.setattr(quantile, "_in_blocks", WAYS[way])
+        monkeypatch.setattr(quantile, "_FEW_PAIRS", 0)
+    rng = np.random.default_rng(0)
+    predicted, target = rng.normal(size=(2, 3, 21)), 2 * rng.normal(size=(2, 3, num_targets))
+    predicted[..., 0] = target[..., 0]  # an error of exactly 0
+    for dtype, precision in ((np.float32, 2e-6), (np.float64, 1e-13)):
+        with jax.enable_x64(True):
+            arguments = jnp.asarray(predicted, dtype), jnp.asarray(target, dtype)
+            truth, slope = _with_gradient(dense)(*(x.astype(jnp.float64) for x in arguments), 0.7)
+            ours = lambda p, t, kappa: heads.quantile_huber(p, t, kappa=kappa)  # noqa: E731
+            loss, gradient = _with_gradient(ours)(*arguments, 0.7)
+        assert loss.dtype == gradient.dtype == dtype
+        np.testing.assert_allclose(loss, truth, rtol=10 * precision)
+        np.testing.assert_allclose(gradient, slope, atol=precision)
+
+
+def _with_gradient(loss):
+    def both(predicted, target, kappa):
+        return loss(predicted, target, kappa), jax.grad(lambda p: loss(p, target, kappa).sum())(predicted)
+
+    return jax.jit(both, static_argnums=2)
+
+
+def test_derivatives_forwards_twice_and_by_batch():
+    predicted, target = np.random.default_rng(0).normal(size=(2, 4, 20)).astype(np.float32)
+    ours, theirs = (lambda p: heads.quantile_huber(p, target).sum()), (lambda p: dense(p, target, 1.0).sum())
+    direction = np.random.default_rng(1).normal(size=(4, 20)).astype(np.float32)
+    for f in (
+        lambda loss: jax.jvp(loss, (predicted,), (direction,))[1],
+        lambda loss: jax.grad(lambda p: (jax.grad(loss)(p) * direction).sum())(predicted),
+    ):
+        np.testing.assert_allclose(jax.jit(lambda f=f: f(ours))(), f(theirs), rtol=1e-4, atol=1e-5)
+    rows = jax.jit(jax.vmap(jax.grad(lambda p, t: heads.quantile_huber(p, t))))(predicted, target)
+    np.testing.assert_allclose(rows, jax.grad(theirs)(predicted), rtol=1e-5, atol=1e-6)
+
+
+def test_a_nan_spoils_its_own_row_and_infinity_pulls_with_all_it_may():
+    predicted, target = np.zeros((3, 2), np.float32), np.zeros((3, 40), np.float32)
+    target[1, 17], target[2, 3] = np.nan, np.inf
+    loss, gradient = _with_gradient(lambda p, t, kappa: heads.quantile_huber(p, t))(predicted, target, 1.0)
+    assert np.isnan(loss[1]) and np.isnan(gradient[1]).all() and loss[0] == 0 and not gradient[0].any()
+    np.testing.assert_allclose(gradient[2], [-0.25 / 40, -0.75 / 40])
+
+
+def test_the_memory_does_not_grow_with_the_pairs():
+    shape = jax.ShapeDtypeStruct((64, 501), jnp.float32)
+    learning = jax.jit(jax.value_and_grad(lambda p, t: heads.quantile_huber(p, t).sum()))
+    compiled = learning.lower(shape, shape).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 16 * 64 * 501 * 4
 
 
 def test_rlax_has_the_same():
