@@ -200,8 +200,8 @@ def _text(data: dict[str, Any]) -> str:
             _report.table(HEADER, rows),
             "Medians over rounds, all programs of a cell in turn; `naive / it` is the median of the ratios within a "
             "round. Units: what that time would move at the bandwidth of the copy, in sizes of the logits; the floor "
-            "is 1 forward and 3 for value and gradient. Error: the largest against float64, of a loss or of a "
-            "gradient's element.",
+            "is 1 forward and 3 for value and gradient, and what fits a cache can be below it. Error: the largest "
+            "against float64, of a loss or of a gradient's element.",
             *(["Not run:\n\n" + "\n".join(refused)] if refused else []),
         ]
     )
