@@ -1,4 +1,4 @@
-"""The cross-entropy of logits to a moved and projected distribution, which is never in memory."""
+"""The cross-entropy of logits to a moved and projected distribution, which is never formed."""
 
 import functools
 from typing import Any
@@ -94,11 +94,12 @@ def _forward(logits: Any, next_probs: Any, rewards: Any, discounts: Any, project
 
 
 def _backward(projection: Any, saved: Any, cotangents: Any) -> Any:
-    _, next_probs, rewards, discounts, _ = saved
+    logits, next_probs, rewards, discounts, lse = saved
     d_loss, d_lse = cotangents
     # Any of these without a number makes the loss of its row NaN; so it does with the gradient.
     d_loss = poison(d_loss, rewards + discounts + next_probs.sum(-1))
-    return xla.backward(*saved, d_loss, d_lse, projection), None, None, None
+    d_logits = xla.backward(logits, next_probs, rewards, discounts, lse, d_loss, d_lse, projection)
+    return d_logits, None, None, None
 
 
 _fused.defvjp(_forward, _backward)

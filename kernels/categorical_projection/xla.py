@@ -29,7 +29,7 @@ def forward(
     base = jnp.where(jnp.isfinite(top), top, 0)
     log_total = jnp.log(jnp.exp(row - base[:, None]).sum(-1))
     bins, (low, high) = _shares(next_probs, rewards, discounts, projection, dtype)
-    score = 0
+    score = jnp.zeros_like(base)
     for place, share in ((bins, low), (bins + 1, high)):
         found = jnp.take_along_axis(logits, place, axis=1, mode="promise_in_bounds").astype(dtype)
         score += jnp.where(share == 0, 0, share * (found - base[:, None])).sum(-1)
