@@ -52,7 +52,7 @@ def backward(
 ) -> Float[Array, "b kp"]:
     """The gradient of the logits."""
     if _is_dense(projection, lse.dtype):
-        return xla.backward(logits, targets, lse, d_loss, d_lse, projection)
+        return xla.gradient(logits, targets, lse, d_loss, d_lse, projection)
     lse, d_loss, d_both = lse[:, None], d_loss[:, None], (d_loss + d_lse)[:, None]
     gradient = d_both * jnp.exp(logits.astype(lse.dtype) - lse)
     if logits.shape[1] != projection.num_bins:

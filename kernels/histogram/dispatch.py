@@ -26,7 +26,8 @@ class Threshold:
 
 # The first that applies and can serve is taken, or else `xla`. Infinite: not before it has been timed there.
 THRESHOLDS = (
-    Threshold("cpu", "cpu", bins=2, bytes=0),
+    Threshold("cpu", "cpu", bins=65, bytes=0),
+    Threshold("cpu", "reference", bins=2, bytes=0),  # a little faster than any custom gradient
     Threshold("tpu", "mosaic_tpu", bins=float("inf"), bytes=64e6),
     Threshold("gpu", "mosaic_gpu", bins=float("inf"), bytes=64e6),
 )

@@ -53,13 +53,26 @@ def backward(
     """The gradient of the logits; with `axis_name`, of this device's columns."""
     # Or the compiler would find the histogram of the forward pass here again, and keep a [B, K] part of it.
     targets = lax.optimization_barrier(targets)
+    return gradient(logits, targets, lse, d_loss, d_lse, projection, axis_name)
+
+
+def gradient(
+    logits: Float[Array, "b kp"],
+    targets: Float[Array, " b"],
+    lse: Float[Array, " b"],
+    d_loss: Float[Array, " b"],
+    d_lse: Float[Array, " b"],
+    projection: Any,
+    axis_name: AxisName | None = None,
+) -> Float[Array, "b kp"]:
+    """`backward`, in which the compiler may reuse the histogram of the forward pass."""
     columns, real = column_numbers(logits.shape[1], projection, axis_name)
     bins, fractions, scale = place(projection, targets, lse.dtype)
     mass = projection.mass(columns, bins[:, None], fractions[:, None], scale[:, None])
     base = jnp.where(jnp.isfinite(lse), lse, 0)
     softmax = jnp.exp(logits.astype(lse.dtype) - base[:, None])
-    gradient = (d_loss + d_lse)[:, None] * softmax - d_loss[:, None] * mass
-    return masked(real, gradient, 0).astype(logits.dtype)
+    change = (d_loss + d_lse)[:, None] * softmax - d_loss[:, None] * mass
+    return masked(real, change, 0).astype(logits.dtype)
 
 
 def column_numbers(count: int, projection: Any, axis_name: AxisName | None) -> tuple[Int[Array, "1 kp"], Any]:
