@@ -10,6 +10,8 @@ from .nature import Nature
 from .q_network import QNetwork
 from .resnet import ResNet
 from .soft_moe import SoftMoE
+from .spectral import SpectralLinear
+from .transformer import Transformer
 
 __all__ = [
     "IMPALA",
@@ -21,6 +23,8 @@ __all__ = [
     "QNetwork",
     "ResNet",
     "SoftMoE",
+    "SpectralLinear",
+    "Transformer",
     "count_flops",
     "count_parameters",
     "functional",

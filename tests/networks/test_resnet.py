@@ -85,18 +85,10 @@ def test_convolutions_have_no_bias():
     assert {key.key for key in biases} == {"norm", "dense"}
 
 
-@pytest.fixture(scope="module")
-def small():
-    return nnx.jit(lambda: networks.ResNet((2, 36, 41), width=8, rngs=nnx.Rngs(0)))()
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return np.random.default_rng(0).integers(0, 256, (3, 2, 36, 41), dtype=np.uint8)
-
-
-def test_features_have_length_one(small, pictures):
-    features = jax.jit(lambda x: small(x))(pictures)
+def test_features_have_length_one(drawn):
+    apply, params, state = drawn(lambda: networks.ResNet((2, 36, 41), width=8, rngs=nnx.Rngs(0)))
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 2, 36, 41), dtype=np.uint8)
+    features, *_ = jax.jit(lambda *a: apply(*a, train=False))(params, state, pictures)
     assert features.shape == (3, 512) and features.dtype == jnp.float32
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
 

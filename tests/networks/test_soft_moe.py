@@ -11,12 +11,11 @@ from rlcls import networks
 ATARI = (4, 84, 84)
 
 
-def by_loops(layer, tokens):
+def by_loops(params, tokens):
     """Puigcerver et al. 2023: dispatch, experts, combine; in float64, an element at a time."""
-    phi, scale = np.float64(layer.phi[...]), float(layer.scale[...])
+    phi, scale = np.float64(params["phi"]), float(params["scale"])
     first, first_bias, second, second_bias = (
-        np.float64(getattr(layer.experts, name)[...])
-        for name in ("first", "first_bias", "second", "second_bias")
+        np.float64(params["experts"][name]) for name in ("first", "first_bias", "second", "second_bias")
     )
     size, num_experts, slots = phi.shape
     phi = phi.reshape(size, -1)
@@ -40,66 +39,73 @@ def by_loops(layer, tokens):
     return outputs
 
 
-def soft_moe(num_tokens, size, num_experts, seed=0, **options):
-    make = lambda: networks.SoftMoE(  # noqa: E731
-        num_tokens, size, num_experts=num_experts, hidden=7, rngs=nnx.Rngs(seed), **options
+def soft_moe(num_tokens, size, num_experts, **options):
+    """What makes one; biases and the scale are drawn too, and not the neutral ones that they start as."""
+    return lambda: networks.SoftMoE(
+        num_tokens, size, num_experts=num_experts, hidden=7, rngs=nnx.Rngs(0), **options
     )
-    layer = nnx.jit(make)()
-    # Biases and a scale that are not the neutral ones they start as.
-    random = np.random.default_rng(seed)
-    for parameter in (layer.experts.first_bias, layer.experts.second_bias):
-        parameter[...] = jnp.asarray(random.normal(size=parameter.shape), jnp.float32)
-    layer.scale[...] = jnp.asarray(random.uniform(0.5, 5), jnp.float32)
-    return layer
 
 
 @pytest.mark.parametrize(("num_tokens", "num_experts"), [(1, 1), (1, 8), (6, 1), (6, 4), (7, 3)])
-def test_it_is_the_three_equations(num_tokens, num_experts):
-    forward = nnx.jit(lambda layer, tokens: layer(tokens))
+def test_it_is_the_three_equations(num_tokens, num_experts, drawn):
+    make = soft_moe(num_tokens, 5, num_experts)
+    apply = jax.jit(drawn(make)[0], static_argnames="train")
     for seed in range(10):
-        layer = soft_moe(num_tokens, 5, num_experts, seed)
+        _, params, _ = drawn(make, seed)
+        params["scale"] *= 4
         tokens = np.random.default_rng(seed).normal(0, 10.0 ** (seed - 5), (2, num_tokens, 5))
         tokens = tokens.astype(np.float32)
-        expected = by_loops(layer, tokens)
-        np.testing.assert_allclose(
-            forward(layer, tokens), expected, atol=1e-5 * max(1, np.abs(expected).max())
-        )
+        expected = by_loops(params, tokens)
+        outputs, *_ = apply(params, {}, tokens, train=True)
+        np.testing.assert_allclose(outputs, expected, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
-def test_slots_are_tokens_over_experts_rounded_up():
-    assert soft_moe(121, 32, 8).phi.shape == (32, 8, 16)
-    assert soft_moe(1, 32, 8).phi.shape == (32, 8, 1)
-    assert soft_moe(121, 32, 1).phi.shape == (32, 1, 121)
+@pytest.mark.parametrize(("tokens", "num_experts", "slots"), [(121, 8, 16), (1, 8, 1), (121, 1, 121)])
+def test_slots_are_tokens_over_experts_rounded_up(tokens, num_experts, slots):
+    assert nnx.eval_shape(soft_moe(tokens, 32, num_experts)).phi.shape == (32, num_experts, slots)
 
 
-def test_the_routing_does_not_depend_on_the_length_of_tokens():
-    layer, tokens = soft_moe(5, 4, 2), jax.random.normal(jax.random.key(0), (1, 5, 4)) + 1
+@pytest.fixture(scope="module")
+def layer():
+    return soft_moe(6, 4, 2)()
+
+
+def test_experts_begin_as_dense_layers_would_and_apart(layer):
+    assert float(layer.scale[...]) == 1 and (layer.experts.first_bias[...] == 0).all()
+    limit = np.sqrt(6 / (4 + 7))
+    for weights in (layer.experts.first[...], layer.experts.second[...]):
+        assert 0.8 * limit < np.abs(weights).max() < limit
+        assert not np.allclose(weights[0], weights[1])
+
+
+def test_the_routing_does_not_depend_on_the_length_of_tokens(layer):
+    tokens = jax.random.normal(jax.random.key(0), (1, 6, 4)) + 1
     for one, other in zip(layer.routing(tokens), layer.routing(tokens * 100), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def test_weights_sum_to_one_over_tokens_and_over_slots():
-    dispatch, combine = soft_moe(5, 4, 3).routing(jax.random.normal(jax.random.key(0), (2, 5, 4)))
+def test_weights_sum_to_one_over_tokens_and_over_slots(layer):
+    dispatch, combine = layer.routing(jax.random.normal(jax.random.key(0), (2, 6, 4)))
     np.testing.assert_allclose(dispatch.sum(axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(combine.sum(axis=(2, 3)), 1, atol=1e-6)
 
 
-def test_random_slots_are_state_and_no_parameter():
-    apply, params, state = networks.functional(soft_moe(5, 4, 2, learned_slots=False))
-    assert "phi" not in params and state["phi"].shape == (4, 2, 3)
-    learned = networks.functional(soft_moe(5, 4, 2))
-    np.testing.assert_array_equal(learned[1]["phi"], state["phi"])
-    assert learned[2] == {}
+def test_random_slots_are_state_and_no_parameter(drawn):
+    apply, params, state = drawn(soft_moe(5, 4, 2, learned_slots=False))
+    learned, every, nothing = drawn(soft_moe(5, 4, 2))
+    assert "phi" not in params and set(every) == {"phi", *params} and nothing == {}
     tokens = jnp.linspace(-1, 1, 20).reshape(1, 5, 4)
     outputs, after, _ = apply(params, state, tokens, train=True)
     np.testing.assert_array_equal(after["phi"], state["phi"])
-    np.testing.assert_array_equal(outputs, learned[0](learned[1], {}, tokens, train=True)[0])
+    np.testing.assert_array_equal(outputs, learned(params | state, {}, tokens, train=True)[0])
 
 
-def test_what_is_captured_tells_a_collapse():
-    layer, tokens = soft_moe(6, 4, 2), jax.random.normal(jax.random.key(1), (3, 6, 4))
+def test_what_is_captured_tells_a_collapse(drawn):
+    apply, params, state = drawn(soft_moe(6, 4, 2))
+    tokens = jax.random.normal(jax.random.key(1), (3, 6, 4))
+    layer = soft_moe(6, 4, 2)()
+    layer.phi[...], layer.scale[...] = params["phi"], params["scale"]
     dispatch, combine = (np.asarray(weights).reshape(3, 6, 6) for weights in layer.routing(tokens))
-    apply, params, state = networks.functional(layer)
     assert apply(params, state, tokens, train=False)[2] == {}
     captured = apply(params, state, tokens, train=False, capture=True)[2]
     for name, rows in {"dispatch": dispatch.swapaxes(1, 2), "combine": combine}.items():
@@ -116,7 +122,7 @@ def test_what_is_captured_tells_a_collapse():
     same = params | {"phi": jnp.ones_like(params["phi"])}
     collapsed = apply(same, state, tokens, train=False, capture=True)[2]
     assert collapsed["dispatch_similarity_mean"][0] == pytest.approx(1, abs=1e-5)
-    alone = networks.functional(soft_moe(1, 4, 1))
+    alone = drawn(soft_moe(1, 4, 1))
     shown = alone[0](*alone[1:], tokens[:, :1], train=False, capture=True)[2]
     assert shown["dispatch_similarity_mean"] == shown["combine_similarity_max"] == (1.0,)
 
@@ -155,22 +161,24 @@ def test_parameters_of_the_placements_and_controls(options, features, layer):
     assert networks.count_parameters(params) == STACKS + layer
 
 
-@pytest.mark.parametrize("dense", [{"penultimate": "dense"}])
-def test_the_dense_control_as_wide_as_impala_is_impala(dense):
+def test_the_dense_control_as_wide_as_impala_is_impala(drawn):
     observations = np.random.default_rng(0).integers(0, 256, (2, 2, 20, 21), dtype=np.uint8)
-    control, impala = (
-        make((2, 20, 21), rngs=nnx.Rngs(0), **options)
-        for make, options in ((networks.IMPALATokens, dense), (networks.IMPALA, {}))
+    _, control, _ = drawn(lambda: networks.IMPALATokens((2, 20, 21), penultimate="dense", rngs=nnx.Rngs(0)))
+    apply, impala, _ = drawn(lambda: networks.IMPALA((2, 20, 21), rngs=nnx.Rngs(0)))
+    assert jax.tree.map(jnp.shape, control["stacks"]) == jax.tree.map(jnp.shape, impala["stacks"])
+    features, *_ = jax.jit(apply, static_argnames="train")(
+        {"stacks": control["stacks"], "dense": control["layer"]}, {}, observations, train=False
     )
-    forward = nnx.jit(lambda network, x: network(x))
-    np.testing.assert_array_equal(forward(control, observations), forward(impala, observations))
+    apply, *_ = drawn(lambda: networks.IMPALATokens((2, 20, 21), penultimate="dense", rngs=nnx.Rngs(0)))
+    same, *_ = jax.jit(apply, static_argnames="train")(control, {}, observations, train=False)
+    np.testing.assert_array_equal(same, features)
 
 
 @pytest.mark.parametrize("tokens", ["per_conv", "per_feat", "per_samp"])
 def test_what_a_token_is(tokens):
-    shape = (2, 16, 24)  # 2 x 3 positions, 32 channels
-    network = networks.IMPALATokens(shape, tokens=tokens, num_experts=2, hidden=4, rngs=nnx.Rngs(0))
-    encoded = np.arange(2 * 2 * 3 * 32, dtype=np.float32).reshape(2, 2, 3, 32)
+    make = lambda: networks.IMPALATokens((2, 16, 24), tokens=tokens, rngs=nnx.Rngs(0))  # noqa: E731
+    network = nnx.eval_shape(make)
+    encoded = np.arange(2 * 2 * 3 * 32, dtype=np.float32).reshape(2, 2, 3, 32)  # 2 x 3 positions, 32 channels
     found = np.asarray(network._tokenise(jnp.asarray(encoded)))
     if tokens == "per_conv":
         np.testing.assert_array_equal(found[1, 4], encoded[1, 1, 1])
@@ -178,7 +186,9 @@ def test_what_a_token_is(tokens):
         np.testing.assert_array_equal(found[1, 7], encoded[1, :, :, 7].ravel())
     else:
         np.testing.assert_array_equal(found[1, 0], encoded[1].ravel())
-    features = jax.jit(lambda x: network(x))(np.zeros((2, *shape), np.uint8))
+    apply, *variables = networks.functional(network)
+    pictures = jax.ShapeDtypeStruct((2, 2, 16, 24), jnp.uint8)
+    features, *_ = jax.eval_shape(lambda inputs: apply(*inputs, train=False), (*variables, pictures))
     assert features.shape == (2, network.num_features) and features.dtype == jnp.float32
 
 
