@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -63,6 +64,7 @@ class IMPALATokens(nnx.Module):
         self.penultimate, self.tokens = penultimate, tokens
         sizes = {"per_conv": (positions, channels), "per_feat": (channels, positions)}
         count, size = sizes.get(tokens, (1, positions * channels))
+        self.layer: Any
         if penultimate == "soft_moe":
             self.layer = SoftMoE(
                 count,

@@ -47,7 +47,7 @@ def agent(config: DictConfig, env: gymnasium.vector.VectorEnv) -> tuple[Any, str
 
     from rlcls import networks
 
-    shape = env.single_observation_space.shape
+    shape = env.single_observation_space.shape or ()
     num_actions = int(env.single_action_space.n)  # type: ignore[attr-defined]
     head = build(config, "loss")
     make_backbone = build(config, "backbone")

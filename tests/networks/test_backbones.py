@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -104,8 +105,6 @@ LEARNERS = {
     "nature": [],
     "impala": [],
     "soft_moe": [],
-    "per_token": [],
-    "average_pooling": [],
     "resnet18": ["backbone.width=8"],
     "transformer sigma": [*SMALL["transformer"], "backbone.sigma_reparam=true", "backbone.layer_norm=false"],
 }
@@ -132,10 +131,15 @@ def test_dqn_learns_a_probe_through_pixels(name):
     key = jax.random.key(0)
     quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     state, update, values = quick(learner.init)(key), quick(learner.update), quick(learner.q_values)
+    start = state.network_state
     for _ in range(16):
         for _ in range(25):
             state, _ = update(state, batch, key)
         found = values(state.params, state.network_state, observations)
         if np.abs(found - probe.q_values(GAMMA)).max() < 0.05:
-            return
+            break
     np.testing.assert_allclose(found, probe.q_values(GAMMA), atol=0.05)
+    # Power iterations move in training, and their target network's with its parameters.
+    for before, after in zip(*map(jax.tree.leaves, (start, state.network_state)), strict=True):
+        assert not np.array_equal(before, after)
+    chex.assert_trees_all_equal_shapes(state.target_network_state, state.network_state)

@@ -85,12 +85,26 @@ def test_convolutions_have_no_bias():
     assert {key.key for key in biases} == {"norm", "dense"}
 
 
-def test_features_have_length_one(drawn):
+@pytest.fixture(scope="module")
+def forward(drawn):
     apply, params, state = drawn(lambda: networks.ResNet((2, 36, 41), width=8, rngs=nnx.Rngs(0)))
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 2, 36, 41), dtype=np.uint8)
-    features, *_ = jax.jit(lambda *a: apply(*a, train=False))(params, state, pictures)
+    function = jax.jit(lambda params, pictures: apply(params, state, pictures, train=False)[0])
+    return lambda pictures: function(params, pictures)
+
+
+def test_features_have_length_one(forward):
+    features = forward(np.random.default_rng(0).integers(0, 256, (3, 2, 36, 41), dtype=np.uint8))
     assert features.shape == (3, 512) and features.dtype == jnp.float32
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
+
+
+def test_brightness_alone_cannot_be_seen_and_where_something_is_can(forward):
+    """The first norm divides by what a convolution without bias multiplies with."""
+    pictures = np.zeros((3, 2, 36, 41), np.uint8)
+    pictures[0, :, :20, :20], pictures[1, :, :20, :20], pictures[2, :, 16:, 21:] = 254, 127, 254
+    features = forward(pictures)
+    darker, elsewhere = (float(jnp.abs(features[i] - features[0]).max()) for i in (1, 2))
+    assert darker < 1e-2 and elsewhere > 10 * darker
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """SoftMoE against its equations written with loops, and the networks around it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from flax import nnx
 
 from rlcls import networks
+from rlcls.networks.impala import encode
 
 ATARI = (4, 84, 84)
 
@@ -172,6 +175,28 @@ def test_the_dense_control_as_wide_as_impala_is_impala(drawn):
     apply, *_ = drawn(lambda: networks.IMPALATokens((2, 20, 21), penultimate="dense", rngs=nnx.Rngs(0)))
     same, *_ = jax.jit(apply, static_argnames="train")(control, {}, observations, train=False)
     np.testing.assert_array_equal(same, features)
+
+
+@pytest.mark.parametrize("penultimate", ["per_token", "average"])
+def test_the_other_controls_do_what_their_names_say(penultimate, drawn):
+    make = lambda: networks.IMPALATokens(  # noqa: E731
+        (2, 16, 24), penultimate=penultimate, hidden=7, rngs=nnx.Rngs(0)
+    )
+    apply, params, _ = drawn(make)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 2, 16, 24), dtype=np.uint8)
+    quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    features = quick(lambda params: apply(params, {}, pictures, train=False)[0])(params)
+    graphdef, _ = nnx.split(nnx.eval_shape(make).stacks)
+    nhwc = jnp.moveaxis(jnp.asarray(pictures), 1, -1).astype(jnp.float32) / 255
+    encoded = quick(lambda stacks: encode(nnx.merge(graphdef, stacks), nhwc, remat=False))
+    tokens = np.float64(encoded(params["stacks"])).reshape(2, 6, 32)
+    layer = jax.tree.map(np.float64, params["layer"])
+    if penultimate == "average":
+        expected = np.maximum(tokens.mean(axis=1) @ layer["kernel"] + layer["bias"], 0)
+    else:
+        hidden = np.maximum(tokens @ layer["first"][0] + layer["first_bias"], 0)
+        expected = (hidden @ layer["second"][0] + layer["second_bias"]).reshape(2, -1)
+    np.testing.assert_allclose(features, expected, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("tokens", ["per_conv", "per_feat", "per_samp"])
