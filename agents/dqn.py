@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int, Num, PyTree
 
 from rlcls import diagnostics, heads, networks
 from rlcls.replay.transition import Transition
@@ -81,8 +81,8 @@ class DQN:
         self._target_period, self._target_tau, self._double = target_period, target_tau, double
         self._clip = optax.clip_by_global_norm(max_gradient_norm) if max_gradient_norm else optax.identity()
         self._optimizer = optax.chain(self._clip, optax.adam(learning_rate, eps=adam_eps))
-        # Only pure functions are kept: every parameter comes from `init` or from a checkpoint.
-        network = make_network(nnx.Rngs(0))
+        # Only pure functions are kept: every parameter comes from `init` or from a checkpoint, none is drawn.
+        network = nnx.eval_shape(lambda: make_network(nnx.Rngs(0)))
         self._apply, _, _ = networks.functional(network)
         self._backbone, _, _ = networks.functional(network.backbone)
         self._q_head, _, _ = networks.functional(network.q_head)
@@ -103,21 +103,26 @@ class DQN:
         )
 
     def q_values(
-        self, params: Any, network_state: Any, observations: Num[ArrayLike, "b *o"]
+        self, params: Any, network_state: Any, observations: PyTree[Num[ArrayLike, "b ..."]]
     ) -> Float[Array, "b a"]:
         """The value of every action, in the units of the support."""
         outputs, _, _ = self._apply(params, network_state, observations, train=False)
         return self.head.value(outputs)
 
     def act(
-        self, params: Any, network_state: Any, observations: Num[ArrayLike, "b *o"], key: Array, epsilon: Any
+        self,
+        params: Any,
+        network_state: Any,
+        observations: PyTree[Num[ArrayLike, "b ..."]],
+        key: Array,
+        epsilon: Any,
     ) -> Int[Array, "b"]:
         """Epsilon-greedy actions.
 
         Args:
           params: of the online network.
           network_state: of the online network.
-          observations: [B, *observation].
+          observations: [B, *observation], or a tree of such arrays.
           key: of this step.
           epsilon: [] probability of a uniformly random action.
 

@@ -1,9 +1,31 @@
 """Networks from observations to the outputs of a value head: flax NNX modules, and pure functions of them."""
 
+from .flops import count_flops
 from .functional import count_parameters, functional
 from .impala import IMPALA
+from .impala_tokens import IMPALATokens
 from .mlp import MLP
+from .multi_game import GameObservation, MultiGameQNetwork
 from .nature import Nature
 from .q_network import QNetwork
+from .resnet import ResNet
+from .soft_moe import SoftMoE
+from .spectral import SpectralLinear
+from .transformer import Transformer
 
-__all__ = ["IMPALA", "MLP", "Nature", "QNetwork", "count_parameters", "functional"]
+__all__ = [
+    "IMPALA",
+    "MLP",
+    "GameObservation",
+    "IMPALATokens",
+    "MultiGameQNetwork",
+    "Nature",
+    "QNetwork",
+    "ResNet",
+    "SoftMoE",
+    "SpectralLinear",
+    "Transformer",
+    "count_flops",
+    "count_parameters",
+    "functional",
+]

@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from ._compute import compute_dtype, run
 from ._images import check_image_shape, to_nhwc
 
 _STACKS = (16, 32, 32)
@@ -23,18 +26,21 @@ class IMPALA(nnx.Module):
     Source: Espeholt et al. 2018, figure 3 (right).
     """
 
-    def __init__(self, observation_shape: Sequence[int], *, width: int = 1, rngs: nnx.Rngs):
-        """`width` multiplies the channels of every convolution."""
-        channels, *size = self.observation_shape = check_image_shape("IMPALA", observation_shape, smallest=1)
-        if width < 1 or int(width) != width:
-            raise ValueError(f"width must be a positive integer, not {width}")
-        stacks = []
-        for features in _STACKS:
-            stacks.append(_Stack(channels, features * width, rngs=rngs))
-            channels, size = features * width, [math.ceil(length / 2) for length in size]
-        self.stacks = nnx.List(stacks)
+    def __init__(
+        self,
+        observation_shape: Sequence[int],
+        *,
+        width: int = 1,
+        dtype: str = "float32",
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        """`width` multiplies the channels of every convolution; `dtype` and `remat` as in `ResNet`."""
+        self.observation_shape = check_image_shape("IMPALA", observation_shape, smallest=1)
+        self.dtype, self.remat = compute_dtype(dtype), remat
+        self.stacks, encoded = make_stacks(self.observation_shape, width, dtype=self.dtype, rngs=rngs)
         init = nnx.initializers.xavier_uniform()
-        self.dense = nnx.Linear(channels * math.prod(size), _HIDDEN, kernel_init=init, rngs=rngs)
+        self.dense = nnx.Linear(math.prod(encoded), _HIDDEN, kernel_init=init, dtype=self.dtype, rngs=rngs)
         self.num_features = _HIDDEN
 
     def __call__(self, observations: UInt8[Array, "b f h w"]) -> Float[Array, "b d"]:
@@ -44,18 +50,40 @@ class IMPALA(nnx.Module):
           ValueError: the observations have not the shape the network was made for.
           TypeError: the observations are not uint8.
         """
-        x = to_nhwc(observations, self.observation_shape)
-        for stack in self.stacks:
-            x = stack(x)
-        x = nnx.relu(x)
-        return nnx.relu(self.dense(x.reshape(x.shape[0], -1)))
+        x = encode(self.stacks, to_nhwc(observations, self.observation_shape), remat=self.remat)
+        return nnx.relu(self.dense(x.reshape(x.shape[0], -1))).astype(jnp.float32)
+
+
+def make_stacks(
+    observation_shape: tuple[int, int, int], width: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs
+) -> tuple[nnx.List, tuple[int, int, int]]:
+    """The convolutional part of the network, and the (height, width, channels) of what it makes of a picture.
+
+    Raises:
+      ValueError: `width` is not a positive integer.
+    """
+    if width < 1 or int(width) != width:
+        raise ValueError(f"width must be a positive integer, not {width}")
+    channels, *size = observation_shape
+    stacks = []
+    for features in _STACKS:
+        stacks.append(_Stack(channels, features * width, dtype=dtype, rngs=rngs))
+        channels, size = features * width, [math.ceil(length / 2) for length in size]
+    return nnx.List(stacks), (size[0], size[1], channels)
+
+
+def encode(stacks: nnx.List, x: Float[Array, "b h w c"], *, remat: bool) -> Float[Array, "b i j d"]:
+    """The stacks one after another, and the ReLU after the last."""
+    for stack in stacks:
+        x = run(stack, x, remat=remat)
+    return nnx.relu(x)
 
 
 class _Stack(nnx.Module):
-    def __init__(self, in_features: int, features: int, *, rngs: nnx.Rngs):
+    def __init__(self, in_features: int, features: int, *, dtype: Any, rngs: nnx.Rngs):
         init = nnx.initializers.xavier_uniform()
-        self.convolution = nnx.Conv(in_features, features, (3, 3), kernel_init=init, rngs=rngs)
-        self.blocks = nnx.List([_ResidualBlock(features, rngs=rngs) for _ in range(_BLOCKS)])
+        self.convolution = nnx.Conv(in_features, features, (3, 3), kernel_init=init, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List([_ResidualBlock(features, dtype=dtype, rngs=rngs) for _ in range(_BLOCKS)])
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
         x = nnx.max_pool(self.convolution(x), (3, 3), strides=(2, 2), padding="SAME")
@@ -65,9 +93,9 @@ class _Stack(nnx.Module):
 
 
 class _ResidualBlock(nnx.Module):
-    def __init__(self, features: int, *, rngs: nnx.Rngs):
-        self.first = nnx.Conv(features, features, (3, 3), rngs=rngs)
-        self.second = nnx.Conv(features, features, (3, 3), rngs=rngs)
+    def __init__(self, features: int, *, dtype: Any, rngs: nnx.Rngs):
+        self.first = nnx.Conv(features, features, (3, 3), dtype=dtype, rngs=rngs)
+        self.second = nnx.Conv(features, features, (3, 3), dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         return x + self.second(nnx.relu(self.first(nnx.relu(x))))

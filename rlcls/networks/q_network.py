@@ -12,13 +12,24 @@ from rlcls.heads.nnx import QHead
 class QNetwork(nnx.Module):
     """Observations -> the head's outputs for every action.
 
-    `backbone`, an NNX module, maps observations to features and says how many by its attribute `num_features`.
+    `backbone`, an NNX module, maps observations to features and says how many by its attribute `num_features`. One
+    that gives features for each of several tokens has an attribute `yields_tokens` that is true, and is refused.
     """
 
     def __init__(self, backbone: Any, head: Head, num_actions: int, *, dueling: bool = False, rngs: nnx.Rngs):
+        check_vector(backbone)
         self.backbone = backbone
         self.q_head = QHead(head, backbone.num_features, num_actions, dueling=dueling, rngs=rngs)
 
     def __call__(self, observations: Num[Array, "b *o"]) -> Float[Array, "b a n"]:
         """The outputs of every action; the backbone checks the observations."""
         return self.q_head(self.backbone(observations))
+
+
+def check_vector(backbone: Any) -> None:
+    """Raises a ValueError if the backbone gives features for each token and not one vector for all."""
+    if getattr(backbone, "yields_tokens", False):
+        name = type(backbone).__name__
+        raise ValueError(
+            f"a Q-network needs one vector of features, and {name} gives one for every token: pool them"
+        )

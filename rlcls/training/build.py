@@ -47,7 +47,7 @@ def agent(config: DictConfig, env: gymnasium.vector.VectorEnv) -> tuple[Any, str
 
     from rlcls import networks
 
-    shape = env.single_observation_space.shape
+    shape = env.single_observation_space.shape or ()
     num_actions = int(env.single_action_space.n)  # type: ignore[attr-defined]
     head = build(config, "loss")
     make_backbone = build(config, "backbone")
@@ -61,6 +61,9 @@ def agent(config: DictConfig, env: gymnasium.vector.VectorEnv) -> tuple[Any, str
     try:
         made = build(OmegaConf.create(own), "agent")(make_network, head)
         state = jax.eval_shape(made.init, jax.random.key(0))
+        # What the network cannot look at is said now, and not after the replay has filled.
+        seen = jax.ShapeDtypeStruct((1, *shape), env.single_observation_space.dtype)
+        jax.eval_shape(made.act, state.params, state.network_state, seen, jax.random.key(0), 0.0)
     except (TypeError, ValueError) as error:
         raise UserError(str(error).splitlines()[0]) from error
     count = networks.count_parameters(state.params)

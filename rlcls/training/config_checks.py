@@ -11,6 +11,7 @@ from rlcls._errors import UserError, nearest
 _DEVICES = ("cpu", "gpu", "tpu")
 # The kind of a value cannot be seen where the YAML says null.
 _KIND_BESIDES_NULL: dict[str, type] = {
+    "backbone.vocabulary": int,
     "device": str,
     "run_dir": str,
     "eval.epsilon": float,
@@ -34,6 +35,11 @@ def _share(*options: str) -> list[_Rule]:
     return [(option, lambda value: 0 <= value <= 1, "between 0 and 1") for option in options]
 
 
+def _are_sizes(value: Any) -> bool:
+    """Of layers one after another, or of the one that there is."""
+    return all(type(n) is int and n > 0 for n in (value if isinstance(value, list) else [value]))
+
+
 _RULES: list[_Rule] = [
     *_at_least(1, "steps", "env.num_envs", "agent.target_period", "replay.capacity", "replay.min_size"),
     *_at_least(1, "replay.n_step", "training.batch_size", "training.update_period", "training.reseed_every"),
@@ -53,7 +59,7 @@ _RULES: list[_Rule] = [
     ("agent.target_tau", lambda value: 0 < value <= 1, "above 0 and at most 1"),
     *_at_least(2, "loss.num_bins"),
     *_at_least(1, "loss.num_quantiles"),
-    ("backbone.hidden", lambda units: all(type(n) is int and n > 0 for n in units), "sizes, such as [64,64]"),
+    ("backbone.hidden", _are_sizes, "sizes, such as [64,64]"),
     ("backbone.width", lambda value: value >= 1, "at least 1"),
     ("game", lambda name: name != "", "a name"),
     ("run_dir", lambda path: path != "", "a path"),

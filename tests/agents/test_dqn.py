@@ -211,3 +211,30 @@ def test_two_networks_of_one_seed_are_equal():
     chex.assert_trees_all_equal(agent.init(jax.random.key(5)), agent.init(jax.random.key(5)))
     one, other = agent.init(jax.random.key(5)), agent.init(jax.random.key(6))
     assert not np.array_equal(jax.tree.leaves(one.params)[-1], jax.tree.leaves(other.params)[-1])
+
+
+@pytest.mark.parametrize("form", ["heads", "embedding"])
+def test_one_network_learns_two_games_that_contradict_each_other(form):
+    probe, head = PROBES["probe/policy"], heads.make("hlgauss", **HEADS["hlgauss"])
+
+    def network(rngs):
+        backbone = networks.MLP((1,), hidden=(32,), rngs=rngs)
+        return networks.MultiGameQNetwork(backbone, head, 2, 2, form=form, rngs=rngs)
+
+    agent = DQN(network, head, learning_rate=3e-2, target_period=20)
+    one = every_transition(probe)
+    both = jax.tree.map(lambda x: np.concatenate([x, x]), one)
+    game = np.repeat(np.arange(2, dtype=np.int32), 4)
+    seen = networks.GameObservation
+    both = both._replace(
+        observation=seen(both.observation, game),
+        next_observation=seen(both.next_observation, game),
+        reward=np.where(game == 0, both.reward, -both.reward),
+    )
+    state, _ = learn(agent, both, updates=300)
+    for number, sign in enumerate((1, -1)):
+        observations = seen(probe.observations(), np.full(2, number))
+        values = agent.q_values(state.params, state.network_state, observations)
+        np.testing.assert_allclose(values, sign * probe.q_values(GAMMA), atol=0.05)
+    actions = agent.act(state.params, state.network_state, observations, jax.random.key(0), 0.0)
+    np.testing.assert_array_equal(actions, [1, 0])

@@ -1,0 +1,44 @@
+"""What the networks share about arithmetic: its dtype, what is kept for the backward pass, sizes that are possible."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def compute_dtype(name: str) -> Any:
+    """The dtype that layers compute in; their parameters stay float32."""
+    if name not in _DTYPES:
+        raise ValueError(f"dtype must be {' or '.join(_DTYPES)}, not {name!r}")
+    return _DTYPES[name]
+
+
+def check_positive(**sizes: Any) -> None:
+    """Raises a ValueError at the first that is no positive integer."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name} must be a positive integer, not {size}")
+
+
+def check_choice(**chosen: Any) -> None:
+    """Raises a ValueError at the first `name=(value, possible values)` that is none of the possible ones."""
+    for name, (value, possible) in chosen.items():
+        if value not in possible:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, possible))}, not {value}")
+
+
+def run(block: nnx.Module, x: Array, *, remat: bool) -> Array:
+    """block(x); with `remat` what is inside it is computed again for the backward pass rather than kept."""
+    if not remat:
+        return block(x)  # type: ignore[operator]
+    return nnx.remat(lambda block, x: block(x))(block, x)
+
+
+def normalize(x: Float[Array, "..."], axis: int | tuple[int, ...] = -1) -> Float[Array, "..."]:
+    """x over its L2 norm along `axis`, in float32 at least; zeros stay zeros and have a gradient."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x * lax.rsqrt(jnp.sum(jnp.square(x), axis=axis, keepdims=True) + 1e-6)

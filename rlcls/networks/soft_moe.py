@@ -1,0 +1,121 @@
+"""A soft mixture of experts over tokens."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ._compute import check_positive, normalize
+
+
+class FixedVariable(nnx.Variable):
+    """Drawn once and never trained."""
+
+
+class SoftMoE(nnx.Module):
+    """Tokens -> as many tokens, each a mixture of what experts make of mixtures of all tokens.
+
+    Every slot takes in an average of the tokens, weighted by a softmax over them; an expert, two dense layers with a
+    ReLU between, works on its slots; every token is an average of the slots' results, weighted by a softmax over
+    them. Both softmaxes are of scale * x^T phi, tokens x and slot parameters phi divided by their L2 norms. Experts
+    have ceil(num_tokens / num_experts) slots each.
+
+    Args:
+      num_tokens: T.
+      size: D, of a token.
+      num_experts: at least 1.
+      hidden: units between an expert's layers.
+      learned_slots: false leaves phi as it was drawn, outside the parameters.
+      dtype: what is computed in; the softmaxes are float32.
+
+    Attributes:
+      capture: set by `functional` to show the routing: the mean and maximum cosine similarity of two slots' dispatch
+        weights and of two tokens' combine weights (1: the slots or tokens have collapsed into one; also where there is
+        only one), and the largest weight, a mean over slots or tokens; float32 [].
+
+    Raises:
+      ValueError: a size is not a positive integer.
+
+    Source: Puigcerver et al. 2023, equations 1 to 3 and their normalisation; Obando-Ceron et al. 2024, section 2.2.
+    """
+
+    def __init__(
+        self,
+        num_tokens: int,
+        size: int,
+        *,
+        num_experts: int = 4,
+        hidden: int = 512,
+        learned_slots: bool = True,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_positive(num_tokens=num_tokens, size=size, num_experts=num_experts, hidden=hidden)
+        self.dtype, self.capture = dtype, False
+        slots = math.ceil(num_tokens / num_experts)
+        phi = jax.random.normal(rngs.params(), (size, num_experts, slots)) / math.sqrt(size)
+        self.phi = nnx.Param(phi) if learned_slots else FixedVariable(phi)
+        self.scale = nnx.Param(jnp.ones(()))
+        self.experts = Experts(size, num_experts=num_experts, hidden=hidden, dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        dispatch, combine = self.routing(tokens)
+        slots = jnp.einsum("btnp,btd->bnpd", dispatch.astype(self.dtype), tokens.astype(self.dtype))
+        return jnp.einsum("btnp,bnpd->btd", combine.astype(self.dtype), self.experts(slots))
+
+    def routing(
+        self, tokens: Float[Array, "b t d"]
+    ) -> tuple[Float[Array, "b t n p"], Float[Array, "b t n p"]]:
+        """Dispatch weights, which sum to 1 over tokens, and combine weights, which sum to 1 over slots."""
+        # The scale goes to phi, the smaller of the two.
+        phi = self.scale[...] * normalize(self.phi[...], axis=0)
+        logits = jnp.einsum("btd,dnp->btnp", normalize(tokens), phi)
+        dispatch, combine = jax.nn.softmax(logits, axis=1), jax.nn.softmax(logits, axis=(2, 3))
+        if self.capture:
+            flat = (*logits.shape[:2], -1)
+            weights = {"dispatch": dispatch.reshape(flat).swapaxes(1, 2), "combine": combine.reshape(flat)}
+            for name, rows in weights.items():
+                mean, largest = _similarity(rows)
+                self.sow(nnx.Intermediate, f"{name}_similarity_mean", mean)
+                self.sow(nnx.Intermediate, f"{name}_similarity_max", largest)
+                self.sow(nnx.Intermediate, f"{name}_weight_max", jnp.mean(jnp.max(rows, axis=-1)))
+        return dispatch, combine
+
+
+class Experts(nnx.Module):
+    """Two dense layers with a ReLU between for each of N experts: [B, N, P, D] -> [B, N, P, D].
+
+    Their weights are one array each, [N, inputs, outputs], and all experts run in one batched matrix product.
+    """
+
+    def __init__(self, size: int, *, num_experts: int, hidden: int, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+        init = nnx.initializers.variance_scaling(
+            1.0, "fan_avg", "uniform", in_axis=1, out_axis=2, batch_axis=0
+        )
+        self.first = nnx.Param(init(rngs.params(), (num_experts, size, hidden), jnp.float32))
+        self.first_bias = nnx.Param(jnp.zeros((num_experts, hidden)))
+        self.second = nnx.Param(init(rngs.params(), (num_experts, hidden, size), jnp.float32))
+        self.second_bias = nnx.Param(jnp.zeros((num_experts, size)))
+        self.dtype = dtype
+
+    def __call__(self, slots: Float[Array, "b n p d"]) -> Float[Array, "b n p d"]:
+        first, first_bias, second, second_bias = (
+            parameter[...].astype(self.dtype)
+            for parameter in (self.first, self.first_bias, self.second, self.second_bias)
+        )
+        x = jnp.einsum("bnpd,ndh->bnph", slots.astype(self.dtype), first) + first_bias[:, None]
+        return jnp.einsum("bnph,nhd->bnpd", nnx.relu(x), second) + second_bias[:, None]
+
+
+def _similarity(rows: Float[Array, "b r w"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean and maximum of the cosine similarity of two different rows; 1 where there is one row only."""
+    count = rows.shape[1]
+    if count == 1:
+        return jnp.ones(()), jnp.ones(())
+    rows = rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
+    similarity = jnp.einsum("brw,bsw->brs", rows, rows)
+    pairs = ~jnp.eye(count, dtype=bool)
+    return jnp.mean(similarity, where=pairs), jnp.max(similarity, initial=-1.0, where=pairs)

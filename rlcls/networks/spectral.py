@@ -1,0 +1,81 @@
+"""Linear layers whose weight has the spectral norm that they learn."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+from ._compute import check_choice
+
+GAMMA_INITS = ("one", "norm")
+_TINY = 1e-30
+
+
+class PowerVector(nnx.Variable):
+    """A vector of a power iteration: state of the network, no parameter."""
+
+
+class SpectralLinear(nnx.Module):
+    """x -> x W_hat with W_hat = (gamma / sigma(W)) W, sigma(W) the largest singular value and gamma learned; no bias.
+
+    sigma is v^T W u with vectors that are constants to the gradient. Each call in training mode makes one step of
+    power iteration, and u, a right singular vector, is kept; it starts as that of the first W, exactly.
+
+    Args:
+      in_features: of W's rows.
+      out_features: of W's columns.
+      gamma_init: "one", as in the authors' speech models; "norm", sigma of the first W, so that W_hat is W then, as
+        in their vision models.
+      dtype: what the product is computed in; W_hat is computed in float32.
+
+    Raises:
+      ValueError: gamma_init is neither.
+
+    Source: Zhai et al. 2023, equation 2 and algorithm 1.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        gamma_init: str = "one",
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        check_choice(gamma_init=(gamma_init, GAMMA_INITS))
+        kernel = nnx.initializers.lecun_normal()(rngs.params(), (in_features, out_features), jnp.float32)
+        # Eigenvectors of the smaller of W^T W and W W^T: a third of the time of a singular value decomposition.
+        if out_features <= in_features:
+            u = jnp.linalg.eigh(kernel.T @ kernel)[1][:, -1]
+        else:
+            u = _unit(jnp.linalg.eigh(kernel @ kernel.T)[1][:, -1] @ kernel)
+        norm = jnp.linalg.norm(kernel @ u)
+        self.kernel = nnx.Param(kernel)
+        self.gamma = nnx.Param(jnp.ones(()) if gamma_init == "one" else norm)
+        self.power = PowerVector(u)
+        self.deterministic = True  # set by Module.train() and eval()
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        """In training mode makes a step of power iteration first."""
+        return x.astype(self.dtype) @ self.weight().astype(self.dtype)
+
+    def weight(self) -> Float[Array, "i o"]:
+        """W_hat, float32."""
+        kernel = self.kernel[...]
+        constant = lax.stop_gradient(kernel)
+        # An averaged target network's vector has not length 1.
+        u = _unit(self.power[...])
+        v = _unit(constant @ u)
+        if not self.deterministic:
+            u = _unit(v @ constant)
+            self.power[...] = u
+        sigma = v @ kernel @ u
+        return (self.gamma[...] / jnp.maximum(sigma, _TINY)) * kernel
+
+
+def _unit(x: Float[Array, "n"]) -> Float[Array, "n"]:
+    return x / jnp.maximum(jnp.linalg.norm(x), _TINY)

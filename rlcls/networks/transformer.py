@@ -1,0 +1,216 @@
+"""A transformer over tokens, vectors or the patches of pictures."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Num
+
+from ._compute import check_choice, check_positive, compute_dtype, run
+from ._images import check_image_shape, to_nhwc
+from .spectral import GAMMA_INITS, SpectralLinear
+
+_WIDENING = 4
+_POOLS = ("last", "mean", "none")
+
+
+class Transformer(nnx.Module):
+    """Pre-norm layers of attention and SwiGLU over tokens with learned positions; no layer has a bias.
+
+    What is a token follows from the observation: of shape (T,), whole numbers below `vocabulary`, looked up; (T, D),
+    vectors, projected; (frames, height, width), uint8 frames, cut into patches that are projected.
+
+    Args:
+      observation_shape: of one of those three kinds.
+      layers: of attention and of SwiGLU each.
+      width: of a token; a multiple of `heads`.
+      heads: of the attention.
+      vocabulary: how many tokens there are, for observations that are tokens and no others.
+      patch: side of a patch, in pixels; height and width must be multiples of it.
+      causal: a token attends to none after it; otherwise to all.
+      pool: "last": the features are the last token's; "mean": their mean; "none": one vector for every token.
+      layer_norm: false leaves out every norm.
+      sigma_reparam: every linear layer is a `SpectralLinear`. The value head on top of the features is none of them.
+      gamma_init: "one" or "norm", as there.
+      dtype: float32 or bfloat16, what is computed in; parameters and features are float32.
+      remat: compute each layer again in the backward pass rather than keep what is inside it.
+
+    Attributes:
+      capture: set by `functional` to show each layer's `queries` and `keys`, [B, T, heads, width // heads]: its
+        attention is softmax(queries . keys / sqrt(width // heads)), masked if causal.
+
+    Raises:
+      ValueError: an argument is out of range, or does not fit the observation.
+
+    Source: Ruoss et al. 2024, appendix A (the layers); Zhai et al. 2023 (sigma_reparam).
+    """
+
+    def __init__(
+        self,
+        observation_shape: Sequence[int],
+        *,
+        layers: int = 4,
+        width: int = 256,
+        heads: int = 8,
+        vocabulary: int | None = None,
+        patch: int = 12,
+        causal: bool = False,
+        pool: str = "last",
+        layer_norm: bool = True,
+        sigma_reparam: bool = False,
+        gamma_init: str = "one",
+        dtype: str = "float32",
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        check_positive(layers=layers, width=width, heads=heads)
+        check_choice(pool=(pool, _POOLS), gamma_init=(gamma_init, GAMMA_INITS))
+        if width % heads:
+            raise ValueError(f"width must be a multiple of heads ({heads}), not {width}")
+        self.observation_shape = tuple(observation_shape)
+        self.dtype, self.remat, self.pool, self.capture = compute_dtype(dtype), remat, pool, False
+
+        def linear(inputs: int, outputs: int) -> nnx.Module:
+            if sigma_reparam:
+                return SpectralLinear(inputs, outputs, gamma_init=gamma_init, dtype=self.dtype, rngs=rngs)
+            return nnx.Linear(inputs, outputs, use_bias=False, dtype=self.dtype, rngs=rngs)
+
+        def norm() -> nnx.Module | None:
+            return nnx.LayerNorm(width, dtype=self.dtype, rngs=rngs) if layer_norm else None
+
+        self.tokeniser = _tokeniser(self.observation_shape, width, vocabulary, patch, linear, rngs)
+        init = nnx.initializers.truncated_normal(1.0)
+        self.positions = nnx.Param(init(rngs.params(), (self.tokeniser.num_tokens, width), jnp.float32))
+        self.layers = nnx.List([_Layer(width, heads, causal, linear, norm) for _ in range(layers)])
+        self.norm = norm()
+        self.num_features, self.yields_tokens = width, pool == "none"
+
+    def __call__(self, observations: Num[Array, "b *o"]) -> Float[Array, "b *t d"]:
+        """Features of each observation, or with pool="none" of each of its tokens.
+
+        Raises:
+          ValueError: the observations have not the shape the network was made for.
+          TypeError: tokens are no whole numbers, or frames are not uint8.
+        """
+        if observations.ndim == 0 or observations.shape[1:] != self.observation_shape:
+            shape = ", ".join(map(str, ("batch", *self.observation_shape)))
+            raise ValueError(f"observations must have shape ({shape}), not {observations.shape}")
+        x = (self.tokeniser(observations) + self.positions[...]).astype(self.dtype)
+        for layer in self.layers:
+            # What a module shows cannot leave a computation that may run twice.
+            x = run(layer, x, remat=self.remat and not self.capture)
+        x = x if self.norm is None else self.norm(x)
+        if self.pool != "none":
+            x = x[:, -1] if self.pool == "last" else jnp.mean(x, axis=1)
+        return x.astype(jnp.float32)
+
+
+class _Layer(nnx.Module):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        causal: bool,
+        linear: Callable[[int, int], nnx.Module],
+        norm: Callable[[], nnx.Module | None],
+    ):
+        self.heads, self.causal, self.capture = heads, causal, False
+        self.attention_norm, self.feedforward_norm = norm(), norm()
+        self.query, self.key, self.value = (linear(width, width) for _ in range(3))
+        self.output = linear(width, width)
+        self.gate, self.up = linear(width, _WIDENING * width), linear(width, _WIDENING * width)
+        self.down = linear(_WIDENING * width, width)
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        y = x if self.attention_norm is None else self.attention_norm(x)
+        query, key, value = (
+            layer(y).reshape(*y.shape[:2], self.heads, -1) for layer in (self.query, self.key, self.value)
+        )
+        if self.capture:
+            self.sow(nnx.Intermediate, "queries", query)
+            self.sow(nnx.Intermediate, "keys", key)
+        mixed = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
+        x = x + self.output(mixed.reshape(x.shape))
+        y = x if self.feedforward_norm is None else self.feedforward_norm(x)
+        return x + self.down(nnx.silu(self.gate(y)) * self.up(y))
+
+
+def _tokeniser(
+    shape: tuple[int, ...],
+    width: int,
+    vocabulary: int | None,
+    patch: int,
+    linear: Callable[[int, int], nnx.Module],
+    rngs: nnx.Rngs,
+) -> Any:
+    """What makes [B, T, width] of observations of that shape."""
+    if len(shape) == 1 and vocabulary is not None:
+        check_positive(vocabulary=vocabulary, tokens=shape[0])
+        return _Lookup(shape[0], vocabulary, width, rngs)
+    if vocabulary is not None:
+        raise ValueError(
+            f"a vocabulary ({vocabulary}) is for observations of shape (tokens,), and these have {shape}"
+        )
+    if len(shape) == 2:
+        check_positive(tokens=shape[0], features=shape[1])
+        return _Project(shape, width, linear)
+    if len(shape) == 3:
+        check_positive(patch=patch)
+        return _Patches(check_image_shape("Transformer", shape, smallest=patch), patch, width, linear)
+    raise ValueError(
+        "Transformer looks at observations of shape (tokens,) with a vocabulary, (tokens, features) or "
+        f"(frames, height, width), not {shape}" + (" without a vocabulary" if len(shape) == 1 else "")
+    )
+
+
+class _Lookup(nnx.Module):
+    def __init__(self, num_tokens: int, vocabulary: int, width: int, rngs: nnx.Rngs):
+        init = nnx.initializers.truncated_normal(0.02)
+        self.embedding = nnx.Param(init(rngs.params(), (vocabulary, width), jnp.float32))
+        self.num_tokens = num_tokens
+
+    def __call__(self, tokens: Num[Array, "b t"]) -> Float[Array, "b t d"]:
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise TypeError(f"tokens must be whole numbers, not {tokens.dtype}")
+        embedding = self.embedding[...]
+        # Beyond the vocabulary is NaN, which stops a run, and not somebody else's row.
+        rows = jnp.take(embedding, tokens, axis=0, mode="fill", fill_value=jnp.nan)
+        return rows * math.sqrt(embedding.shape[1])
+
+
+class _Project(nnx.Module):
+    def __init__(self, shape: tuple[int, ...], width: int, linear: Callable[[int, int], nnx.Module]):
+        self.num_tokens = shape[0]
+        self.projection = linear(shape[1], width)
+
+    def __call__(self, vectors: Num[Array, "b t f"]) -> Float[Array, "b t d"]:
+        return self.projection(vectors.astype(jnp.float32))
+
+
+class _Patches(nnx.Module):
+    """Non-overlapping patches, from left to right and top to bottom."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        patch: int,
+        width: int,
+        linear: Callable[[int, int], nnx.Module],
+    ):
+        frames, *sides = shape
+        if any(side % patch for side in sides):
+            raise ValueError(
+                f"Transformer cuts frames into patches of {patch} x {patch}: {shape} leaves a rest"
+            )
+        self.shape, self.patch = shape, patch
+        self.num_tokens = math.prod(side // patch for side in sides)
+        self.projection = linear(frames * patch * patch, width)
+
+    def __call__(self, observations: Num[Array, "b f h w"]) -> Float[Array, "b t d"]:
+        x, side = to_nhwc(observations, self.shape), self.patch
+        batch, height, width, frames = x.shape
+        x = x.reshape(batch, height // side, side, width // side, side, frames).swapaxes(2, 3)
+        return self.projection(x.reshape(batch, self.num_tokens, -1))

@@ -1,0 +1,37 @@
+"""The sizes that docs/backbones.md prints are those of the networks."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from rlcls import networks
+from rlcls.training.config import build, choices, compose
+
+PAGE = (Path(__file__).parents[2] / "docs" / "backbones.md").read_text()
+ROWS = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", PAGE, flags=re.M)
+ATARI = (4, 84, 84)
+
+
+def test_every_backbone_for_pictures_has_a_row():
+    assert {row[0] for row in ROWS} == set(choices("backbone")) - {"mlp"}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_a_row_is_what_the_network_counts(row):
+    name, *numbers = row
+    override = ["backbone.vocabulary=null"] if name.startswith("transformer_") else []
+    make = build(compose([f"backbone={name}", *override]), "backbone")
+    network = nnx.eval_shape(lambda: make(ATARI, rngs=nnx.Rngs(0)))
+    apply, params, state = networks.functional(network)
+    flops = networks.count_flops(
+        lambda params, x: apply(params, state, x, train=False)[0],
+        params,
+        jax.ShapeDtypeStruct((1, *ATARI), jnp.uint8),
+    )
+    count, features = networks.count_parameters(params), network.num_features
+    whole = count + (features + 1) * 18 * 51
+    assert [f"{number:,}" for number in (count, features, whole, round(flops / 1e6))] == numbers

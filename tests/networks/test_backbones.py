@@ -1,0 +1,145 @@
+"""Every backbone is chosen by its name, says in one line what it cannot look at, and learns a probe MDP from pixels."""
+
+import functools
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from rlcls._errors import UserError
+from rlcls.agents.dqn import DQN
+from rlcls.envs.probe import PROBES
+from rlcls.replay import Transition
+from rlcls.training import build
+from rlcls.training.config import choices, compose
+
+PIXELS = ["env=probe", "game=probe/policy", "+env.pixels=true"]
+# What makes one of 84 x 84 pixels quick on a CPU. Those for tokens of chess take pixels with no vocabulary.
+SMALL = {
+    "nature": [],
+    "mlp": [],
+    "impala": [],
+    "soft_moe": ["backbone.num_experts=4"],
+    "per_token": [],
+    "average_pooling": [],
+    "wide_dense": ["backbone.hidden=64"],
+    "resnet18": ["backbone.width=8"],
+    "resnet34": ["backbone.width=8"],
+    "resnet50": ["backbone.width=8"],
+    "resnet101": ["backbone.width=8"],
+    "transformer": ["backbone.width=32", "backbone.layers=2", "backbone.patch=28"],
+    "transformer_9m": ["backbone.width=32", "backbone.layers=1", "backbone.vocabulary=null"],
+    "transformer_136m": ["backbone.width=32", "backbone.layers=1", "backbone.vocabulary=null"],
+    "transformer_270m": ["backbone.width=32", "backbone.layers=1", "backbone.vocabulary=null"],
+}
+
+
+def agent(*overrides: str) -> DQN:
+    config = compose([*PIXELS, *overrides])
+    made, _ = build.agent(config, build.environment(config))
+    return made
+
+
+def test_every_backbone_is_among_them():
+    assert sorted(SMALL) == sorted(choices("backbone"))
+
+
+@pytest.mark.parametrize("backbone", SMALL)
+def test_every_backbone_fits_pixels(backbone):
+    agent(f"backbone={backbone}", *SMALL[backbone])
+
+
+@pytest.mark.parametrize("loss", choices("loss"))
+def test_a_backbone_fits_every_loss(loss):
+    agent("backbone=soft_moe", f"loss={loss}", "agent.double=true", "agent.dueling=true")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["env=probe", "game=probe/policy", "backbone=resnet18"],
+            "ResNet looks at observations of shape (frames, height, width), at least 1 high and wide, not (1,)",
+        ),
+        (
+            ["env=probe", "game=probe/policy", "backbone=soft_moe"],
+            "IMPALATokens looks at observations of shape (frames, height, width), at least 1 high and wide, not (1,)",
+        ),
+        (
+            ["env=probe", "game=probe/policy", "backbone=transformer"],
+            "Transformer looks at observations of shape (tokens,) with a vocabulary, (tokens, features) or "
+            "(frames, height, width), not (1,) without a vocabulary",
+        ),
+        (
+            ["env=probe", "game=probe/policy", "backbone=transformer", "backbone.vocabulary=9"],
+            "tokens must be whole numbers, not float32",
+        ),
+        (
+            [*PIXELS, "backbone=transformer_9m"],
+            "a vocabulary (1968) is for observations of shape (tokens,), and these have (4, 84, 84)",
+        ),
+        (
+            [*PIXELS, "backbone=transformer", "backbone.patch=13"],
+            "Transformer cuts frames into patches of 13 x 13: (4, 84, 84) leaves a rest",
+        ),
+        (
+            [*PIXELS, "backbone=transformer", "backbone.pool=none"],
+            "a Q-network needs one vector of features, and Transformer gives one for every token: pool them",
+        ),
+        (
+            [*PIXELS, "backbone=resnet18", "backbone.dtype=half"],
+            "dtype must be float32 or bfloat16, not 'half'",
+        ),
+    ],
+)
+@pytest.mark.untyped
+def test_a_wrong_combination_is_one_line_before_anything_runs(overrides, message):
+    config = compose(overrides)
+    with pytest.raises(UserError) as raised:
+        build.agent(config, build.environment(config))
+    assert str(raised.value) == message
+
+
+LEARNERS = {
+    "nature": [],
+    "impala": [],
+    "soft_moe": [],
+    "resnet18": ["backbone.width=8"],
+    "transformer sigma": [*SMALL["transformer"], "backbone.sigma_reparam=true", "backbone.layer_norm=false"],
+}
+GAMMA = 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LEARNERS)
+def test_dqn_learns_a_probe_through_pixels(name):
+    """Two steps: no brightness alone tells their pictures apart, which group norm would take out."""
+    probe = PROBES["probe/two_step"]
+    support = ["loss.vmin=-2", "loss.vmax=2", "loss.num_bins=21"]
+    fast = ["agent.learning_rate=1e-3", "agent.target_period=10"]
+    learner = agent(f"game={probe.name}", f"backbone={name.split()[0]}", *LEARNERS[name], *support, *fast)
+    observations = probe.observations(pixels=True)
+    batch = Transition(
+        observation=observations,
+        action=np.zeros(2, np.int32),
+        reward=np.array(probe.rewards, np.float32)[:, 0],
+        discount=np.array([GAMMA, 0], np.float32),
+        next_observation=observations[[1, 1]],
+        weight=np.ones(2, np.float32),
+    )
+    key = jax.random.key(0)
+    quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    state, update, values = quick(learner.init)(key), quick(learner.update), quick(learner.q_values)
+    start = state.network_state
+    for _ in range(16):
+        for _ in range(25):
+            state, _ = update(state, batch, key)
+        found = values(state.params, state.network_state, observations)
+        if np.abs(found - probe.q_values(GAMMA)).max() < 0.05:
+            break
+    np.testing.assert_allclose(found, probe.q_values(GAMMA), atol=0.05)
+    # Power iterations move in training, and their target network's with its parameters.
+    for before, after in zip(*map(jax.tree.leaves, (start, state.network_state)), strict=True):
+        assert not np.array_equal(before, after)
+    chex.assert_trees_all_equal_shapes(state.target_network_state, state.network_state)
