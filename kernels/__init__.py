@@ -1,5 +1,6 @@
 """Operations on arrays and numbers; nothing here knows a head, a network or an agent."""
 
+from .histogram.api import histogram_cross_entropy
 from .histogram.irregular import IrregularGaussian, IrregularOneHot, IrregularTwoHot, LocalGaussian
 from .histogram.projection import Gaussian, OneHot, TwoHot
 
@@ -11,4 +12,5 @@ __all__ = [
     "LocalGaussian",
     "OneHot",
     "TwoHot",
+    "histogram_cross_entropy",
 ]

@@ -1,0 +1,92 @@
+"""For the CPU, where the distribution function is dear and a gather cheap: only the target's band is computed.
+
+Outside the band the mass is 0, so the loss is the log-sum-exp less a sum over the band, and the gradient is the
+softmax, put right inside the band.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from . import xla
+from .band import place, reach
+
+# Below so many bins, or where the band is so much of the row, computing every bin is as fast.
+_FEW_BINS = 64
+_WIDE_SHARE = 0.25
+
+
+def unsupported(batch: int, padded_bins: int, dtype: Any, projection: Any) -> str | None:
+    """None: it serves everything, on every platform, though on accelerators slowly."""
+    return None
+
+
+def forward(
+    logits: Float[Array, "b kp"], targets: Float[Array, " b"], projection: Any
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """Loss and log-sum-exp of each row."""
+    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+    if _is_dense(projection, dtype):
+        return xla.forward(logits, targets, projection)
+    row = logits[:, : projection.num_bins].astype(dtype)
+    top = row.max(-1)
+    base = jnp.where(jnp.isfinite(top), top, 0)
+    log_total = jnp.log(jnp.exp(row - base[:, None]).sum(-1))
+    start, mass = _band(projection, targets, dtype)
+    shifted = _take(logits, start, mass.shape[1]).astype(dtype) - base[:, None]
+    score = jnp.where(mass == 0, 0, mass * shifted).sum(-1)
+    return log_total - score, base + log_total
+
+
+def backward(
+    logits: Float[Array, "b kp"],
+    targets: Float[Array, " b"],
+    lse: Float[Array, " b"],
+    d_loss: Float[Array, " b"],
+    d_lse: Float[Array, " b"],
+    projection: Any,
+) -> Float[Array, "b kp"]:
+    """The gradient of the logits."""
+    if _is_dense(projection, lse.dtype):
+        return xla.backward(logits, targets, lse, d_loss, d_lse, projection)
+    lse, d_loss, d_both = lse[:, None], d_loss[:, None], (d_loss + d_lse)[:, None]
+    gradient = d_both * jnp.exp(logits.astype(lse.dtype) - lse)
+    if logits.shape[1] != projection.num_bins:
+        real = jnp.arange(logits.shape[1], dtype=np.int32)[None] < projection.num_bins
+        gradient = jnp.where(real, gradient, 0)
+    start, mass = _band(projection, targets, lse.dtype)
+    band = _take(logits, start, mass.shape[1]).astype(lse.dtype)
+    # The whole value, not a difference to add: rounding to bfloat16 then happens once.
+    inside = d_both * jnp.exp(band - lse) - d_loss * mass
+    return _put(gradient.astype(logits.dtype), start, inside.astype(logits.dtype))
+
+
+def _is_dense(projection: Any, dtype: Any) -> bool:
+    bins = projection.num_bins
+    return bins <= _FEW_BINS or sum(reach(projection, dtype)) + 1 > _WIDE_SHARE * bins
+
+
+def _band(
+    projection: Any, targets: Float[Array, " b"], dtype: Any
+) -> tuple[Int[Array, " b"], Float[Array, "b w"]]:
+    """The first column of each target's band, and the mass from there on."""
+    below, above = reach(projection, dtype)
+    width = below + 1 + above
+    bins, fractions, scale = place(projection, targets, dtype)
+    start = jnp.clip(bins - below, 0, projection.num_bins - width)
+    columns = start[:, None] + jnp.arange(width, dtype=np.int32)[None]
+    return start, projection.mass(columns, bins[:, None], fractions[:, None], scale[:, None])
+
+
+def _take(logits: Float[Array, "b kp"], start: Int[Array, " b"], width: int) -> Float[Array, "b w"]:
+    return jax.vmap(lambda row, first: lax.dynamic_slice(row, (first,), (width,)))(logits, start)
+
+
+def _put(
+    gradient: Float[Array, "b kp"], start: Int[Array, " b"], band: Float[Array, "b w"]
+) -> Float[Array, "b kp"]:
+    return jax.vmap(lambda row, first, x: lax.dynamic_update_slice(row, x, (first,)))(gradient, start, band)

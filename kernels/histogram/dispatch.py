@@ -1,0 +1,89 @@
+"""Which implementation serves which platform and size."""
+
+import dataclasses
+import difflib
+import importlib
+from typing import Any
+
+import jax
+
+from .projection import Gaussian, OneHot, TwoHot
+
+IMPLEMENTATIONS = ("reference", "xla", "cpu", "mosaic_tpu", "mosaic_gpu")
+# The projections whose mass is one formula of bin, fraction and column.
+_REGULAR = (Gaussian, OneHot, TwoHot)
+
+
+@dataclasses.dataclass(frozen=True)
+class Threshold:
+    """`implementation` is taken on `platform` from so many bins and so many bytes of logits on."""
+
+    platform: str
+    implementation: str
+    bins: float
+    bytes: float
+
+
+# The first that applies and can serve is taken, or else `xla`. Infinite: not before it has been timed there.
+THRESHOLDS = (
+    Threshold("cpu", "cpu", bins=2, bytes=0),
+    Threshold("tpu", "mosaic_tpu", bins=float("inf"), bytes=64e6),
+    Threshold("gpu", "mosaic_gpu", bins=float("inf"), bytes=64e6),
+)
+
+
+def choose(
+    implementation: str | None, shape: tuple[int, ...], dtype: Any, projection: Any, *, sharded: bool = False
+) -> str:
+    """The name of the implementation for logits of this shape [B, Kp] and dtype.
+
+    Raises:
+      ValueError: the one asked for is unknown, or cannot serve.
+    """
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        close = difflib.get_close_matches(str(implementation), IMPLEMENTATIONS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"unknown implementation {implementation!r}{hint} ({', '.join(IMPLEMENTATIONS)})")
+    if implementation is None:
+        return _best(shape, dtype, projection, sharded)
+    if reason := _reason(implementation, shape, dtype, projection, sharded):
+        raise ValueError(f"implementation {implementation!r} cannot serve: {reason}")
+    return implementation
+
+
+def backend(name: str) -> Any:
+    """The module of an implementation; Pallas is imported only here."""
+    return importlib.import_module(f"{__package__}.{name}")
+
+
+def _best(shape: tuple[int, ...], dtype: Any, projection: Any, sharded: bool) -> str:
+    platform = _platform()
+    size = shape[0] * shape[1] * dtype.itemsize
+    for row in THRESHOLDS:
+        if (
+            row.platform == platform
+            and projection.num_bins >= row.bins
+            and size >= row.bytes
+            and _reason(row.implementation, shape, dtype, projection, sharded) is None
+        ):
+            return row.implementation
+    return "xla" if type(projection) in _REGULAR else "reference"
+
+
+def _reason(name: str, shape: tuple[int, ...], dtype: Any, projection: Any, sharded: bool) -> str | None:
+    """Why an implementation cannot serve, or None."""
+    if sharded and name != "xla":
+        return "bins sharded over devices are for 'xla'"
+    if name == "reference":
+        return None
+    if type(projection) not in _REGULAR:
+        return f"{type(projection).__name__} is for 'reference'"
+    return backend(name).unsupported(*shape, dtype, projection)
+
+
+def _platform() -> str:
+    """Where arrays go that nobody has placed."""
+    device = jax.config.jax_default_device
+    if device is None:
+        return jax.default_backend()
+    return device if isinstance(device, str) else device.platform
