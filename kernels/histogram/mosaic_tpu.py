@@ -3,8 +3,9 @@
 The chip has no gather to fetch a row's band with, and two error functions for each logit would take it several
 times longer than reading the logit. But a band that reaches at most 63 bins to either side lies within two
 neighbouring chunks of 128 lanes. While the chunks stream by, each row selects its two; the mass is computed
-on these alone, forward at the end of the row, backward before it. A wider band has mass everywhere, by its
-density (two exponentials), which keeps up with the memory of a v5e in float32, if not in bfloat16.
+on these alone, forward at the end of the row, backward before it. Of a wider band the mass is computed where
+it lies, by the density (two exponentials): forward in the blocks that the band of any of 16 rows meets,
+backward in all, which costs no more than the memory's time.
 
 Maximum and sum run per lane, over 16 rows at a time: enough independent chains to hide the latency of each.
 Columns beyond the last bin are masked in the blocks that hold any, rows beyond the last one never leave the
@@ -25,7 +26,6 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from .band import place, reach
-from .projection import Gaussian, OneHot, TwoHot
 
 _LANES = 128
 _ROWS = 16  # a group: two registers of float32, one of bfloat16
@@ -37,8 +37,6 @@ _LOWEST = float(np.finfo(np.float32).min)  # where a maximum starts: less -inf i
 
 def unsupported(batch: int, padded_bins: int, dtype: Any, projection: Any) -> str | None:
     """None if it can serve, or one line that says why not."""
-    if type(projection) not in (Gaussian, OneHot, TwoHot):
-        return f"mosaic_tpu projects onto bins of one width, not by {type(projection).__name__}"
     if np.dtype(dtype) not in (np.float32, jnp.bfloat16):
         return f"mosaic_tpu takes logits of float32 or bfloat16, not {np.dtype(dtype)}"
     if padded_bins > 2**24:
@@ -87,7 +85,10 @@ def backward(
     block = pl.BlockSpec((rows, columns), lambda i, k: (i, k))
     return pl.pallas_call(
         functools.partial(
-            _backward_kernel, projection=projection, padded=padded_bins > projection.num_bins, wide=_is_wide(projection)
+            _backward_kernel,
+            projection=projection,
+            padded=padded_bins > projection.num_bins,
+            wide=_is_wide(projection),
         ),
         grid=(pl.cdiv(batch, rows), pl.cdiv(padded_bins, columns)),
         in_specs=[pl.BlockSpec((rows, table.shape[1]), lambda i, k: (i, 0)), block],
@@ -99,7 +100,9 @@ def backward(
     )(table, logits)
 
 
-def _forward_kernel(table, x_ref, out_ref, top_ref, total_ref, low_ref, high_ref, *, projection, blocks, wide):
+def _forward_kernel(
+    table, x_ref, out_ref, top_ref, total_ref, low_ref, high_ref, *, projection, blocks, wide
+):
     """One block of columns; `low_ref` and `high_ref` carry a row's two chunks, or (wide) base and score."""
     k = pl.program_id(1)
     rows, columns = x_ref.shape
@@ -118,28 +121,35 @@ def _forward_kernel(table, x_ref, out_ref, top_ref, total_ref, low_ref, high_ref
 
         def load(c):
             x = x_ref[at, pl.ds(pl.multiple_of(c * _LANES, _LANES), _LANES)].astype(jnp.float32)
-            return jnp.where(lane + (k * columns + c * _LANES) < projection.num_bins, x, -jnp.inf) if masked else x
+            return (
+                jnp.where(lane + (k * columns + c * _LANES) < projection.num_bins, x, -jnp.inf)
+                if masked
+                else x
+            )
 
         old = top_ref[at, :]
         top = _loop(chunks, lambda c, top: jnp.maximum(top, load(c)), old)
         top_ref[at, :] = top
         total = total_ref[at, :] * jnp.exp(old - top)
         if wide:
-            # Logits less one number per row, lest the score be a small difference of large ones.
+            total_ref[at, :] = _loop(chunks, lambda c, total: total + jnp.exp(load(c) - top), total)
+
             @pl.when(k == 0)
             def _():
+                # Logits less one number per row, lest the score be a small difference of large ones.
                 base = top.max(1, keepdims=True)
                 low_ref[at, :] = jnp.broadcast_to(jnp.where(jnp.isfinite(base), base, 0.0), top.shape)
 
-            base = low_ref[at, :]
+            @pl.when(_any_reaches(row[0], k * columns, columns, projection))
+            def _():
+                base = low_ref[at, :]
 
-            def step(c, carry):
-                total, score = carry
-                x = load(c)
-                column = lane + (k * columns + c * _LANES)
-                return total + jnp.exp(x - top), score + _times(_mass(column, row, projection, masked), x - base)
+                def step(c, score):
+                    column = lane + (k * columns + c * _LANES)
+                    return score + _times(_mass(column, row, projection, masked), load(c) - base)
 
-            total_ref[at, :], high_ref[at, :] = _loop(chunks, step, (total, high_ref[at, :]))
+                high_ref[at, :] = _loop(chunks, step, high_ref[at, :])
+
             return
         first = _first_chunk(row[0], projection) - k * chunks
 
@@ -167,7 +177,9 @@ def _forward_kernel(table, x_ref, out_ref, top_ref, total_ref, low_ref, high_ref
             score = _times(_mass(column, row, projection), low_ref[...] - most)
             score += _times(_mass(column + _LANES, row, projection), high_ref[...] - most)
             loss = log_total - score.sum(1, keepdims=True)
-        out_ref[...] = jnp.where(lax.broadcasted_iota(jnp.int32, out_ref.shape, 1) == 0, loss, most + log_total)
+        out_ref[...] = jnp.where(
+            lax.broadcasted_iota(jnp.int32, out_ref.shape, 1) == 0, loss, most + log_total
+        )
 
 
 def _backward_kernel(table, x_ref, d_ref, *, projection, padded, wide):
@@ -234,6 +246,14 @@ def _first_chunk(bins: jax.Array, projection: Any) -> jax.Array:
     below, _ = reach(projection, jnp.float32)
     # A shift: what // does for negative numbers asks for the device at hand, and compiling ahead there is none.
     return jnp.maximum(bins.astype(jnp.int32) - below, 0) >> (_LANES.bit_length() - 1)
+
+
+def _any_reaches(bins: jax.Array, start: Any, count: int, projection: Any) -> jax.Array:
+    """Whether the band of any of these rows meets the columns start, ..., start + count - 1."""
+    below, above = reach(projection, jnp.float32)
+    bins = bins.astype(jnp.int32)
+    meets = (bins - below < start + count) & (bins + above >= start)
+    return jnp.max(jnp.where(meets, 1.0, 0.0)) > 0
 
 
 def _mass(columns: jax.Array, row: list[jax.Array], projection: Any, masked: bool = True) -> jax.Array:
