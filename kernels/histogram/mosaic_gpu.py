@@ -60,7 +60,7 @@ def forward(
     width = _THREADS if below + above < _THREADS else math.gcd(padded_bins, _WINDOW)
     windows = min(pl.cdiv(below + above + 1, width), padded_bins // width)
     start = jnp.clip(bins - below, 0, padded_bins - windows * width)
-    of_row = _like(logits, (batch,), jnp.float32)
+    of_row = jax.ShapeDtypeStruct((batch,), jnp.float32)
     return _kernel(
         functools.partial(_forward_kernel, projection=projection, width=width, windows=windows),
         out_type=(of_row, of_row),
@@ -87,7 +87,7 @@ def backward(
     tile = math.gcd(padded_bins, _BACKWARD_TILE)
     return _kernel(
         functools.partial(_backward_kernel, projection=projection, tile=tile),
-        out_type=_like(logits, logits.shape, logits.dtype),
+        out_type=jax.ShapeDtypeStruct(logits.shape, logits.dtype),
         grid=(batch, padded_bins // tile),
         grid_names=("row", "tile"),
         kernel_name="histogram_cross_entropy_backward",
@@ -183,17 +183,20 @@ def _backward_kernel(x, bins, fractions, scale, lse, d_softmax, d_mass, d, *, pr
 def _kernel(body: Any, *, interpret: Any, **arguments: Any) -> Any:
     if interpret is True:
         interpret = plgpu.InterpretGPUParams()
-    return plgpu.kernel(body, interpret=interpret or None, **arguments)
+    kernel = plgpu.kernel(body, interpret=interpret or None, **arguments)
+
+    def run(*inputs: Any) -> Any:
+        # Inside a shard_map a kernel's results would pass for equal on all devices, and their gradients for sums.
+        axes = tuple(jax.typeof(inputs[0]).manual_axis_type.varying)
+        results = kernel(*inputs)
+        return jax.tree.map(lambda x: lax.pcast(x, axes, to="varying"), results) if axes else results
+
+    return run
 
 
 def _layout(count: int, dtype: Any) -> Any:
     """Consecutive logits of a tile on consecutive threads, 16 bytes at a time where the tile is large enough."""
     return plgpu.Layout.WG_STRIDED((count,), vec_size=min(16 // dtype.itemsize, count // _THREADS))
-
-
-def _like(x: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    """A result that varies over the mesh axes of a shard_map that x does."""
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
 
 
 def _mass(projection: Any) -> Any:
