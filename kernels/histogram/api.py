@@ -32,6 +32,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Real
 
 from . import dispatch, reference
+from .band import AxisName
 
 
 @overload
@@ -43,7 +44,7 @@ def histogram_cross_entropy(
     weights: Real[ArrayLike, "*b"] | None = ...,
     return_lse: Literal[False] = ...,
     implementation: str | None = ...,
-    axis_name: str | None = ...,
+    axis_name: AxisName | None = ...,
 ) -> Float[Array, "*b"]: ...
 
 
@@ -56,7 +57,7 @@ def histogram_cross_entropy(
     weights: Real[ArrayLike, "*b"] | None = ...,
     return_lse: Literal[True],
     implementation: str | None = ...,
-    axis_name: str | None = ...,
+    axis_name: AxisName | None = ...,
 ) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]: ...
 
 
@@ -68,7 +69,7 @@ def histogram_cross_entropy(
     weights: Real[ArrayLike, "*b"] | None = None,
     return_lse: bool = False,
     implementation: str | None = None,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Any:
     """The cross-entropy of softmax(logits) to the histogram of each target, in nats.
 
@@ -81,7 +82,7 @@ def histogram_cross_entropy(
       weights: a factor of each loss.
       return_lse: also gives the log-sum-exp of each row, differentiable too and without the weights.
       implementation: "reference", "xla", "cpu", "mosaic_tpu", "mosaic_gpu", or None for the fastest here.
-      axis_name: inside `jax.shard_map`, the mesh axis that the bins are sharded over: `logits` are then this
+      axis_name: inside `jax.shard_map`, the mesh axis (or axes) that the bins are sharded over: `logits` are then this
         device's equal share of the columns, in the order of the axis, and the results are whole on every
         device.
 
@@ -103,11 +104,6 @@ def histogram_cross_entropy(
             raise ValueError(f"weights of shape {weights.shape} do not match targets of {targets.shape}")
     columns = logits.shape[-1]
     if axis_name is not None:
-        # Elsewhere the transpose of a sum over devices is not what the backward pass takes it to be.
-        if axis_name not in jax.typeof(logits).vma:
-            raise ValueError(
-                f"axis_name: the logits must be sharded over {axis_name!r} by a shard_map with check_vma=True"
-            )
         columns *= lax.axis_size(axis_name)
     if columns < projection.num_bins:
         raise ValueError(f"logits of shape {logits.shape} have fewer columns than {projection}")
@@ -118,6 +114,8 @@ def histogram_cross_entropy(
         loss, lse = reference.forward(flat, labels, projection)
     else:
         loss, lse = _fused(flat, labels, projection, name, axis_name)
+    if axis_name is not None:
+        loss, lse = _over_devices(loss, lse, axis_name)
     loss, lse = loss.reshape(targets.shape), lse.reshape(targets.shape)
     if weights is not None:
         loss = loss * weights.astype(loss.dtype)
@@ -133,17 +131,17 @@ def as_real(argument: str, x: ArrayLike) -> Float[Array, "..."]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _fused(logits: Any, targets: Any, projection: Any, name: str, axis_name: str | None) -> Any:
+def _fused(logits: Any, targets: Any, projection: Any, name: str, axis_name: AxisName | None) -> Any:
     loss, lse = dispatch.backend(name).forward(logits, targets, projection, **_sharding(axis_name))
     return _poison(loss, targets), lse
 
 
-def _forward(logits: Any, targets: Any, projection: Any, name: str, axis_name: str | None) -> Any:
+def _forward(logits: Any, targets: Any, projection: Any, name: str, axis_name: AxisName | None) -> Any:
     loss, lse = _fused(logits, targets, projection, name, axis_name)
     return (loss, lse), (logits, targets, lse)
 
 
-def _backward(projection: Any, name: str, axis_name: str | None, saved: Any, cotangents: Any) -> Any:
+def _backward(projection: Any, name: str, axis_name: AxisName | None, saved: Any, cotangents: Any) -> Any:
     d_loss, d_lse = cotangents
     d_loss = _poison(d_loss, saved[1])
     d_logits = dispatch.backend(name).backward(*saved, d_loss, d_lse, projection, **_sharding(axis_name))
@@ -153,9 +151,18 @@ def _backward(projection: Any, name: str, axis_name: str | None, saved: Any, cot
 _fused.defvjp(_forward, _backward)
 
 
+def _over_devices(loss: Any, lse: Any, axis_name: AxisName) -> Any:
+    """The whole rows' loss and lse, given those of each device's columns."""
+    empty = lse == -jnp.inf  # a device with nothing but padding
+    score = lax.psum(jnp.where(empty, 0, lse - loss), axis_name)
+    top = lax.pmax(lax.stop_gradient(lse), axis_name)
+    total = lax.psum(jnp.where(empty, 0, jnp.exp(lse - top)), axis_name)
+    return top + jnp.log(total) - score, top + jnp.log(total)
+
+
 def _poison(x: Any, targets: Any) -> Any:
     return jnp.where(jnp.isnan(targets), jnp.nan, x)
 
 
-def _sharding(axis_name: str | None) -> dict[str, str]:
+def _sharding(axis_name: AxisName | None) -> dict[str, AxisName]:
     return {} if axis_name is None else {"axis_name": axis_name}

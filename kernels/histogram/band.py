@@ -8,6 +8,8 @@ from jaxtyping import Array, Float, Int
 
 from .projection import Gaussian, OneHot
 
+AxisName = str | tuple[str, ...]  # of a mesh
+
 
 def place(
     projection: Any, targets: Float[Array, " b"], dtype: Any

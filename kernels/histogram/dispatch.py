@@ -83,7 +83,7 @@ def _reason(name: str, shape: tuple[int, ...], dtype: Any, projection: Any, shar
 
 def _platform() -> str:
     """Where arrays go that nobody has placed."""
-    device = jax.config.jax_default_device
+    device = jax.config.jax_default_device  # type: ignore[attr-defined]
     if device is None:
         return jax.default_backend()
     return device if isinstance(device, str) else device.platform

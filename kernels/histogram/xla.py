@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from .band import place
+from .band import AxisName, place
 
 
 def unsupported(batch: int, padded_bins: int, dtype: Any, projection: Any) -> str | None:
@@ -21,24 +21,24 @@ def unsupported(batch: int, padded_bins: int, dtype: Any, projection: Any) -> st
 
 
 def forward(
-    logits: Float[Array, "b kp"], targets: Float[Array, " b"], projection: Any, axis_name: str | None = None
+    logits: Float[Array, "b kp"],
+    targets: Float[Array, " b"],
+    projection: Any,
+    axis_name: AxisName | None = None,
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Loss and log-sum-exp of each row; with `axis_name`, of columns sharded over that axis."""
+    """Loss and log-sum-exp of each row; with `axis_name`, of this device's columns alone."""
     columns, real = _columns(logits.shape[1], projection, axis_name)
     logits = _where(real, logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), -jnp.inf)
     top = logits.max(-1)
-    if axis_name is not None:
-        top = lax.pmax(top, axis_name)
     # A row without a finite logit: -inf less -inf would be NaN here already.
     base = jnp.where(jnp.isfinite(top), top, 0)
     bins, fractions, scale = place(projection, targets, logits.dtype)
     mass = projection.mass(columns, bins[:, None], fractions[:, None], scale[:, None])
-    shifted = logits - base[:, None]
-    total = jnp.exp(shifted).sum(-1)
-    score = _where(real, jnp.where(mass == 0, 0, mass * shifted), 0).sum(-1)
-    if axis_name is not None:
-        total, score = lax.psum((total, score), axis_name)
-    return jnp.log(total) - score, base + jnp.log(total)
+    log_total = jnp.log(jnp.exp(logits - base[:, None]).sum(-1))
+    # Measured from the largest logit, the loss keeps its digits; that takes all the mass, which sums to 1.
+    origin = base if axis_name is None else jnp.zeros_like(base)
+    score = _where(real, jnp.where(mass == 0, 0, mass * (logits - origin[:, None])), 0).sum(-1)
+    return (base - origin) + log_total - score, base + log_total
 
 
 def backward(
@@ -48,18 +48,19 @@ def backward(
     d_loss: Float[Array, " b"],
     d_lse: Float[Array, " b"],
     projection: Any,
-    axis_name: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Float[Array, "b kp"]:
     """The gradient of the logits; with `axis_name`, of this device's columns."""
     columns, real = _columns(logits.shape[1], projection, axis_name)
     bins, fractions, scale = place(projection, targets, lse.dtype)
     mass = projection.mass(columns, bins[:, None], fractions[:, None], scale[:, None])
-    softmax = jnp.exp(logits.astype(lse.dtype) - lse[:, None])
+    base = jnp.where(jnp.isfinite(lse), lse, 0)
+    softmax = jnp.exp(logits.astype(lse.dtype) - base[:, None])
     gradient = (d_loss + d_lse)[:, None] * softmax - d_loss[:, None] * mass
     return _where(real, gradient, 0).astype(logits.dtype)
 
 
-def _columns(count: int, projection: Any, axis_name: str | None) -> tuple[Int[Array, "1 kp"], Any]:
+def _columns(count: int, projection: Any, axis_name: AxisName | None) -> tuple[Int[Array, "1 kp"], Any]:
     """The numbers of the columns at hand, and which of them are bins; None where no column is padding."""
     columns, total = jnp.arange(count, dtype=np.int32)[None], count
     if axis_name is not None:

@@ -1,0 +1,53 @@
+"""Run by test_histogram_sharded.py, with four CPU devices: fused losses sharded over rows, and over bins."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rlcls import kernels
+
+jax.config.update("jax_num_cpu_devices", 4)
+mesh = jax.make_mesh((2, 2), ("data", "bins"), axis_types=(AxisType.Auto,) * 2)
+
+
+def check(projection, padding, rows, columns, implementation):
+    """Loss, lse and gradient under shard_map are those of one device."""
+    num_bins = projection.num_bins
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(6, num_bins + padding)).astype(np.float32) * 3
+    logits[:, num_bins:] = np.nan
+    targets = np.array([-10.7, 9.3, 1e30, 0.1, 4.0, -3.0], np.float32)
+    weights = jnp.arange(6, dtype=jnp.float32)
+
+    def loss(logits, targets, weights, **options):
+        value, lse = kernels.histogram_cross_entropy(
+            logits, targets, projection, weights=weights, return_lse=True, **options
+        )
+        return value + lse / 2
+
+    sharded = jax.shard_map(
+        lambda x, t, w: loss(x, t, w, implementation=implementation, axis_name=columns),
+        mesh=mesh,
+        in_specs=(P(rows, columns), P(rows), P(rows)),
+        out_specs=P(rows),
+    )
+    found = jax.jit(jax.value_and_grad(lambda x: sharded(x, targets, weights).sum()))(
+        jax.device_put(logits, NamedSharding(mesh, P(rows, columns)))
+    )
+    truth = jax.value_and_grad(lambda x: loss(x, targets, weights, implementation="reference").sum())(
+        jnp.nan_to_num(logits)
+    )
+    np.testing.assert_allclose(found[0], truth[0], rtol=1e-6)
+    np.testing.assert_allclose(found[1], truth[1], atol=3e-6)
+
+
+gaussian = kernels.Gaussian(-10.7, 9.3, 101, 0.75 * 20 / 101)
+for implementation in ("xla", "cpu"):
+    check(gaussian, 0, "data", None, implementation)
+for rows, columns in ((None, "bins"), ("data", "bins"), (None, ("data", "bins"))):
+    check(gaussian, 3, rows, columns, None)
+check(kernels.TwoHot(-10.7, 9.3, 64), 0, "data", "bins", "xla")
+check(gaussian, 303, None, ("data", "bins"), "xla")  # three of four devices hold padding alone
+print("sharded")
