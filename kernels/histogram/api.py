@@ -133,7 +133,7 @@ def as_real(argument: str, x: ArrayLike) -> Float[Array, "..."]:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _fused(logits: Any, targets: Any, projection: Any, name: str, axis_name: AxisName | None) -> Any:
     loss, lse = dispatch.backend(name).forward(logits, targets, projection, **_sharding(axis_name))
-    return _poison(loss, targets), lse
+    return poison(loss, targets), lse
 
 
 def _forward(logits: Any, targets: Any, projection: Any, name: str, axis_name: AxisName | None) -> Any:
@@ -143,7 +143,7 @@ def _forward(logits: Any, targets: Any, projection: Any, name: str, axis_name: A
 
 def _backward(projection: Any, name: str, axis_name: AxisName | None, saved: Any, cotangents: Any) -> Any:
     d_loss, d_lse = cotangents
-    d_loss = _poison(d_loss, saved[1])
+    d_loss = poison(d_loss, saved[1])
     d_logits = dispatch.backend(name).backward(*saved, d_loss, d_lse, projection, **_sharding(axis_name))
     return d_logits, None
 
@@ -160,7 +160,8 @@ def _over_devices(loss: Any, lse: Any, axis_name: AxisName) -> Any:
     return top + jnp.log(total) - score, top + jnp.log(total)
 
 
-def _poison(x: Any, targets: Any) -> Any:
+def poison(x: Any, targets: Any) -> Any:
+    """x, NaN in the rows whose target is."""
     return jnp.where(jnp.isnan(targets), jnp.nan, x)
 
 

@@ -40,15 +40,25 @@ def choose(
     Raises:
       ValueError: the one asked for is unknown, or cannot serve.
     """
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
-        close = difflib.get_close_matches(str(implementation), IMPLEMENTATIONS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown implementation {implementation!r}{hint} ({', '.join(IMPLEMENTATIONS)})")
+    check_known(implementation, IMPLEMENTATIONS)
     if implementation is None:
         return _best(shape, dtype, projection, sharded)
     if reason := _reason(implementation, shape, dtype, projection, sharded):
         raise ValueError(f"implementation {implementation!r} cannot serve: {reason}")
     return implementation
+
+
+def check_known(implementation: str | None, known: tuple[str, ...]) -> None:
+    """Refuses a name that is none of the known ones."""
+    if implementation is not None and implementation not in known:
+        close = difflib.get_close_matches(str(implementation), known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"unknown implementation {implementation!r}{hint} ({', '.join(known)})")
+
+
+def is_regular(projection: Any) -> bool:
+    """Whether the projection's bins are of one width, so that its mass is one formula."""
+    return type(projection) in _REGULAR
 
 
 def backend(name: str) -> Any:
@@ -67,7 +77,7 @@ def _best(shape: tuple[int, ...], dtype: Any, projection: Any, sharded: bool) ->
             and _reason(row.implementation, shape, dtype, projection, sharded) is None
         ):
             return row.implementation
-    return "xla" if type(projection) in _REGULAR else "reference"
+    return "xla" if is_regular(projection) else "reference"
 
 
 def _reason(name: str, shape: tuple[int, ...], dtype: Any, projection: Any, sharded: bool) -> str | None:
@@ -76,7 +86,7 @@ def _reason(name: str, shape: tuple[int, ...], dtype: Any, projection: Any, shar
         return "bins sharded over devices are for 'xla'"
     if name == "reference":
         return None
-    if type(projection) not in _REGULAR:
+    if not is_regular(projection):
         return f"{type(projection).__name__} is for 'reference'"
     return backend(name).unsupported(*shape, dtype, projection)
 

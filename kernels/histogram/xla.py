@@ -27,8 +27,8 @@ def forward(
     axis_name: AxisName | None = None,
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
     """Loss and log-sum-exp of each row; with `axis_name`, of this device's columns alone."""
-    columns, real = _columns(logits.shape[1], projection, axis_name)
-    logits = _where(real, logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), -jnp.inf)
+    columns, real = column_numbers(logits.shape[1], projection, axis_name)
+    logits = masked(real, logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), -jnp.inf)
     top = logits.max(-1)
     # A row without a finite logit: -inf less -inf would be NaN here already.
     base = jnp.where(jnp.isfinite(top), top, 0)
@@ -37,7 +37,7 @@ def forward(
     log_total = jnp.log(jnp.exp(logits - base[:, None]).sum(-1))
     # Measured from the largest logit, the loss keeps its digits; that takes all the mass, which sums to 1.
     origin = base if axis_name is None else jnp.zeros_like(base)
-    score = _where(real, jnp.where(mass == 0, 0, mass * (logits - origin[:, None])), 0).sum(-1)
+    score = masked(real, jnp.where(mass == 0, 0, mass * (logits - origin[:, None])), 0).sum(-1)
     return (base - origin) + log_total - score, base + log_total
 
 
@@ -51,16 +51,18 @@ def backward(
     axis_name: AxisName | None = None,
 ) -> Float[Array, "b kp"]:
     """The gradient of the logits; with `axis_name`, of this device's columns."""
-    columns, real = _columns(logits.shape[1], projection, axis_name)
+    # Or the compiler would find the histogram of the forward pass here again, and keep a [B, K] part of it.
+    targets = lax.optimization_barrier(targets)
+    columns, real = column_numbers(logits.shape[1], projection, axis_name)
     bins, fractions, scale = place(projection, targets, lse.dtype)
     mass = projection.mass(columns, bins[:, None], fractions[:, None], scale[:, None])
     base = jnp.where(jnp.isfinite(lse), lse, 0)
     softmax = jnp.exp(logits.astype(lse.dtype) - base[:, None])
     gradient = (d_loss + d_lse)[:, None] * softmax - d_loss[:, None] * mass
-    return _where(real, gradient, 0).astype(logits.dtype)
+    return masked(real, gradient, 0).astype(logits.dtype)
 
 
-def _columns(count: int, projection: Any, axis_name: AxisName | None) -> tuple[Int[Array, "1 kp"], Any]:
+def column_numbers(count: int, projection: Any, axis_name: AxisName | None) -> tuple[Int[Array, "1 kp"], Any]:
     """The numbers of the columns at hand, and which of them are bins; None where no column is padding."""
     columns, total = jnp.arange(count, dtype=np.int32)[None], count
     if axis_name is not None:
@@ -68,5 +70,5 @@ def _columns(count: int, projection: Any, axis_name: AxisName | None) -> tuple[I
     return columns, None if total == projection.num_bins else columns < projection.num_bins
 
 
-def _where(real: Any, x: Any, otherwise: float) -> Any:
+def masked(real: Any, x: Any, otherwise: float) -> Any:
     return x if real is None else jnp.where(real, x, otherwise)
