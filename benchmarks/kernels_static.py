@@ -50,18 +50,23 @@ def main() -> None:
     for chip in PALLAS:
         if reason := _chips.missing(chip):
             sys.exit(f"cannot compile for {chip}: {reason}; see tests/kernels/aot/requirements.txt")
+    facts = _report.machine()
+    # In processes of their own, and before this one has loaded a compiler.
+    bundles = [_bundles(width, dtype) for width in CASES for dtype in DTYPES]
+    registers = [_registers(width, dtype) for width in CASES for dtype in DTYPES]
+    traffic = [
+        _traffic(chip, name, batch, bins, dtype)
+        for chip in PALLAS
+        for batch, bins in SHAPES
+        for dtype in DTYPES
+        for name in ("reference", "xla", PALLAS[chip])
+    ]
     data = {
-        "machine": _report.machine(),
+        "machine": facts,
         "compilers": {name: _report.version(name) for name in ("libtpu", "jax-cuda12-plugin")},
-        "traffic": [
-            _traffic(chip, name, batch, bins, dtype)
-            for chip in PALLAS
-            for batch, bins in SHAPES
-            for dtype in DTYPES
-            for name in ("reference", "xla", PALLAS[chip])
-        ],
-        "bundles": [_bundles(width, dtype) for width in CASES for dtype in DTYPES],
-        "registers": [_registers(width, dtype) for width in CASES for dtype in DTYPES],
+        "traffic": traffic,
+        "bundles": bundles,
+        "registers": registers,
     }
     _report.write("kernels_static", data, _text(data), arguments.out)
 

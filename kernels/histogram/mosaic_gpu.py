@@ -11,6 +11,7 @@ No GPU has run this yet: it is tested in interpret mode, and compiled for the H1
 """
 
 import functools
+import importlib
 import math
 from typing import Any
 
@@ -24,10 +25,12 @@ from jaxtyping import Array, Float
 from .band import place, reach
 from .projection import Gaussian
 
+plgpu: Any = None
+_missing = ""
 try:
-    from jax.experimental.pallas import mosaic_gpu as plgpu
+    plgpu = importlib.import_module("jax.experimental.pallas.mosaic_gpu")
 except ImportError as error:  # it needs absl-py, on which JAX does not depend
-    plgpu, _missing = None, str(error)
+    _missing = str(error)
 
 _THREADS = 128  # of a warpgroup
 _FORWARD_TILE = 1024
@@ -222,6 +225,8 @@ def _erf(x: jax.Array) -> jax.Array:
     """The error function, to 2e-7 in float32: the lowering for warpgroups has none."""
     size = jnp.where(x < 0, -x, x)
     size = jnp.where(size > 4, np.float32(4), size)  # not minimum: it may lose a NaN
-    exponent = functools.reduce(lambda y, c: y * size + c, map(np.float32, reversed(_ERF))) * size
-    y = 1 - jnp.exp(-exponent)
+    exponent = jnp.zeros_like(x)
+    for coefficient in reversed(_ERF):
+        exponent = exponent * size + np.float32(coefficient)
+    y = 1 - jnp.exp(-exponent * size)
     return jnp.where(x < 0, -y, y)
