@@ -34,7 +34,16 @@ _BYTES_PER_CYCLE = 819e9 / (197e12 / (4 * 128 * 128 * 2))
 _SIZES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1, "s8": 1, "u8": 1, "s64": 8, "u64": 8}
 # Bits of a program that move nothing, or whose bytes another instruction is charged with.
 _FREE = {
-    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "copy-done"),
+    *(
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "after-all",
+        "copy-done",
+        "slice-done",
+    ),
     *("opt-barrier", "iota", "partition-id"),
 }
 
@@ -125,7 +134,10 @@ def moved_bytes(program: str) -> int:
         if operation in _FREE:
             continue
         operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
-        if operation == "copy-start":  # its result names its operand again
+        if operation == "slice-start":  # a part of its operand, on its way to the chip
+            part = re.findall(r"\w+\[[\d,]*\]", type_)[1]
+            total += _bytes(part)
+        elif operation == "copy-start":  # its result names its operand again
             total += _bytes(types.get(operands[0], ""))
         else:
             total += _bytes(type_) + sum(_bytes(types.get(operand, "")) for operand in operands)
