@@ -1,0 +1,232 @@
+"""Pallas for Hopper (Mosaic GPU): the logits are read once forward, and read and written once backward.
+
+Forward one warpgroup has a row: a maximum and a sum per place of a tile run over the tiles, and of the row's
+band a window is loaded by itself, so that only as many masses are computed as the band has bins. Backward one
+warpgroup has a tile of a row, and computes masses only if the band meets it. Both would otherwise wait for the
+arithmetic of two error functions per logit, not for the memory.
+
+The older Triton lowering of Pallas is deprecated since JAX 0.11 and not used here.
+
+No GPU has run this yet: it is tested in interpret mode, and compiled for the H100 (sm_90a).
+"""
+
+import functools
+import importlib
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Float
+
+from .band import place, reach
+from .projection import Gaussian
+
+plgpu: Any = None
+_missing = ""
+try:
+    plgpu = importlib.import_module("jax.experimental.pallas.mosaic_gpu")
+except ImportError as error:  # it needs absl-py, on which JAX does not depend
+    _missing = str(error)
+
+_THREADS = 128  # of a warpgroup
+_FORWARD_TILE = 1024
+_LOADS = 4  # tiles on their way at a time; the sum is rescaled once for all of them
+_BACKWARD_TILE = 2048
+_WINDOW = 512  # of a band that is wider than the threads are many
+_LOWEST = float(np.finfo(np.float32).min)  # where a maximum starts: less -inf it is no NaN
+
+
+def unsupported(batch: int, padded_bins: int, dtype: Any, projection: Any) -> str | None:
+    """None if it can serve, or one line that says why not."""
+    if jax.__version_info__ < (0, 11):
+        return f"mosaic_gpu needs JAX 0.11 or newer, not {jax.__version__}"
+    if plgpu is None:
+        return f"mosaic_gpu cannot be imported: {_missing}"
+    if np.dtype(dtype) not in (np.float32, jnp.bfloat16):
+        return f"mosaic_gpu takes logits of float32 or bfloat16, not {np.dtype(dtype)}"
+    if padded_bins % _THREADS:
+        return f"mosaic_gpu needs rows of a multiple of {_THREADS} logits (pad them), not of {padded_bins}"
+    return None
+
+
+def forward(
+    logits: Float[Array, "b kp"], targets: Float[Array, " b"], projection: Any, *, interpret: Any = False
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """Loss and log-sum-exp of each row, float32; the logits are read once, nothing of their size is written."""
+    batch, padded_bins = logits.shape
+    bins, fractions, scale = place(projection, targets, jnp.float32)
+    below, above = reach(projection, jnp.float32)
+    width = _THREADS if below + above < _THREADS else math.gcd(padded_bins, _WINDOW)
+    windows = min(pl.cdiv(below + above + 1, width), padded_bins // width)
+    start = jnp.clip(bins - below, 0, padded_bins - windows * width)
+    of_row = jax.ShapeDtypeStruct((batch,), jnp.float32)
+    return _kernel(
+        functools.partial(_forward_kernel, projection=projection, width=width, windows=windows),
+        out_type=(of_row, of_row),
+        grid=(batch,),
+        grid_names=("row",),
+        kernel_name="histogram_cross_entropy_forward",
+        interpret=interpret,
+    )(logits, bins, fractions, scale, start)
+
+
+def backward(
+    logits: Float[Array, "b kp"],
+    targets: Float[Array, " b"],
+    lse: Float[Array, " b"],
+    d_loss: Float[Array, " b"],
+    d_lse: Float[Array, " b"],
+    projection: Any,
+    *,
+    interpret: Any = False,
+) -> Float[Array, "b kp"]:
+    """The gradient of the logits, from the logits again and lse: the softmax is not kept."""
+    batch, padded_bins = logits.shape
+    bins, fractions, scale = place(projection, targets, jnp.float32)
+    tile = math.gcd(padded_bins, _BACKWARD_TILE)
+    return _kernel(
+        functools.partial(_backward_kernel, projection=projection, tile=tile),
+        out_type=jax.ShapeDtypeStruct(logits.shape, logits.dtype),
+        grid=(batch, padded_bins // tile),
+        grid_names=("row", "tile"),
+        kernel_name="histogram_cross_entropy_backward",
+        interpret=interpret,
+    )(
+        logits,
+        bins,
+        fractions,
+        # The histogram is scaled by the loss's cotangent; a NaN target is to be seen in all of its row.
+        scale,
+        lse,
+        d_loss + d_lse + 0 * fractions,
+        d_loss,
+    )
+
+
+def _forward_kernel(x, bins, fractions, scale, start, loss, lse, *, projection, width, windows):
+    row = lax.axis_index("row")
+    tile = math.gcd(x.shape[1], _FORWARD_TILE)
+    layout = _layout(tile, x.dtype)
+
+    def load(c, masked):
+        v = plgpu.load(x.at[row, pl.ds(c * tile, tile)], layout=layout, optimized=False).astype(jnp.float32)
+        if not masked:
+            return v
+        column = plgpu.broadcasted_iota(jnp.int32, (tile,), 0, layout=layout) + c * tile
+        return jnp.where(column < projection.num_bins, v, -jnp.inf)
+
+    def step(first, count, carry, masked=False):
+        top, total = carry
+        tiles = [load(first + i, masked) for i in range(count)]
+        new = functools.reduce(jnp.maximum, tiles, top)
+        total = total * jnp.exp(top - new)
+        return new, functools.reduce(lambda total, v: total + jnp.exp(v - new), tiles, total)
+
+    full, rest = divmod(projection.num_bins, tile)
+    carry = tuple(plgpu.layout_cast(jnp.full((tile,), x, jnp.float32), layout) for x in (_LOWEST, 0.0))
+    carry = lax.fori_loop(0, full // _LOADS, lambda i, carry: step(i * _LOADS, _LOADS, carry), carry)
+    if full % _LOADS:
+        carry = step(full - full % _LOADS, full % _LOADS, carry)
+    if rest:
+        carry = step(full, 1, carry, masked=True)
+    top, total = carry
+    most = jnp.max(top)
+    log_total = jnp.log(jnp.sum(total * jnp.exp(top - most)))
+
+    layout_of_window = plgpu.Layout.WG_STRIDED((width,), vec_size=1)  # it starts anywhere
+
+    def window(i, score):
+        at = start[row] + i * width
+        v = plgpu.load(x.at[row, pl.ds(at, width)], layout=layout_of_window, optimized=False).astype(
+            jnp.float32
+        )
+        column = plgpu.broadcasted_iota(jnp.int32, (width,), 0, layout=layout_of_window) + at
+        mass = _mass(projection)(column, bins[row], fractions[row], scale[row])
+        # A logit of -inf costs nothing where there is no mass.
+        counts = mass != 0
+        if projection.num_bins < x.shape[1]:
+            counts &= column < projection.num_bins
+        return score + jnp.where(counts, mass * (v - most), 0.0)
+
+    score = plgpu.layout_cast(jnp.zeros((width,), jnp.float32), layout_of_window)
+    score = window(0, score) if windows == 1 else lax.fori_loop(0, windows, window, score)
+    lse[row] = most + log_total
+    loss[row] = log_total - jnp.sum(score)
+
+
+def _backward_kernel(x, bins, fractions, scale, lse, d_softmax, d_mass, d, *, projection, tile):
+    row, start = lax.axis_index("row"), lax.axis_index("tile") * tile
+    layout = _layout(tile, x.dtype)
+    here = (row, pl.ds(start, tile))
+    v = plgpu.load(x.at[here], layout=layout, optimized=False).astype(jnp.float32)
+    gradient = jnp.exp(v - lse[row]) * d_softmax[row]
+    column = plgpu.broadcasted_iota(jnp.int32, (tile,), 0, layout=layout) + start
+
+    def write(gradient):
+        if projection.num_bins < x.shape[1]:
+            gradient = jnp.where(column < projection.num_bins, gradient, 0.0)
+        d[here] = gradient.astype(d.dtype)
+
+    below, above = reach(projection, jnp.float32)
+    meets = (bins[row] - below < start + tile) & (bins[row] + above >= start)
+
+    @pl.when(meets)
+    def _():
+        write(gradient - d_mass[row] * _mass(projection)(column, bins[row], fractions[row], scale[row]))
+
+    @pl.when(jnp.logical_not(meets))
+    def _():
+        write(gradient)
+
+
+def _kernel(body: Any, *, interpret: Any, **arguments: Any) -> Any:
+    if interpret is True:
+        interpret = plgpu.InterpretGPUParams()
+    kernel = plgpu.kernel(body, interpret=interpret or None, **arguments)
+
+    def run(*inputs: Any) -> Any:
+        # Inside a shard_map a kernel's results would pass for equal on all devices, and their gradients for sums.
+        axes = tuple(jax.typeof(inputs[0]).manual_axis_type.varying)
+        results = kernel(*inputs)
+        return jax.tree.map(lambda x: lax.pcast(x, axes, to="varying"), results) if axes else results
+
+    return run
+
+
+def _layout(count: int, dtype: Any) -> Any:
+    """Consecutive logits of a tile on consecutive threads, 16 bytes at a time where the tile is large enough."""
+    return plgpu.Layout.WG_STRIDED((count,), vec_size=min(16 // dtype.itemsize, count // _THREADS))
+
+
+def _mass(projection: Any) -> Any:
+    return (
+        functools.partial(projection.mass, erf=_erf) if isinstance(projection, Gaussian) else projection.mass
+    )
+
+
+# -log(1 - erf(x)) / x on [0, 4] as a polynomial, its constant first: the least worst error of 1 - exp(-x * it).
+_ERF = (
+    1.12838025,
+    0.636597735,
+    0.102919602,
+    -0.0195839306,
+    5.36892068e-4,
+    1.03243194e-3,
+    -3.08813244e-4,
+    3.1441741e-5,
+)
+
+
+def _erf(x: jax.Array) -> jax.Array:
+    """The error function, to 2e-7 in float32: the lowering for warpgroups has none."""
+    size = jnp.where(x < 0, -x, x)
+    size = jnp.where(size > 4, np.float32(4), size)  # not minimum: it may lose a NaN
+    exponent = jnp.zeros_like(x)
+    for coefficient in reversed(_ERF):
+        exponent = exponent * size + np.float32(coefficient)
+    y = 1 - jnp.exp(-exponent * size)
+    return jnp.where(x < 0, -y, y)

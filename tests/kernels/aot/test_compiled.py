@@ -1,0 +1,146 @@
+"""The fused cross-entropy compiled for TPUs and the H100, on a machine that has neither.
+
+python -m pip install -r tests/kernels/aot/requirements.txt
+python -m pytest tests/kernels/aot
+"""
+
+import functools
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import _chips
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from rlcls import kernels
+
+pytestmark = pytest.mark.aot
+
+
+def on(chip, *values):
+    reason = _chips.missing(chip)
+    skip = pytest.mark.skipif(reason is not None, reason=f"NOT COMPILED FOR {chip.upper()}: {reason}")
+    return pytest.param(chip, *values, marks=skip)
+
+
+OWN = {"H100": "mosaic_gpu"} | dict.fromkeys(_chips.TPUS, "mosaic_tpu")
+PALLAS = [on(chip) for chip in _chips.CHIPS]
+# XLA's own compilation takes 5 s on a TPU, and one TPU stands for the others there.
+EVERY = [*(on(chip, OWN[chip]) for chip in _chips.CHIPS), on("v5e", "xla"), on("H100", "xla")]
+
+
+def gaussian(num_bins, deviations):
+    return kernels.Gaussian(-10.7, 9.3, num_bins, deviations * 20 / num_bins)
+
+
+def value_and_gradient(projection, name):
+    def mean(logits, targets):
+        return kernels.histogram_cross_entropy(logits, targets, projection, implementation=name).mean()
+
+    return jax.value_and_grad(mean)
+
+
+def shapes(batch, columns, dtype):
+    return jax.ShapeDtypeStruct((batch, columns), dtype), jax.ShapeDtypeStruct((batch,), jnp.float32)
+
+
+@pytest.mark.parametrize(("chip", "name"), EVERY)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("batch", "projection"),
+    [(8192, gaussian(8192, 0.75)), (1024, gaussian(131_072, 0.75)), (1024, gaussian(131_072, 1000.0))],
+    ids=["8192", "131072", "131072-wide"],
+)
+def test_memory_is_needed_for_rows_and_not_for_bins(chip, name, dtype, batch, projection):
+    arguments = shapes(batch, projection.num_bins, jnp.dtype(dtype))
+    memory = _chips.compile_for(chip, value_and_gradient(projection, name), *arguments).memory_analysis()
+    # On a TPU a few numbers for each row are stored as a row of 128, 512 bytes, and there are some such tables.
+    assert memory.temp_size_in_bytes <= 6 * 512 * batch + 2**18
+    logits = batch * projection.num_bins * jnp.dtype(dtype).itemsize
+    assert logits <= memory.output_size_in_bytes <= logits + 2**16
+
+
+@pytest.mark.parametrize("chip", PALLAS)
+@pytest.mark.parametrize(
+    ("batch", "columns", "projection"),
+    [
+        (1, 2, kernels.TwoHot(0.0, 1.0, 2)),
+        (5, 51, gaussian(51, 0.75)),
+        (37, 1003, gaussian(1001, 0.75)),
+        (67, 1003, gaussian(1001, 20.0)),
+        (67, 9003, kernels.OneHot(0.0, 1.0, 9001)),
+    ],
+    ids=["2", "51", "1001", "1001-wide", "9001"],
+)
+def test_any_number_of_rows_and_bins(chip, batch, columns, projection):
+    if chip == "H100":
+        columns += -columns % 128
+    for dtype in (jnp.float32, jnp.bfloat16):
+        run = value_and_gradient(projection, OWN[chip])
+        _chips.compile_for(chip, run, *shapes(batch, columns, dtype))
+
+
+@pytest.mark.parametrize("chip", PALLAS)
+def test_an_ensemble_under_vmap(chip):
+    logits, targets = shapes(64, 8192, jnp.float32)
+    three = [jax.ShapeDtypeStruct((3, *x.shape), x.dtype) for x in (logits, targets)]
+    run = jax.vmap(value_and_gradient(gaussian(8192, 0.75), OWN[chip]))
+    text = _chips.compile_for(chip, run, *three).as_text()
+    assert text.count("custom-call(") >= 2
+
+
+@pytest.mark.parametrize("chip", [on(chip) for chip in _chips.TPUS])
+def test_rows_sharded_over_four_chips_meet_only_in_the_mean(chip):
+    mesh = jax.sharding.Mesh(np.array(_chips.devices(chip)), ("batch",))
+    spec = P("batch")
+    run = value_and_gradient(gaussian(8192, 0.75), OWN[chip])
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(spec, spec), out_specs=(P(), spec))
+    def spread(logits, targets):
+        value, gradient = run(logits, targets)
+        return jax.lax.pmean(value, "batch"), gradient
+
+    sharding = jax.sharding.NamedSharding(mesh, spec)
+    arguments = [
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in shapes(256, 8192, jnp.float32)
+    ]
+    text = jax.jit(spread).lower(*arguments).compile().as_text()
+    gathered = re.findall(r"= \S+ (all-gather|all-to-all|collective-permute)\(", text)
+    assert not gathered and len(re.findall(r"= \S+ all-reduce(?:-start)?\(", text)) <= 1
+
+
+SPILLS = """
+    import sys
+    import jax.numpy as jnp
+    import _chips, test_compiled as here
+
+    for dtype in (jnp.float32, jnp.bfloat16):
+        for projection in (here.gaussian(131_072, 0.75), here.gaussian(131_072, 1000.0), here.gaussian(1001, 0.75)):
+            columns = projection.num_bins + -projection.num_bins % 128
+            run = here.value_and_gradient(projection, "mosaic_gpu")
+            _chips.compile_for("H100", run, *here.shapes(1024, columns, dtype))
+"""
+
+
+@pytest.mark.parametrize("chip", [on("H100")])
+def test_no_register_is_spilled(chip, tmp_path):
+    # The compiler looks for this variable once per process.
+    paths = [Path(_chips.__file__).parent, Path(__file__).parent, *sys.path]
+    environment = {
+        **os.environ,
+        "MOSAIC_GPU_DUMP_TO": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+    }
+    subprocess.run([sys.executable, "-c", textwrap.dedent(SPILLS)], env=environment, check=True)
+    reports = [path.read_text() for path in tmp_path.glob("*.ptxas")]
+    assert len(reports) == 12  # forward and backward
+    for report in reports:
+        assert re.findall(r"(\d+) bytes spill (?:stores|loads)", report) == ["0", "0"]
+        assert "sm_90a" in report
