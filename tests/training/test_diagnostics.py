@@ -248,6 +248,29 @@ def test_what_a_backbone_shows_of_itself_is_told_and_costs_an_update_nothing():
     assert "sine" not in program
 
 
+@pytest.mark.parametrize(
+    ("make_backbone", "names"),
+    [
+        (
+            lambda rngs: networks.IMPALATokens((1, 12, 12), num_experts=2, hidden=4, rngs=rngs),
+            ["dispatch_similarity_mean", "combine_similarity_mean"],
+        ),
+        (
+            lambda rngs: networks.Transformer((1, 12, 12), layers=1, width=8, heads=2, patch=6, rngs=rngs),
+            ["attention_entropy", "attention_entropy_least"],
+        ),
+    ],
+    ids=["soft_moe", "transformer"],
+)
+def test_the_routing_and_the_attention_of_our_backbones_are_told(make_backbone, names):
+    head = heads.make("mse")
+    agent = DQN(lambda rngs: networks.QNetwork(make_backbone(rngs), head, 2, rngs=rngs), head)
+    frames = np.random.default_rng(0).integers(0, 256, (5, 1, 12, 12), dtype=np.uint8)
+    batch = transitions(5, 0)._replace(observation=frames, next_observation=frames)
+    seen = jax.jit(agent.diagnose)(agent.init(jax.random.key(0)), batch, batch)
+    assert all(0 <= seen[name] <= np.log(4) for name in names)
+
+
 @pytest.mark.slow
 def test_the_command_writes_them_where_they_are_looked_for(tmp_path):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
