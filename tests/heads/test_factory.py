@@ -32,8 +32,8 @@ def test_each_head_stands_on_the_grid_of_its_paper():
             RANGE | {"sigma_ration": 1},
             TypeError,
             "loss 'hlgauss' takes no option 'sigma_ration'; did you mean 'sigma_ratio'? "
-            "(bin_transform, criterion, label_smoothing, num_bins, on, points, q, scalar_transform, sigma, "
-            "sigma_ratio, vmax, vmin)",
+            "(bin_transform, criterion, implementation, label_smoothing, num_bins, on, points, q, "
+            "scalar_transform, sigma, sigma_ratio, vmax, vmin)",
         ),
         ("mse", {"delta": 1}, TypeError, "loss 'mse' takes no option 'delta'"),
         ("c51", {"vmin": -10}, TypeError, "loss 'c51' needs vmax, num_bins"),
