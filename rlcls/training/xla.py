@@ -13,8 +13,8 @@ import jax
 
 from rlcls._errors import UserError
 
-# XLA's convolutions on a CPU run up to 1.7 times as fast when they and the matrix products go through this library; each
-# product by itself, since a whole network fused into one call is slower again.
+# XLA's convolutions on a CPU run up to 1.7 times as fast when they and the matrix products go through this library,
+# each product by itself: a whole network fused into one call is slower again.
 _CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 
 
