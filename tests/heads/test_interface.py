@@ -216,6 +216,7 @@ def test_select_takes_the_outputs_of_the_actions():
     beyond = np.isnan(heads.select(outputs, actions + 1))
     np.testing.assert_array_equal(beyond.all(-1), actions == 3)
     np.testing.assert_array_equal(beyond.any(-1), actions == 3)
+    np.testing.assert_array_equal(heads.select(outputs, actions - 4), heads.select(outputs, actions))
 
 
 def test_mse_and_huber_are_what_they_say():
