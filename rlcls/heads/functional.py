@@ -1,7 +1,8 @@
 """The heads as functions of arrays, for code that keeps its own support: predictions first, nothing reduced.
 
 Edges, bins and atoms are NumPy arrays, lists or tuples, known when a function is traced. They are split into
-bin and fraction in double precision wherever they are evenly spaced.
+bin and fraction in double precision wherever they are evenly spaced. Points that do not increase are a ValueError,
+traced ones a TypeError.
 """
 
 import functools

@@ -220,5 +220,7 @@ def test_the_td_divergence_of_c51_is_the_loss_less_the_entropy_of_the_target():
     outputs = np.asarray(outputs, np.float64)
     entropy = -xlogy(target, target).sum(-1)
     loss = logsumexp(outputs, axis=-1) - (target * outputs).sum(-1)
-    np.testing.assert_allclose(jax.jit(head.td_loss)(outputs, target), loss, atol=1e-5)
+    found, pullback = jax.vjp(jax.jit(lambda o: head.td_loss(o, target)), outputs.astype(np.float32))
+    np.testing.assert_allclose(found, loss, atol=1e-5)
+    np.testing.assert_allclose(*pullback(jnp.ones(5)), softmax(outputs, -1) - target, atol=2e-6)
     np.testing.assert_allclose(jax.jit(head.td_divergence)(outputs, target), loss - entropy, atol=1e-5)
