@@ -134,15 +134,14 @@ def quantile_huber(
     Source: Dabney et al. 2018, equations 9 and 10.
     """
     kappa = check_positive("quantile_huber: kappa", kappa)
-    quantiles, targets = jnp.asarray(quantiles), as_floating(targets, "targets")
-    check_floating(quantiles, "quantiles")
-    for argument, x in (("quantiles", quantiles), ("targets", targets)):
+    predicted, samples = jnp.asarray(quantiles), as_floating(targets, "targets")
+    check_floating(predicted, "quantiles")
+    for argument, x in (("quantiles", predicted), ("targets", samples)):
         if x.ndim == 0 or x.shape[-1] == 0:
             raise ValueError(f"{argument} of shape {x.shape} must have a last axis of at least 1")
-    quantiles = as_floating(quantiles, "quantiles")
-    check_leading(targets.shape[:-1], "targets", quantiles, "quantiles")
-    dtype = jnp.promote_types(quantiles.dtype, targets.dtype)
-    return _loss(quantiles.astype(dtype), lax.stop_gradient(targets).astype(dtype), kappa)
+    check_leading(samples.shape[:-1], "targets", predicted, "quantiles")
+    dtype = jnp.promote_types(predicted.dtype, samples.dtype)
+    return _loss(predicted.astype(dtype), lax.stop_gradient(samples).astype(dtype), kappa)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))

@@ -16,6 +16,7 @@ ALL_HEADS = [
     heads.make("huber", delta=2.0),
     heads.make("two_hot", **RANGE),
     heads.make("hlgauss", **RANGE),
+    heads.make("hlgauss", vmin=-10, vmax=10, num_bins=101),  # enough for another implementation on a CPU
     heads.make("hlgauss", vmin=-3, vmax=8, num_bins=20, sigma_ratio=2.0, on="centers"),
     heads.make("c51", **RANGE),
     heads.make("mse_softmax", **RANGE),
