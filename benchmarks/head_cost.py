@@ -1,16 +1,17 @@
 """What a classification head costs on top of regression, in one DQN update on Atari.
 
-    python benchmarks/head_cost.py
+    python benchmarks/head_cost.py                   # about five minutes; Pong has 6 actions
+    python benchmarks/head_cost.py --game Seaquest   # 18 actions
 
-Apart from each other: the head itself (target, loss and the gradient, given the outputs of the networks) and
-the wider last layer that feeds it. All programs are timed in turn, a round of all after another, and compared
-within a round.
+Apart from each other: loss and gradient, given the outputs of the network and the target; the whole head (target
+and priorities besides); and the wider last layer that feeds it. Every head has 51 bins or quantiles. All programs
+are timed in turn, a round of all after another, and compared within a round.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,23 +31,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--losses", nargs="+", default=["mse", "hlgauss", "two_hot", "c51"])
+    parser.add_argument("--game", default="Pong")
+    parser.add_argument("--losses", nargs="+", default=["mse", *(x for x in heads.BY_NAME if x != "mse")])
     parser.add_argument("--out", type=Path, default=_report.RESULTS)
     arguments = parser.parse_args()
     facts = _report.machine()
     xla.choose_device("cpu")
     programs = {}
     for loss in arguments.losses:
-        for part, run in _programs(loss, arguments.batch).items():
+        for part, run in _programs(loss, arguments.batch, arguments.game).items():
             programs[f"{part} {loss}"] = run
     times = _interleaved(programs, arguments.rounds)
-    data = {"machine": facts, "batch": arguments.batch, "milliseconds": times}
+    data = {"machine": facts, "game": arguments.game, "batch": arguments.batch, "milliseconds": times}
     _report.write("head_cost", data, _text(arguments.losses, data), arguments.out)
 
 
-def _programs(loss: str, batch_size: int) -> dict[str, Callable[[], Any]]:
-    """The whole update, its head and its last layer, compiled, each with its inputs at hand."""
-    settings = config.compose(["game=Pong", f"loss={loss}", f"training.batch_size={batch_size}"])
+def _programs(loss: str, batch_size: int, game: str) -> dict[str, Callable[[], Any]]:
+    """The whole update, its loss, its head and its last layer, compiled, each with its inputs at hand."""
+    options = [f"game={game}", f"loss={loss}", f"training.batch_size={batch_size}"]
+    settings = config.compose([*options, *(["loss.num_quantiles=51"] if loss == "quantile" else [])])
     env = build.environment(settings)
     agent, _ = build.agent(settings, env)
     num_actions, head = int(env.single_action_space.n), agent.head
@@ -60,6 +63,15 @@ def _programs(loss: str, batch_size: int) -> dict[str, Callable[[], Any]]:
         return jnp.asarray(random.normal(size=shape), jnp.float32)
 
     outputs, next_outputs = normal(2, batch_size, num_actions, head.num_outputs)
+
+    @xla.jit
+    def loss_alone(outputs, target, batch):
+        def loss_fn(outputs):
+            return jnp.mean(batch.weight * head.td_loss(heads.select(outputs, batch.action), target))
+
+        return jax.value_and_grad(loss_fn)(outputs)
+
+    target = head.td_target(next_outputs[:, 0], batch.reward, batch.discount)
 
     @xla.jit
     def head_alone(outputs, next_outputs, batch):
@@ -89,6 +101,7 @@ def _programs(loss: str, batch_size: int) -> dict[str, Callable[[], Any]]:
     key = jax.random.key(0)
     return {
         "update": lambda: update(state, batch, key),
+        "loss": lambda: loss_alone(outputs, target, batch),
         "head": lambda: head_alone(outputs, next_outputs, batch),
         "layer": lambda: layer_alone(features, next_features, kernel, bias, cotangent),
     }
@@ -110,30 +123,36 @@ def _interleaved(programs: dict[str, Callable[[], Any]], rounds: int) -> dict[st
 
 
 def _text(losses: list[str], data: dict[str, Any]) -> str:
-    times = data["milliseconds"]
+    times, first = data["milliseconds"], losses[0]
+    parts = ("loss", "head", "layer")
     rows = []
     for loss in losses:
-        update, head, layer = (times[f"{part} {loss}"] for part in ("update", "head", "layer"))
-        share = statistics.median(100 * a / b for a, b in zip(head, update, strict=True))
-        medians = [f"{statistics.median(part):.3f}" for part in (update, head, layer)]
+        update = times[f"update {loss}"]
+        medians = [f"{statistics.median(times[f'{part} {loss}']):.3f}" for part in ("update", *parts)]
+        shares = [_percent(times[f"{part} {loss}"], update) for part in parts[:2]]
         extra = []
-        for part in ("head", "layer"):
-            pairs = zip(times[f"{part} {loss}"], times[f"{part} {losses[0]}"], update, strict=True)
-            extra.append(f"{statistics.median(100 * (a - b) / c for a, b, c in pairs):+.2f} %")
-        rows.append([loss, *medians, f"{share:.2f} %", *extra])
-    header = ["loss", "update, ms", "head, ms", "last layer, ms", "head / update"]
-    header += [f"head over {losses[0]}'s", f"layer over {losses[0]}'s"]
+        for part in parts[1:]:
+            pairs = zip(times[f"{part} {loss}"], times[f"{part} {first}"], strict=True)
+            extra.append(_percent([a - b for a, b in pairs], update, "+"))
+        rows.append([loss, *medians, *shares, *extra])
+    header = ["loss", "update, ms", "loss + gradient, ms", "head, ms", "last layer, ms"]
+    header += ["loss + gradient / update", "head / update", f"head over {first}'s", f"layer over {first}'s"]
     return "\n\n".join(
         [
-            f"# What the head costs in a DQN update (Nature CNN, 6 actions, batch {data['batch']})",
-            f"Medians of {len(times[f'head {losses[0]}'])} interleaved rounds. "
-            f"{_report.describe(data['machine'])}",
+            f"# What the head costs in a DQN update (Nature CNN, {data['game']}, batch {data['batch']})",
+            f"Medians of {len(times[f'head {first}'])} interleaved rounds. {_report.describe(data['machine'])}",
             _report.table(header, rows),
-            "Head: target, loss, its gradient and the priorities, given the outputs of both networks; its time has "
-            "a call's overhead in it, which the update does not pay twice. Last layer: forward of both networks "
-            "and backward. The last two columns are in percent of that loss's update.",
+            "Loss + gradient: given the outputs of the network and the target. Head: target, loss, its gradient and "
+            "the priorities, given the outputs of both networks. The time of either has a call's overhead in it, "
+            "which the update does not pay twice. Last layer: forward of both networks and backward. The last four "
+            "columns are in percent of that loss's update.",
         ]
     )
+
+
+def _percent(parts: Sequence[float], wholes: Sequence[float], sign: str = "") -> str:
+    share = statistics.median(100 * part / whole for part, whole in zip(parts, wholes, strict=True))
+    return f"{share:{sign}.2f} %"
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python benchmarks/heads_pictures.py     # a minute
 
-On the left, for a head that classifies, the histograms of two targets, one of them at the edge; for the
-others the loss of a prediction. On the right, what a perfect fit decodes to, less the target, for targets inside the
-range and beyond it.
+On the left, for a head that classifies, the histograms of two targets, one of them at the edge; for C51 a distribution
+and its target; for the others the loss of a prediction. On the right, what a perfect fit decodes to, less the target,
+for targets inside the range and beyond it, all on a scale of one bin.
 """
 
 import argparse
@@ -36,7 +36,9 @@ def main() -> None:
     for name in arguments.heads:
         head = make(name, BINS, LOW, HIGH)
         figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
-        if isinstance(head, BinsHead) and not isinstance(head, heads.MSESoftmax):
+        if isinstance(head, heads.C51):
+            _draw_backup(left, head)
+        elif isinstance(head, BinsHead) and not isinstance(head, heads.MSESoftmax):
             _draw_histograms(left, head)
         else:
             _draw_loss(left, head)
@@ -55,6 +57,18 @@ def _draw_histograms(axes: Axes, head: BinsHead) -> None:
         axes.bar(support.centers, probs, 0.9 * widths, color=colour, alpha=0.6)
         axes.axvline(target, color=colour, linestyle="--", linewidth=1, label=f"target {target:g}")
     axes.set(xlabel="value", ylabel="probability", title=f"{head.name}: targets")
+    axes.legend(loc="upper left")
+
+
+def _draw_backup(axes: Axes, head: heads.C51) -> None:
+    support, reward, discount = head.support, 0.7, 0.6
+    probs = head.encode(np.array([-1.4, 0.3])).mean(0) * 0.7 + head.encode(np.array(1.1)) * 0.3
+    outputs = np.log(np.maximum(probs, 1e-30)).astype(np.float32)
+    target = head.td_target(outputs, np.float32(reward), np.float32(discount))
+    labels = "next state", f"target: {reward} + {discount} * next"
+    for shown, label, colour in zip((probs, target), labels, COLOURS, strict=True):
+        axes.bar(support.centers, shown, 0.9 * support.width, color=colour, alpha=0.6, label=label)
+    axes.set(xlabel="value", ylabel="probability", title=f"{head.name}: a target", ylim=(0, 0.75))
     axes.legend(loc="upper left")
 
 
@@ -85,10 +99,11 @@ def _draw_error(axes: Axes, head: heads.Head) -> None:
     else:
         values = _fitted(head, targets)
     axes.axhline(0, color="grey", linewidth=0.5)
-    axes.axvspan(low - margin, low, color="grey", alpha=0.2, linewidth=0)
-    axes.axvspan(high, high + margin, color="grey", alpha=0.2, linewidth=0)
+    if isinstance(head, (BinsHead, heads.BCE)):
+        axes.axvspan(low - margin, low, color="grey", alpha=0.2, linewidth=0)
+        axes.axvspan(high, high + margin, color="grey", alpha=0.2, linewidth=0)
     axes.plot(targets, values - targets, color="black")
-    limit = max(0.05, 1.1 * float(np.abs(values - targets).max()))
+    limit = (high - low) / BINS
     axes.set(xlabel="target", ylabel="decoded - target", title="error", ylim=(-limit, limit))
     axes.set_xlim(low - margin, high + margin)
 

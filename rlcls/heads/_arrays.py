@@ -19,13 +19,17 @@ def as_outputs(head: Any, outputs: ArrayLike, argument: str = "outputs") -> Floa
 
 
 def check_outputs(head: Any, outputs: Any, argument: str) -> None:
-    if not jnp.issubdtype(outputs.dtype, jnp.floating):
-        raise TypeError(f"{argument} must be floating point, not {outputs.dtype}")
+    check_floating(outputs, argument)
     if outputs.ndim == 0 or outputs.shape[-1] != head.num_outputs:
         raise ValueError(
             f"{argument} of shape {outputs.shape} do not fit {head.name}: "
             f"the last axis must be num_outputs = {head.num_outputs}"
         )
+
+
+def check_floating(x: Any, argument: str) -> None:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{argument} must be floating point, not {x.dtype}")
 
 
 def as_scalars(
@@ -37,12 +41,13 @@ def as_scalars(
     return as_floating(scalars, argument)
 
 
-def as_floating(x: ArrayLike, argument: str) -> Float[Array, "..."]:
-    """The array in at least float32; complex numbers are refused."""
-    x = jnp.asarray(x)
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+def as_floating(x: ArrayLike, argument: str, xp: Any = jnp) -> Float[Any, "..."]:
+    """The array, of the namespace asked for, in at least float32; what is not a real number is refused."""
+    x = xp.asarray(x)
+    kinds = (jnp.floating, jnp.integer, jnp.bool_)
+    if not any(jnp.issubdtype(x.dtype, kind) for kind in kinds):
         raise TypeError(f"{argument} must be real, not {x.dtype}")
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x.astype(xp.promote_types(x.dtype, np.float32))
 
 
 def check_leading(

@@ -7,19 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ._arrays import check_finite, check_integer
 from .base import Head
 from .transforms import TRANSFORMS
 
 INIT_SCALE = 1 / math.sqrt(3)  # Dopamine's C51
 
 
-def check_sizes(num_actions: int, init_scale: float, bias_slope: float) -> None:
-    if num_actions < 1:
-        raise ValueError(f"num_actions must be at least 1, not {num_actions}")
-    if not init_scale >= 0:
-        raise ValueError(f"init_scale must not be negative, not {init_scale}")
-    if not bias_slope >= 0:
-        raise ValueError(f"bias_slope must not be negative, not {bias_slope}")
+def check_options(head: Head, num_actions: int, init_scale: float, bias_slope: float) -> None:
+    if not isinstance(head, Head):
+        raise TypeError(f"head must be a heads.Head, such as heads.make gives, not {head!r}")
+    check_integer("num_actions", num_actions, 1)
+    for argument, value in (("init_scale", init_scale), ("bias_slope", bias_slope)):
+        if check_finite(argument, value) < 0:
+            raise ValueError(f"{argument} must not be negative, not {value}")
 
 
 def initial_bias(head: Head, slope: float, copies: int) -> Float[np.ndarray, " n"]:

@@ -9,7 +9,7 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Real
 
-from ._arrays import as_outputs, as_scalars
+from ._arrays import as_outputs, as_scalars, check_floating, check_outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +77,16 @@ class Head(abc.ABC):
 
     def td_loss(self, outputs: Float[ArrayLike, "*b n"], target: Any) -> Float[Array, "*b"]:
         """The loss of the outputs of the actions taken, against what `td_target` gave."""
-        return self.loss(outputs, target)
+        return self.loss(outputs, self._scalar_target(outputs, target))
 
     def td_divergence(self, outputs: Float[ArrayLike, "*b n"], target: Any) -> Float[Array, "*b"]:
         """How far the outputs are from what `td_target` gave: the priority in prioritised replay."""
-        return self.divergence(outputs, target)
+        return self.divergence(outputs, self._scalar_target(outputs, target))
+
+    def _scalar_target(self, outputs: ArrayLike, target: ArrayLike) -> Float[Array, "*b"]:
+        outputs = jnp.asarray(outputs)
+        check_outputs(self, outputs, "outputs")
+        return as_scalars(target, "target", outputs)
 
 
 class CategoricalHead(Head):
@@ -115,13 +120,14 @@ class CategoricalHead(Head):
 def select(outputs: Float[ArrayLike, "*b a n"], actions: Int[ArrayLike, "*b"]) -> Float[Array, "*b n"]:
     """The outputs of the actions taken.
 
-    An action beyond the last selects NaN.
+    An action beyond the last selects NaN; -1 is the last one, as everywhere in NumPy.
 
     Raises:
       ValueError: `actions` has not the leading dimensions of `outputs`.
-      TypeError: `actions` are not integers.
+      TypeError: `actions` are not integers, or `outputs` not floating point.
     """
     outputs, actions = jnp.asarray(outputs), jnp.asarray(actions)
+    check_floating(outputs, "outputs")
     if not jnp.issubdtype(actions.dtype, jnp.integer):
         raise TypeError(f"actions must be integers, not {actions.dtype}")
     if outputs.ndim < 2 or actions.shape != outputs.shape[:-2]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Real
 
 from rlcls import kernels
 
-from ._arrays import as_floating, as_outputs, as_scalars, check_outputs
+from ._arrays import as_floating, as_outputs, as_scalars, check_outputs, namespace
 from .base import CategoricalHead
 from .support import Support
 
@@ -23,6 +23,10 @@ class BinsHead(CategoricalHead):
     """Logits over bins; subclasses say which histogram stands for a target, by `projection`."""
 
     support: Support
+
+    def __post_init__(self):
+        if not isinstance(self.support, Support):
+            raise TypeError(f"{self.name}: support must be a heads.Support, not {self.support!r}")
 
     @functools.cached_property
     def projection(self) -> Any:
@@ -45,8 +49,7 @@ class BinsHead(CategoricalHead):
 
         NumPy in, NumPy out; at least float32, and float64 stays float64.
         """
-        if not isinstance(scalars, (np.ndarray, np.generic)):
-            scalars = as_floating(scalars, "scalars")
+        scalars = as_floating(scalars, "scalars", namespace(scalars))
         return self.projection.encode(self.support.squash(scalars))
 
     def decode(self, probs: Float[ArrayLike, "*b k"]) -> Float[Any, "*b"]:

@@ -44,6 +44,7 @@ class _HistogramHead(BinsHead):
     implementation: str | None = dataclasses.field(default=None, kw_only=True)
 
     def __post_init__(self):
+        super().__post_init__()
         smoothing = check_finite(f"{self.name}: label_smoothing", self.label_smoothing)
         if not 0 <= smoothing < 1:
             raise ValueError(f"{self.name}: label_smoothing must be at least 0 and below 1, not {smoothing}")

@@ -1,13 +1,15 @@
 """The heads as functions of arrays, for code that keeps its own support: predictions first, nothing reduced.
 
 Edges, bins and atoms are NumPy arrays, lists or tuples, known when a function is traced. They are split into
-bin and fraction in double precision wherever they are evenly spaced.
+bin and fraction in double precision wherever they are evenly spaced. Points that do not increase are a ValueError,
+traced ones a TypeError.
 """
 
 import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Real
@@ -51,8 +53,16 @@ def categorical_l2_project(
 ) -> Float[Any, "*b k"]:
     """The mass `probs` at `values` shared between the nearest of k increasing bins; the mean is kept.
 
+    Raises:
+      ValueError: values and probs differ in their shapes.
+
     Source: Bellemare et al. 2017, equation 7.
     """
+    if np.shape(values) != np.shape(probs) or np.ndim(probs) == 0:
+        raise ValueError(
+            f"values of shape {np.shape(values)} do not match probs of shape {np.shape(probs)}: "
+            "both must have the shape [*b, n]"
+        )
     return TwoHot(_support(bins, "centers")).projection.project(probs, values)
 
 
@@ -75,7 +85,12 @@ def _hl_gauss(edges: Points, sigma: float) -> HLGauss:
 
 
 def _support(points: Points, on: On) -> Support:
+    name = "edges" if on == "edges" else "bins"
+    if isinstance(points, jax.core.Tracer):
+        raise TypeError(f"{name} must be known when a function is traced, not computed inside it: {points}")
     points = np.asarray(points)
+    if points.ndim != 1:
+        raise ValueError(f"{name} must have one axis, not shape {points.shape}")
     # What np.linspace and jnp.linspace differ from even steps by.
     precision = 8 * np.finfo(points.dtype).eps if np.issubdtype(points.dtype, np.floating) else 1e-15
     return _support_at(tuple(points.astype(np.float64).tolist()), on, float(precision))

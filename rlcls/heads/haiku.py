@@ -4,7 +4,7 @@ import haiku as hk
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._modules import INIT_SCALE, check_sizes, initial_bias, per_action
+from ._modules import INIT_SCALE, check_options, initial_bias, per_action
 from .base import Head
 
 
@@ -25,6 +25,7 @@ class QHead(hk.Module):
 
     Raises:
       ValueError: num_actions, init_scale or bias_slope is out of range.
+      TypeError: one of them, or `head`, is of another type.
 
     Source: Wang et al. 2016, equation 9 (dueling).
     """
@@ -39,7 +40,7 @@ class QHead(hk.Module):
         name: str | None = None,
     ):
         super().__init__(name=name)
-        check_sizes(num_actions, init_scale, bias_slope)
+        check_options(head, num_actions, init_scale, bias_slope)
         self.head, self.num_actions, self.dueling = head, num_actions, dueling
         self.init_scale, self.bias_slope = init_scale, bias_slope
 
@@ -60,7 +61,7 @@ class ValueHead(hk.Module):
         self, head: Head, init_scale: float = INIT_SCALE, bias_slope: float = 0.0, name: str | None = None
     ):
         super().__init__(name=name)
-        check_sizes(1, init_scale, bias_slope)
+        check_options(head, 1, init_scale, bias_slope)
         self.head, self.init_scale, self.bias_slope = head, init_scale, bias_slope
 
     def __call__(self, features: Float[Array, "*b d"]) -> Float[Array, "*b n"]:

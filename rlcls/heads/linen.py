@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ._modules import INIT_SCALE, check_sizes, initial_bias, per_action
+from ._modules import INIT_SCALE, check_options, initial_bias, per_action
 from .base import Head
 
 
@@ -26,6 +26,7 @@ class QHead(nn.Module):
 
     Raises:
       ValueError: when called, if num_actions, init_scale or bias_slope is out of range.
+      TypeError: when called, if one of them, or `head`, is of another type.
 
     Source: Wang et al. 2016, equation 9 (dueling).
     """
@@ -38,7 +39,7 @@ class QHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: Float[Array, "*b d"]) -> Float[Array, "*b a n"]:
-        check_sizes(self.num_actions, self.init_scale, self.bias_slope)
+        check_options(self.head, self.num_actions, self.init_scale, self.bias_slope)
         slope = 0.0 if self.dueling else self.bias_slope
         advantages = _dense(self.head, self.num_actions, self.init_scale, slope, "advantage")(features)
         state = None
@@ -56,7 +57,7 @@ class ValueHead(nn.Module):
 
     @nn.compact
     def __call__(self, features: Float[Array, "*b d"]) -> Float[Array, "*b n"]:
-        check_sizes(1, self.init_scale, self.bias_slope)
+        check_options(self.head, 1, self.init_scale, self.bias_slope)
         return _dense(self.head, 1, self.init_scale, self.bias_slope, "state")(features)
 
 

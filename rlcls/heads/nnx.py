@@ -3,7 +3,7 @@
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ._modules import INIT_SCALE, check_sizes, initial_bias, per_action
+from ._modules import INIT_SCALE, check_options, initial_bias, per_action
 from .base import Head
 
 
@@ -25,6 +25,7 @@ class QHead(nnx.Module):
 
     Raises:
       ValueError: num_actions, init_scale or bias_slope is out of range.
+      TypeError: one of them, or `head`, is of another type.
 
     Source: Wang et al. 2016, equation 9 (dueling).
     """
@@ -40,7 +41,7 @@ class QHead(nnx.Module):
         bias_slope: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        check_sizes(num_actions, init_scale, bias_slope)
+        check_options(head, num_actions, init_scale, bias_slope)
         self.num_actions = num_actions
         slope = 0.0 if dueling else bias_slope
         self.advantage = _linear(head, in_features, num_actions, init_scale, slope, rngs)
@@ -63,7 +64,7 @@ class ValueHead(nnx.Module):
         bias_slope: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        check_sizes(1, init_scale, bias_slope)
+        check_options(head, 1, init_scale, bias_slope)
         self.state = _linear(head, in_features, 1, init_scale, bias_slope, rngs)
 
     def __call__(self, features: Float[Array, "*b d"]) -> Float[Array, "*b n"]:

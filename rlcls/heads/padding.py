@@ -35,7 +35,7 @@ def pad_outputs(
         check_integer("pad_outputs: high_bins", high_bins, 0),
     )
     shapes = jnp.shape(kernel), jnp.shape(bias)
-    if shapes[0][-1] != shapes[1][-1] or shapes[1][-1] % num_bins:
+    if not all(shapes) or shapes[0][-1] != shapes[1][-1] or shapes[1][-1] % num_bins:
         raise ValueError(
             f"pad_outputs: kernel {shapes[0]} and bias {shapes[1]} must have one last axis, "
             f"a multiple of num_bins = {num_bins}"
@@ -43,6 +43,7 @@ def pad_outputs(
 
     def pad(x: Any, value: float) -> Any:
         xp = namespace(x)
+        x = xp.asarray(x)
         groups = xp.reshape(x, (*x.shape[:-1], -1, num_bins))
         padded = xp.pad(groups, [(0, 0)] * (groups.ndim - 1) + [pads], constant_values=value)
         return padded.reshape((*x.shape[:-1], -1))

@@ -12,7 +12,15 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Real
 
-from ._arrays import as_floating, as_outputs, as_scalars, check_integer, check_leading, check_positive
+from ._arrays import (
+    as_floating,
+    as_outputs,
+    as_scalars,
+    check_floating,
+    check_integer,
+    check_leading,
+    check_positive,
+)
 from .base import Head
 
 # Targets that one step of a loop takes in: fewer steps, until compilers stop keeping the sums in registers.
@@ -97,7 +105,9 @@ class Quantile(Head):
 
         Source: Dabney et al. 2018, algorithm 1.
         """
-        return quantile_huber(as_outputs(self, outputs), as_outputs(self, target, "target"), kappa=self.kappa)
+        outputs, target = as_outputs(self, outputs), as_outputs(self, target, "target")
+        check_leading(target.shape[:-1], "target", outputs)
+        return quantile_huber(outputs, target, kappa=self.kappa)
 
     def td_divergence(
         self, outputs: Float[ArrayLike, "*b n"], target: Float[ArrayLike, "*b n"]
@@ -118,14 +128,20 @@ def quantile_huber(
     summed over i, its mean over j. No gradient through the targets. Time grows with n * m, memory with n + m.
 
     Raises:
-      ValueError: the leading dimensions differ.
+      ValueError: the leading dimensions differ, there are no quantiles or no targets, or kappa is not positive.
+      TypeError: the quantiles are not floating point, or the targets not real.
 
     Source: Dabney et al. 2018, equations 9 and 10.
     """
-    quantiles, targets = as_floating(quantiles, "quantiles"), as_floating(targets, "targets")
-    check_leading(targets.shape[:-1], "targets", quantiles, "quantiles")
-    dtype = jnp.promote_types(quantiles.dtype, targets.dtype)
-    return _loss(quantiles.astype(dtype), lax.stop_gradient(targets).astype(dtype), kappa)
+    kappa = check_positive("quantile_huber: kappa", kappa)
+    predicted, samples = jnp.asarray(quantiles), as_floating(targets, "targets")
+    check_floating(predicted, "quantiles")
+    for argument, x in (("quantiles", predicted), ("targets", samples)):
+        if x.ndim == 0 or x.shape[-1] == 0:
+            raise ValueError(f"{argument} of shape {x.shape} must have a last axis of at least 1")
+    check_leading(samples.shape[:-1], "targets", predicted, "quantiles")
+    dtype = jnp.promote_types(predicted.dtype, samples.dtype)
+    return _loss(predicted.astype(dtype), lax.stop_gradient(samples).astype(dtype), kappa)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))

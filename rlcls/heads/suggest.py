@@ -25,9 +25,7 @@ def suggest_support(returns: Real[ArrayLike, "*b t"], gamma: float, num_bins: in
     Raises:
       ValueError: the returns are not finite or all 0, or gamma is not in [0, 1).
     """
-    returns = np.asarray(returns, np.float64)
-    if returns.size == 0 or not np.isfinite(returns).all():
-        raise ValueError("suggest_support: returns must be finite, and at least one")
+    returns = _finite("suggest_support", returns)
     low, high = min(returns.min(), 0.0), max(returns.max(), 0.0)
     if low == high:
         raise ValueError("suggest_support: returns are all 0, and say nothing of the range of values")
@@ -70,7 +68,7 @@ def reward_scale(returns: Real[ArrayLike, "*b n"], support: Support) -> Float[An
       support: that all tasks share, with 0 inside.
 
     Raises:
-      ValueError: 0 is not inside the support.
+      ValueError: 0 is not inside the support, or the returns are not finite.
 
     Source: Lee et al. 2025 (SimbaV2), section 4.3.
     """
@@ -78,7 +76,7 @@ def reward_scale(returns: Real[ArrayLike, "*b n"], support: Support) -> Float[An
     limit = min(-support.values[0], support.values[-1])
     if limit <= 0:
         raise ValueError(f"reward_scale: 0 must be inside the support, not {support}")
-    returns = np.asarray(returns, np.float64)
+    returns = _finite("reward_scale", returns)
     spread = np.maximum(returns.std(-1), np.abs(returns).max(-1) / limit)
     return 1 / np.where(spread == 0, 1.0, spread)
 
@@ -86,6 +84,16 @@ def reward_scale(returns: Real[ArrayLike, "*b n"], support: Support) -> Float[An
 def _sums(min_reward: float, max_reward: float, gamma: float) -> tuple[float, float]:
     low, high = min(min_reward, 0.0) / (1 - gamma), max(max_reward, 0.0) / (1 - gamma)
     return float(low), float(high)
+
+
+def _finite(function: str, returns: Any) -> np.ndarray:
+    returns = np.asarray(returns, np.float64)
+    if returns.ndim == 0 or returns.size == 0 or not np.isfinite(returns).all():
+        what = f"of shape {returns.shape}" if returns.size < 2 else "with NaN or infinity"
+        raise ValueError(
+            f"{function}: returns must be finite and at least one along the last axis, not {what}"
+        )
+    return returns
 
 
 def _check_gamma(gamma: float) -> float:

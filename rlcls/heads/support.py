@@ -52,7 +52,9 @@ class Support:
         check_choice("support: scalar_transform", self.scalar_transform, TRANSFORMS)
         check_choice("support: bin_transform", self.bin_transform, TRANSFORMS)
         if self.points is not None:
+            object.__setattr__(self, "points", tuple(self.points))
             self._check_points()
+        self._check_range()
 
     @classmethod
     def uniform(
@@ -91,9 +93,10 @@ class Support:
         Raises:
           ValueError: the points do not increase, or make fewer than 2 bins.
         """
-        points = tuple(check_finite("support: points", float(point)) for point in points)
-        if len(points) < 2:
-            raise ValueError(f"support: points must be at least 2, not {len(points)}")
+        shape = np.shape(points)
+        if len(shape) != 1 or shape[0] < 2:
+            raise ValueError(f"support: points must be at least 2 numbers in a row, not of shape {shape}")
+        points = tuple(check_finite("support: points", point) for point in np.asarray(points).tolist())
         num_bins = len(points) - 1 if on == "edges" else len(points)
         return cls(points[0], points[-1], num_bins, on, scalar_transform, "identity", points)
 
@@ -212,6 +215,18 @@ class Support:
         count = self.num_bins + (self.on == "edges")
         if len(points) != count or (self.vmin, self.vmax) != (points[0], points[-1]):
             raise ValueError("support: points must be num_bins (+ 1 edges) from vmin to vmax; use arbitrary")
+
+    def _check_range(self) -> None:
+        # Infinities would make a value NaN. Most likely vmin and vmax were given in the units of the scalar.
+        with np.errstate(over="ignore"):
+            low, high = self.unsquash(self.edges[[0, -1]])
+        if max(-low, high) >= np.finfo(np.float32).max:
+            names = {self.scalar_transform, self.bin_transform} - {"identity"}
+            squashed = f": they are {' and '.join(sorted(names))} of the scalar" if names else ""
+            raise ValueError(
+                f"support: vmin ({self.vmin}) and vmax ({self.vmax}) stand for {low:g} and {high:g}, "
+                f"beyond float32{squashed}"
+            )
 
 
 def _spaced(first: float, last: float, intervals: int) -> Float64[np.ndarray, " n"]:

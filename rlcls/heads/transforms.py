@@ -37,7 +37,14 @@ def signed_hyperbolic(x: Any) -> Any:
 
     Source: Pohlen et al. 2018, proposition A.2.
     """
-    return _odd(x, lambda xp, a: a / (xp.sqrt(a + 1) + 1) + _EPS * a)
+
+    def forward(xp: Any, a: Any) -> Any:
+        # sqrt(a + 1) - 1: in a form that loses no digits near 0, and in one that infinity survives.
+        small = xp.where(a > 1, a.dtype.type(1), a)
+        root = xp.where(a > 1, xp.sqrt(a + 1) - 1, small / (xp.sqrt(small + 1) + 1))
+        return root + _EPS * a
+
+    return _odd(x, forward)
 
 
 def signed_parabolic(x: Any) -> Any:

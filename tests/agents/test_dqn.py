@@ -64,7 +64,7 @@ def learn(agent, batch, updates=600):
 
 
 @pytest.mark.parametrize("probe", PROBES.values(), ids=lambda probe: probe.name)
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", heads.BY_NAME)
 def test_dqn_learns_the_exact_values_of_a_probe(head, probe):
     agent = make(head, probe.num_actions)
     state, _ = learn(agent, every_transition(probe))

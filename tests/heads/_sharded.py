@@ -12,6 +12,9 @@ RANGE = {"vmin": -3, "vmax": 3, "num_bins": 11}
 def all_heads():
     for name, kind in heads.BY_NAME.items():
         yield heads.make(name, **(RANGE if issubclass(kind, heads.CategoricalHead) else {}))
+    # Enough bins for another implementation.
+    yield heads.make("hlgauss", **RANGE | {"num_bins": 101})
+    yield heads.make("two_hot", **RANGE | {"num_bins": 101}, implementation="xla")
     yield heads.make("c51", **RANGE, bin_transform="symlog", criterion="ordinal")
     yield heads.make("hlgauss", **RANGE, scalar_transform="symlog", criterion="generalised")
 

@@ -198,6 +198,15 @@ def test_c51_keeps_the_mean_of_what_it_backs_up(outputs, rewards, discounts):
 _c51_target = jax.jit(heads.C51(ATOMS).td_target)
 
 
+@pytest.mark.parametrize("support", [ATOMS, heads.Support.symexp(-3, 3, 31)], ids=["even", "symexp"])
+def test_c51_puts_an_end_s_reward_on_its_atom_and_one_beyond_on_the_last(support):
+    atoms, k = support.centers, support.num_bins
+    rewards = np.r_[atoms, atoms[0], atoms[-1], -1e30, 1e30].astype(np.float32)
+    outputs = np.random.default_rng(0).normal(size=(len(rewards), k)).astype(np.float32)
+    target = jax.jit(heads.C51(support).td_target)(outputs, rewards, np.zeros_like(rewards))
+    np.testing.assert_allclose(target, np.eye(k)[[*range(k), 0, k - 1, 0, k - 1]], atol=3e-6)
+
+
 def test_c51_equals_rlax_between_atoms():
     rng = np.random.default_rng(1)
     outputs = rng.normal(size=(4, 51)).astype(np.float32)
@@ -220,5 +229,7 @@ def test_the_td_divergence_of_c51_is_the_loss_less_the_entropy_of_the_target():
     outputs = np.asarray(outputs, np.float64)
     entropy = -xlogy(target, target).sum(-1)
     loss = logsumexp(outputs, axis=-1) - (target * outputs).sum(-1)
-    np.testing.assert_allclose(jax.jit(head.td_loss)(outputs, target), loss, atol=1e-5)
+    found, pullback = jax.vjp(jax.jit(lambda o: head.td_loss(o, target)), outputs.astype(np.float32))
+    np.testing.assert_allclose(found, loss, atol=1e-5)
+    np.testing.assert_allclose(*pullback(jnp.ones(5)), softmax(outputs, -1) - target, atol=2e-6)
     np.testing.assert_allclose(jax.jit(head.td_divergence)(outputs, target), loss - entropy, atol=1e-5)

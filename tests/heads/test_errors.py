@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from rlcls import heads
@@ -9,6 +10,7 @@ from rlcls import heads
 RANGE = {"vmin": -10, "vmax": 10, "num_bins": 51}
 HEADS = [
     heads.MSE(),
+    heads.Huber(),
     heads.BCE(),
     heads.Quantile(7),
     *(heads.make(name, **RANGE) for name in ("hlgauss", "two_hot", "c51", "one_hot", "mse_softmax")),
@@ -37,6 +39,8 @@ def test_outputs_with_another_last_axis(head):
 def test_integer_outputs(head):
     outputs = jnp.zeros((4, head.num_outputs), jnp.int32)
     refused(TypeError, "outputs must be floating point, not int32", head.loss, outputs, jnp.zeros(4))
+    refused(TypeError, "outputs must be floating point, not int32", head.value, outputs)
+    refused(TypeError, "outputs must be floating point, not int32", head.td_loss, outputs, jnp.zeros(4))
 
 
 def test_targets_of_another_rank(head):
@@ -47,6 +51,36 @@ def test_targets_of_another_rank(head):
     )
     refused(ValueError, message, head.loss, outputs, jnp.zeros((4, 1)))
     refused(ValueError, message, head.divergence, outputs, jnp.zeros((4, 1)))
+
+
+def test_td_targets_that_do_not_fit(head):
+    outputs = jnp.zeros((4, head.num_outputs))
+    target = jax.eval_shape(head.td_target, outputs, jnp.zeros(4), jnp.zeros(4))
+    wrong = jnp.zeros((3, *target.shape[1:]))
+    message = (
+        f"target of shape (3,) do not match outputs of shape {outputs.shape}: target must have shape (4,)"
+    )
+    refused(ValueError, message, head.td_loss, outputs, wrong)
+    refused(ValueError, message, head.td_divergence, outputs, wrong)
+
+
+def test_what_is_not_a_real_number(head):
+    outputs = jnp.zeros((4, head.num_outputs))
+    refused(TypeError, "scalars must be real, not complex64", head.loss, outputs, jnp.zeros(4, jnp.complex64))
+    refused(TypeError, "scalars must be real, not complex64", head.clip_fraction, jnp.zeros(4, jnp.complex64))
+    if isinstance(head, heads.CategoricalHead):
+        for dtype in (np.complex128, object):
+            with pytest.raises(TypeError, match=f"scalars must be real, not {np.dtype(dtype)}"):
+                head.encode(np.zeros(4, dtype))
+        with pytest.raises(TypeError, match="probs must be floating point, not int64"):
+            head.decode(np.zeros((4, head.num_outputs), np.int64))
+
+
+def test_a_support_that_is_none(head):
+    if isinstance(head, heads.CategoricalHead):
+        with pytest.raises(TypeError) as raised:
+            type(head)(51)
+        assert str(raised.value) == f"{head.name}: support must be a heads.Support, not 51"
 
 
 def test_rewards_or_discounts_of_another_shape(head):
@@ -66,3 +100,10 @@ def test_actions_that_do_not_fit(head):
         "outputs [*b, num_actions, n] go with actions [*b]"
     )
     refused(ValueError, message, heads.select, outputs, jnp.zeros((4, 1), jnp.int32))
+    refused(
+        TypeError,
+        "outputs must be floating point, not int32",
+        heads.select,
+        outputs.astype(int),
+        jnp.zeros(4, int),
+    )

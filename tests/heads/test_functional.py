@@ -65,6 +65,40 @@ def test_the_categorical_projection_is_rlax_s(bins):
     np.testing.assert_allclose(ours, theirs, atol=5e-6)
 
 
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: jax.jit(lambda edges: heads.hl_gauss_probs(TARGETS, edges, 0.3))(jnp.linspace(-1, 1, 5)),
+            TypeError,
+            "edges must be known when a function is traced, not computed inside it",
+        ),
+        (
+            lambda: heads.two_hot(TARGETS, np.zeros((3, 3))),
+            ValueError,
+            "bins must have one axis, not shape (3, 3)",
+        ),
+        (lambda: heads.hl_gauss_probs(TARGETS, EDGES, -0.3), ValueError, "sigma must be positive, not -0.3"),
+        (
+            lambda: heads.hl_gauss_probs(TARGETS, EDGES[::-1], 0.3),
+            ValueError,
+            "vmin (10.0) must be below vmax (-10.0)",
+        ),
+        (
+            lambda: heads.categorical_l2_project(np.zeros((2, 5)), np.zeros((3, 5)), BINS),
+            ValueError,
+            "values of shape (2, 5) do not match probs of shape (3, 5)",
+        ),
+        (lambda: heads.one_hot(np.array(["a"]), EDGES), TypeError, "scalars must be real, not <U1"),
+    ],
+)
+@pytest.mark.untyped
+def test_impossible_arguments_are_refused(call, error, message):
+    with pytest.raises(error) as raised:
+        call()
+    assert message in str(raised.value)
+
+
 def test_under_shard_map_nothing_changes():
     mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("batch")

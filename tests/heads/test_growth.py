@@ -30,6 +30,15 @@ def test_a_padded_layer_has_the_values_it_had(name):
         )
 
 
+def test_a_grown_head_compiles_its_functions_once_more():
+    head = heads.make("hlgauss", vmin=-10, vmax=10, num_bins=51)
+    wider = heads.HLGauss(head.support.extend(2, 3))
+    loss = jax.jit(lambda head, outputs, scalars: head.loss(outputs, scalars), static_argnums=0)
+    for each in (head, wider, head, wider):
+        loss(each, jnp.zeros((4, each.num_outputs)), jnp.zeros(4))
+    assert loss._cache_size() == 2
+
+
 def test_padding_takes_the_arrays_of_any_layer():
     kernel, bias = heads.pad_outputs(jnp.ones((4, 2, 5)), jnp.ones(5), 5, 1, 0, fill=0.0)
     assert kernel.shape == (4, 2, 6) and isinstance(kernel, jax.Array)
@@ -38,8 +47,9 @@ def test_padding_takes_the_arrays_of_any_layer():
 
 @pytest.mark.untyped
 def test_arrays_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="a multiple of num_bins = 5"):
-        heads.pad_outputs(jnp.ones((4, 12)), jnp.ones(12), 5, 1, 1)
+    for kernel, bias in ((jnp.ones((4, 12)), jnp.ones(12)), (jnp.ones(()), jnp.ones(5))):
+        with pytest.raises(ValueError, match="a multiple of num_bins = 5"):
+            heads.pad_outputs(kernel, bias, 5, 1, 1)
 
 
 def test_a_suggested_support_holds_the_returns_and_no_more_than_rewards_allow():
@@ -86,6 +96,11 @@ def test_scaled_rewards_have_returns_of_one_size_inside_the_support():
         (
             lambda: heads.reward_scale(np.ones((1, 3)), heads.Support.uniform(1, 2, 5)),
             "0 must be inside the support",
+        ),
+        (lambda: heads.suggest_support(np.float64(1), 0.9), "not of shape ()"),
+        (
+            lambda: heads.reward_scale(np.array([[1.0, np.inf]]), heads.Support.uniform(-1, 1, 5)),
+            "reward_scale: returns must be finite and at least one along the last axis, not with NaN or infinity",
         ),
     ],
 )

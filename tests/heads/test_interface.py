@@ -16,6 +16,7 @@ ALL_HEADS = [
     heads.make("huber", delta=2.0),
     heads.make("two_hot", **RANGE),
     heads.make("hlgauss", **RANGE),
+    heads.make("hlgauss", vmin=-10, vmax=10, num_bins=101),  # enough for another implementation on a CPU
     heads.make("hlgauss", vmin=-3, vmax=8, num_bins=20, sigma_ratio=2.0, on="centers"),
     heads.make("c51", **RANGE),
     heads.make("mse_softmax", **RANGE),
@@ -81,6 +82,21 @@ def test_any_leading_dimensions_under_jit_vmap_and_strict_ranks(head):
         assert {key: x.shape for key, x in whole.items()} == dict.fromkeys(whole, (2, 3))
         mapped = jax.jit(jax.vmap(jax.vmap(lambda *row: everything(head, *row))))(*arguments)
         chex.assert_trees_all_close(whole, mapped, atol=2e-6)
+
+
+@every_head
+def test_gradients_and_targets_are_traced_under_strict_ranks(head):
+    outputs, next_outputs, rewards, discounts = batch(head, (2, 3))
+
+    def loss(outputs):
+        target = head.td_target(next_outputs, rewards, discounts)
+        return (head.td_loss(outputs, target) + head.loss(outputs, rewards)).sum(), head.clip_fraction(
+            rewards
+        )
+
+    with jax.numpy_rank_promotion("raise"):
+        gradient, share = jax.eval_shape(jax.grad(loss, has_aux=True), outputs)
+    assert gradient.shape == outputs.shape and share.shape == ()
 
 
 @every_head
@@ -187,10 +203,74 @@ def test_the_whole_interface_is_documented(head):
 @every_head
 def test_nan_and_huge_scalars_stay_in_their_rows(head):
     outputs = batch(head)[0]
-    losses = jax.jit(head.loss)(outputs[:4], jnp.array([0.5, jnp.nan, 1e30, -1e30]))
+    scalars = jnp.array([0.5, jnp.nan, 1e30, -1e30])
+
+    @jax.jit
+    def both(outputs):
+        losses, pullback = jax.vjp(lambda o: head.loss(o, scalars), outputs)
+        return losses, *pullback(jnp.ones(4))
+
+    losses, gradient = both(outputs[:4])
     assert np.isnan(losses[1]) and np.isfinite(losses[0])
+    assert np.isnan(gradient[1]).any() and np.isfinite(gradient[jnp.array([0, 2, 3])]).all()
     if head.name != "mse":  # whose square overflows
         assert np.isfinite(losses[2:]).all()
+
+
+@pytest.mark.parametrize("head", CATEGORICAL, ids=lambda head: "-".join(map(str, head.to_dict().values())))
+def test_numpy_in_is_numpy_out(head):
+    k = head.num_outputs
+    for dtype, kept in (
+        (np.float16, np.float32),
+        (np.float32, np.float32),
+        (np.float64, np.float64),
+        (np.int64, np.float64),
+    ):
+        for shape in ((), (3,), (2, 3)):
+            encoded = head.encode(np.zeros(shape, dtype))
+            assert isinstance(encoded, np.ndarray) and encoded.dtype == kept and encoded.shape == (*shape, k)
+            decoded = head.decode(encoded)
+            assert isinstance(decoded, (np.ndarray, np.generic)) and decoded.dtype == kept
+            assert decoded.shape == shape
+    encoded = head.encode(np.zeros(2))
+    np.testing.assert_array_equal(head.transform_to_probs(np.zeros(2)), encoded)
+    np.testing.assert_array_equal(head.transform_from_probs(encoded), head.decode(encoded))
+
+
+@pytest.mark.parametrize("head", CATEGORICAL, ids=lambda head: "-".join(map(str, head.to_dict().values())))
+def test_every_encoding_is_a_distribution_that_moves_with_its_target(head):
+    targets = np.sort(np.random.default_rng(0).uniform(-25, 25, 200))
+    encoded = head.encode(np.r_[targets, 1e30, -1e30, np.inf, -np.inf])
+    assert (encoded >= 0).all()
+    np.testing.assert_allclose(encoded.sum(-1), 1, atol=1e-12)
+    cumulative = np.cumsum(encoded[:200], -1)
+    assert (np.diff(cumulative, axis=0) <= 1e-12).all()
+    assert (np.diff(head.decode(encoded[:200])) >= -1e-9).all()
+
+
+@pytest.mark.parametrize("head", CATEGORICAL, ids=lambda head: "-".join(map(str, head.to_dict().values())))
+def test_the_variance_is_that_of_the_values_of_the_bins(head):
+    outputs = np.random.default_rng(0).normal(size=(5, head.num_outputs)).astype(np.float32)
+    probs = np.exp(outputs.astype(np.float64))
+    probs /= probs.sum(-1, keepdims=True)
+    values = head.support.values
+    expected = probs @ values**2 - (probs @ values) ** 2
+    np.testing.assert_allclose(head.variance(outputs), expected, rtol=1e-5)
+
+
+def test_a_perfect_hl_gauss_prediction_has_the_variance_of_its_target():
+    head = heads.make("hlgauss", **RANGE)
+    outputs = np.log(np.maximum(head.encode(np.linspace(-1, 1, 9)), 1e-30))
+    np.testing.assert_allclose(head.variance(outputs) / head.support.width**2, 0.75**2 + 1 / 12, rtol=1e-3)
+
+
+@every_head
+def test_float16_outputs_are_computed_on_in_float32(head):
+    outputs, scalars = jax.ShapeDtypeStruct((4, head.num_outputs), jnp.float16), jnp.zeros(4)
+    value_and_grad = jax.value_and_grad(lambda o: head.loss(o, scalars).sum())
+    loss, gradient = jax.eval_shape(value_and_grad, outputs)
+    assert loss.dtype == jax.eval_shape(head.value, outputs).dtype == jnp.float32
+    assert gradient.dtype == jnp.float16
 
 
 def test_heads_are_told_apart():
@@ -216,6 +296,7 @@ def test_select_takes_the_outputs_of_the_actions():
     beyond = np.isnan(heads.select(outputs, actions + 1))
     np.testing.assert_array_equal(beyond.all(-1), actions == 3)
     np.testing.assert_array_equal(beyond.any(-1), actions == 3)
+    np.testing.assert_array_equal(heads.select(outputs, actions - 4), heads.select(outputs, actions))
 
 
 def test_mse_and_huber_are_what_they_say():

@@ -128,11 +128,13 @@ def test_the_mean_on_bins_that_are_not_mirrored():
         )
 
 
-def test_the_gradient_is_softmax_less_target_on_unequal_bins():
+def test_the_gradient_is_softmax_less_target_on_any_bins():
     for head in (
         heads.HLGauss(heads.Support.arbitrary(POINTS), sigma=1.0),
         heads.HLGauss(heads.Support.symexp(-3, 3, 21)),
         heads.OneHot(heads.Support.arbitrary(POINTS)),
+        heads.OneHot(heads.Support.uniform(-10, 10, 21)),
+        heads.TwoHot(heads.Support.symexp(-3, 3, 21)),
     ):
         targets = np.array([-9.0, 0.1, 3.0, 1e30, -1e30], np.float32)
         logits = np.random.default_rng(0).normal(size=(5, head.num_outputs)).astype(np.float32)

@@ -167,6 +167,13 @@ def test_impossible_sizes_are_refused(framework):
     ):
         with pytest.raises(ValueError, match=message):
             make(framework, "QHead", HEAD, *arguments, **options)
+    for arguments, options, message in (
+        ((HEAD, 2.0), {}, "num_actions must be an integer, not 2.0"),
+        ((HEAD, 2), {"bias_slope": "steep"}, "bias_slope must be a number, not 'steep'"),
+        (("hlgauss", 2), {}, "head must be a heads.Head, such as heads.make gives, not 'hlgauss'"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            make(framework, "QHead", *arguments, **options)
 
 
 @pytest.mark.parametrize(("framework", "other"), [("haiku", "rlax"), ("linen", "haiku"), ("nnx", "haiku")])

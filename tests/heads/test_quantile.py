@@ -129,6 +129,15 @@ def test_impossible_options_are_refused():
         heads.Quantile(kappa=0)
     with pytest.raises(ValueError, match=r"targets must have shape \(2,\)|targets of shape"):
         heads.quantile_huber(jnp.zeros((2, 5)), jnp.zeros((3, 5)))
+    with pytest.raises(ValueError, match=r"target of shape \(3,\) do not match outputs of shape \(2, 5\)"):
+        heads.Quantile(5).td_loss(jnp.zeros((2, 5)), jnp.zeros((3, 5)))
+    for shape in ((), (2, 0)):
+        with pytest.raises(ValueError, match=r"targets of shape .* must have a last axis of at least 1"):
+            heads.quantile_huber(jnp.zeros((2, 5)), jnp.zeros(shape))
+    with pytest.raises(TypeError, match="quantiles must be floating point, not int32"):
+        heads.quantile_huber(jnp.zeros((2, 5), jnp.int32), jnp.zeros((2, 5)))
+    with pytest.raises(ValueError, match="quantile_huber: kappa must be positive, not 0"):
+        heads.quantile_huber(jnp.zeros((2, 5)), jnp.zeros((2, 5)), kappa=0)
     with pytest.raises(ValueError, match=r"bce: vmin \(1.0\) must be below vmax \(0.0\)"):
         heads.BCE(1, 0)
 

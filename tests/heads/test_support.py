@@ -34,6 +34,8 @@ def test_supports_are_values():
     assert support == heads.Support(-1.0, 1.0, 3, "centers")
     assert hash(support) == hash(heads.Support(-1.0, 1.0, 3, "centers"))
     assert support != heads.Support(-1.0, 1.0, 3, "edges")
+    points = [0.0, 1.0, 3.0]
+    assert hash(heads.Support(0.0, 3.0, 2, points=tuple(points))) == hash(heads.Support.arbitrary(points))
     assert support.centers.dtype == np.float64
     with pytest.raises(ValueError, match="read-only"):
         support.centers[0] = 0
@@ -49,6 +51,7 @@ def test_supports_are_values():
         ((-10, 10, "51"), TypeError, "support: num_bins must be an integer, not '51'"),
         ((float("nan"), 10, 51), ValueError, "support: vmin must be finite, not nan"),
         ((-10, None, 51), TypeError, "support: vmax must be a number, not None"),
+        (([-10.0], 10, 51), TypeError, r"support: vmin must be a number, not \[-10.0\]"),
         ((-10, 10, 51, "middles"), ValueError, "support: on must be 'edges' or 'centers', not 'middles'"),
     ],
 )
@@ -138,6 +141,18 @@ def test_an_extended_support_keeps_its_bins(support):
             lambda: heads.Support.uniform(0, 1, 9, scalar_transform="log"),
             "scalar_transform must be 'identity' or 'symlog' or 'signed_hyperbolic' or 'arcsinh', not 'log'",
         ),
+        (
+            lambda: heads.Support.uniform(-200, 200, 9, scalar_transform="symlog"),
+            "vmin (-200.0) and vmax (200.0) stand for -7.22597e+86 and 7.22597e+86, beyond float32: "
+            "they are symlog of the scalar",
+        ),
+        (lambda: heads.Support.symexp(-200, 200, 9), "beyond float32: they are symlog of the scalar"),
+        (lambda: heads.Support.uniform(-1e39, 1e39, 9), "stand for -1e+39 and 1e+39, beyond float32"),
+        (
+            lambda: heads.Support.arbitrary(np.zeros((2, 3))),
+            "at least 2 numbers in a row, not of shape (2, 3)",
+        ),
+        (lambda: heads.Support.arbitrary([1.0]), "at least 2 numbers in a row, not of shape (1,)"),
         (lambda: heads.Support.uniform(0, 1, 9).extend(-1, 0), "low_bins must be at least 0, not -1"),
     ],
 )

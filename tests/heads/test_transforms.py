@@ -29,6 +29,7 @@ def test_the_inverse_is_the_inverse_and_both_are_odd(name, x):
 def test_float32_is_right_near_zero_and_far_from_it(name):
     x = np.array([-3e5, -1.0, -1e-6, 0, 1e-6, 0.5, 100, 3e5])
     forward, inverse = TRANSFORMS[name]
+    np.testing.assert_array_equal(forward(np.array([np.inf, -np.inf, np.nan])), [np.inf, -np.inf, np.nan])
     squashed = jax.jit(forward)(x.astype(np.float32))
     assert squashed.dtype == np.float32
     np.testing.assert_allclose(squashed, forward(x), rtol=1e-6)

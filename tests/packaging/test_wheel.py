@@ -55,3 +55,31 @@ def test_the_help_is_printed_from_the_wheel(environment, run, tmp_path):
     text = run(environment("atari"), "-m", "rlcls.train", "--help", cwd=tmp_path)
     assert "loss= (default hlgauss)" in text
     assert not list(tmp_path.iterdir())
+
+
+LOADED = """
+import sys, time
+import jax
+start = time.perf_counter()
+import {}
+print(time.perf_counter() - start)
+print(*({{name.partition(".")[0] for name in sys.modules}} - set(sys.stdlib_module_names)))
+print("jax.experimental.pallas" in sys.modules)
+"""
+
+
+def test_the_heads_load_in_a_moment_and_nothing_but_what_jax_and_jaxtyping_load(environment, run, tmp_path):
+    def load(module):
+        seconds, names, pallas = run(environment(), "-c", LOADED.format(module), cwd=tmp_path).splitlines()
+        assert pallas == "False"
+        return float(seconds), set(names.split())
+
+    _, without = load("jaxtyping")
+    fastest = float("inf")
+    for _ in range(5):  # the first compiles to bytecode, and others may be busy beside it
+        seconds, names = load("rlcls.heads")
+        assert names - without == {"rlcls"}
+        fastest = min(fastest, seconds)
+        if fastest <= 0.3:
+            break
+    assert fastest <= 0.3
