@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
+import shlex
 import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from rlcls._errors import UserError
+from rlcls._errors import UserError, command
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command. Returns its exit code: 0, 2 for a mistake of the user's, 128 + n when signal n stopped the run."""
-    try:
-        return _command(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # the second Ctrl-C, or one before there was anything to save
-        return 130
+    return command(_command, argv)
 
 
 def _command(argv: list[str]) -> int:
@@ -45,11 +40,15 @@ def _command(argv: list[str]) -> int:
 
 
 def _train_each(commands: list[list[str]]) -> int:
-    for number, command in enumerate(commands, 1):
-        print(f"[{number}/{len(commands)}] python -m rlcls.train {' '.join(command)}", flush=True)
-        code = subprocess.run([sys.executable, "-m", "rlcls.train", *command]).returncode
-        if code:
-            return code
+    """Makes the runs of a sweep in processes of their own, until one of them fails or a signal comes."""
+    for number, said in enumerate(commands, 1):
+        print(f"[{number}/{len(commands)}] python -m rlcls.train {shlex.join(said)}", flush=True)
+        process = subprocess.Popen([sys.executable, "-m", "rlcls.train", *said])
+        # Ctrl-C reaches the run from the terminal too; what is sent to this process alone has to be handed on.
+        with _signals({signal.SIGTERM: process.terminate}) as received:
+            code = process.wait()
+        if code or received:
+            return 128 - code if code < 0 else code or 128 + received[0]
     return 0
 
 
@@ -57,17 +56,21 @@ def _train(config: Any) -> int:
     from rlcls.training import build, xla
     from rlcls.training.checkpoint import Checkpoints
     from rlcls.training.learner import Diverged
-    from rlcls.training.metrics import Metrics
+    from rlcls.training.metrics import Metrics, check_wandb
     from rlcls.training.player import Player
     from rlcls.training.run import OWED, run
     from rlcls.training.run_folder import RunFolder
-    from rlcls.training.trainer import Trainer
+    from rlcls.training.trainer import Trainer, make_replay
 
     device = xla.choose_device(config.device)
     xla.cache_compilations()
     build.check_memory(config)
     env = build.environment(config)
     agent, network = build.agent(config, env)
+    # What cannot be is said before anything is written; this replay holds no memory yet.
+    make_replay(config, env)
+    if config.logging.wandb:
+        check_wandb(config.logging.wandb)
     with RunFolder(config) as folder, _signals() as received:
         for remark in folder.remarks:
             print(f"note: {remark}", file=sys.stderr)
@@ -75,6 +78,8 @@ def _train(config: Any) -> int:
         checkpoint, passed_over = checkpoints.resume()
         for line in passed_over:
             print(f"note: {line}", file=sys.stderr)
+        if passed_over and not checkpoint:
+            print(f"note: no checkpoint of {folder.path} is whole: the run begins anew", file=sys.stderr)
         owed = checkpoint is not None and checkpoint.counters[OWED]
         if checkpoint and checkpoint.agent_steps >= config.steps and not owed:
             print(
@@ -109,6 +114,7 @@ def _train(config: Any) -> int:
                     checkpoints=checkpoints,
                     stopped=lambda: bool(received),
                     owed=owed,
+                    seconds_per_update=seconds,
                 )
             except Diverged as error:
                 raise UserError(f"{error}; {_kept(folder.path)}") from error
@@ -118,13 +124,19 @@ def _train(config: Any) -> int:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and Ctrl-C, so that the loop stops between two steps; a second one takes its usual course."""
+def _signals(reactions: Mapping[int, Callable[[], object]] = MappingProxyType({})) -> Iterator[list[int]]:
+    """Collects SIGTERM and Ctrl-C, so that the loop stops between two steps; a second one takes its usual course.
+
+    Args:
+      reactions: what else to do when the signal comes, by its number.
+    """
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
         received.append(number)
         signal.signal(number, before[number])
+        if number in reactions:
+            reactions[number]()
 
     before: dict[int, Any] = {
         number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)
@@ -140,10 +152,13 @@ def _header(
     config: Any, trainer: Any, env: Any, network: str, device: Any, path: Any, seconds: float
 ) -> None:
     from rlcls.training.progress import header
+    from rlcls.training.run import EVALUATIONS
+    from rlcls.training.run_folder import facts
 
+    cores = facts()["cores"]
     protocol = getattr(env, "protocol", None)
     updates = (config.steps - trainer.agent_steps) / config.training.update_period
-    end = datetime.datetime.now() + datetime.timedelta(seconds=updates * seconds * 1.1)
+    end = datetime.datetime.now() + datetime.timedelta(seconds=updates * seconds * EVALUATIONS)
     rows = {
         "game": str(config.game),
         "protocol": protocol.describe() if protocol else None,
@@ -151,7 +166,7 @@ def _header(
         "agent": config.choices.agent,
         "head": _head_line(config),
         "network": network,
-        "device": f"{device.platform} ({device.device_kind}, {len(os.sched_getaffinity(0))} cores)",
+        "device": f"{device.platform} ({device.device_kind}, {cores} core{'s' * (cores != 1)})",
         "run folder": str(path),
         "expected end": f"{end:%Y-%m-%d %H:%M} ({seconds * 1e3:.1f} ms an update)",
     }

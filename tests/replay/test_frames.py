@@ -244,7 +244,7 @@ def test_uniform_sampling_reaches_every_row_equally():
 
 
 def test_a_ring_too_small_for_one_transition_says_what_would_do():
-    with pytest.raises(ValueError, match=r"replay.capacity \(10\) must hold at least 8 steps of each of 4"):
+    with pytest.raises(ValueError, match=r"replay.capacity \(10\) must hold at least 9 steps of each of 4"):
         FrameReplay(4, 10, frame_shape=(1,), stack=4, n_step=3)
 
 
