@@ -28,15 +28,15 @@ def _command(argv: list[str]) -> int:
     if "--help" in flags:
         print(configuration.help_text())
         return 0
-    if "--multirun" in flags:
-        return _train_each(configuration.expand(overrides))
-    config = configuration.compose(overrides)
+    commands = configuration.expand(overrides) if "--multirun" in flags else [overrides]
     if "--config" in flags:
         from omegaconf import OmegaConf
 
-        print(OmegaConf.to_yaml(config), end="")
+        print("---\n".join(OmegaConf.to_yaml(configuration.compose(said)) for said in commands), end="")
         return 0
-    return _train(config)
+    if "--multirun" in flags:
+        return _train_each(commands)
+    return _train(configuration.compose(overrides))
 
 
 def _train_each(commands: list[list[str]]) -> int:

@@ -113,4 +113,5 @@ def run(
                 save()
             progress.update(trainer.agent_steps, **shown)
         if stopped():
+            print("saving; a second signal would stop without", flush=True)
             save()

@@ -67,7 +67,7 @@ def test_a_folder_with_a_config_of_something_else_is_left_alone(tmp_path):
     for content, why in {
         "title: home": "is not a run folder: its config.yaml is not of a run",
         "- 1": "is not a run folder: its config.yaml is not of a run",
-        "a: [1": "cannot read site/config.yaml: while parsing a flow sequence",
+        "a: [1": "cannot read .*site/config.yaml: while parsing a flow sequence",
     }.items():
         (tmp_path / "site" / "config.yaml").write_text(content)
         with pytest.raises(UserError, match=why):
@@ -152,7 +152,7 @@ def test_a_signal_ends_a_sweep_and_the_run_under_way_saves(number, tmp_path):
 IMPOSSIBLE = {
     "replay.min_size=19": r"replay.min_size \(19\) must be at least 20: 3-step returns of 4 environments at a lag of 2",
     "training.reseed_every=7": r"training.reseed_every \(7\) must be at least 8, two steps of each environment",
-    "replay.capacity=28": r"replay.capacity \(28\) must hold at least 8 steps of each of 4 environments",
+    "replay.capacity=24": r"replay.capacity \(24\) must hold at least 7 steps of each of 4 environments",
 }
 
 
@@ -164,16 +164,15 @@ def test_a_replay_that_could_be_without_a_transition_is_refused(said):
         make_replay(config, build.environment(config))
 
 
-@pytest.mark.parametrize("lag", [0, 1, 3])
-@pytest.mark.parametrize("num_envs", [1, 3])
-def test_the_smallest_replay_always_has_a_transition(lag, num_envs):
-    """Episodes of one step, re-seeded as often as can be: every other row, at least, begins no transition."""
+@pytest.mark.parametrize("lag", [0, 3])
+def test_the_smallest_run_that_is_not_refused_always_has_a_transition(lag):
+    """Episodes of one step, re-seeded every three: two rows of three begin no transition."""
     least = [
-        f"env.num_envs={num_envs}",
+        "env.num_envs=1",
         f"training.lag={lag}",
-        f"replay.min_size={num_envs * (3 + lag)}",
-        f"replay.capacity={num_envs * (3 + max(0, lag - 1) + 3)}",
-        f"training.reseed_every={3 * num_envs}",
+        f"replay.min_size={3 + lag}",
+        f"replay.capacity={3 + max(0, lag - 1) + 3}",
+        "training.reseed_every=3",
         "training.update_period=1",
         "training.batch_size=1",
     ]
@@ -182,7 +181,7 @@ def test_the_smallest_replay_always_has_a_transition(lag, num_envs):
     trainer = Trainer(config, build.agent(config, env)[0], env)
     for _ in range(40):
         trainer.step()
-    assert trainer.counts["updates"] > 30 * num_envs
+    assert trainer.counts["updates"] > 30
     trainer.close()
 
 
