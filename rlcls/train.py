@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import shlex
 import signal
@@ -71,7 +72,11 @@ def _train(config: Any) -> int:
     make_replay(config, env)
     if config.logging.wandb:
         check_wandb(config.logging.wandb)
-    with RunFolder(config) as folder, _signals() as received:
+    protocol = getattr(env, "protocol", None)
+    with (
+        RunFolder(config, dataclasses.asdict(protocol) if protocol else None) as folder,
+        _signals() as received,
+    ):
         for remark in folder.remarks:
             print(f"note: {remark}", file=sys.stderr)
         checkpoints = Checkpoints(folder.path, config.checkpoint.keep)

@@ -33,8 +33,12 @@ class RunFolder:
       remarks: lines on what differs from when the run began, for the user.
     """
 
-    def __init__(self, config: DictConfig):
+    def __init__(self, config: DictConfig, protocol: dict[str, Any] | None = None):
         """Makes the folder of `config`, or opens the one that is there.
+
+        Args:
+          config: of the run.
+          protocol: all that the environment's protocol decides, JSON-able: its name alone may come to mean another.
 
         Raises:
           UserError: it holds something else or another configuration, another process trains in it, or it cannot be
@@ -50,7 +54,7 @@ class RunFolder:
             if self.resumed:
                 self._check(config)
             # The configuration comes last: without it the folder is no run yet.
-            self.remarks = self._record_facts()
+            self.remarks = self._record(facts() | {"protocol": protocol})
             _write_whole(self.path / CONFIG, OmegaConf.to_yaml(config))
         except OSError as error:
             raise UserError(f"cannot write to the run folder {self.path}: {error.strerror}") from error
@@ -95,9 +99,8 @@ class RunFolder:
         if lines:
             raise UserError(f"{self.path} holds another configuration: {'; '.join(lines)}")
 
-    def _record_facts(self) -> list[str]:
+    def _record(self, now: dict[str, Any]) -> list[str]:
         path = self.path / FACTS
-        now = facts()
         if not path.exists():
             _write_whole(path, json.dumps(now, indent=1))
             return []

@@ -1,5 +1,6 @@
 """What a run folder refuses, and what is left where a run could not be made."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rlcls._errors import UserError
+from rlcls.envs.atari import PROTOCOLS
 from rlcls.training import build, checkpoint, run_folder
 from rlcls.training.config import compose
 from rlcls.training.trainer import Trainer, make_replay
@@ -147,6 +149,7 @@ def test_a_signal_ends_a_sweep_and_the_run_under_way_saves(number, tmp_path):
     assert f"stopped by {number.name} at agent step" in output and "[2/2]" not in output
     (made,) = (tmp_path / "runs").iterdir()
     assert checkpoint.load(made)[0] is not None
+    assert (made / "learning_curve.png").stat().st_size > 10_000
 
 
 IMPOSSIBLE = {
@@ -189,3 +192,15 @@ def test_a_missing_library_is_one_line_that_says_what_to_install(tmp_path):
     (tmp_path / "hydra.py").write_text("raise ModuleNotFoundError(\"No module named 'hydra'\", name='hydra')")
     done = train(cwd=tmp_path, first=tmp_path)
     assert_refused(done, 'hydra is not installed; the commands need pip install "rlcls[atari]"')
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_whole_protocol_is_stored_and_a_resume_under_another_meaning_says_so(protocol, tmp_path):
+    config = compose([f"env.protocol={protocol}", f"run_dir={tmp_path}"])
+    means = dataclasses.asdict(PROTOCOLS[protocol])
+    with run_folder.RunFolder(config, means) as folder:
+        assert json.loads((folder.path / "run.json").read_text())["protocol"] == means
+    with run_folder.RunFolder(config, means) as folder:
+        assert folder.resumed and not folder.remarks
+    with run_folder.RunFolder(config, means | {"noop_max": 7}) as folder:
+        assert len(folder.remarks) == 1 and "protocol was" in folder.remarks[0]
