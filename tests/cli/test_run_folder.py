@@ -179,7 +179,7 @@ def test_the_smallest_run_that_is_not_refused_always_has_a_transition(lag):
         "training.update_period=1",
         "training.batch_size=1",
     ]
-    config = compose([*SHORT, "game=probe/constant", *least])
+    config = compose([*SHORT, "game=probe/constant", "loss=mse", *least])
     env = build.environment(config)
     trainer = Trainer(config, build.agent(config, env)[0], env)
     for _ in range(40):
