@@ -139,7 +139,8 @@ def _signals(reactions: Mapping[int, Callable[[], object]] = MappingProxyType({}
 
     def note(number: int, frame: object) -> None:
         received.append(number)
-        signal.signal(number, before[number])
+        # As an exception, so that the display gives the cursor back.
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else before[number])
         if number in reactions:
             reactions[number]()
 
@@ -207,4 +208,7 @@ def _outcome(trainer: Any, config: Any, received: list[int]) -> str:
 
 
 if __name__ == "__main__":
+    # Until there is something to save, Ctrl-C ends the process at once: some library's import may swallow an exception.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(main())

@@ -152,6 +152,21 @@ def test_a_signal_ends_a_sweep_and_the_run_under_way_saves(number, tmp_path):
     assert (made / "learning_curve.png").stat().st_size > 10_000
 
 
+def test_ctrl_c_ends_a_command_that_only_starts(tmp_path):
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    starting = subprocess.Popen(
+        [sys.executable, "-m", "rlcls.train", *SHORT, "steps=1000000"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    time.sleep(1)  # it imports
+    starting.send_signal(signal.SIGINT)
+    assert starting.wait(timeout=60) == -signal.SIGINT
+    assert not list(tmp_path.iterdir())
+
+
 IMPOSSIBLE = {
     "replay.min_size=19": r"replay.min_size \(19\) must be at least 20: 3-step returns of 4 environments at a lag of 2",
     "training.reseed_every=7": r"training.reseed_every \(7\) must be at least 8, two steps of each environment",
