@@ -1,11 +1,39 @@
 """Errors that are the user's to mend: one clear line each."""
 
 import difflib
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
     """A mistake in what the user asked for. The message is one line; a command prints it and exits with 2."""
+
+
+def command(run: Callable[[list[str]], int], argv: list[str] | None) -> int:
+    """Runs a command of the package.
+
+    Args:
+      run: the command, given its arguments; returns its exit code.
+      argv: its arguments, None for the process's.
+
+    Returns:
+      The exit code: 2, and one line on stderr, for a mistake of the user's; 130 for a Ctrl-C that it did not take.
+    """
+    try:
+        return run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "rlcls").partition(".")[0] == "rlcls":  # a fault of ours
+            raise
+        print(
+            f'error: {error.name} is not installed; the commands need pip install "rlcls[atari]"',
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

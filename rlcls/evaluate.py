@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlcls._errors import UserError, nearest
+from rlcls._errors import UserError, command, nearest
 
 if TYPE_CHECKING:
     from rlcls.training.checkpoint import Checkpoint
@@ -30,13 +30,7 @@ The result is printed and kept in the run folder's evaluations/."""
 
 def main(argv: list[str] | None = None) -> int:
     """The command. Returns its exit code: 0, 2 for a mistake of the user's, 130 for Ctrl-C."""
-    try:
-        return _command(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return command(_command, argv)
 
 
 def _command(argv: list[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rlcls._errors import UserError, nearest
+from rlcls._errors import UserError, command, nearest
 
 _HELP = """Draws learning curves of runs.
 
@@ -20,11 +20,7 @@ out=FILE    where to draw the comparison, .png, .pdf or .svg; comparison.png if 
 
 def main(argv: list[str] | None = None) -> int:
     """The command. Returns its exit code: 0, or 2 for a mistake of the user's."""
-    try:
-        return _command(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command(_command, argv)
 
 
 def _command(argv: list[str]) -> int:

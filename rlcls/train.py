@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
-import os
+import shlex
 import signal
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from rlcls._errors import UserError
+from rlcls._errors import UserError, command
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command. Returns its exit code: 0, 2 for a mistake of the user's, 128 + n when signal n stopped the run."""
-    try:
-        return _command(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:  # the second Ctrl-C, or one before there was anything to save
-        return 130
+    return command(_command, argv)
 
 
 def _command(argv: list[str]) -> int:
@@ -33,23 +29,27 @@ def _command(argv: list[str]) -> int:
     if "--help" in flags:
         print(configuration.help_text())
         return 0
-    if "--multirun" in flags:
-        return _train_each(configuration.expand(overrides))
-    config = configuration.compose(overrides)
+    commands = configuration.expand(overrides) if "--multirun" in flags else [overrides]
     if "--config" in flags:
         from omegaconf import OmegaConf
 
-        print(OmegaConf.to_yaml(config), end="")
+        print("---\n".join(OmegaConf.to_yaml(configuration.compose(said)) for said in commands), end="")
         return 0
-    return _train(config)
+    if "--multirun" in flags:
+        return _train_each(commands)
+    return _train(configuration.compose(overrides))
 
 
 def _train_each(commands: list[list[str]]) -> int:
-    for number, command in enumerate(commands, 1):
-        print(f"[{number}/{len(commands)}] python -m rlcls.train {' '.join(command)}", flush=True)
-        code = subprocess.run([sys.executable, "-m", "rlcls.train", *command]).returncode
-        if code:
-            return code
+    """Makes the runs of a sweep in processes of their own, until one of them fails or a signal comes."""
+    for number, said in enumerate(commands, 1):
+        print(f"[{number}/{len(commands)}] python -m rlcls.train {shlex.join(said)}", flush=True)
+        process = subprocess.Popen([sys.executable, "-m", "rlcls.train", *said])
+        # Ctrl-C reaches the run from the terminal too; what is sent to this process alone has to be handed on.
+        with _signals({signal.SIGTERM: process.terminate}) as received:
+            code = process.wait()
+        if code or received:
+            return 128 - code if code < 0 else code or 128 + received[0]
     return 0
 
 
@@ -57,24 +57,34 @@ def _train(config: Any) -> int:
     from rlcls.training import build, xla
     from rlcls.training.checkpoint import Checkpoints
     from rlcls.training.learner import Diverged
-    from rlcls.training.metrics import Metrics
+    from rlcls.training.metrics import Metrics, check_wandb
     from rlcls.training.player import Player
     from rlcls.training.run import OWED, run
     from rlcls.training.run_folder import RunFolder
-    from rlcls.training.trainer import Trainer
+    from rlcls.training.trainer import Trainer, make_replay
 
     device = xla.choose_device(config.device)
     xla.cache_compilations()
     build.check_memory(config)
     env = build.environment(config)
     agent, network = build.agent(config, env)
-    with RunFolder(config) as folder, _signals() as received:
+    # What cannot be is said before anything is written; this replay holds no memory yet.
+    make_replay(config, env)
+    if config.logging.wandb:
+        check_wandb(config.logging.wandb)
+    protocol = getattr(env, "protocol", None)
+    with (
+        RunFolder(config, dataclasses.asdict(protocol) if protocol else None) as folder,
+        _signals() as received,
+    ):
         for remark in folder.remarks:
             print(f"note: {remark}", file=sys.stderr)
         checkpoints = Checkpoints(folder.path, config.checkpoint.keep)
         checkpoint, passed_over = checkpoints.resume()
         for line in passed_over:
             print(f"note: {line}", file=sys.stderr)
+        if passed_over and not checkpoint:
+            print(f"note: no checkpoint of {folder.path} is whole: the run begins anew", file=sys.stderr)
         owed = checkpoint is not None and checkpoint.counters[OWED]
         if checkpoint and checkpoint.agent_steps >= config.steps and not owed:
             print(
@@ -109,6 +119,7 @@ def _train(config: Any) -> int:
                     checkpoints=checkpoints,
                     stopped=lambda: bool(received),
                     owed=owed,
+                    seconds_per_update=seconds,
                 )
             except Diverged as error:
                 raise UserError(f"{error}; {_kept(folder.path)}") from error
@@ -118,13 +129,20 @@ def _train(config: Any) -> int:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and Ctrl-C, so that the loop stops between two steps; a second one takes its usual course."""
+def _signals(reactions: Mapping[int, Callable[[], object]] = MappingProxyType({})) -> Iterator[list[int]]:
+    """Collects SIGTERM and Ctrl-C, so that the loop stops between two steps; a second one takes its usual course.
+
+    Args:
+      reactions: what else to do when the signal comes, by its number.
+    """
     received: list[int] = []
 
     def note(number: int, frame: object) -> None:
         received.append(number)
-        signal.signal(number, before[number])
+        # As an exception, so that the display gives the cursor back.
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else before[number])
+        if number in reactions:
+            reactions[number]()
 
     before: dict[int, Any] = {
         number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)
@@ -140,10 +158,13 @@ def _header(
     config: Any, trainer: Any, env: Any, network: str, device: Any, path: Any, seconds: float
 ) -> None:
     from rlcls.training.progress import header
+    from rlcls.training.run import EVALUATIONS
+    from rlcls.training.run_folder import facts
 
+    cores = facts()["cores"]
     protocol = getattr(env, "protocol", None)
     updates = (config.steps - trainer.agent_steps) / config.training.update_period
-    end = datetime.datetime.now() + datetime.timedelta(seconds=updates * seconds * 1.1)
+    end = datetime.datetime.now() + datetime.timedelta(seconds=updates * seconds * EVALUATIONS)
     rows = {
         "game": str(config.game),
         "protocol": protocol.describe() if protocol else None,
@@ -151,7 +172,7 @@ def _header(
         "agent": config.choices.agent,
         "head": _head_line(config),
         "network": network,
-        "device": f"{device.platform} ({device.device_kind}, {len(os.sched_getaffinity(0))} cores)",
+        "device": f"{device.platform} ({device.device_kind}, {cores} core{'s' * (cores != 1)})",
         "run folder": str(path),
         "expected end": f"{end:%Y-%m-%d %H:%M} ({seconds * 1e3:.1f} ms an update)",
     }
@@ -187,4 +208,7 @@ def _outcome(trainer: Any, config: Any, received: list[int]) -> str:
 
 
 if __name__ == "__main__":
+    # Until there is something to save, Ctrl-C ends the process at once: some library's import may swallow an exception.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(main())

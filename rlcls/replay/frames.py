@@ -73,7 +73,9 @@ class FrameReplay:
         self.num_streams = num_streams
         self.length = capacity // num_streams
         self._context = max(stack - 1, 0)
-        least = self._context + n_step + delay + 2
+        # Three rows to begin a transition in, of which two in a row may not: the last look at an episode, and a first
+        # one cut off by a reset.
+        least = self._context + n_step + delay + 3
         if self.length < least:
             raise ValueError(
                 f"replay.capacity ({capacity}) must hold at least {least} steps of each of {num_streams} environments"

@@ -8,6 +8,7 @@ only when no kept checkpoint names it, and what does not match its manifest is n
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import io
@@ -37,6 +38,7 @@ class Checkpoint(NamedTuple):
       counters: JSON-able numbers.
       arrays: small arrays by name.
       segments: first row and path of each replay segment.
+      parts: size and SHA-256 of every file that it stands on, by its path in the run folder.
     """
 
     folder: Path
@@ -44,6 +46,7 @@ class Checkpoint(NamedTuple):
     counters: dict[str, Any]
     arrays: dict[str, np.ndarray]
     segments: list[tuple[int, Path]]
+    parts: dict[str, list[Any]]
 
     def tree(self, like: Any) -> Any:
         """The saved pytree, with the structure, shapes and dtypes of `like`."""
@@ -80,15 +83,18 @@ class Checkpoints:
 
     def __init__(self, run_dir: Path, keep: int):
         self._run_dir, self._keep = run_dir, keep
-        self._segments: list[tuple[int, Path]] = []
+        self._segments: list[tuple[int, Path]] = []  # of the newest checkpoint
+        self._parts: dict[str, list[Any]] = {}
 
     def resume(self) -> tuple[Checkpoint | None, list[str]]:
         """As `load`; what had to be passed over is removed, so that nothing is built on it."""
+        _tidy(self._run_dir / FOLDER)
         checkpoint, passed_over = load(self._run_dir)
         for folder in folders(self._run_dir):
             if checkpoint is None or folder.name > checkpoint.folder.name:
                 _discard(folder)
-        self._segments = checkpoint.segments if checkpoint else []
+        if checkpoint:
+            self._segments, self._parts = checkpoint.segments, checkpoint.parts
         return checkpoint, passed_over
 
     def save(
@@ -113,7 +119,7 @@ class Checkpoints:
           UserError: the disk is full or cannot be written. The checkpoint before is untouched.
         """
         final = self._run_dir / FOLDER / f"{agent_steps:012d}"
-        working = final.with_name(f".{final.name}.partial")
+        working, replaced = (final.with_name(f".{final.name}.{state}") for state in ("partial", "replaced"))
         try:
             shutil.rmtree(working, ignore_errors=True)
             working.mkdir(parents=True)
@@ -125,28 +131,36 @@ class Checkpoints:
             counters = counters | {"replay": {"rows": replay.rows, "max_priority": replay.max_priority}}
             (working / "counters.json").write_text(json.dumps(counters, allow_nan=False))
             parts = {
-                str(Path(FOLDER, final.name, path.relative_to(working))): path for path in _files(working)
+                str(Path(FOLDER, final.name, path.relative_to(working))): _seal(path)
+                for path in _files(working)
             }
-            parts |= {str(path.relative_to(self._run_dir)): path for _, path in segments}
+            for _, path in segments:
+                name = str(path.relative_to(self._run_dir))
+                # What the checkpoint before named is not read again: that would cost the whole replay each time,
+                # and take what has been damaged since for the truth.
+                parts[name] = self._parts.get(name) or _seal(path)
             manifest = {
                 "agent_steps": agent_steps,
-                "parts": {name: (path.stat().st_size, _digest(path)) for name, path in sorted(parts.items())},
+                "parts": dict(sorted(parts.items())),
                 "segments": [[first, str(path.relative_to(self._run_dir))] for first, path in segments],
             }
             (working / MANIFEST).write_text(json.dumps(manifest, indent=1))
-            for path in [*working.rglob("*"), working, self._run_dir / SEGMENTS]:
+            for path in [*working.rglob("*"), working, self._run_dir / SEGMENTS, self._run_dir]:
                 _sync(path)
-            if final.exists():
-                _discard(final)
+            if final.exists():  # set aside until the new one has its name: a kill must not find neither
+                final.rename(replaced)
             working.rename(final)
             _sync(final.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
         except OSError as error:
             shutil.rmtree(working, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                _prune(self._run_dir, self._keep)  # the segments that were written for it
             why = "no space left" if error.errno == errno.ENOSPC else error.strerror or str(error)
             raise UserError(
                 f"cannot write the checkpoint of agent step {agent_steps} to {self._run_dir}: {why}"
             ) from error
-        self._segments = segments
+        self._segments, self._parts = segments, parts
         _prune(self._run_dir, self._keep)
 
 
@@ -157,11 +171,13 @@ def load(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
       The checkpoint, or None where there is none, and a line on each newer one that had to be passed over.
     """
     passed_over: list[str] = []
-    for folder in reversed(folders(run_dir)):
+    there = folders(run_dir)
+    for number, folder in reversed(list(enumerate(there))):
         try:
             return open_whole(run_dir, folder), passed_over
         except DAMAGED as error:
-            passed_over.append(f"checkpoint {folder} is damaged ({error}); falling back to the one before")
+            before = "falling back to the one before" if number else "there is none before it"
+            passed_over.append(f"checkpoint {folder} is damaged ({error}); {before}")
     return None, passed_over
 
 
@@ -186,6 +202,7 @@ def open_whole(run_dir: Path, folder: Path) -> Checkpoint:
         counters=json.loads((folder / "counters.json").read_text()),
         arrays=_unpack(folder / "arrays.npz.zst"),
         segments=[(first, run_dir / name) for first, name in manifest["segments"]],
+        parts=manifest["parts"],
     )
 
 
@@ -228,11 +245,21 @@ def _prune(run_dir: Path, keep: int) -> None:
     for folder in folders(run_dir):
         try:
             named.update(json.loads((folder / MANIFEST).read_text())["parts"])
-        except (OSError, ValueError, KeyError):
+        except DAMAGED:
             return  # a damaged neighbour may name any segment
     for path in (run_dir / SEGMENTS).glob("rows-*"):
         if str(path.relative_to(run_dir)) not in named:
             path.unlink()
+
+
+def _tidy(folder: Path) -> None:
+    """Ends what a kill cut short in `Checkpoints.save`."""
+    for left in folder.glob(".*"):
+        final = folder / left.name.split(".")[1]
+        if left.suffix == ".replaced" and not final.exists():
+            left.rename(final)
+        else:
+            shutil.rmtree(left)
 
 
 def _discard(folder: Path) -> None:
@@ -245,8 +272,12 @@ def _ask_for_room(path: Path, tree: Any) -> None:
     """Raises OSError if the tree would not fit: Orbax would say so in pages of tracebacks."""
     import jax
 
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + 1
     with path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + 1)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:  # macOS
+            file.write(bytes(size))
     path.unlink()
 
 
@@ -272,6 +303,11 @@ def _unpack(path: Path) -> dict[str, np.ndarray]:
     raw = zstandard.ZstdDecompressor().decompress(path.read_bytes())
     with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+def _seal(path: Path) -> list[Any]:
+    """Size and checksum, as the manifest has them."""
+    return [path.stat().st_size, _digest(path)]
 
 
 def _digest(path: Path) -> str:

@@ -46,7 +46,9 @@ _RULES: list[_Rule] = [
     *_at_least(1, "eval.every", "eval.episodes", "checkpoint.every", "checkpoint.keep", "logging.every"),
     *_at_least(0, "diagnostics.every"),
     *_at_least(1, "diagnostics.batch_size"),
-    *_at_least(0, "seed", "env.num_threads", "training.lag", "exploration.epsilon_decay"),
+    # jax.random.key takes 32 bits, and would make two seeds one.
+    ("seed", lambda value: 0 <= value < 2**32, f"between 0 and {2**32 - 1}"),
+    *_at_least(0, "env.num_threads", "training.lag", "exploration.epsilon_decay"),
     *_at_least(
         0,
         "agent.max_gradient_norm",

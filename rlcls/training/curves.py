@@ -83,13 +83,10 @@ def load(run_dir: str | os.PathLike[str]) -> Run:
     Raises:
       UserError: it is not one.
     """
-    from omegaconf import OmegaConf
+    from .run_folder import read_config
 
     folder = Path(run_dir)
-    path = folder / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{run_dir} is not a run folder: it has no config.yaml")
-    return Run(folder, OmegaConf.load(path), metrics.read(folder))  # type: ignore[arg-type]
+    return Run(folder, read_config(folder), metrics.read(folder))
 
 
 def learning_curve(run_dir: str | os.PathLike[str]) -> Path:

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +59,27 @@ class Metrics:
         self._rate_from: list[Any] = list(position["rate_from"])
         # First what may fail for want of a library, then the cut.
         self._wandb = _WandB(run_dir, wandb, position["wandb"]) if wandb else None
-        self._file = open(self._path, "ab")  # noqa: SIM115
-        size = self._file.tell()
-        kept = position["bytes"]
-        if size < kept:
-            self._file.close()
-            raise UserError(f"{self._path} has {size} bytes where the checkpoint counts on {kept}")
-        self._file.truncate(kept)
-        self._file.seek(kept)
         self._tensorboard: _TensorBoard | None = None
-        if tensorboard:
-            # Lines of the last step may lie on both sides of the position: better a point twice than never.
-            self._tensorboard = _TensorBoard(run_dir / "tensorboard", purge_step=self._agent_steps + 1)
+        with self._writing():
+            self._file = open(self._path, "ab")  # noqa: SIM115
+            size = self._file.tell()
+            kept = position["bytes"]
+            if size < kept:
+                self._file.close()
+                raise UserError(f"{self._path} has {size} bytes where the checkpoint counts on {kept}")
+            self._file.truncate(kept)
+            self._file.seek(kept)
+            if tensorboard:
+                # Lines of the last step may lie on both sides of the position: better a point twice than never.
+                self._tensorboard = _TensorBoard(run_dir / "tensorboard", purge_step=self._agent_steps + 1)
         self._start = time.monotonic() - position["seconds"]
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror}") from error
 
     def seconds(self) -> float:
         """The age of the run: the time spent in it, summed over its resumes."""
@@ -99,24 +107,27 @@ class Metrics:
             self._rate_from = [agent_steps, frames, seconds]
         counts = {"agent_steps": agent_steps, "frames": frames, "updates": updates}
         line = json.dumps({"kind": kind, **counts, **values, **clock}, allow_nan=False)
-        try:
-            self._file.write(line.encode() + b"\n")
-            self._file.flush()
-        except OSError as error:
-            raise UserError(f"cannot write {self._path}: {error.strerror}") from error
         self._agent_steps = max(self._agent_steps, agent_steps)
         scalars = {f"{kind}/{name}": value for name, value in (values | clock).items() if _is_scalar(value)}
-        if self._tensorboard:
-            self._tensorboard.write(scalars, agent_steps)
+        with self._writing():
+            self._file.write(line.encode() + b"\n")
+            self._file.flush()
+            if self._tensorboard:
+                self._tensorboard.write(scalars, agent_steps)
         if self._wandb:
             self._wandb.write({**scalars, "agent_steps": agent_steps})
 
     def position(self) -> dict[str, Any]:
-        """All that is needed to go on from here, JSON-able; all that was written is on the disk then."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        if self._tensorboard:
-            self._tensorboard.flush()
+        """All that is needed to go on from here, JSON-able; all that was written is on the disk then.
+
+        Raises:
+          UserError: it cannot be brought there.
+        """
+        with self._writing():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            if self._tensorboard:
+                self._tensorboard.flush()
         return {
             "bytes": self._file.tell(),
             "seconds": self.seconds(),
@@ -129,8 +140,9 @@ class Metrics:
         """Closes the files and ends the W&B run. May be called twice."""
         with contextlib.suppress(OSError):  # a line that could not be written was reported by `write`
             self._file.close()
-        if self._tensorboard:
-            self._tensorboard.close()
+        with contextlib.suppress(OSError):
+            if self._tensorboard:
+                self._tensorboard.close()
         if self._wandb:
             self._wandb.close()
         self._tensorboard = self._wandb = None
@@ -155,6 +167,18 @@ def read(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise UserError(f"{path}, line {number}: not a JSON object") from None
     return rows
+
+
+def check_wandb(project: str) -> Any:
+    """The library that mirrors a run to this project.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module("wandb")
+    except ImportError:
+        raise UserError(f"logging.wandb={project}: wandb is not installed (pip install wandb)") from None
 
 
 def same(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
@@ -216,10 +240,7 @@ class _WandB:
     """Scalars in a W&B run. It cannot purge: after a resume a point may stand twice, with the same value."""
 
     def __init__(self, run_dir: Path, project: str, run_id: str | None):
-        try:
-            wandb = importlib.import_module("wandb")
-        except ImportError:
-            raise UserError(f"logging.wandb={project}: wandb is not installed (pip install wandb)") from None
+        wandb = check_wandb(project)
         try:
             self._run = wandb.init(
                 project=project,

@@ -43,6 +43,7 @@ class Progress:
         *,
         start: int = 0,
         steady_from: int = 0,
+        expected_pace: float = 0.0,
         unit: str = "agent steps",
         frame_skip: int | None = None,
     ):
@@ -53,11 +54,12 @@ class Progress:
           start: the count at which it begins; more than 0 after a resume.
           steady_from: the count from which the pace is the one that lasts: what was quicker before says nothing of
             the time left.
+          expected_pace: seconds a count, from which the time left is told until then; 0: not known.
           unit: what is counted.
           frame_skip: emulator frames per agent step; None shows no frames.
         """
         self._total, self._count, self._unit, self._frame_skip = total, start, unit, frame_skip
-        self._steady_from = steady_from
+        self._steady_from, self._expected_pace = steady_from, expected_pace
         self._latest: dict[str, float | None] = {}
         self._samples = collections.deque([(time.monotonic(), start)])
         self._live = _open_live() if _on_terminal() else None
@@ -106,8 +108,7 @@ class Progress:
         pace = {f"{self._unit}/s": _count(rate)}
         if self._frame_skip:
             pace["frames/s"] = _count(rate * self._frame_skip)
-        steady = rate and self._count >= self._steady_from
-        left = _duration(max(self._total - self._count, 0) / rate) if steady else "-"
+        left = self._time_left(rate)
         latest = {name.replace("_", " "): _value(value) for name, value in self._latest.items()}
         done = f"{self._count:,} / {self._total:,} {self._unit}"
         share = self._count / max(self._total, 1)
@@ -117,6 +118,13 @@ class Progress:
             words = [f"{value} {name}" for name, value in pace.items()]
             words += [f"{left} left", *(f"{name} {value}" for name, value in latest.items())]
             print(f"{done} ({share:.0%})", *words, sep="  ", flush=True)
+
+    def _time_left(self, rate: float) -> str:
+        if rate and self._count >= self._steady_from:
+            return _duration(max(self._total - self._count, 0) / rate)
+        if self._expected_pace:  # what lies before the steady pace takes next to nothing
+            return _duration(max(self._total - max(self._count, self._steady_from), 0) * self._expected_pace)
+        return "-"
 
 
 def _on_terminal() -> bool:

@@ -15,6 +15,7 @@ from .player import Player
 from .progress import Progress
 from .trainer import Trainer
 
+EVALUATIONS = 1.1  # what they and the checkpoints add to the time that the updates take, about
 OWED = "owes_evaluation"  # counter of a checkpoint that a signal made during an evaluation
 
 
@@ -32,6 +33,7 @@ def run(
     checkpoints: Checkpoints,
     stopped: Callable[[], bool],
     owed: bool = False,
+    seconds_per_update: float = 0.0,
 ) -> None:
     """Steps until `config.steps`, or until `stopped`, and saves then.
 
@@ -44,6 +46,7 @@ def run(
       checkpoints: where checkpoints are kept.
       stopped: whether a signal asks to end; looked at after every step, of evaluations too.
       owed: whether the evaluation of this moment was cut short before.
+      seconds_per_update: measured beforehand, to tell the time left until the updates have a pace; 0: not known.
 
     Raises:
       Diverged: learning came to numbers that are not finite.
@@ -86,6 +89,7 @@ def run(
         config.steps,
         start=trainer.agent_steps,
         steady_from=config.replay.min_size,
+        expected_pace=EVALUATIONS * seconds_per_update / config.training.update_period,
         frame_skip=frame_skip,
     ) as progress:
         if owed:
@@ -109,4 +113,5 @@ def run(
                 save()
             progress.update(trainer.agent_steps, **shown)
         if stopped():
+            print("saving; a second signal would stop without", flush=True)
             save()

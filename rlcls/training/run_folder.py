@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from rlcls._errors import UserError
 
@@ -32,8 +33,12 @@ class RunFolder:
       remarks: lines on what differs from when the run began, for the user.
     """
 
-    def __init__(self, config: DictConfig):
+    def __init__(self, config: DictConfig, protocol: dict[str, Any] | None = None):
         """Makes the folder of `config`, or opens the one that is there.
+
+        Args:
+          config: of the run.
+          protocol: all that the environment's protocol decides, JSON-able: its name alone may come to mean another.
 
         Raises:
           UserError: it holds something else or another configuration, another process trains in it, or it cannot be
@@ -42,12 +47,14 @@ class RunFolder:
         self.path = where(config)
         try:
             self.resumed = self._is_run()
+            if self.resumed:
+                read_config(self.path)  # of something else, it is left as it is
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = self._locked()
             if self.resumed:
                 self._check(config)
             # The configuration comes last: without it the folder is no run yet.
-            self.remarks = self._record_facts()
+            self.remarks = self._record(facts() | {"protocol": protocol})
             _write_whole(self.path / CONFIG, OmegaConf.to_yaml(config))
         except OSError as error:
             raise UserError(f"cannot write to the run folder {self.path}: {error.strerror}") from error
@@ -92,9 +99,8 @@ class RunFolder:
         if lines:
             raise UserError(f"{self.path} holds another configuration: {'; '.join(lines)}")
 
-    def _record_facts(self) -> list[str]:
+    def _record(self, now: dict[str, Any]) -> list[str]:
         path = self.path / FACTS
-        now = facts()
         if not path.exists():
             _write_whole(path, json.dumps(now, indent=1))
             return []
@@ -125,8 +131,13 @@ def read_config(run_dir: Path) -> DictConfig:
     path = run_dir / CONFIG
     if not path.is_file():
         raise UserError(f"{run_dir} is not a run folder: it has no {CONFIG}")
-    config = OmegaConf.load(path)
-    assert isinstance(config, DictConfig)
+    try:
+        config = OmegaConf.load(path)
+    except (OSError, ValueError, YAMLError) as error:
+        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+    # Many a project keeps a file of that name.
+    if not isinstance(config, DictConfig) or not {"choices", "training", "eval"} <= config.keys():
+        raise UserError(f"{run_dir} is not a run folder: its {CONFIG} is not of a run")
     return config
 
 
@@ -151,10 +162,12 @@ def _version(package: str) -> str | None:
 
 
 def _git_revision() -> str | None:
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():  # installed: a repository around the environment is somebody else's
+        return None
     try:
         command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-        here = Path(__file__).parent
-        done = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=5, check=True)
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=5, check=True)
         return done.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

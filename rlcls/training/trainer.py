@@ -249,8 +249,20 @@ def make_replay(config: DictConfig, env: gymnasium.vector.VectorEnv) -> FrameRep
     """The replay of a configuration for what `env` shows.
 
     Raises:
-      UserError: it is too small for one transition.
+      UserError: there would not always be a transition to sample.
     """
+    training, num_envs = config.training, env.num_envs
+    least = num_envs * (config.replay.n_step + training.lag)
+    if config.replay.min_size < least:
+        raise UserError(
+            f"replay.min_size ({config.replay.min_size}) must be at least {least}: {config.replay.n_step}-step returns "
+            f"of {num_envs} environments at a lag of {training.lag} are not known before"
+        )
+    if training.reseed_every < 2 * num_envs:
+        raise UserError(
+            f"training.reseed_every ({training.reseed_every}) must be at least {2 * num_envs}, two steps of each "
+            "environment: the last before a reset is not learnt from"
+        )
     space: Any = env.single_observation_space
     stacked = is_stacked(env)
     options = dict(config.replay)

@@ -36,6 +36,8 @@ MISTAKES = {
     "seed=1.5": "seed: expected a whole number, not 1.5",
     "seed=true": "seed: expected a whole number, not true",
     "seed=null": "seed: expected a whole number, not null",
+    "seed=-1": "seed: expected between 0 and 4294967295, not -1",
+    "seed=4294967296": "seed: expected between 0 and 4294967295, not 4294967296",
     "seed=1,2": "'seed=1,2' asks for several runs; add --multirun to make them",
     "steps=-1": "steps: expected at least 1, not -1",
     "env.num_envs=0": "env.num_envs: expected at least 1, not 0",

@@ -1,14 +1,21 @@
 """What a run folder refuses, and what is left where a run could not be made."""
 
+import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from rlcls.training import checkpoint
+from rlcls._errors import UserError
+from rlcls.envs.atari import PROTOCOLS
+from rlcls.training import build, checkpoint, run_folder
+from rlcls.training.config import compose
+from rlcls.training.trainer import Trainer, make_replay
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
@@ -26,8 +33,8 @@ SHORT = [
 ]
 
 
-def train(*overrides, cwd):
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+def train(*overrides, cwd, first=ROOT):
+    path = os.pathsep.join([str(first), str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     return subprocess.run(
         [sys.executable, "-m", "rlcls.train", *SHORT, *overrides],
         cwd=cwd,
@@ -55,6 +62,20 @@ def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "taken").write_text("")
     assert_refused(train("run_dir=taken", cwd=tmp_path), "taken is there and is not a run folder")
     assert_refused(train("run_dir=taken/run", cwd=tmp_path), "cannot write to the run folder taken/run")
+
+
+def test_a_folder_with_a_config_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "site").mkdir()
+    for content, why in {
+        "title: home": "is not a run folder: its config.yaml is not of a run",
+        "- 1": "is not a run folder: its config.yaml is not of a run",
+        "a: [1": "cannot read .*site/config.yaml: while parsing a flow sequence",
+    }.items():
+        (tmp_path / "site" / "config.yaml").write_text(content)
+        with pytest.raises(UserError, match=why):
+            run_folder.read_config(tmp_path / "site")
+    assert_refused(train("run_dir=site", cwd=tmp_path), "cannot read site/config.yaml")
+    assert [path.name for path in (tmp_path / "site").iterdir()] == ["config.yaml"]
 
 
 @pytest.mark.parametrize("device", ["gpu", "tpu"])
@@ -102,3 +123,99 @@ def test_a_sweep_makes_its_runs_one_after_another(tmp_path):
     done = train("--multirun", "seed=0,1", "steps=200", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_sweep_and_the_run_under_way_saves(number, tmp_path):
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    sweep = subprocess.Popen(
+        [sys.executable, "-m", "rlcls.train", *SHORT, "--multirun", "seed=0,1", "steps=1000000"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if number == signal.SIGINT:
+        os.killpg(sweep.pid, number)  # as a terminal does
+    else:
+        sweep.send_signal(number)
+    output = sweep.communicate(timeout=120)[0]
+    assert sweep.returncode == 128 + number, output
+    assert f"stopped by {number.name} at agent step" in output and "[2/2]" not in output
+    (made,) = (tmp_path / "runs").iterdir()
+    assert checkpoint.load(made)[0] is not None
+    assert (made / "learning_curve.png").stat().st_size > 10_000
+
+
+def test_ctrl_c_ends_a_command_that_only_starts(tmp_path):
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    starting = subprocess.Popen(
+        [sys.executable, "-m", "rlcls.train", *SHORT, "steps=1000000"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    time.sleep(1)  # it imports
+    starting.send_signal(signal.SIGINT)
+    assert starting.wait(timeout=60) == -signal.SIGINT
+    assert not list(tmp_path.iterdir())
+
+
+IMPOSSIBLE = {
+    "replay.min_size=19": r"replay.min_size \(19\) must be at least 20: 3-step returns of 4 environments at a lag of 2",
+    "training.reseed_every=7": r"training.reseed_every \(7\) must be at least 8, two steps of each environment",
+    "replay.capacity=24": r"replay.capacity \(24\) must hold at least 7 steps of each of 4 environments",
+}
+
+
+@pytest.mark.untyped
+@pytest.mark.parametrize("said", IMPOSSIBLE)
+def test_a_replay_that_could_be_without_a_transition_is_refused(said):
+    config = compose([*SHORT, "replay.min_size=20", "training.lag=2", said])
+    with pytest.raises(UserError, match=IMPOSSIBLE[said]):
+        make_replay(config, build.environment(config))
+
+
+@pytest.mark.parametrize("lag", [0, 3])
+def test_the_smallest_run_that_is_not_refused_always_has_a_transition(lag):
+    """Episodes of one step, re-seeded every three: two rows of three begin no transition."""
+    least = [
+        "env.num_envs=1",
+        f"training.lag={lag}",
+        f"replay.min_size={3 + lag}",
+        f"replay.capacity={3 + max(0, lag - 1) + 3}",
+        "training.reseed_every=3",
+        "training.update_period=1",
+        "training.batch_size=1",
+    ]
+    config = compose([*SHORT, "game=probe/constant", "loss=mse", *least])
+    env = build.environment(config)
+    trainer = Trainer(config, build.agent(config, env)[0], env)
+    for _ in range(40):
+        trainer.step()
+    assert trainer.counts["updates"] > 30
+    trainer.close()
+
+
+def test_a_missing_library_is_one_line_that_says_what_to_install(tmp_path):
+    (tmp_path / "hydra.py").write_text("raise ModuleNotFoundError(\"No module named 'hydra'\", name='hydra')")
+    done = train(cwd=tmp_path, first=tmp_path)
+    assert_refused(done, 'hydra is not installed; the commands need pip install "rlcls[atari]"')
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_the_whole_protocol_is_stored_and_a_resume_under_another_meaning_says_so(protocol, tmp_path):
+    config = compose([f"env.protocol={protocol}", f"run_dir={tmp_path}"])
+    means = dataclasses.asdict(PROTOCOLS[protocol])
+    with run_folder.RunFolder(config, means) as folder:
+        assert json.loads((folder.path / "run.json").read_text())["protocol"] == means
+    with run_folder.RunFolder(config, means) as folder:
+        assert folder.resumed and not folder.remarks
+    with run_folder.RunFolder(config, means | {"noop_max": 7}) as folder:
+        assert len(folder.remarks) == 1 and "protocol was" in folder.remarks[0]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,4 +54,6 @@ def test_help_and_config_are_printed_and_nothing_is_written(tmp_path):
     assert shown.returncode == 0 and "usage: python -m rlcls.train" in shown.stdout and shown.stderr == ""
     shown = train("--config", "loss=mse", cwd=tmp_path)
     assert shown.returncode == 0 and "name: mse" in shown.stdout and shown.stderr == ""
+    shown = train("--config", "--multirun", "loss=mse,huber", cwd=tmp_path)
+    assert shown.returncode == 0 and [*yaml.safe_load_all(shown.stdout)][1]["loss"]["name"] == "huber"
     assert not list(tmp_path.iterdir())

@@ -45,6 +45,10 @@ def run(arguments: list[str], cwd: Path) -> str:
     return done.stdout
 
 
+def names_of_rows(text: str) -> list[str]:
+    return [line.partition("  ")[0] for line in text.splitlines()]
+
+
 def test_the_readmes_commands_work_one_after_another(tmp_path):
     """Those that install or test are run by .ci/run; the others here, with a short budget."""
     seen = []
@@ -63,7 +67,14 @@ def test_the_readmes_commands_work_one_after_another(tmp_path):
             named = re.compile(r"runs/(\*|[^ ]*)")
             arguments = [named.sub(f"runs/{made.name}", argument) for argument in arguments]
             arguments = [re.sub(r"eval.episodes=\d+", "eval.episodes=1", argument) for argument in arguments]
-        run(["-m", words[2], *arguments], tmp_path)
+        shown = run(["-m", words[2], *arguments], tmp_path)
+        if module == "train":  # the header, and a line of progress, name what the README says they do
+            assert names_of_rows(shown)[:9] == names_of_rows(blocks(ROOT / "README.md", "text")[0])[:9]
+            promised = blocks(ROOT / "README.md", "text")[0].splitlines()[-1].split("  ")
+            made_good = next(line for line in shown.splitlines() if "agent steps/s" in line).split("  ")
+            assert [re.sub(r"[\d.:,-]+", "", part).strip() for part in promised[1:]] == [
+                re.sub(r"[\d.:,-]+", "", part).strip() for part in made_good[1:]
+            ]
     assert seen == ["train", "evaluate", "plot"]
     (made,) = (tmp_path / "runs").iterdir()
     assert (made / "learning_curve.png").stat().st_size > 10_000

@@ -243,8 +243,14 @@ def test_uniform_sampling_reaches_every_row_equally():
     np.testing.assert_allclose(counts, 40_000 / 14, rtol=0.1)
 
 
+def test_a_transition_of_atari_costs_the_bytes_of_one_frame_and_19_more():
+    replay = FrameReplay(4, 400, frame_shape=(84, 84))
+    arrays = [array for array in vars(replay).values() if isinstance(array, np.ndarray)]
+    assert sum(array.nbytes for array in arrays) + replay.priorities.weights.nbytes == 400 * (84 * 84 + 19)
+
+
 def test_a_ring_too_small_for_one_transition_says_what_would_do():
-    with pytest.raises(ValueError, match=r"replay.capacity \(10\) must hold at least 8 steps of each of 4"):
+    with pytest.raises(ValueError, match=r"replay.capacity \(10\) must hold at least 9 steps of each of 4"):
         FrameReplay(4, 10, frame_shape=(1,), stack=4, n_step=3)
 
 

@@ -158,7 +158,15 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
     log._file = open("/dev/full", "ab")  # noqa: SIM115
     with pytest.raises(UserError, match=r"cannot write .*metrics.jsonl: No space left on device"):
         write_train(log, 4)
+    with pytest.raises(UserError, match=r"cannot write .*metrics.jsonl: No space left on device"):
+        log.position()
     log.close()
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*metrics.jsonl: Is a directory"):
+        open_metrics(tmp_path)
 
 
 def test_a_missing_wandb_is_one_clear_line_and_leaves_no_file(tmp_path, monkeypatch):

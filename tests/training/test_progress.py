@@ -63,6 +63,20 @@ def test_steps_before_the_first_update_say_nothing_of_the_time_left(clock, capsy
     assert "10 agent steps/s" in last and "7:21 left" in last
 
 
+def test_before_the_first_update_the_time_left_is_what_the_updates_measured_beforehand_will_take(
+    clock, capsys
+):
+    with Progress(10_000, steady_from=4000, expected_pace=0.1) as display:
+        for count in (0, 1000, 3999):
+            clock.now += 30
+            display.update(count)
+            assert "  10:00 left" in capsys.readouterr().out  # 6,000 counts at 0.1 seconds
+        for count in (4000, 4600):
+            clock.now += 30
+            display.update(count)
+        assert "  4:30 left" in capsys.readouterr().out.splitlines()[-1]  # 5,400 at 20 a second
+
+
 def test_a_terminal_gets_a_bar_that_fits_and_keeps_what_is_printed_meanwhile(clock, monkeypatch):
     terminal = open_terminal(monkeypatch)
     with Progress(2_000_000, frame_skip=4) as display:

@@ -170,24 +170,16 @@ def test_a_second_process_is_refused(tmp_path):
         first.wait()
 
 
-@pytest.mark.parametrize("harm", ["truncate", "flip", "remove", "manifest"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(harm, whole, tmp_path):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(whole, tmp_path):
     run_dir = tmp_path / "run"
     assert run(run_dir, "steps=1000").returncode == 0
-    newest = sorted((run_dir / "checkpoints").iterdir())[-1]
-    target = newest / "manifest.json"
-    if harm != "manifest":
-        named = json.loads(target.read_text())
-        older = json.loads((sorted((run_dir / "checkpoints").iterdir())[-2] / "manifest.json").read_text())
-        fresh = [name for name in named["parts"] if name.startswith("replay/") and name not in older["parts"]]
-        target = run_dir / fresh[0]
-    data = target.read_bytes()
-    if harm == "remove":
-        target.unlink()
-    elif harm == "flip":
-        target.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    else:
-        target.write_bytes(data[: len(data) // 2])
+    before, newest = sorted((run_dir / "checkpoints").iterdir())
+    named, older = (
+        json.loads((folder / "manifest.json").read_text())["parts"] for folder in (newest, before)
+    )
+    fresh = [name for name in named if name.startswith("replay/") and name not in older]
+    data = (run_dir / fresh[0]).read_bytes()
+    (run_dir / fresh[0]).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     done = run(run_dir)
     assert done.returncode == 0, done.stderr
     assert f"checkpoint {newest} is damaged" in done.stderr

@@ -1,0 +1,161 @@
+"""A checkpoint is whole or is not there, whatever is done to its files and wherever its writer is killed."""
+
+import errno
+import json
+
+import numpy as np
+import pytest
+
+from rlcls._errors import UserError
+from rlcls.replay import FrameReplay
+from rlcls.training import checkpoint
+from rlcls.training.checkpoint import Checkpoints
+
+TREE = {"weights": np.arange(6.0)}
+
+
+def filled(rows=0) -> FrameReplay:
+    replay = FrameReplay(2, 60, frame_shape=(3,), stack=2)
+    for row in range(rows):
+        add(replay, row)
+    return replay
+
+
+def add(replay, row):
+    line = np.full(2, row)
+    replay.add(np.full((2, 3), row, np.uint8), line, line * 1.0, line > 99, line == 0)
+
+
+def save(checkpoints, replay, **changes):
+    what = {"tree": TREE, "arrays": {"a": np.arange(3)}, "counters": {"n": replay.rows}, "replay": replay}
+    checkpoints.save(replay.rows, **what | changes)
+
+
+@pytest.fixture
+def two(tmp_path):
+    """A run folder with checkpoints after 10 and 20 rows, their writer and the replay."""
+    checkpoints, replay = Checkpoints(tmp_path, 2), filled(10)
+    save(checkpoints, replay)
+    for row in range(10, 20):
+        add(replay, row)
+    save(checkpoints, replay)
+    return tmp_path, checkpoints, replay
+
+
+def parts(run_dir, agent_steps):
+    return json.loads((run_dir / f"checkpoints/{agent_steps:012d}/manifest.json").read_text())["parts"]
+
+
+def test_damage_to_any_file_of_a_checkpoint_is_seen(two):
+    run_dir, _, _ = two
+    own = sorted(parts(run_dir, 20).keys() - parts(run_dir, 10).keys())
+    assert {name.split("/")[2] for name in own if name.startswith("checkpoints")} == {
+        "arrays.npz.zst",
+        "counters.json",
+        "tree",  # Orbax's files
+    }
+    for name in [*own, "checkpoints/000000000020/manifest.json"]:
+        path = run_dir / name
+        data = path.read_bytes()
+        flipped = bytes([*data[:-1], data[-1] ^ 1]) if data else b"x"
+        for harm in (flipped, data[: len(data) // 2], None):
+            if harm == data or (harm == flipped and path.name == "manifest.json"):
+                continue  # the last byte of the manifest, a brace, says nothing but that it is whole
+            path.unlink() if harm is None else path.write_bytes(harm)
+            found, passed_over = checkpoint.load(run_dir)
+            assert found is not None and found.agent_steps == 10, (name, harm)
+            assert passed_over[0].startswith(f"checkpoint {run_dir}/checkpoints/000000000020 is damaged (")
+            assert passed_over[0].endswith("falling back to the one before")
+            path.write_bytes(data)
+    assert checkpoint.load(run_dir)[0].agent_steps == 20
+
+
+def test_the_last_one_damaged_leaves_none_and_is_not_said_to_have_one_before(two):
+    run_dir, _, _ = two
+    for path in run_dir.glob("checkpoints/*/counters.json"):
+        path.write_text("{}")
+    found, passed_over = checkpoint.load(run_dir)
+    assert found is None and len(passed_over) == 2
+    assert passed_over[0].endswith("falling back to the one before")
+    assert passed_over[1].endswith("there is none before it")
+
+
+def test_a_checkpoint_reads_no_segment_that_was_there_before_and_takes_no_damage_for_the_truth(
+    two, monkeypatch
+):
+    run_dir, checkpoints, replay = two
+    old = {path.name for path in (run_dir / "replay").iterdir()}
+    read, digest = [], checkpoint._digest
+    monkeypatch.setattr(checkpoint, "_digest", lambda path: (read.append(path.name), digest(path))[1])
+    path = run_dir / "replay" / sorted(old)[0]
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    add(replay, 20)
+    save(checkpoints, replay)
+    assert not old & set(read) and len([name for name in read if name.startswith("rows-")]) == 1
+    found, passed_over = Checkpoints(run_dir, 2).resume()
+    assert found is None and path.name in passed_over[0]
+
+
+def test_a_resumed_writer_goes_on_from_the_segments_that_are_there(two):
+    run_dir, _, replay = two
+    checkpoints = Checkpoints(run_dir, 2)
+    resumed = filled()
+    checkpoints.resume()[0].fill(resumed)
+    add(resumed, 20)
+    save(checkpoints, resumed)
+    add(replay, 20)
+    again = filled()
+    Checkpoints(run_dir, 2).resume()[0].fill(again)
+    np.testing.assert_array_equal(again.frames, replay.frames)
+    np.testing.assert_array_equal(again.priorities.weights, replay.priorities.weights)
+    assert len(list((run_dir / "replay").iterdir())) == 3
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_kill_while_a_checkpoint_replaces_its_like_leaves_one_of_them(renames, two, monkeypatch):
+    run_dir, checkpoints, replay = two
+    rename, left = checkpoint.Path.rename, renames
+
+    class Killed(BaseException):
+        pass
+
+    def die_after(path, target):
+        nonlocal left
+        if path.is_dir():
+            if not left:
+                raise Killed
+            left -= 1
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(checkpoint.Path, "rename", die_after)
+        save(checkpoints, replay, counters={"n": "new"})
+        raise Killed  # the moment after
+    found, passed_over = Checkpoints(run_dir, 2).resume()
+    assert found.agent_steps == 20 and not passed_over
+    assert found.counters["n"] == ("new" if renames == 2 else 20)
+    assert [path.name for path in sorted((run_dir / "checkpoints").iterdir())] == [f"{10:012d}", f"{20:012d}"]
+
+
+def test_a_disk_that_fills_leaves_the_checkpoint_before_and_nothing_of_the_new_one(two, monkeypatch):
+    run_dir, checkpoints, replay = two
+    before = sorted(run_dir.rglob("*"))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    add(replay, 20)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="agent step 21 .*: no space left"):
+        patch.setattr(checkpoint, "_save_tree", full)
+        save(checkpoints, replay)
+    assert sorted(run_dir.rglob("*")) == before
+    save(checkpoints, replay)  # there is room again
+    assert checkpoint.load(run_dir)[0].agent_steps == 21
+
+
+def test_without_posix_fallocate_room_is_asked_for_by_writing(two, monkeypatch):
+    run_dir, checkpoints, replay = two
+    monkeypatch.delattr(checkpoint.os, "posix_fallocate")
+    add(replay, 20)
+    save(checkpoints, replay)
+    assert checkpoint.load(run_dir)[0].agent_steps == 21

@@ -1,0 +1,50 @@
+"""Compiler options that a compiler does not know cost a warning, never a run."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rlcls.training import xla
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    xla._options.cache_clear()
+    yield
+    xla._options.cache_clear()
+
+
+def test_options_that_this_compiler_knows_are_used_and_change_no_result_beyond_rounding():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fast = xla.jit(lambda x: jnp.tanh(x @ x.T))
+    x = jax.random.normal(jax.random.key(0), (32, 16))
+    assert jnp.allclose(fast(x), jnp.tanh(x @ x.T), atol=1e-5)
+
+
+def test_an_option_that_this_compiler_does_not_know_is_dropped_with_one_warning(monkeypatch):
+    monkeypatch.setattr(xla, "_CPU_OPTIONS", {"xla_cpu_no_such_option": "1"})
+    with pytest.warns(
+        UserWarning, match="does not know xla_cpu_no_such_option; updates will be slower"
+    ) as said:
+        first, second = xla.jit(lambda x: x + 1), xla.jit(lambda x: x + 2)
+    assert len(said) == 1
+    assert (first(1), second(1)) == (2, 3)
+
+
+def test_compiled_programs_are_kept_in_the_users_cache_unless_jax_was_told_where(monkeypatch, tmp_path):
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: jax.config.values[name] for name in names}
+    try:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        jax.config.update("jax_compilation_cache_dir", "elsewhere")
+        xla.cache_compilations()
+        assert jax.config.values["jax_compilation_cache_dir"] == "elsewhere"
+        jax.config.update("jax_compilation_cache_dir", None)
+        xla.cache_compilations()
+        assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "rlcls" / "xla")
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
