@@ -58,14 +58,14 @@ def check(projection, arguments):
         (2, 3, 1),
         (51, 37, 2),
         (1000, 9, 0),
-        pytest.param(101, 9, 0, marks=pytest.mark.slow),
         pytest.param(8192, 9, 2, marks=pytest.mark.slow),
         pytest.param(131_072, 7, 0, marks=pytest.mark.slow),
     ],
 )
 def test_values_and_gradients_are_those_of_float64(interpreted, num_bins, batch, kind):
     interpreted()
-    check(projections(num_bins)[kind], layer(num_bins, batch=batch))
+    features, kernel, bias, targets = layer(num_bins, batch=batch)
+    check(projections(num_bins)[kind], (features, kernel, bias if num_bins != 51 else None, targets))
 
 
 @pytest.mark.parametrize(
@@ -76,12 +76,6 @@ def test_blocks_of_rows_and_bins_with_a_rest_and_padding_of_nan(interpreted, pro
     features, kernel, bias, targets = layer(300, padding=100, batch=37)
     kernel[:, 300:], bias[300:] = np.nan, np.nan
     check(projection, (features, kernel, bias, targets))
-
-
-def test_without_a_bias(interpreted):
-    interpreted()
-    features, kernel, _, targets = layer(300)
-    check(NARROW, (features, kernel, None, targets))
 
 
 @pytest.mark.parametrize("narrow", ["all", "features"])
@@ -101,12 +95,12 @@ def test_bfloat16_layers_sum_in_float32(interpreted, narrow):
         np.testing.assert_allclose(found, right, rtol=0.02, atol=0.02 * abs(right).max())
 
 
-@pytest.mark.parametrize("projection", [NARROW, pytest.param(WIDE, marks=pytest.mark.slow)])
-def test_a_row_of_nan_is_no_other_row_s_trouble(interpreted, projection):
+def test_a_row_of_nan_is_no_other_row_s_trouble(interpreted):
     interpreted(SMALL)
     features, kernel, bias, targets = layer(300, batch=18)
     targets[4], features[7, 3] = np.nan, np.nan
-    loss, lse, d_features, *_ = run("mosaic_tpu", projection, features, kernel, bias, targets)
+    found = run("mosaic_tpu", NARROW, features, kernel, bias, targets)
+    loss, lse, d_features = map(np.asarray, found[:3])
     assert np.isnan(loss[[4, 7]]).all() and np.isfinite(np.delete(loss, [4, 7])).all()
     assert np.isfinite(np.delete(lse, 7)).all()
     assert np.isnan(d_features[[4, 7]]).all() and np.isfinite(np.delete(d_features, [4, 7], 0)).all()
@@ -165,8 +159,10 @@ def test_what_cannot_be_served_is_said_in_one_line():
 
 def test_it_is_chosen_from_a_threshold_on_where_it_can_serve(interpreted, monkeypatch):
     def chosen(kernel):
-        program = jax.make_jaxpr(kernels.linear_histogram_cross_entropy, static_argnums=4)
-        return "pallas_call" in str(program(features, kernel, None, targets, NARROW))
+        program = jax.make_jaxpr(  # of a new function each time: it remembers
+            lambda *a: kernels.linear_histogram_cross_entropy(*a, NARROW)
+        )
+        return "pallas_call" in str(program(features, kernel, None, targets))
 
     interpreted()
     features, kernel, _, targets = layer(300)
