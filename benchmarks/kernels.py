@@ -5,8 +5,10 @@
 
 Needs jax, numpy and this project (optax, where it is installed, is one more row). Every implementation is first
 checked against float64 on fresh random inputs; then all programs of a cell are timed in turn, a round of all after
-another. On a GPU or TPU the bandwidth is that of a copy measured here, and the floor of a program is the least that it
-must move: the logits once forward, the logits twice and their gradient once for value and gradient.
+another. What cannot run on this platform is named, with the reason. On a GPU or TPU the bandwidth is that of a copy
+measured here, and the floor of a program is the least that it must move: the logits once forward, the logits twice and
+their gradient once for value and gradient. The loss of a linear layer whose logits are never in memory is timed beside
+that of a layer which makes them.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _linear_cell
 import _report
 import jax
 import jax.numpy as jnp
@@ -33,6 +36,11 @@ SIZES = {
     "accelerator": ["4096x101", "4096x1001", "4096x8192", "1024x131072"],
     "cpu": ["256x51", "4096x51", "256x101", "256x1001", "1024x1001", "256x8192", "32x131072"],
 }
+# Of a linear layer: rows, features, bins.
+LINEAR_SIZES = {
+    "accelerator": ["1024x256x131072", "1024x1024x131072", "4096x1024x131072"],
+    "cpu": ["64x256x8192"],
+}
 # How often the logits (or their like) cross the memory at the least.
 FLOOR = {"forward": 1, "gradient": 3}
 
@@ -41,9 +49,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     platform = jax.default_backend()
     on_cpu = platform == "cpu"
-    parser.add_argument(
-        "--sizes", nargs="+", default=SIZES["cpu" if on_cpu else "accelerator"], metavar="BxK"
-    )
+    grid = "cpu" if on_cpu else "accelerator"
+    parser.add_argument("--sizes", nargs="*", default=SIZES[grid], metavar="BxK")
+    parser.add_argument("--linear-sizes", nargs="*", default=LINEAR_SIZES[grid], metavar="BxDxK")
     parser.add_argument("--dtypes", nargs="+", default=["float32"] if on_cpu else ["float32", "bfloat16"])
     parser.add_argument("--sigma-ratio", type=float, default=0.75, help="sigma over the width of a bin")
     parser.add_argument("--rounds", type=int, default=100, help="at most, of each cell")
@@ -59,8 +67,16 @@ def main() -> None:
         for dtype in arguments.dtypes:
             cell = measure(batch, bins, dtype, arguments)
             cells.append({"batch": batch, "bins": bins, "dtype": dtype} | cell)
-            print(_lines(cells[-1], bandwidth), flush=True)
-    data = {"machine": facts, "copy_bytes_per_second": bandwidth, "cells": cells}
+            print(_lines(_rows(cells[-1], bandwidth), cells[-1]), flush=True)
+    linear = []
+    for size in arguments.linear_sizes:
+        shape = dict(zip(("batch", "width", "bins"), map(int, size.split("x")), strict=True))
+        for dtype in arguments.dtypes:
+            cell, programs = _linear_cell.prepare(*shape.values(), dtype, arguments.sigma_ratio)
+            cell["milliseconds"] = _interleaved(programs, arguments.rounds, arguments.seconds)
+            linear.append(shape | {"dtype": dtype} | cell)
+            print(_lines(_linear_rows(linear[-1]), linear[-1]), flush=True)
+    data = {"machine": facts, "copy_bytes_per_second": bandwidth, "cells": cells, "linear": linear}
     data |= {"platform": platform, "sigma_ratio": arguments.sigma_ratio}
     _report.write(arguments.name, data, _text(data), arguments.out)
 
@@ -91,7 +107,7 @@ def measure(batch: int, bins: int, dtype: str, arguments: Any) -> dict[str, Any]
                 logits[:rows], targets[:rows]
             )
             values = loss(logits[:rows], targets[:rows])
-        except (ValueError, ImportError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+        except _linear_cell.REFUSALS as error:
             refused[name] = str(error).splitlines()[0]
             continue
         errors[name] = {
@@ -126,10 +142,7 @@ def _truth(projection: Any, logits: Any, targets: Any) -> tuple[np.ndarray, np.n
     """Loss and gradient of the first rows in float64, by NumPy."""
     rows = max(1, min(len(targets), (1 << 22) // projection.num_bins))
     x = np.asarray(logits[:rows].astype(jnp.float32), np.float64)
-    probs = projection.encode(np.asarray(targets[:rows], np.float64))
-    top = x.max(1, keepdims=True)
-    log_probs = x - top - np.log(np.exp(x - top).sum(1, keepdims=True))
-    return -(probs * log_probs).sum(1), np.exp(log_probs) - probs
+    return _linear_cell.cross_entropy(x, projection.encode(np.asarray(targets[:rows], np.float64)))
 
 
 def _interleaved(
@@ -184,15 +197,39 @@ def _rows(cell: dict[str, Any], bandwidth: float) -> list[list[str]]:
     return rows
 
 
-def _lines(cell: dict[str, Any], bandwidth: float) -> str:
+LINEAR_HEADER = ["B x D x K, dtype", "program", "it / materialised", "ms", "temporaries, MiB", "error"]
+
+
+def _linear_rows(cell: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for program, times in cell["milliseconds"].items():
+        kind, name = program.split()
+        whole = cell["milliseconds"].get(f"{kind} materialised")
+        ratio = whole and statistics.median(a / b for a, b in zip(times, whole, strict=True))
+        rows.append(
+            [
+                f"{cell['batch']} x {cell['width']} x {cell['bins']}, {cell['dtype']}",
+                program,
+                f"{ratio:.2f}" if ratio else "",
+                f"{statistics.median(times):.3f}",
+                f"{cell['temporary_bytes'][program] / 2**20:.1f}",
+                f"{cell['errors'][name]['loss' if kind == 'forward' else 'gradient']:.1e}",
+            ]
+        )
+    return rows
+
+
+def _lines(rows: list[list[str]], cell: dict[str, Any]) -> str:
     refused = [f"  {name}: {reason}" for name, reason in cell["refused"].items()]
-    return "\n".join(["  ".join(row) for row in _rows(cell, bandwidth)] + refused)
+    return "\n".join(["  ".join(row) for row in rows] + refused)
 
 
 def _text(data: dict[str, Any]) -> str:
     bandwidth = data["copy_bytes_per_second"]
     rows = [row for cell in data["cells"] for row in _rows(cell, bandwidth)]
-    refused = sorted({f"* {n}: {why}" for cell in data["cells"] for n, why in cell["refused"].items()})
+    linear = [row for cell in data["linear"] for row in _linear_rows(cell)]
+    refused = {f"* {n}: {why}" for cell in data["cells"] for n, why in cell["refused"].items()}
+    refused |= {f"* linear {n}: {why}" for cell in data["linear"] for n, why in cell["refused"].items()}
     return "\n\n".join(
         [
             f"# The fused histogram cross-entropy on {data['machine']['device']}",
@@ -202,7 +239,12 @@ def _text(data: dict[str, Any]) -> str:
             "round. Units: what that time would move at the bandwidth of the copy, in sizes of the logits; the floor "
             "is 1 forward and 3 for value and gradient, and what fits a cache can be below it. Error: the largest "
             "against float64, of a loss or of a gradient's element.",
-            *(["Not run:\n\n" + "\n".join(refused)] if refused else []),
+            "## From the features of a linear layer on",
+            _report.table(LINEAR_HEADER, linear),
+            "`materialised` makes the logits with a product and gives them to the loss of the table above. Temporaries "
+            "are what the compiler reports. The error of a gradient is a share of its largest element, with all "
+            "products in full precision.",
+            *(["Not run:\n\n" + "\n".join(sorted(refused))] if refused else []),
         ]
     )
 

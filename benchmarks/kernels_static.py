@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from rlcls import kernels
-from rlcls.kernels.histogram import mosaic_tpu
+from rlcls.kernels.histogram import mosaic_tpu, tpu
 
 SHAPES = ((4096, 1024), (4096, 8192), (1024, 131_072))  # rows, bins
 DTYPES = ("float32", "bfloat16")
@@ -179,14 +179,14 @@ def _bundles(width: str, dtype: str) -> dict[str, Any]:
     """Bundles per 1,024 logits in the kernels' steady state; waiting for the memory is not among them."""
     variables = {"LIBTPU_INIT_ARGS": "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true"}
     dumped = _dump("v5e", width, dtype, variables, "*{}*final_bundles.txt")
-    group = mosaic_tpu._ROWS * mosaic_tpu._LANES / 1024
-    unrolled = mosaic_tpu._UNROLL * group  # thousands of logits in a turn of an innermost loop
+    group = tpu.ROWS * tpu.LANES / 1024
+    unrolled = tpu.UNROLL * group  # thousands of logits in a turn of an innermost loop
     (forward,) = [loop for loop in loops(dumped["forward"]) if loop.depth == 2]
     (backward,) = [loop for loop in loops(dumped["backward"]) if loop.depth == 2]
     (inner,) = [loop for loop in loops(dumped["backward"]) if loop.depth == 3]
     # Of a wide band the masses are in the second region that is entered on a condition.
     first, second = forward.skips if width == "wide" else (forward.end, forward.end)
-    per_block = group * mosaic_tpu._BLOCKS["backward"][1] / mosaic_tpu._LANES
+    per_block = group * mosaic_tpu._BLOCKS["backward"][1] / tpu.LANES
     return {
         "band": width,
         "dtype": dtype,

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,6 +32,8 @@ THRESHOLDS = (
     Threshold("tpu", "mosaic_tpu", bins=float("inf"), bytes=64e6),
     Threshold("gpu", "mosaic_gpu", bins=float("inf"), bytes=64e6),
 )
+# The same for the loss of a linear layer.
+LINEAR_THRESHOLDS = (Threshold("tpu", "mosaic_tpu", bins=float("inf"), bytes=0),)
 
 
 def choose(
@@ -67,18 +70,27 @@ def backend(name: str) -> Any:
     return importlib.import_module(f"{__package__}.{name}")
 
 
-def _best(shape: tuple[int, ...], dtype: Any, projection: Any, sharded: bool) -> str:
+def first(
+    thresholds: tuple[Threshold, ...], bins: int, size: int, reason: Callable[[str], str | None]
+) -> str | None:
+    """The first implementation that applies to so many bins and bytes here and has no reason not to serve."""
     platform = _platform()
-    size = shape[0] * shape[1] * dtype.itemsize
-    for row in THRESHOLDS:
-        if (
-            row.platform == platform
-            and projection.num_bins >= row.bins
-            and size >= row.bytes
-            and _reason(row.implementation, shape, dtype, projection, sharded) is None
-        ):
+    for row in thresholds:
+        applies = row.platform == platform and bins >= row.bins and size >= row.bytes
+        if applies and reason(row.implementation) is None:
             return row.implementation
-    return "xla" if is_regular(projection) else "reference"
+    return None
+
+
+def _best(shape: tuple[int, ...], dtype: Any, projection: Any, sharded: bool) -> str:
+    size = shape[0] * shape[1] * dtype.itemsize
+    found = first(
+        THRESHOLDS,
+        projection.num_bins,
+        size,
+        lambda name: _reason(name, shape, dtype, projection, sharded),
+    )
+    return found or ("xla" if is_regular(projection) else "reference")
 
 
 def _reason(name: str, shape: tuple[int, ...], dtype: Any, projection: Any, sharded: bool) -> str | None:

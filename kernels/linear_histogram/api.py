@@ -1,7 +1,7 @@
 """The histogram cross-entropy of a linear layer's logits, which are never in memory as a whole.
 
-A backend (`xla`) has the functions of `rlcls.kernels.histogram.api`, with features [B, D], kernel [D, Kp] and
-bias [Kp] or None in the place of the logits:
+A backend (`xla`, `mosaic_tpu`) has the functions of `rlcls.kernels.histogram.api`, with features [B, D], kernel
+[D, Kp] and bias [Kp] or None in the place of the logits:
 
     forward(features, kernel, bias, targets, projection) -> (loss [B], lse [B])
     backward(features, kernel, bias, targets, lse, d_loss, d_lse, projection) -> (d_features, d_kernel, d_bias)
@@ -25,7 +25,7 @@ from ..histogram import dispatch
 from ..histogram.api import as_real, poison
 from . import reference
 
-IMPLEMENTATIONS = ("reference", "xla")
+IMPLEMENTATIONS = ("reference", "xla", "mosaic_tpu")
 
 
 def linear_histogram_cross_entropy(
@@ -42,7 +42,7 @@ def linear_histogram_cross_entropy(
     """`histogram_cross_entropy(features @ kernel + bias, targets, projection)`, by chunks of the bins.
 
     It trades one more product of features and kernel for the memory of the logits: temporaries are of the size
-    of features, of kernel, and of a chunk of 8192 logits a row. No gradient goes to the targets.
+    of features, of kernel, and (of "xla") of a chunk of 8192 logits a row. No gradient goes to the targets.
 
     Args:
       features: the input of the last layer.
@@ -52,7 +52,7 @@ def linear_histogram_cross_entropy(
       projection: `Gaussian`, `TwoHot` or `OneHot`; the irregular ones go with implementation="reference".
       weights: a factor of each loss.
       return_lse: also gives the log-sum-exp of each row, as a second result.
-      implementation: "reference", "xla", or None for the fastest here that keeps to the memory above.
+      implementation: "reference", "xla", "mosaic_tpu", or None for the fastest here that keeps to the memory above.
 
     Raises:
       TypeError: features, kernel or bias are not floating point, or targets or weights not real.
@@ -72,7 +72,7 @@ def linear_histogram_cross_entropy(
     if name == "reference":
         loss, lse = reference.forward(flat, kernel, bias, labels, projection)
     else:
-        loss, lse = _fused(flat, kernel, bias, labels, projection, name)
+        loss, lse = _fused(*_varying_alike(flat, kernel, bias, labels), projection, name)
     loss, lse = loss.reshape(targets.shape), lse.reshape(targets.shape)
     if weights is not None:
         loss = loss * weights.astype(loss.dtype)
@@ -86,12 +86,35 @@ def _choose(implementation: str | None, features: Any, kernel: Any, projection: 
             kind = type(projection).__name__
             raise ValueError(f"implementation {implementation!r} cannot serve: {kind} is for 'reference'")
         return "reference"
-    name = implementation or "xla"
-    if name != "reference":
-        dtype = jnp.promote_types(features.dtype, kernel.dtype)
-        if reason := _backend(name).unsupported(*features.shape, kernel.shape[1], dtype, projection):
-            raise ValueError(f"implementation {name!r} cannot serve: {reason}")
-    return name
+    dtype = jnp.promote_types(features.dtype, kernel.dtype)
+
+    def reason(name: str) -> str | None:
+        if name == "reference":
+            return None
+        return _backend(name).unsupported(*features.shape, kernel.shape[1], dtype, projection)
+
+    if implementation is None:
+        size = features.shape[0] * kernel.shape[1] * dtype.itemsize
+        return dispatch.first(dispatch.LINEAR_THRESHOLDS, projection.num_bins, size, reason) or "xla"
+    if why := reason(implementation):
+        raise ValueError(f"implementation {implementation!r} cannot serve: {why}")
+    return implementation
+
+
+def _varying_alike(*arrays: Any) -> Any:
+    """The arrays, in a shard_map all varying over the mesh axes that any varies over.
+
+    Or the gradient of a kernel that every device has, summed over the rows of one device, would be of another type
+    than the kernel. So JAX sums it over the devices, by itself.
+    """
+    varying = jax.tree.map(lambda x: jax.typeof(x).manual_axis_type.varying, arrays)
+    every = frozenset().union(*jax.tree.leaves(varying))
+
+    def cast(x: Any, axes: Any) -> Any:
+        missing = tuple(sorted(every - axes, key=str))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(cast, arrays, varying)
 
 
 def _backend(name: str) -> Any:

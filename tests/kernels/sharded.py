@@ -1,12 +1,16 @@
 """Run by test_histogram_sharded.py, with four CPU devices: fused losses sharded over rows, and over bins."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rlcls import kernels
+from rlcls.kernels.linear_histogram import mosaic_tpu
 
 jax.config.update("jax_num_cpu_devices", 4)
 mesh = jax.make_mesh((2, 2), ("data", "bins"), axis_types=(AxisType.Auto,) * 2)
@@ -43,6 +47,30 @@ def check(projection, padding, rows, columns, implementation):
     np.testing.assert_allclose(found[1], truth[1], atol=3e-6)
 
 
+def check_linear(projection, implementation):
+    """The same of a linear layer that every device has whole: its gradients are summed over the rows' devices."""
+    rng = np.random.default_rng(0)
+    shapes = (8, 16), (16, projection.num_bins), projection.num_bins, 8
+    features, kernel, bias, targets = (jnp.float32(rng.normal(size=shape)) for shape in shapes)
+
+    def loss(features, kernel, bias, targets, **options):
+        return kernels.linear_histogram_cross_entropy(features, kernel, bias, targets, projection, **options)
+
+    sharded = jax.shard_map(
+        functools.partial(loss, implementation=implementation),
+        mesh=mesh,
+        in_specs=(P(("data", "bins")), P(), P(), P(("data", "bins"))),
+        out_specs=P(("data", "bins")),
+    )
+    layer = features, kernel, bias
+    found, truth = (
+        jax.jit(jax.value_and_grad(lambda layer, total=total: total(*layer, targets).sum()))(layer)
+        for total in (sharded, functools.partial(loss, implementation="reference"))
+    )
+    for value, right in zip(jax.tree.leaves(found), jax.tree.leaves(truth), strict=True):
+        np.testing.assert_allclose(value, right, rtol=1e-5, atol=1e-5)
+
+
 gaussian = kernels.Gaussian(-10.7, 9.3, 101, 0.75 * 20 / 101)
 for implementation in ("xla", "cpu"):
     check(gaussian, 0, "data", None, implementation)
@@ -50,4 +78,9 @@ for rows, columns in ((None, "bins"), ("data", "bins"), (None, ("data", "bins"))
     check(gaussian, 3, rows, columns, None)
 check(kernels.TwoHot(-10.7, 9.3, 64), 0, "data", "bins", "xla")
 check(gaussian, 303, None, ("data", "bins"), "xla")  # three of four devices hold padding alone
+for function in ("forward", "backward"):
+    original = getattr(mosaic_tpu, function)
+    setattr(mosaic_tpu, function, functools.partial(original, interpret=pltpu.InterpretParams()))
+for implementation in ("xla", "mosaic_tpu"):
+    check_linear(gaussian, implementation)
 print("sharded")

@@ -5,6 +5,7 @@ python -m pytest tests/kernels/aot
 """
 
 import functools
+import math
 import os
 import re
 import subprocess
@@ -114,6 +115,64 @@ def test_rows_sharded_over_four_chips_meet_only_in_the_mean(chip):
     text = jax.jit(spread).lower(*arguments).compile().as_text()
     gathered = re.findall(r"= \S+ (all-gather|all-to-all|collective-permute)\(", text)
     assert not gathered and len(re.findall(r"= \S+ all-reduce(?:-start)?\(", text)) <= 1
+
+
+def linear_value_and_gradient(projection, name):
+    def mean(features, kernel, bias, targets):
+        return kernels.linear_histogram_cross_entropy(
+            features, kernel, bias, targets, projection, implementation=name
+        ).mean()
+
+    return jax.value_and_grad(mean, argnums=(0, 1, 2))
+
+
+def linear_shapes(batch, width, columns, dtype):
+    layer = [jax.ShapeDtypeStruct(shape, dtype) for shape in ((batch, width), (width, columns), (columns,))]
+    return *layer, jax.ShapeDtypeStruct((batch,), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("chip", "dtype", "batch", "width", "deviations"),
+    [
+        on("v5e", "float32", 1024, 512, 0.75),
+        # As many rows, and as wide ones, as the kernel takes.
+        on("v5p", "float32", 8192, 1024, 0.75),
+        on("v5p", "bfloat16", 2048, 4096, 1000.0),
+        on("v6e", "bfloat16", 4096, 1024, 0.75),
+    ],
+)
+def test_the_logits_of_a_linear_layer_are_never_in_memory(chip, dtype, batch, width, deviations):
+    run = linear_value_and_gradient(gaussian(131_072, deviations), "mosaic_tpu")
+    arguments = linear_shapes(batch, width, 131_072, jnp.dtype(dtype))
+    memory = _chips.compile_for(chip, run, *arguments).memory_analysis()
+    # Tables of rows as above, and the gradients of features and bias in float32: no logits, no second kernel.
+    assert memory.temp_size_in_bytes <= 6 * 512 * batch + 4 * batch * width + 2**22
+    results = sum(math.prod(x.shape) * x.dtype.itemsize for x in arguments[:3])
+    assert results <= memory.output_size_in_bytes <= results + 2**20
+
+
+@pytest.mark.parametrize("chip", [on("H100")])
+def test_a_linear_layer_by_plain_xla_takes_chunks_of_logits(chip):
+    run = linear_value_and_gradient(gaussian(131_072, 0.75), "xla")
+    arguments = linear_shapes(1024, 1024, 131_072, jnp.bfloat16)
+    memory = _chips.compile_for(chip, run, *arguments).memory_analysis()
+    assert memory.temp_size_in_bytes <= 4 * 4 * 1024 * 8192  # of a float32 chunk
+
+
+@pytest.mark.parametrize("chip", [on(chip) for chip in _chips.TPUS])
+def test_a_linear_layer_of_any_size_precision_and_ensemble(chip):
+    for deviations, dtype, precision in (
+        (0.75, jnp.float32, None),
+        (20.0, jnp.bfloat16, None),
+        (0.75, jnp.float32, "highest"),
+        (0.75, jnp.bfloat16, "highest"),
+    ):
+        with jax.default_matmul_precision(precision):
+            run = linear_value_and_gradient(gaussian(1001, deviations), "mosaic_tpu")
+            _chips.compile_for(chip, run, *linear_shapes(37, 24, 1003, dtype))
+    three = [jax.ShapeDtypeStruct((3, *x.shape), x.dtype) for x in linear_shapes(64, 256, 8192, jnp.float32)]
+    run = jax.vmap(linear_value_and_gradient(gaussian(8192, 0.75), "mosaic_tpu"))
+    assert _chips.compile_for(chip, run, *three).as_text().count("custom-call(") >= 2
 
 
 SPILLS = """

@@ -1,0 +1,249 @@
+"""Pallas for TPU: a tile of logits is made of features and kernel on the chip, and never leaves it.
+
+Forward, a block of rows of the features stays while the kernel streams by, and the loss of each tile is that of
+`histogram.mosaic_tpu`. Backward is one kernel, so that the logits are computed once more and not twice: a block
+of the kernel's columns stays with its gradient while the features stream by, and the gradient of all features,
+[B, D] of float32, stays in VMEM from the first tile to the last. That is what the sizes of reinforcement learning
+allow and those of language models do not.
+
+A tile's 16 rows need the mass of their histograms only where one of their bands meets the tile, which with many
+bins is rare: there it is computed for every column, and elsewhere not at all.
+
+No TPU has run this yet: it is tested in interpret mode, and compiled for v5e, v5p and v6e.
+"""
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from ..histogram.band import place
+from ..histogram.tpu import (
+    LANES,
+    ROWS,
+    any_reaches,
+    forward_kernel,
+    groups,
+    is_wide,
+    like,
+    loop,
+    mass_of,
+    spread,
+    table_of,
+)
+
+# A core of v5p has 64 MiB, those of v5e and v6e twice as many.
+_VMEM = 60 << 20
+_RESIDENT = 32 << 20  # of the features' gradient; blocks and their copies take up to 25 MiB beside it
+_WIDEST = 4096  # features: a block has all of them
+# Rows of a block, columns of a block, and elements of a block of the kernel.
+_BLOCKS = {"forward": (512, 2048, 2**20), "backward": (256, 2048, 2**19)}
+
+
+def unsupported(batch: int, width: int, padded_bins: int, dtype: Any, projection: Any) -> str | None:
+    """None if it can serve, or one line that says why not."""
+    if np.dtype(dtype) not in (np.float32, jnp.bfloat16):
+        return f"mosaic_tpu takes features and kernel of float32 or bfloat16, not {np.dtype(dtype)}"
+    if padded_bins > 2**24:
+        return f"mosaic_tpu counts bins in float32, up to 2**24 of them, not {padded_bins}"
+    if batch == 0 or width == 0:
+        return f"mosaic_tpu needs a row and a feature, not {batch} x {width}"
+    if width > _WIDEST:
+        return f"mosaic_tpu has whole rows of features on the chip, up to {_WIDEST} wide, not {width}"
+    rows, _ = _block("backward", batch, width, padded_bins)
+    resident = 4 * _up(batch, rows) * _up(width, LANES)
+    if resident > _RESIDENT:
+        return (
+            f"mosaic_tpu has the gradient of all features on the chip, up to {_RESIDENT >> 20} MiB of float32: "
+            f"{batch} x {width} take {resident / 2**20:.0f}"
+        )
+    return None
+
+
+def forward(
+    features: Float[Array, "b d"],
+    kernel: Float[Array, "d kp"],
+    bias: Float[Array, " kp"] | None,
+    targets: Float[Array, " b"],
+    projection: Any,
+    *,
+    interpret: Any = False,
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """Loss and log-sum-exp of each row, float32."""
+    (batch, width), num_bins = features.shape, projection.num_bins
+    rows, columns = _block("forward", batch, width, num_bins)
+    features, kernel, bias = _alike(features, kernel, bias)
+    table = table_of(*place(projection, targets, jnp.float32))
+    grid = (pl.cdiv(batch, rows), pl.cdiv(num_bins, columns))
+    out = pl.pallas_call(
+        functools.partial(_forward_kernel, projection=projection, blocks=grid[1], wide=is_wide(projection)),
+        grid=grid,
+        in_specs=[
+            pl.BlockSpec((rows, table.shape[1]), lambda i, k: (i, 0)),
+            pl.BlockSpec((rows, width), lambda i, k: (i, 0)),
+            pl.BlockSpec((width, columns), lambda i, k: (0, k)),
+            pl.BlockSpec((1, columns), lambda i, k: (0, k)),
+        ],
+        out_specs=pl.BlockSpec((rows, 2), lambda i, k: (i, 0)),
+        out_shape=like(features, (batch, 2), jnp.float32),
+        scratch_shapes=[pltpu.VMEM((rows, n), jnp.float32) for n in (columns, *[LANES] * 4)],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=_VMEM
+        ),
+        interpret=interpret,
+        name="linear_histogram_cross_entropy_forward",
+    )(table, features, kernel, bias)
+    return out[:, 0], out[:, 1]
+
+
+def backward(
+    features: Float[Array, "b d"],
+    kernel: Float[Array, "d kp"],
+    bias: Float[Array, " kp"] | None,
+    targets: Float[Array, " b"],
+    lse: Float[Array, " b"],
+    d_loss: Float[Array, " b"],
+    d_lse: Float[Array, " b"],
+    projection: Any,
+    *,
+    interpret: Any = False,
+) -> tuple[Float[Array, "b d"], Float[Array, "d kp"], Float[Array, " kp"] | None]:
+    """The gradients of features, kernel and bias, in their dtypes."""
+    (batch, width), padded_bins = features.shape, kernel.shape[1]
+    rows, columns = _block("backward", batch, width, padded_bins)
+    x, w, b = _alike(features, kernel, bias)
+    table = table_of(*place(projection, targets, jnp.float32), lse, d_loss + d_lse, d_loss)
+    # Rows to fill the last block: of zeros, without mass, and without a softmax because their lse is infinite.
+    missing = -batch % rows
+    x = jnp.pad(x, ((0, missing), (0, 0)))
+    table = jnp.concatenate([table, jnp.full((missing, 6), jnp.float32([0, 0, 0, np.inf, 0, 0]))])
+    grid = (pl.cdiv(padded_bins, columns), (batch + missing) // rows)
+    of_columns = pl.BlockSpec((width, columns), lambda k, i: (0, k))
+    of_bias = pl.BlockSpec((1, columns), lambda k, i: (0, k))
+    d_features, d_kernel, d_bias = pl.pallas_call(
+        functools.partial(
+            _backward_kernel,
+            projection=projection,
+            blocks=grid[1],
+            padded=grid[0] * columns > projection.num_bins,
+        ),
+        grid=grid,
+        in_specs=[
+            pl.BlockSpec((rows, table.shape[1]), lambda k, i: (i, 0)),
+            pl.BlockSpec((rows, width), lambda k, i: (i, 0)),
+            of_columns,
+            of_bias,
+        ],
+        out_specs=[
+            pl.BlockSpec(x.shape, lambda k, i: (0, 0), pipeline_mode=pl.Buffered(1)),
+            of_columns,
+            of_bias,
+        ],
+        out_shape=[like(x, x.shape, jnp.float32), like(x, w.shape, w.dtype), like(x, b.shape, jnp.float32)],
+        scratch_shapes=[pltpu.VMEM((rows, columns), jnp.float32), pltpu.VMEM((width, columns), jnp.float32)],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=_VMEM
+        ),
+        interpret=interpret,
+        name="linear_histogram_cross_entropy_backward",
+    )(table, x, w, b)
+    return (
+        d_features[:batch].astype(features.dtype),
+        d_kernel.astype(kernel.dtype),
+        None if bias is None else d_bias[0].astype(bias.dtype),
+    )
+
+
+def _forward_kernel(table, x_ref, w_ref, b_ref, out_ref, logits_ref, *scratch, **options):
+    logits_ref[...] = _product(x_ref[...], 1, w_ref[...], 0) + b_ref[...]
+    forward_kernel(table, logits_ref, out_ref, *scratch, **options)
+
+
+def _backward_kernel(
+    table, x_ref, w_ref, b_ref, dx_ref, dw_ref, db_ref, d_ref, sum_ref, *, projection, blocks, padded
+):
+    """One tile: `d_ref` holds its logits, then their gradient, and `sum_ref` that of its columns of the kernel."""
+    k, i = pl.program_id(0), pl.program_id(1)
+    rows, columns = d_ref.shape
+    lane = lax.broadcasted_iota(jnp.int32, (ROWS, LANES), 1)
+    x, w = x_ref[...], w_ref[...]
+    if padded:
+        # Their logits have no gradient, but 0 times what padding holds, or lies beyond the array, may be NaN.
+        column = k * columns + lax.broadcasted_iota(jnp.int32, w.shape, 1)
+        w = jnp.where(column < projection.num_bins, w, jnp.zeros_like(w))
+    d_ref[...] = _product(x, 1, w, 0) + b_ref[...]
+
+    def group(g, masked):
+        at = pl.ds(pl.multiple_of(g * ROWS, ROWS), ROWS)
+        row = spread(table, at)
+        lse, d_softmax, d_mass = row[3:]
+
+        def each_chunk(change):
+            def step(c, carry):
+                here = (at, pl.ds(pl.multiple_of(c * LANES, LANES), LANES))
+                column = lane + (k * columns + c * LANES)
+                d = change(d_ref[here], column)
+                d_ref[here] = jnp.where(column < projection.num_bins, d, 0.0) if masked else d
+                return carry
+
+            loop(columns // LANES, step, 0)
+
+        each_chunk(lambda logits, _: jnp.exp(logits - lse) * d_softmax)
+
+        @pl.when(any_reaches(row[0], k * columns, columns, projection))
+        def _():
+            each_chunk(lambda d, column: d - d_mass * mass_of(column, row, projection, masked=False))
+
+    groups(rows, group, masked=(k + 1) * columns > projection.num_bins if padded else None)
+
+    @pl.when(i == 0)
+    def _():
+        sum_ref[...] = jnp.zeros_like(sum_ref)
+        db_ref[...] = jnp.zeros_like(db_ref)
+
+    here = pl.ds(pl.multiple_of(i * rows, ROWS), rows)
+
+    @pl.when(k == 0)
+    def _():
+        dx_ref[here, :] = jnp.zeros(x.shape, jnp.float32)
+
+    d = d_ref[...]
+    db_ref[...] += d.sum(0, keepdims=True)
+    # The products are of the operands' own precision, as the layer's own would be; their sums are not.
+    d = d.astype(w.dtype)
+    sum_ref[...] += _product(x, 0, d, 0)
+    dx_ref[here, :] += _product(d, 1, w, 1)
+
+    @pl.when(i == blocks - 1)
+    def _():
+        dw_ref[...] = sum_ref[...].astype(dw_ref.dtype)
+
+
+def _product(a: Any, of_a: int, b: Any, of_b: int) -> Any:
+    """The sum over these axes, in float32."""
+    # Products of bfloat16 are exact as they are; asked for more precision the compiler refuses them.
+    precision = lax.Precision.DEFAULT if a.dtype == jnp.bfloat16 else None
+    axes = (((of_a,), (of_b,)), ((), ()))
+    return lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _alike(features: Any, kernel: Any, bias: Any) -> Any:
+    """Features and kernel of one dtype, and a row of biases."""
+    dtype = jnp.promote_types(features.dtype, kernel.dtype)
+    bias = jnp.zeros_like(kernel[0]) if bias is None else bias
+    return features.astype(dtype), kernel.astype(dtype), bias[None].astype(jnp.float32)
+
+
+def _block(direction: str, batch: int, width: int, columns: int) -> tuple[int, int]:
+    most_rows, most_columns, most = _BLOCKS[direction]
+    most_columns = max(LANES, min(most_columns, most // width // LANES * LANES))
+    return min(most_rows, _up(batch, ROWS)), min(most_columns, _up(columns, LANES))
+
+
+def _up(x: int, unit: int) -> int:
+    return -(-x // unit) * unit
