@@ -54,7 +54,7 @@ class DQN:
     n-step returns, their discount and reward clipping are made by the replay; dueling streams by the network.
 
     Args:
-      make_network: rngs -> QNetwork.
+      make_network: rngs -> QNetwork, MultiGameQNetwork, or one that shows its features as they do.
       head: how a value is represented and lost.
       learning_rate: of Adam.
       adam_eps: of Adam.
@@ -84,8 +84,6 @@ class DQN:
         # Only pure functions are kept: every parameter comes from `init` or from a checkpoint, none is drawn.
         network = nnx.eval_shape(lambda: make_network(nnx.Rngs(0)))
         self._apply, _, _ = networks.functional(network)
-        self._backbone, _, _ = networks.functional(network.backbone)
-        self._q_head, _, _ = networks.functional(network.q_head)
         self._causal = any(
             getattr(module, "causal", False) for _, module in nnx.iter_modules(network.backbone)
         )
@@ -157,7 +155,7 @@ class DQN:
         step = state.step + 1
         online, target_network = (params, network_state), (state.target_params, state.target_network_state)
         if self._target_tau < 1:
-            online = optax.incremental_update(online, target_network, self._target_tau)
+            online = jax.tree.map(self._between, online, target_network)
         target_params, target_network_state = optax.periodic_update(
             online, target_network, step, self._target_period
         )
@@ -181,31 +179,31 @@ class DQN:
 
         Returns:
           Scalars by name: gradient_norm (before any clipping) and td_error on the update's batch, with its weights;
-          held_out_td_error; `diagnostics.feature_metrics` of the held-out observations; and what the backbone shows
-          of itself there.
+          held_out_td_error; `diagnostics.feature_metrics` of the held-out observations; and what the network shows
+          of itself there, such as the dormant units of all its layers.
         """
         target, backup = self._target(state, batch)
         gradients, (_, chosen) = jax.grad(self._loss, has_aux=True)(
             state.params, state.network_state, batch, target
         )
-        params, network_state = state.params, state.network_state
-        features, _, intermediates = self._backbone(
-            params["backbone"],
-            network_state.get("backbone", {}),
-            held_out.observation,
-            train=False,
-            capture=True,
+        outputs, _, intermediates = self._apply(
+            state.params, state.network_state, held_out.observation, train=False, capture=True
         )
-        outputs, _, _ = self._q_head(params["q_head"], network_state.get("q_head", {}), features, train=False)
         held_out_values = self.head.value(heads.select(outputs, held_out.action))
         _, held_out_backup = self._target(state, held_out)
         return {
             "gradient_norm": diagnostics.global_norm(gradients),
             "td_error": diagnostics.td_error(self.head.value(chosen), backup, batch.weight),
             "held_out_td_error": diagnostics.td_error(held_out_values, held_out_backup, held_out.weight),
-            **diagnostics.feature_metrics(features),
+            **diagnostics.feature_metrics(*intermediates["features"]),
             **diagnostics.shown(intermediates, causal=self._causal),
         }
+
+    def _between(self, online: Array, target: Array) -> Array:
+        """Where the target moves; what has no average, such as a random key or a count, is the online network's."""
+        if not jnp.issubdtype(online.dtype, jnp.floating):
+            return online
+        return self._target_tau * online + (1 - self._target_tau) * target
 
     def _target(self, state: AgentState, batch: Transition) -> tuple[Any, Float[Array, "b"]]:
         """The head's target, and the value r + discount * max Q(s', a') that it stands for."""

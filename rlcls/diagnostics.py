@@ -15,6 +15,8 @@ from jax.scipy.special import entr
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
+_TAU = 0.1  # of a dormant unit
+
 
 def singular_values(features: Float[ArrayLike, "b d"], *, centered: bool = False) -> Float[Array, "k"]:
     """The singular values of a batch of features, from the largest on; those that are mere rounding are 0.
@@ -35,7 +37,7 @@ def singular_values(features: Float[ArrayLike, "b d"], *, centered: bool = False
     # The norm of what came in decides what rounding is: centring a column of equal numbers leaves nothing else.
     rounding = jnp.finfo(x.dtype).eps * (16 + math.sqrt(max(x.shape))) * jnp.linalg.norm(x)
     if centered:
-        x = x - jnp.mean(x, axis=0)
+        x = x - jnp.mean(x, axis=0, keepdims=True)
     values = jnp.linalg.svd(x, compute_uv=False)
     return jnp.where(values > rounding, values, 0)
 
@@ -52,7 +54,7 @@ def rankme(singular_values: Float[ArrayLike, "k"]) -> Float[Array, ""]:
     Raises:
       ValueError: they are not a vector.
 
-    Source: Garrido et al. 2023 (RankMe), eq. 1-2; Roy and Vetterli 2007.
+    Source: Garrido et al. 2023 (RankMe); Roy and Vetterli 2007.
     """
     values = _spectrum(singular_values)
     rank = jnp.exp(jnp.sum(entr(_shares(values))))
@@ -98,7 +100,7 @@ def alpha_req(singular_values: Float[ArrayLike, "k"], first: int = 4, last: int 
     Raises:
       ValueError: not 1 <= first < last, or the singular values are not a vector.
 
-    Source: Agrawal et al. 2022 (alpha-ReQ), section 3; the weights are Stringer et al. 2019's.
+    Source: Agrawal et al. 2022 (alpha-ReQ); the weights are Stringer et al. 2019's.
     """
     if not 1 <= first < last:
         raise ValueError(f"first and last must be 1 <= first < last, not {first} and {last}")
@@ -117,10 +119,11 @@ def alpha_req(singular_values: Float[ArrayLike, "k"], first: int = 4, last: int 
     return jnp.where(enough, -slope, jnp.where(values[0] > 0, jnp.inf, 0.0))
 
 
-def dormant_ratio(activations: Float[ArrayLike, "*b d"], tau: float = 0.1) -> Float[Array, ""]:
-    """The share of units whose mean absolute activation is at most `tau` times their layer's: 0 to 1.
+def dormant_ratio(activations: Float[ArrayLike, "*b d"], tau: float = _TAU) -> Float[Array, ""]:
+    """The share of a layer's units whose mean absolute activation is at most `tau` times the layer's: 0 to 1.
 
-    Scaling the activations does not change it. In a layer of zeros every unit is dormant.
+    Scaling the activations does not change it. In a layer of zeros every unit is dormant. `shown` counts the units of
+    all layers together, as the paper does.
 
     Args:
       activations: after the nonlinearity, the units of one layer last; positions of a convolution count as samples.
@@ -129,15 +132,14 @@ def dormant_ratio(activations: Float[ArrayLike, "*b d"], tau: float = 0.1) -> Fl
     Raises:
       ValueError: tau is negative, or there is no activation.
 
-    Source: Sokar et al. 2023, definitions 3.1 and 3.2.
+    Source: Sokar et al. 2023, definition 3.1.
     """
     if tau < 0:
         raise ValueError(f"tau must be at least 0, not {tau}")
     x = _floating(activations)
     if x.ndim < 1 or not x.size:
         raise ValueError(f"activations must have shape (..., units), none of them 0, not {x.shape}")
-    scores = jnp.mean(jnp.abs(x), axis=tuple(range(x.ndim - 1)))
-    return jnp.mean(scores <= tau * jnp.mean(scores), dtype=x.dtype)
+    return jnp.mean(_dormant(jnp.mean(jnp.abs(x), axis=tuple(range(x.ndim - 1))), tau), dtype=x.dtype)
 
 
 def feature_norm(features: Float[ArrayLike, "*b d"]) -> Float[Array, ""]:
@@ -148,7 +150,7 @@ def feature_norm(features: Float[ArrayLike, "*b d"]) -> Float[Array, ""]:
 def global_norm(tree: PyTree[Num[ArrayLike, "..."]]) -> Float[Array, ""]:
     """The Euclidean norm of all numbers of a tree, such as a gradient, taken as one vector."""
     squares = [jnp.sum(jnp.square(_floating(leaf))) for leaf in jax.tree.leaves(tree)]
-    return jnp.sqrt(sum(squares, jnp.zeros(())))
+    return jnp.sqrt(sum(squares, jnp.zeros((), jnp.float32)))
 
 
 def td_error(
@@ -187,7 +189,7 @@ def attention_entropy(
     Raises:
       ValueError: causal attention with T other than S, or shapes that do not fit.
 
-    Source: Zhai et al. 2023 (sigma-reparam), section 3.
+    Source: Zhai et al. 2023 (sigma-reparam).
     """
     q, k = _floating(queries), _floating(keys)
     if q.ndim < 3 or q.ndim != k.ndim or q.shape[:-3] != k.shape[:-3] or q.shape[-2:] != k.shape[-2:]:
@@ -217,7 +219,7 @@ def attention_entropy_bound(logit_norm: ArrayLike, num_keys: ArrayLike) -> Float
     Returns:
       Nats, of the shape that both arguments broadcast to.
 
-    Source: Zhai et al. 2023 (sigma-reparam), theorem 3.1.
+    Source: Zhai et al. 2023 (sigma-reparam), their lower bound of the attention entropy.
     """
     norm, others = _floating(logit_norm), _floating(num_keys) - 1
     # How far the one logit is above the others when the norm is used up.
@@ -227,7 +229,7 @@ def attention_entropy_bound(logit_norm: ArrayLike, num_keys: ArrayLike) -> Float
 
 
 def feature_metrics(features: Float[ArrayLike, "b d"]) -> dict[str, Array]:
-    """All that is told of the features of one batch, by name.
+    """All that is told of the features of one batch, by name: as if they were the only layer.
 
     Raises:
       ValueError: not a matrix, or an empty one.
@@ -252,10 +254,12 @@ def shown(intermediates: PyTree, *, causal: bool = False) -> dict[str, Array]:
     Returns:
       The scalars by name, the mean of all that go by it. Of `queries` and `keys` beside each other, as
       `attention_entropy` takes them, attention_entropy, a mean over everything, and attention_entropy_least, that of
-      the head where it is least.
+      the head where it is least. Of `activity`, a vector for each hidden layer of its units' mean absolute activations,
+      dormant_ratio: the share of all layers' units that are at most 0.1 times as active as their layer.
     """
     scalars: dict[str, list[Array]] = {}
     heads: list[Array] = []
+    dormant: list[Array] = []
 
     def visit(node: dict[Any, Any]) -> None:
         for name, value in node.items():
@@ -266,13 +270,20 @@ def shown(intermediates: PyTree, *, causal: bool = False) -> dict[str, Array]:
         for queries, keys in zip(node.get("queries", ()), node.get("keys", ()), strict=True):
             entropy = attention_entropy(queries, keys, causal=causal)
             heads.append(jnp.mean(entropy, axis=(*range(entropy.ndim - 2), -1)))
+        dormant.extend(_dormant(_floating(scores), _TAU) for scores in node.get("activity", ()))
 
     visit(intermediates)
     found = {name: jnp.mean(jnp.stack(values)) for name, values in scalars.items() if values}
     if heads:
         every = jnp.concatenate(heads)
         found |= {"attention_entropy": jnp.mean(every), "attention_entropy_least": jnp.min(every)}
+    if dormant:
+        found["dormant_ratio"] = jnp.mean(jnp.concatenate(dormant), dtype=jnp.float32)
     return found
+
+
+def _dormant(scores: Float[Array, "d"], tau: float) -> Bool[Array, "d"]:
+    return scores <= tau * jnp.mean(scores)
 
 
 def _floating(x: Any) -> Array:

@@ -1,6 +1,7 @@
 """A convolution whose bias costs what it should."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,15 @@ class Convolution(nnx.Module):
     """`nnx.Conv` on square windows without padding, in the order b h w f."""
 
     def __init__(
-        self, channels: int, features: int, kernel: int, stride: int, *, kernel_init: Callable, rngs: nnx.Rngs
+        self,
+        channels: int,
+        features: int,
+        kernel: int,
+        stride: int,
+        *,
+        kernel_init: Callable,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
     ):
         self.window = nnx.Conv(
             channels,
@@ -23,9 +32,10 @@ class Convolution(nnx.Module):
             padding="VALID",
             use_bias=False,
             kernel_init=kernel_init,
+            dtype=dtype,
             rngs=rngs,
         )
-        self.bias = nnx.Param(jnp.zeros(features))
+        self.bias = nnx.Param(jnp.zeros(features, jnp.float32))
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
         return _add_bias(self.window(x), self.bias[...])
@@ -33,11 +43,11 @@ class Convolution(nnx.Module):
 
 @jax.custom_vjp
 def _add_bias(x, bias):
-    return x + bias
+    return x + bias.astype(x.dtype)[None, None, None]
 
 
 def _forward(x, bias):
-    return x + bias, None
+    return _add_bias(x, bias), None
 
 
 def _backward(_, gradient):
@@ -45,7 +55,8 @@ def _backward(_, gradient):
     # gradient's time. The barrier keeps it from being turned back into one, with the activation's mask inside.
     gradient = lax.optimization_barrier(gradient)
     rows = gradient.reshape(-1, gradient.shape[-1])
-    return gradient, jnp.ones((1, rows.shape[0]), rows.dtype).dot(rows, precision="highest")[0]
+    ones = jnp.ones((1, rows.shape[0]), rows.dtype)
+    return gradient, jnp.dot(ones, rows, precision="highest", preferred_element_type=jnp.float32)[0]
 
 
 _add_bias.defvjp(_forward, _backward)

@@ -24,9 +24,9 @@ def functional(network: nnx.Module) -> tuple[Apply, PyTree, PyTree]:
     Returns:
       apply: apply(params, network_state, observations, *, train, capture=False) -> (outputs, network_state,
         intermediates). With train, dropout drops and statistics move. With capture, modules give what they have to
-        show (queries and keys of an attention, the routing of a SoftMoE) as nested dicts of tuples, one entry a
-        call; they learn it by an attribute `capture`. Under jit a call costs what its arithmetic does; eagerly it
-        rebuilds the network.
+        show (how active their units are, queries and keys of an attention, the routing of a SoftMoE) as nested dicts
+        of tuples, one entry a call; they learn it by an attribute `capture`. Under jit a call costs what its
+        arithmetic does; eagerly it rebuilds the network.
       params: what is differentiated, as nested dicts of arrays.
       network_state: batch statistics, power iterations, keys of random streams; nested dicts too.
     """

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from ._compute import compute_dtype, run
+from ._compute import check_positive, compute_dtype, relu, run
 from ._images import check_image_shape, to_nhwc
 
 _STACKS = (16, 32, 32)
@@ -37,7 +37,7 @@ class IMPALA(nnx.Module):
     ):
         """`width` multiplies the channels of every convolution; `dtype` and `remat` as in `ResNet`."""
         self.observation_shape = check_image_shape("IMPALA", observation_shape, smallest=1)
-        self.dtype, self.remat = compute_dtype(dtype), remat
+        self.dtype, self.remat, self.capture = compute_dtype(dtype), remat, False
         self.stacks, encoded = make_stacks(self.observation_shape, width, dtype=self.dtype, rngs=rngs)
         init = nnx.initializers.xavier_uniform()
         self.dense = nnx.Linear(math.prod(encoded), _HIDDEN, kernel_init=init, dtype=self.dtype, rngs=rngs)
@@ -50,8 +50,8 @@ class IMPALA(nnx.Module):
           ValueError: the observations have not the shape the network was made for.
           TypeError: the observations are not uint8.
         """
-        x = encode(self.stacks, to_nhwc(observations, self.observation_shape), remat=self.remat)
-        return nnx.relu(self.dense(x.reshape(x.shape[0], -1))).astype(jnp.float32)
+        x = encode(self, to_nhwc(observations, self.observation_shape))
+        return relu(self, self.dense(x.reshape(x.shape[0], -1))).astype(jnp.float32)
 
 
 def make_stacks(
@@ -62,8 +62,7 @@ def make_stacks(
     Raises:
       ValueError: `width` is not a positive integer.
     """
-    if width < 1 or int(width) != width:
-        raise ValueError(f"width must be a positive integer, not {width}")
+    check_positive(width=width)
     channels, *size = observation_shape
     stacks = []
     for features in _STACKS:
@@ -72,16 +71,16 @@ def make_stacks(
     return nnx.List(stacks), (size[0], size[1], channels)
 
 
-def encode(stacks: nnx.List, x: Float[Array, "b h w c"], *, remat: bool) -> Float[Array, "b i j d"]:
-    """The stacks one after another, and the ReLU after the last."""
-    for stack in stacks:
-        x = run(stack, x, remat=remat)
-    return nnx.relu(x)
+def encode(network: Any, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
+    """The network's `stacks` one after another, and the ReLU after the last."""
+    for stack in network.stacks:
+        x = run(stack, x, remat=network.remat)
+    return relu(network, x)
 
 
 class _Stack(nnx.Module):
     def __init__(self, in_features: int, features: int, *, dtype: Any, rngs: nnx.Rngs):
-        init = nnx.initializers.xavier_uniform()
+        self.capture, init = False, nnx.initializers.xavier_uniform()
         self.convolution = nnx.Conv(in_features, features, (3, 3), kernel_init=init, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([_ResidualBlock(features, dtype=dtype, rngs=rngs) for _ in range(_BLOCKS)])
 
@@ -94,8 +93,9 @@ class _Stack(nnx.Module):
 
 class _ResidualBlock(nnx.Module):
     def __init__(self, features: int, *, dtype: Any, rngs: nnx.Rngs):
+        self.capture = False
         self.first = nnx.Conv(features, features, (3, 3), dtype=dtype, rngs=rngs)
         self.second = nnx.Conv(features, features, (3, 3), dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        return x + self.second(nnx.relu(self.first(nnx.relu(x))))
+        return x + self.second(relu(self, self.first(relu(self, x))))

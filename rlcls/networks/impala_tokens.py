@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from ._compute import check_choice, check_positive, compute_dtype
+from ._compute import check_choice, check_positive, compute_dtype, relu
 from ._images import check_image_shape, to_nhwc
 from .impala import encode, make_stacks
 from .soft_moe import Experts, SoftMoE
@@ -58,7 +58,7 @@ class IMPALATokens(nnx.Module):
         self.observation_shape = check_image_shape("IMPALATokens", observation_shape, smallest=1)
         check_choice(penultimate=(penultimate, _PENULTIMATE), tokens=(tokens, _TOKENS))
         check_positive(num_experts=num_experts, hidden=hidden)
-        self.dtype, self.remat = compute_dtype(dtype), remat
+        self.dtype, self.remat, self.capture = compute_dtype(dtype), remat, False
         self.stacks, encoded = make_stacks(self.observation_shape, width, dtype=self.dtype, rngs=rngs)
         positions, channels = encoded[0] * encoded[1], encoded[2]
         self.penultimate, self.tokens = penultimate, tokens
@@ -90,11 +90,11 @@ class IMPALATokens(nnx.Module):
           ValueError: the observations have not the shape the network was made for.
           TypeError: the observations are not uint8.
         """
-        x = encode(self.stacks, to_nhwc(observations, self.observation_shape), remat=self.remat)
+        x = encode(self, to_nhwc(observations, self.observation_shape))
         if self.penultimate == "average":
-            x = nnx.relu(self.layer(jnp.mean(x, axis=(1, 2))))
+            x = relu(self, self.layer(jnp.mean(x, axis=(1, 2))))
         elif self.penultimate == "dense":
-            x = nnx.relu(self.layer(x.reshape(len(x), -1)))
+            x = relu(self, self.layer(x.reshape(len(x), -1)))
         elif self.penultimate == "per_token":
             x = self.layer(self._tokenise(x)[:, None])
         else:

@@ -8,22 +8,35 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
+from ._compute import compute_dtype, relu
+
 
 class MLP(nnx.Module):
-    """Dense layers with ReLUs over the flattened observation; weights as in `Nature`."""
+    """Dense layers with ReLUs over the flattened observation; weights, `dtype` and no `remat` as in `Nature`."""
 
-    def __init__(self, observation_shape: Sequence[int], *, hidden: Sequence[int] = (64, 64), rngs: nnx.Rngs):
+    def __init__(
+        self,
+        observation_shape: Sequence[int],
+        *,
+        hidden: Sequence[int] = (64, 64),
+        dtype: str = "float32",
+        rngs: nnx.Rngs,
+    ):
         self.observation_shape = tuple(observation_shape)
-        if not hidden or min(hidden) < 1:
-            raise ValueError(f"hidden must be sizes of at least 1, not {tuple(hidden)}")
+        if not hidden or not all(isinstance(size, int) and size >= 1 for size in hidden):
+            raise ValueError(f"hidden must be whole numbers of at least 1, not {tuple(hidden)}")
         sizes = [math.prod(self.observation_shape), *hidden]
         if not sizes[0]:
             raise ValueError(
                 f"MLP looks at observations of at least one number, not of shape {self.observation_shape}"
             )
+        self.dtype, self.capture = compute_dtype(dtype), False
         init = nnx.initializers.variance_scaling(1 / math.sqrt(3), "fan_in", "uniform")
         self.layers = nnx.List(
-            [nnx.Linear(i, o, kernel_init=init, rngs=rngs) for i, o in itertools.pairwise(sizes)]
+            [
+                nnx.Linear(i, o, kernel_init=init, dtype=self.dtype, rngs=rngs)
+                for i, o in itertools.pairwise(sizes)
+            ]
         )
         self.num_features = sizes[-1]
 
@@ -38,5 +51,5 @@ class MLP(nnx.Module):
             raise ValueError(f"observations must have shape ({wanted}), not {observations.shape}")
         x = observations.reshape(observations.shape[0], -1).astype(jnp.float32)
         for layer in self.layers:
-            x = nnx.relu(layer(x))
-        return x
+            x = relu(self, layer(x))
+        return x.astype(jnp.float32)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from rlcls.heads import Head
 from rlcls.heads.nnx import QHead
 
-from ._compute import check_choice, check_positive
+from ._compute import check_choice, check_positive, relu, without_wraparound
 from .q_network import check_vector
 
 _EMBEDDING = 64
@@ -42,7 +42,9 @@ class MultiGameQNetwork(nnx.Module):
     Raises:
       ValueError: an argument is out of range, or the backbone gives no vector of features.
 
-    Source: Kumar et al. 2022, section 4.
+    With `functional`'s capture it shows its `features`, what the head reads: [B, D].
+
+    Source: Kumar et al. 2022 (Scaled QL): a shared body and a head for each game.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class MultiGameQNetwork(nnx.Module):
         check_positive(num_games=num_games)
         check_choice(form=(form, ("heads", "embedding")))
         self.backbone, self.num_games, self.num_actions = backbone, num_games, num_actions
+        self.capture = False
         size = backbone.num_features
         embedding = mixer = None
         if form == "embedding":
@@ -71,11 +74,16 @@ class MultiGameQNetwork(nnx.Module):
 
     def __call__(self, observations: GameObservation) -> Float[Array, "b a n"]:
         """The outputs of every action, NaN for a game that there is not."""
-        features, game = self.backbone(observations.observation), observations.game
+        features = self.backbone(observations.observation)
+        game = without_wraparound(jnp.asarray(observations.game), self.num_games)
         if self.embedding is not None and self.mixer is not None:
             features = jnp.concatenate([features, self.embedding(game)], axis=-1)
-            return self.q_head(nnx.relu(self.mixer(features)))
-        # All games' outputs and then a choice: a product for each sample would fetch each one's weights anew.
+            features = relu(self, self.mixer(features))
+        if self.capture:
+            self.sow(nnx.Intermediate, "features", features)
         outputs = self.q_head(features)
+        if self.embedding is not None:
+            return outputs
+        # All games' outputs and then a choice: a product for each sample would fetch each one's weights anew.
         outputs = outputs.reshape(len(outputs), self.num_games, self.num_actions, -1)
         return jnp.take_along_axis(outputs, game[:, None, None, None], axis=1)[:, 0]

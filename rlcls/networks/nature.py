@@ -3,9 +3,11 @@
 import math
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
+from ._compute import compute_dtype, relu
 from ._convolution import Convolution
 from ._images import check_image_shape, to_nhwc
 
@@ -23,21 +25,32 @@ class Nature(nnx.Module):
     """
 
     def __init__(
-        self, observation_shape: Sequence[int], *, init_scale: float = 1 / math.sqrt(3), rngs: nnx.Rngs
+        self,
+        observation_shape: Sequence[int],
+        *,
+        init_scale: float = 1 / math.sqrt(3),
+        dtype: str = "float32",
+        rngs: nnx.Rngs,
     ):
         """`init_scale` is the variance of a weight times its layer's inputs: 1/sqrt(3) as in Dopamine's C51; 2 keeps
-        the size of the signal through ReLUs (He et al. 2015).
+        the size of the signal through ReLUs (He et al. 2015). `dtype` as in `ResNet`. There is no `remat`: what the
+        backward pass keeps are the inputs of single layers, and those it would keep with it too.
         """
         if not init_scale > 0:
             raise ValueError(f"init_scale must be positive, not {init_scale}")
         frames, *size = self.observation_shape = check_image_shape("Nature", observation_shape, smallest=36)
+        self.dtype, self.capture = compute_dtype(dtype), False
         init = nnx.initializers.variance_scaling(init_scale, "fan_in", "uniform")
         convolutions, channels = [], frames
         for features, kernel, stride in _LAYERS:
-            convolutions.append(Convolution(channels, features, kernel, stride, kernel_init=init, rngs=rngs))
+            layer = Convolution(
+                channels, features, kernel, stride, kernel_init=init, dtype=self.dtype, rngs=rngs
+            )
+            convolutions.append(layer)
             channels, size = features, [(length - kernel) // stride + 1 for length in size]
         self.convolutions = nnx.List(convolutions)
-        self.dense = nnx.Linear(channels * math.prod(size), _HIDDEN, kernel_init=init, rngs=rngs)
+        inputs = channels * math.prod(size)
+        self.dense = nnx.Linear(inputs, _HIDDEN, kernel_init=init, dtype=self.dtype, rngs=rngs)
         self.num_features = _HIDDEN
 
     def __call__(self, observations: UInt8[Array, "b f h w"]) -> Float[Array, "b d"]:
@@ -49,5 +62,5 @@ class Nature(nnx.Module):
         """
         x = to_nhwc(observations, self.observation_shape)
         for convolution in self.convolutions:
-            x = nnx.relu(convolution(x))
-        return nnx.relu(self.dense(x.reshape(x.shape[0], -1)))
+            x = relu(self, convolution(x))
+        return relu(self, self.dense(x.reshape(x.shape[0], -1))).astype(jnp.float32)

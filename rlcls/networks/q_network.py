@@ -13,17 +13,21 @@ class QNetwork(nnx.Module):
     """Observations -> the head's outputs for every action.
 
     `backbone`, an NNX module, maps observations to features and says how many by its attribute `num_features`. One
-    that gives features for each of several tokens has an attribute `yields_tokens` that is true, and is refused.
+    that gives features for each of several tokens has an attribute `yields_tokens` that is true, and is refused. With
+    `functional`'s capture it shows its `features`, what the head reads: [B, D].
     """
 
     def __init__(self, backbone: Any, head: Head, num_actions: int, *, dueling: bool = False, rngs: nnx.Rngs):
         check_vector(backbone)
-        self.backbone = backbone
+        self.backbone, self.capture = backbone, False
         self.q_head = QHead(head, backbone.num_features, num_actions, dueling=dueling, rngs=rngs)
 
     def __call__(self, observations: Num[Array, "b *o"]) -> Float[Array, "b a n"]:
         """The outputs of every action; the backbone checks the observations."""
-        return self.q_head(self.backbone(observations))
+        features = self.backbone(observations)
+        if self.capture:
+            self.sow(nnx.Intermediate, "features", features)
+        return self.q_head(features)
 
 
 def check_vector(backbone: Any) -> None:

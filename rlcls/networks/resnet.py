@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from ._compute import check_choice, check_positive, compute_dtype, normalize, run
+from ._compute import check_choice, check_positive, compute_dtype, normalize, relu, run
 from ._images import check_image_shape, to_nhwc
 
 _GROUPS = 4
@@ -53,7 +53,7 @@ class ResNet(nnx.Module):
         check_positive(width=width, spatial=spatial)
         if width % _GROUPS:
             raise ValueError(f"width must be a multiple of the {_GROUPS} groups of the norms, not {width}")
-        self.remat, self.dtype = remat, compute_dtype(dtype)
+        self.dtype, self.remat, self.capture = compute_dtype(dtype), remat, False
         layers, lengths = _DEPTHS[depth]
         self.stem = _ConvNorm(channels, width, 7, 2, self.dtype, rngs)
         size = [math.ceil(length / 4) for length in size]  # the stem and the pooling after it halve
@@ -82,12 +82,12 @@ class ResNet(nnx.Module):
           ValueError: the observations have not the shape the network was made for.
           TypeError: the observations are not uint8.
         """
-        x = nnx.relu(self.stem(to_nhwc(observations, self.observation_shape)))
+        x = relu(self, self.stem(to_nhwc(observations, self.observation_shape)))
         x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding="SAME")
         for block in self.blocks:
             x = run(block, x, remat=self.remat)
         x = jnp.einsum("bhwc,hwcf->bcf", x, self.spatial[...].astype(self.dtype))
-        return normalize(nnx.relu(self.dense(x.reshape(x.shape[0], -1))))
+        return normalize(relu(self, self.dense(x.reshape(x.shape[0], -1))))
 
 
 class _ConvNorm(nnx.Module):
@@ -116,14 +116,15 @@ class _Block(nnx.Module):
         inputs, outputs, stride = layers[0][0], layers[-1][1], math.prod(layer[3] for layer in layers)
         self.layers = nnx.List([_ConvNorm(*layer, dtype, rngs) for layer in layers])
         same = inputs == outputs and stride == 1
+        self.capture = False
         self.shortcut = None if same else _ConvNorm(inputs, outputs, 1, stride, dtype, rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
         y = x
         for layer in self.layers[:-1]:
-            y = nnx.relu(layer(y))
+            y = relu(self, layer(y))
         y = self.layers[-1](y)
-        return nnx.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+        return relu(self, y + (x if self.shortcut is None else self.shortcut(x)))
 
 
 def _basic(inputs: int, width: int, stride: int) -> list[tuple[int, int, int, int]]:

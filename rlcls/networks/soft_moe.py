@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ._compute import check_positive, normalize
+from ._compute import check_positive, normalize, show_activity
 
 
 class FixedVariable(nnx.Variable):
@@ -39,7 +39,8 @@ class SoftMoE(nnx.Module):
     Raises:
       ValueError: a size is not a positive integer.
 
-    Source: Puigcerver et al. 2023, equations 1 to 3 and their normalisation; Obando-Ceron et al. 2024, section 2.2.
+    Source: Puigcerver et al. 2023 (soft mixtures of experts), also for the normalisation; Obando-Ceron et al. 2024,
+      section 2.2.
     """
 
     def __init__(
@@ -56,9 +57,9 @@ class SoftMoE(nnx.Module):
         check_positive(num_tokens=num_tokens, size=size, num_experts=num_experts, hidden=hidden)
         self.dtype, self.capture = dtype, False
         slots = math.ceil(num_tokens / num_experts)
-        phi = jax.random.normal(rngs.params(), (size, num_experts, slots)) / math.sqrt(size)
+        phi = jax.random.normal(rngs.params(), (size, num_experts, slots), jnp.float32) / math.sqrt(size)
         self.phi = nnx.Param(phi) if learned_slots else FixedVariable(phi)
-        self.scale = nnx.Param(jnp.ones(()))
+        self.scale = nnx.Param(jnp.ones((), jnp.float32))
         self.experts = Experts(size, num_experts=num_experts, hidden=hidden, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
@@ -96,26 +97,28 @@ class Experts(nnx.Module):
             1.0, "fan_avg", "uniform", in_axis=1, out_axis=2, batch_axis=0
         )
         self.first = nnx.Param(init(rngs.params(), (num_experts, size, hidden), jnp.float32))
-        self.first_bias = nnx.Param(jnp.zeros((num_experts, hidden)))
+        self.first_bias = nnx.Param(jnp.zeros((num_experts, hidden), jnp.float32))
         self.second = nnx.Param(init(rngs.params(), (num_experts, hidden, size), jnp.float32))
-        self.second_bias = nnx.Param(jnp.zeros((num_experts, size)))
-        self.dtype = dtype
+        self.second_bias = nnx.Param(jnp.zeros((num_experts, size), jnp.float32))
+        self.dtype, self.capture = dtype, False
 
     def __call__(self, slots: Float[Array, "b n p d"]) -> Float[Array, "b n p d"]:
         first, first_bias, second, second_bias = (
             parameter[...].astype(self.dtype)
             for parameter in (self.first, self.first_bias, self.second, self.second_bias)
         )
-        x = jnp.einsum("bnpd,ndh->bnph", slots.astype(self.dtype), first) + first_bias[:, None]
-        return jnp.einsum("bnph,nhd->bnpd", nnx.relu(x), second) + second_bias[:, None]
+        x = jnp.einsum("bnpd,ndh->bnph", slots.astype(self.dtype), first) + first_bias[None, :, None]
+        x = nnx.relu(x)
+        show_activity(self, x, samples=(0, 2))
+        return jnp.einsum("bnph,nhd->bnpd", x, second) + second_bias[None, :, None]
 
 
 def _similarity(rows: Float[Array, "b r w"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean and maximum of the cosine similarity of two different rows; 1 where there is one row only."""
     count = rows.shape[1]
     if count == 1:
-        return jnp.ones(()), jnp.ones(())
+        return jnp.ones((), jnp.float32), jnp.ones((), jnp.float32)
     rows = rows / jnp.linalg.norm(rows, axis=-1, keepdims=True)
-    similarity = jnp.einsum("brw,bsw->brs", rows, rows)
+    similarity = jnp.einsum("brw,bsw->brs", rows, rows, precision="highest")
     pairs = ~jnp.eye(count, dtype=bool)
     return jnp.mean(similarity, where=pairs), jnp.max(similarity, initial=-1.0, where=pairs)

@@ -33,7 +33,7 @@ class SpectralLinear(nnx.Module):
     Raises:
       ValueError: gamma_init is neither.
 
-    Source: Zhai et al. 2023, equation 2 and algorithm 1.
+    Source: Zhai et al. 2023 (sigma-reparam); the two starts of gamma are those of the authors' code.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class SpectralLinear(nnx.Module):
             u = _unit(jnp.linalg.eigh(kernel @ kernel.T)[1][:, -1] @ kernel)
         norm = jnp.linalg.norm(kernel @ u)
         self.kernel = nnx.Param(kernel)
-        self.gamma = nnx.Param(jnp.ones(()) if gamma_init == "one" else norm)
+        self.gamma = nnx.Param(jnp.ones((), jnp.float32) if gamma_init == "one" else norm)
         self.power = PowerVector(u)
         self.deterministic = True  # set by Module.train() and eval()
         self.dtype = dtype
@@ -69,12 +69,17 @@ class SpectralLinear(nnx.Module):
         constant = lax.stop_gradient(kernel)
         # An averaged target network's vector has not length 1.
         u = _unit(self.power[...])
-        v = _unit(constant @ u)
+        v = _unit(_product(constant, u))
         if not self.deterministic:
-            u = _unit(v @ constant)
+            u = _unit(_product(v, constant))
             self.power[...] = u
-        sigma = v @ kernel @ u
+        sigma = _product(_product(v, kernel), u)
         return (self.gamma[...] / jnp.maximum(sigma, _TINY)) * kernel
+
+
+def _product(x: Array, y: Array) -> Array:
+    # An accelerator would round the factors; these products cost nothing.
+    return jnp.matmul(x, y, precision="highest")
 
 
 def _unit(x: Float[Array, "n"]) -> Float[Array, "n"]:

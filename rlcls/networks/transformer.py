@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from ._compute import check_choice, check_positive, compute_dtype, run
+from ._compute import check_choice, check_positive, compute_dtype, run, show_activity, without_wraparound
 from ._images import check_image_shape, to_nhwc
 from .spectral import GAMMA_INITS, SpectralLinear
 
@@ -38,9 +38,8 @@ class Transformer(nnx.Module):
       dtype: float32 or bfloat16, what is computed in; parameters and features are float32.
       remat: compute each layer again in the backward pass rather than keep what is inside it.
 
-    Attributes:
-      capture: set by `functional` to show each layer's `queries` and `keys`, [B, T, heads, width // heads]: its
-        attention is softmax(queries . keys / sqrt(width // heads)), masked if causal.
+    With `functional`'s capture each layer shows its `queries` and `keys`, [B, T, heads, width // heads]: its attention
+    is softmax(queries . keys / sqrt(width // heads)), masked if causal.
 
     Raises:
       ValueError: an argument is out of range, or does not fit the observation.
@@ -71,7 +70,7 @@ class Transformer(nnx.Module):
         if width % heads:
             raise ValueError(f"width must be a multiple of heads ({heads}), not {width}")
         self.observation_shape = tuple(observation_shape)
-        self.dtype, self.remat, self.pool, self.capture = compute_dtype(dtype), remat, pool, False
+        self.dtype, self.remat, self.pool = compute_dtype(dtype), remat, pool
 
         def linear(inputs: int, outputs: int) -> nnx.Module:
             if sigma_reparam:
@@ -98,10 +97,9 @@ class Transformer(nnx.Module):
         if observations.ndim == 0 or observations.shape[1:] != self.observation_shape:
             shape = ", ".join(map(str, ("batch", *self.observation_shape)))
             raise ValueError(f"observations must have shape ({shape}), not {observations.shape}")
-        x = (self.tokeniser(observations) + self.positions[...]).astype(self.dtype)
+        x = (self.tokeniser(observations) + self.positions[...][None]).astype(self.dtype)
         for layer in self.layers:
-            # What a module shows cannot leave a computation that may run twice.
-            x = run(layer, x, remat=self.remat and not self.capture)
+            x = run(layer, x, remat=self.remat)
         x = x if self.norm is None else self.norm(x)
         if self.pool != "none":
             x = x[:, -1] if self.pool == "last" else jnp.mean(x, axis=1)
@@ -135,7 +133,9 @@ class _Layer(nnx.Module):
         mixed = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
         x = x + self.output(mixed.reshape(x.shape))
         y = x if self.feedforward_norm is None else self.feedforward_norm(x)
-        return x + self.down(nnx.silu(self.gate(y)) * self.up(y))
+        y = nnx.silu(self.gate(y)) * self.up(y)
+        show_activity(self, y)
+        return x + self.down(y)
 
 
 def _tokeniser(
@@ -177,6 +177,7 @@ class _Lookup(nnx.Module):
             raise TypeError(f"tokens must be whole numbers, not {tokens.dtype}")
         embedding = self.embedding[...]
         # Beyond the vocabulary is NaN, which stops a run, and not somebody else's row.
+        tokens = without_wraparound(tokens, len(embedding))
         rows = jnp.take(embedding, tokens, axis=0, mode="fill", fill_value=jnp.nan)
         return rows * math.sqrt(embedding.shape[1])
 

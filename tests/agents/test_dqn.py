@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from rlcls import heads, networks
 from rlcls.agents.dqn import DQN
@@ -152,6 +153,38 @@ def test_soft_targets_move_by_tau(batch):
     chex.assert_trees_all_close(after.target_params, moved, rtol=1e-5)
 
 
+class _Noisy(networks.MLP):
+    """A backbone that carries statistics, a random key and a count."""
+
+    def __init__(self, *args, rngs, **options):
+        super().__init__(*args, rngs=rngs, **options)
+        self.norm, self.dropout = nnx.BatchNorm(self.num_features, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, observations):
+        return self.dropout(self.norm(super().__call__(observations)))
+
+
+def test_soft_targets_average_statistics_and_take_over_random_keys(batch):
+    head = heads.make("mse")
+
+    def network(rngs):
+        return networks.QNetwork(_Noisy((1,), hidden=(8,), rngs=rngs), head, 2, rngs=rngs)
+
+    agent = DQN(network, head, target_period=1, target_tau=0.25)
+    before = agent.init(jax.random.key(0))
+    after, _ = jax.jit(agent.update)(before, batch, jax.random.key(1))
+    old, online, target = (
+        state["backbone"]
+        for state in (before.target_network_state, after.network_state, after.target_network_state)
+    )
+    chex.assert_trees_all_equal_dtypes(old, online, target)
+    mean = 0.25 * online["norm"]["mean"] + 0.75 * old["norm"]["mean"]
+    np.testing.assert_allclose(target["norm"]["mean"], mean, rtol=1e-6)
+    assert not np.array_equal(online["norm"]["mean"], mean)
+    chex.assert_trees_all_equal(target["dropout"]["rngs"]["count"], online["dropout"]["rngs"]["count"])
+    assert target["dropout"]["rngs"]["count"] == 1
+
+
 def test_a_transition_of_weight_zero_teaches_nothing(batch):
     agent = make("hlgauss")
     state = agent.init(jax.random.key(0))
@@ -238,3 +271,5 @@ def test_one_network_learns_two_games_that_contradict_each_other(form):
         np.testing.assert_allclose(values, sign * probe.q_values(GAMMA), atol=0.05)
     actions = agent.act(state.params, state.network_state, observations, jax.random.key(0), 0.0)
     np.testing.assert_array_equal(actions, [1, 0])
+    told = jax.jit(agent.diagnose)(state, both, both)
+    assert told["held_out_td_error"] < 0.05 and 1 <= told["rankme"] <= 8

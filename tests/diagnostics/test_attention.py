@@ -121,6 +121,12 @@ def test_what_modules_show_is_told_by_name():
     assert diagnostics.shown({}) == {}
 
 
+def test_dormant_units_are_those_of_all_layers_together():
+    layers = {"first": {"activity": (jnp.array([0.0, 0.09, 1.0, 3.0]), jnp.zeros(1))}}
+    found = diagnostics.shown(layers | {"second": {"activity": (jnp.array([10.0, 20.0, 30.0]),)}})
+    assert found.keys() == {"dormant_ratio"} and found["dormant_ratio"] == 3 / 8
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_entropy_is_told_of_all_heads_and_of_the_one_that_is_sure(causal):
     uniform, sure = np.zeros((2, 4, 1, 3), np.float32), np.float32(50 * np.ones((2, 4, 1, 3)))

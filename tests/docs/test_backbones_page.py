@@ -1,5 +1,6 @@
 """The sizes that docs/backbones.md prints are those of the networks."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from rlcls import networks
+from rlcls import heads, networks
 from rlcls.training.config import build, choices, compose
 
 PAGE = (Path(__file__).parents[2] / "docs" / "backbones.md").read_text()
@@ -35,3 +36,33 @@ def test_a_row_is_what_the_network_counts(row):
     count, features = networks.count_parameters(params), network.num_features
     whole = count + (features + 1) * 18 * 51
     assert [f"{number:,}" for number in (count, features, whole, round(flops / 1e6))] == numbers
+
+
+def count(make):
+    return networks.count_parameters(nnx.state(nnx.eval_shape(make), nnx.Param))
+
+
+@pytest.mark.parametrize(
+    ("depth", "published"), re.findall(r"ResNet-(\d+)[^|]*\| ([\d,]+ / [\d,]+) \| \d+M \|", PAGE)
+)
+def test_the_sizes_for_many_games_are_counted(depth, published):
+    def make(form):
+        rngs = nnx.Rngs(0)
+        head = heads.make("hlgauss", vmin=-10, vmax=10, num_bins=51)
+        body = networks.ResNet(ATARI, depth=int(depth), rngs=rngs)
+        return networks.MultiGameQNetwork(body, head, 18, 40, form=form, rngs=rngs)
+
+    counts = (count(functools.partial(make, form)) for form in ("heads", "embedding"))
+    assert " / ".join(f"{number:,}" for number in counts) == published
+
+
+@pytest.mark.parametrize(
+    ("layers", "width", "published"), re.findall(r"(\d+) layers of ([\d,]+)[^|]*\| ([\d,]+) \| \d+M \|", PAGE)
+)
+def test_the_sizes_for_chess_are_counted(layers, width, published):
+    def make():
+        rngs, size = nnx.Rngs(0), int(width.replace(",", ""))
+        body = networks.Transformer((79,), layers=int(layers), width=size, vocabulary=1968, rngs=rngs)
+        return networks.QNetwork(body, heads.make("hlgauss", vmin=0, vmax=1, num_bins=128), 1, rngs=rngs)
+
+    assert f"{count(make):,}" == published

@@ -135,7 +135,7 @@ def test_the_same_seed_draws_the_same_weights():
         (lambda rngs: networks.IMPALA(ATARI, width=0, rngs=rngs), "width must be a positive integer, not 0"),
         (
             lambda rngs: networks.MLP((3,), hidden=(), rngs=rngs),
-            "hidden must be sizes of at least 1, not ()",
+            "hidden must be whole numbers of at least 1, not ()",
         ),
         (
             lambda rngs: networks.MLP((3,), rngs=rngs)(jnp.zeros((2, 4))),

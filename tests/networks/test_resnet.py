@@ -165,9 +165,10 @@ def test_a_game_embedding_tells_games_apart_beyond_a_constant():
     assert np.std(one - other, axis=0).max() > 1e-3
 
 
+@pytest.mark.parametrize("game", [4, -1])
 @pytest.mark.parametrize("form", ["heads", "embedding"])
-def test_a_game_that_there_is_not_gives_nan(form):
-    outputs = multi_game(form)(networks.GameObservation(jnp.ones((1, 2)), jnp.array([4])))
+def test_a_game_that_there_is_not_gives_nan(form, game):
+    outputs = multi_game(form)(networks.GameObservation(jnp.ones((1, 2)), jnp.array([game])))
     assert np.isnan(outputs).all()
 
 

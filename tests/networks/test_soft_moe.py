@@ -186,10 +186,10 @@ def test_the_other_controls_do_what_their_names_say(penultimate, drawn):
     pictures = np.random.default_rng(0).integers(0, 256, (2, 2, 16, 24), dtype=np.uint8)
     quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
     features = quick(lambda params: apply(params, {}, pictures, train=False)[0])(params)
-    graphdef, _ = nnx.split(nnx.eval_shape(make).stacks)
+    graphdef, _, rest = nnx.split(nnx.eval_shape(make), nnx.Param, ...)
     nhwc = jnp.moveaxis(jnp.asarray(pictures), 1, -1).astype(jnp.float32) / 255
-    encoded = quick(lambda stacks: encode(nnx.merge(graphdef, stacks), nhwc, remat=False))
-    tokens = np.float64(encoded(params["stacks"])).reshape(2, 6, 32)
+    encoded = quick(lambda params: encode(nnx.merge(graphdef, params, rest), nhwc))
+    tokens = np.float64(encoded(params)).reshape(2, 6, 32)
     layer = jax.tree.map(np.float64, params["layer"])
     if penultimate == "average":
         expected = np.maximum(tokens.mean(axis=1) @ layer["kernel"] + layer["bias"], 0)

@@ -114,7 +114,8 @@ def test_what_is_read_of_each_kind_of_observation():
     lookup = small((3,), vocabulary=7).tokeniser
     expected = np.asarray(lookup.embedding[...])[tokens] * 4
     np.testing.assert_allclose(lookup(jnp.asarray(tokens)), expected, rtol=1e-6)
-    assert np.isnan(lookup(jnp.array([[7, 0, 0]]))[0, 0]).all()
+    for beyond in (7, -1):
+        assert np.isnan(lookup(jnp.array([[beyond, 0, 0]]))[0, 0]).all()
 
     frames = np.random.default_rng(0).integers(0, 256, (2, 4, 12, 18), dtype=np.uint8)
     patches = small((4, 12, 18), patch=6).tokeniser

@@ -176,7 +176,7 @@ def test_an_agent_measures_what_it_says(name, options):
     head = heads.make(name, **bounded)
 
     def network(rngs):
-        return networks.QNetwork(networks.MLP((3,), hidden=(8,), rngs=rngs), head, 2, rngs=rngs)
+        return networks.QNetwork(networks.MLP((3,), hidden=(9, 8), rngs=rngs), head, 2, rngs=rngs)
 
     agent = DQN(network, head, **options)
     init, batch, held_out = jax.jit(agent.init), transitions(6, 0), transitions(20, 1)
@@ -202,9 +202,12 @@ def test_an_agent_measures_what_it_says(name, options):
             head.value(chosen(state.params, x)) - x.reward - x.discount * head.value(chosen_next(x))
             for x in (batch, held_out)
         ]
-        layer = state.params["backbone"]["layers"][0]
-        features = jnp.maximum(held_out.observation @ layer["kernel"] + layer["bias"], 0)
-        return jax.grad(loss)(state.params), errors, diagnostics.feature_metrics(features)
+        layers, x = state.params["backbone"]["layers"], [held_out.observation]
+        for number in range(2):
+            x.append(jnp.maximum(x[-1] @ layers[number]["kernel"] + layers[number]["bias"], 0))
+        dormant = [len(units.T) * diagnostics.dormant_ratio(units) for units in x[1:]]
+        metrics = diagnostics.feature_metrics(x[-1]) | {"dormant_ratio": sum(dormant) / (9 + 8)}
+        return jax.grad(loss)(state.params), errors, metrics
 
     look = jax.jit(agent.diagnose)
     seen, (gradients, errors, metrics) = look(state, batch, held_out), expected()

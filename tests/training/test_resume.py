@@ -93,6 +93,29 @@ def test_a_run_stopped_by_sigterm_and_killed_by_sigkill_resumes_to_the_same_bits
     assert_same_end(through, broken)
 
 
+@pytest.mark.slow
+def test_soft_moe_with_hl_gauss_killed_and_resumed_ends_in_the_same_bits(tmp_path):
+    """Also what the diagnostics saw of the experts' routing, before and after."""
+    overrides = ["backbone=soft_moe", "backbone.num_experts=4", "loss=hlgauss", "steps=480", "eval.every=480"]
+    overrides += ["replay.min_size=200", "checkpoint.every=60"]
+    overrides += ["diagnostics.every=10", "diagnostics.batch_size=8"]
+    through, broken = tmp_path / "through", tmp_path / "broken"
+    done = run(through, *overrides)
+    assert done.returncode == 0, done.stderr
+    process = subprocess.Popen(
+        train(broken, *overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for_lines(broken, process, more=4)
+    process.kill()
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    saved = checkpoint.load(broken)[0]
+    assert saved is not None and 200 < saved.agent_steps < 480
+    assert run(broken, *overrides).returncode == 0
+    assert_same_end(through, broken)
+    looks = [line for line in metrics.read(broken) if line["kind"] == "diagnostics"]
+    assert len(looks) > 1 and all(0 < line["dispatch_similarity_mean"] <= 1 for line in looks)
+
+
 def test_a_signal_during_an_evaluation_ends_it_and_the_resume_makes_it_anew(tmp_path):
     overrides = ["steps=900", "eval.every=400", "eval.episodes=3"]
     through, broken = tmp_path / "through", tmp_path / "broken"
