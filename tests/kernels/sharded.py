@@ -1,5 +1,7 @@
 """Run by test_histogram_sharded.py, with four CPU devices: fused losses sharded over rows, and over bins."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rlcls import kernels
+from rlcls.kernels.categorical_projection import xla
 
 jax.config.update("jax_num_cpu_devices", 4)
 mesh = jax.make_mesh((2, 2), ("data", "bins"), axis_types=(AxisType.Auto,) * 2)
@@ -50,4 +53,28 @@ for rows, columns in ((None, "bins"), ("data", "bins"), (None, ("data", "bins"))
     check(gaussian, 3, rows, columns, None)
 check(kernels.TwoHot(-10.7, 9.3, 64), 0, "data", "bins", "xla")
 check(gaussian, 303, None, ("data", "bins"), "xla")  # three of four devices hold padding alone
+
+
+def check_projected(rows, few):
+    """So it is with a distribution that moves, in blocks of few rows or at once."""
+    projection, rng = kernels.TwoHot(-10.7, 9.3, 51), np.random.default_rng(0)
+    logits, probs = rng.normal(size=(64, 51)).astype(np.float32), rng.dirichlet(np.ones(51), 64)
+    scalars = rng.normal(size=64).astype(np.float32), rng.uniform(size=64).astype(np.float32)
+
+    def gradient(loss):
+        arguments = logits, probs.astype(np.float32), *scalars
+        return jax.jit(jax.value_and_grad(lambda *a: loss(*a).sum()))(*arguments)
+
+    def loss(*arguments, name="xla"):
+        return kernels.categorical_projection_cross_entropy(*arguments, projection, implementation=name)
+
+    xla._FEW = few
+    sharded = jax.shard_map(loss, mesh=mesh, in_specs=(P(rows),) * 4, out_specs=P(rows))
+    found, truth = gradient(sharded), gradient(functools.partial(loss, name="reference"))
+    np.testing.assert_allclose(found[0], truth[0], rtol=1e-6)
+    np.testing.assert_allclose(found[1], truth[1], atol=3e-6)
+
+
+check_projected("data", 1)
+check_projected(("data", "bins"), 2**14)
 print("sharded")
