@@ -10,7 +10,6 @@ from rlcls.kernels.categorical_projection import xla
 
 from .oracle import cross_entropy
 
-
 with_reference = pytest.mark.parametrize("name", ["reference", "cpu", "tpu"], indirect=True)
 
 
