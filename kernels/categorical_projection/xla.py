@@ -3,9 +3,7 @@
 The cross-entropy to a projected distribution is linear in the logits: an atom of mass p that falls between bins
 j and j + 1 costs p times the interpolated logit. On CPUs and GPUs each atom looks up its two logits, and the
 gradient is put back there: a gather forward and a scatter backward, B x K of each. A TPU does either element by
-element, and takes two minutes to compile it; there each atom is compared with all bins, which is B x K x K but
-nothing else than additions in registers. (Matrix products of one-hot digits of the bin would be K x K / 128 of
-those, and no less: 128 rows of weights to load for every 128 atoms, and K / 128 rows to multiply by them.)
+element, and takes two minutes to compile it; there each atom is compared with all bins: B x K x K, in registers.
 """
 
 import functools
