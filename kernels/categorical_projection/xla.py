@@ -4,6 +4,8 @@ The cross-entropy to a projected distribution is linear in the logits: an atom o
 j and j + 1 costs p times the interpolated logit. On CPUs and GPUs each atom looks up its two logits, and the
 gradient is put back there: a gather forward and a scatter backward, B x K of each. A TPU does either element by
 element, and takes two minutes to compile it; there each atom is compared with all bins: B x K x K, in registers.
+So it is for few bins on a GPU: fewer passes, and the bits are the same in every run, which additions in memory
+do not promise.
 """
 
 import functools
@@ -21,6 +23,7 @@ from .reference import moved_atoms
 
 # Logits at a time: on a CPU the temporaries stay in the cache, elsewhere the chip needs so many to be busy.
 _FEW, _MANY = 2**14, 2**18
+_FEW_BINS = 64  # to be compared with on a GPU, too
 
 
 def forward(
@@ -54,8 +57,12 @@ def _on_this_platform(function: Callable[..., Any], projection: Any, *arrays: Ar
         run = functools.partial(function, projection, dense)
         return functools.partial(_by_blocks, run, rows_of(projection.num_bins, size))
 
-    branches = {"cpu": branch(False, _FEW), "tpu": branch(True, _MANY)}
-    return lax.platform_dependent(*arrays, default=branch(False, _MANY), **branches)
+    return lax.platform_dependent(
+        *arrays,
+        cpu=branch(False, _FEW),
+        tpu=branch(True, _MANY),
+        default=branch(projection.num_bins <= _FEW_BINS, _MANY),
+    )
 
 
 def rows_of(num_bins: int, size: int) -> int:
