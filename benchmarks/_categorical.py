@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rlcls import kernels
+from rlcls.kernels.categorical_projection import xla
 
 SHAPES = ((4096, 51), (4096, 1001), (1024, 8192))  # rows, bins
 NAMES = ("reference", "xla")
@@ -48,8 +49,9 @@ def text(rows: list[dict[str, Any]]) -> list[str]:
     for row in (row for row in rows if row["implementation"] == "xla"):
         size = {key: row[key] for key in ("chip", "batch", "bins")}
         (naive,) = [other for other in rows if other == other | size | {"implementation": "reference"}]
-        # A GPU's atoms look two bins up forward and add to two backward; a TPU's are compared with all, twice.
-        work = 2 * (_PAIR * row["bins"] if row["chip"] == "v5e" else 2) * row["batch"] * row["bins"]
+        # Forward and backward: an atom is compared with all bins, or looks two up and adds to two.
+        compared = row["chip"] == "v5e" or row["bins"] <= xla._FEW_BINS
+        work = 2 * (_PAIR * row["bins"] if compared else 2) * row["batch"] * row["bins"]
         lines.append(
             (
                 f"{row['chip']} {row['batch']} x {row['bins']}",
@@ -66,8 +68,8 @@ def text(rows: list[dict[str, Any]]) -> list[str]:
         "logits; the third column leaves out, on an H100, what a block writes for itself and reads again (up to 1 MiB "
         "an array, so it is in the L2 cache of 50 MiB; sizes of a single block are counted whole). The least is of a "
         "kernel that reads logits and probabilities once forward and once backward, and writes the gradient. The last "
-        "column has the projection's operations in `xla`, in thousand millions: on an H100 its lookups and additions "
-        "to memory, on a v5e comparisons, selections and additions of every atom and every bin.",
+        "column has the projection's operations in `xla`, in thousand millions: comparisons, selections and "
+        "additions of every atom and every bin, or (on an H100, beyond 64 bins) lookups and additions to memory.",
         _report.table(
             ("float32", "`reference`", "`xla`", "`xla`, cached", "least", "projection, 1e9"),
             lines,
