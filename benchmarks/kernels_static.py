@@ -18,10 +18,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import _categorical
 import _chips
 import _report
 import jax
 import jax.numpy as jnp
+from _traffic import moved_bytes
 
 from rlcls import kernels
 from rlcls.kernels.histogram import mosaic_tpu, tpu
@@ -31,21 +33,6 @@ DTYPES = ("float32", "bfloat16")
 PALLAS = {"v5e": "mosaic_tpu", "H100": "mosaic_gpu"}
 # Of a v5e: 819 GB/s, and the clock at which 4 units of 128 x 128 multiply-adds make its 197 TFLOP/s.
 _BYTES_PER_CYCLE = 819e9 / (197e12 / (4 * 128 * 128 * 2))
-_SIZES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1, "s8": 1, "u8": 1, "s64": 8, "u64": 8}
-# Bits of a program that move nothing, or whose bytes another instruction is charged with.
-_FREE = {
-    *(
-        "parameter",
-        "constant",
-        "tuple",
-        "get-tuple-element",
-        "bitcast",
-        "after-all",
-        "copy-done",
-        "slice-done",
-    ),
-    *("opt-barrier", "iota", "partition-id"),
-}
 
 
 def main() -> None:
@@ -74,6 +61,7 @@ def main() -> None:
         "machine": facts,
         "compilers": {name: _report.version(name) for name in ("libtpu", "jax-cuda12-plugin")},
         "traffic": traffic,
+        "categorical": _categorical.traffic(),
         "bundles": bundles,
         "registers": registers,
     }
@@ -116,44 +104,6 @@ def _traffic(chip: str, name: str, batch: int, bins: int, dtype: str) -> dict[st
         "units": round(moved_bytes(compiled.as_text()) / logits, 2),
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
     }
-
-
-def moved_bytes(program: str) -> int:
-    """The bytes of operands and results of a compiled program's instructions, of those in the main memory.
-
-    Every instruction of the entry computation is a pass over memory; what is inside a fusion or a kernel is not.
-    """
-    entry = program[program.index("\nENTRY") :]
-    total, types = 0, {}
-    for line in entry[: entry.index("\n}")].splitlines()[1:]:
-        found = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$", line)
-        if not found:
-            continue
-        name, type_, operation, rest = found.groups()
-        types[name] = type_
-        if operation in _FREE:
-            continue
-        operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
-        if operation == "slice-start":  # a part of its operand, on its way to the chip
-            part = re.findall(r"\w+\[[\d,]*\]", type_)[1]
-            total += _bytes(part)
-        elif operation == "copy-start":  # its result names its operand again
-            total += _bytes(types.get(operands[0], ""))
-        else:
-            total += _bytes(type_) + sum(_bytes(types.get(operand, "")) for operand in operands)
-    return total
-
-
-def _bytes(type_: str) -> int:
-    total = 0
-    for dtype, dimensions, layout in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", type_):
-        if dtype not in _SIZES or "S(" in layout:  # S(1) is the memory on the chip
-            continue
-        size = _SIZES[dtype]
-        for dimension in filter(None, dimensions.split(",")):
-            size *= int(dimension)
-        total += size
-    return total
 
 
 def _compile_pallas(chip: str, case: str) -> None:
@@ -254,6 +204,7 @@ def _text(data: dict[str, Any]) -> str:
                 cells = [_cell(data["traffic"], chip, name, batch, bins, dtype) for name in names]
                 rows.append((f"{batch} x {bins} {dtype}", *cells))
         blocks.append(_report.table((chip, *(f"`{name}`" for name in names)), rows))
+    blocks += _categorical.text(data["categorical"])
     blocks += [
         "## Bundles per 1,024 logits, TPU v5e",
         "A bundle is issued in a cycle; the last column has the cycles in which 819 GB/s deliver 1,024 logits at 1.5 "

@@ -37,7 +37,7 @@ def add_pairs(
             lower,
             upper,
             cpu=partial(_scattered, num_bins=num_bins),
-            default=partial(_compared, num_bins=num_bins),
+            default=partial(compared, num_bins=num_bins),
         )
     sound = xp.isfinite(lower + upper).all(-1, keepdims=True)
     return xp.where(sound, histogram, lower.dtype.type(np.nan))
@@ -64,7 +64,7 @@ def _scattered(
     return row(bins, jnp.stack([lower, upper], -1))
 
 
-def _compared(
+def compared(
     bins: Int[Array, "*b n"], lower: Float[Array, "*b n"], upper: Float[Array, "*b n"], num_bins: int
 ) -> Float[Array, "*b k"]:
     """Each pair compared with all bins; one fused sum where the compiler does not write out the products."""

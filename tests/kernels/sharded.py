@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rlcls import kernels
+from rlcls.kernels.categorical_projection import xla
 from rlcls.kernels.linear_histogram import mosaic_tpu
 
 jax.config.update("jax_num_cpu_devices", 4)
@@ -83,4 +84,28 @@ for function in ("forward", "backward"):
     setattr(mosaic_tpu, function, functools.partial(original, interpret=pltpu.InterpretParams()))
 for implementation in ("xla", "mosaic_tpu"):
     check_linear(gaussian, implementation)
+
+
+def check_projected(rows, few):
+    """So it is with a distribution that moves, in blocks of few rows or at once."""
+    projection, rng = kernels.TwoHot(-10.7, 9.3, 51), np.random.default_rng(0)
+    logits, probs = rng.normal(size=(64, 51)).astype(np.float32), rng.dirichlet(np.ones(51), 64)
+    scalars = rng.normal(size=64).astype(np.float32), rng.uniform(size=64).astype(np.float32)
+
+    def gradient(loss):
+        arguments = logits, probs.astype(np.float32), *scalars
+        return jax.jit(jax.value_and_grad(lambda *a: loss(*a).sum()))(*arguments)
+
+    def loss(*arguments, name="xla"):
+        return kernels.categorical_projection_cross_entropy(*arguments, projection, implementation=name)
+
+    xla._FEW = few
+    sharded = jax.shard_map(loss, mesh=mesh, in_specs=(P(rows),) * 4, out_specs=P(rows))
+    found, truth = gradient(sharded), gradient(functools.partial(loss, name="reference"))
+    np.testing.assert_allclose(found[0], truth[0], rtol=1e-6)
+    np.testing.assert_allclose(found[1], truth[1], atol=3e-6)
+
+
+check_projected("data", 1)
+check_projected(("data", "bins"), 2**14)
 print("sharded")

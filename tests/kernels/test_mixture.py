@@ -14,7 +14,7 @@ from rlcls.kernels.histogram import mixture
 
 WAYS = {
     "scattered": jax.jit(mixture._scattered, static_argnums=3),
-    "compared": jax.jit(mixture._compared, static_argnums=3),
+    "compared": jax.jit(mixture.compared, static_argnums=3),
     "numpy": mixture._added_in_numpy,
     "chosen": jax.jit(mixture.add_pairs, static_argnums=3),
 }

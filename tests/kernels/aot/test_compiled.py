@@ -175,6 +175,21 @@ def test_a_linear_layer_of_any_size_precision_and_ensemble(chip):
     assert _chips.compile_for(chip, run, *three).as_text().count("custom-call(") >= 2
 
 
+@pytest.mark.parametrize("chip", [on("v5e"), on("H100")])
+@pytest.mark.parametrize(("batch", "num_bins"), [(4096, 51), (4096, 1001), (1024, 8192)])
+def test_a_projected_distribution_is_in_memory_for_some_rows_at_a_time(chip, batch, num_bins):
+    projection = kernels.TwoHot(-10.0, 10.0, num_bins)
+
+    def mean(*arguments):
+        return kernels.categorical_projection_cross_entropy(*arguments, projection).mean()
+
+    logits, scalars = shapes(batch, num_bins, jnp.float32)
+    run = jax.value_and_grad(mean)
+    memory = _chips.compile_for(chip, run, logits, logits, scalars, scalars).memory_analysis()
+    # Three arrays of 2**18 floats, and a few numbers for each row; on a TPU such are in the memory on the chip.
+    assert memory.temp_size_in_bytes <= (3 * 2**20 if chip == "H100" else 2**19) + 64 * batch
+
+
 SPILLS = """
     import sys
     import jax.numpy as jnp
