@@ -237,7 +237,8 @@ def _text(data: dict[str, Any]) -> str:
             f"{_report.describe(data['machine'])} A copy moves {bandwidth / 1e9:.1f} GB/s.",
             _report.table(HEADER, rows),
             "Medians over rounds, all programs of a cell in turn; `chosen` is what `implementation=None` takes "
-            "here; `naive / it` is the median of the ratios within a round. Units: what that time would move at the bandwidth of the copy, in sizes of the logits; the floor "
+            "here; `naive / it` is the median of the ratios within a "
+            "round. Units: what that time would move at the bandwidth of the copy, in sizes of the logits; the floor "
             "is 1 forward and 3 for value and gradient, and what fits a cache can be below it. Error: the largest "
             "against float64, of a loss or of a gradient's element.",
             "## From the features of a linear layer on",
