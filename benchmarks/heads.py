@@ -149,7 +149,8 @@ def _text(data: dict[str, Any]) -> str:
         "values of all actions at the next state; in the largest cells most of the time is spent on moving those "
         "arrays, which have as many times the size of a regression's as there are bins. A program of less than "
         f"{_BRIEF} ms is run just before it is timed, with its data in the caches. A call's overhead is in every "
-        f"time, and is most of {BASELINE}'s. What share of a whole update a head takes, and what the wider last layer "
+        f"time, and is most of {BASELINE}'s; with a batch of 32 and several cores, among "
+        "which their work is divided, the others' is four times that or more. What share of a whole update a head takes, and what the wider last layer "
         "does, is in [head_cost.md](head_cost.md).",
     ]
     return "\n\n".join(paragraphs)

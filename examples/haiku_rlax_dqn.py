@@ -1,4 +1,4 @@
-"""DQN in Haiku and rlax whose values are classified: catch a falling ball, in about 15 seconds on a laptop.
+"""DQN in Haiku and rlax whose values are classified: catch a falling ball, in about ten seconds on a laptop.
 
     pip install -e . dm-haiku optax rlax
     python examples/haiku_rlax_dqn.py

@@ -1,4 +1,4 @@
-"""DQN in one file with flax Linen, in CleanRL's manner: CartPole, in about 20 seconds on a laptop.
+"""DQN in one file with flax Linen, in CleanRL's manner: CartPole, in about ten seconds on a laptop.
 
     pip install -e . flax optax gymnasium
     python examples/linen_dqn.py
