@@ -150,7 +150,8 @@ def _text(data: dict[str, Any]) -> str:
         "arrays, which have as many times the size of a regression's as there are bins. A program of less than "
         f"{_BRIEF} ms is run just before it is timed, with its data in the caches. A call's overhead is in every "
         f"time, and is most of {BASELINE}'s; with a batch of 32 and several cores, among "
-        "which their work is divided, the others' is four times that or more. What share of a whole update a head takes, and what the wider last layer "
+        "which their work is divided, the others' is four times that or more. What share of a whole update a head "
+        "takes, and what the wider last layer "
         "does, is in [head_cost.md](head_cost.md).",
     ]
     return "\n\n".join(paragraphs)
