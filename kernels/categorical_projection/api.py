@@ -10,7 +10,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Real
 
 from ..histogram import dispatch
-from ..histogram.api import as_real, poison
+from ..histogram.api import as_real, over_devices, poison, sharding
+from ..histogram.band import AxisName
 from ..histogram.projection import TwoHot
 from . import reference, xla
 
@@ -27,6 +28,7 @@ def categorical_projection_cross_entropy(
     weights: Real[ArrayLike, "*b"] | None = None,
     return_lse: bool = False,
     implementation: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Any:
     """The cross-entropy of softmax(logits) to the distribution of r + discount * (next return), in nats.
 
@@ -42,10 +44,13 @@ def categorical_projection_cross_entropy(
       weights: a factor of each loss.
       return_lse: also gives the log-sum-exp of each row, as a second result.
       implementation: "reference" (a sum over atoms for every bin), "xla", or None for the faster.
+      axis_name: inside `jax.shard_map`, the mesh axis (or axes) that the bins are sharded over: `logits` are then this
+        device's equal share of the columns, in the order of the axis, `next_probs` whole on every device, as its
+        atoms move from share to share, and so are the results.
 
     Raises:
       TypeError: logits or next_probs are not floating point, others not real, or the projection is no `TwoHot`.
-      ValueError: shapes do not match, or the implementation is unknown.
+      ValueError: shapes do not match, or the implementation is unknown or cannot serve.
 
     Source: Bellemare et al. 2017, algorithm 1.
     """
@@ -56,10 +61,13 @@ def categorical_projection_cross_entropy(
     if weights is not None:
         scalars["weights"] = as_real("weights", weights)
     dispatch.check_known(implementation, IMPLEMENTATIONS)
+    if axis_name is not None and implementation == "reference":
+        raise ValueError(f"implementation 'reference' cannot serve: {dispatch.SHARDED}")
     for argument, x in (("logits", logits), ("next_probs", next_probs)):
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(f"{argument} must be floating point, not {x.dtype}")
-    if logits.ndim == 0 or logits.shape[-1] < projection.num_bins:
+    devices = 1 if axis_name is None else lax.axis_size(axis_name)
+    if logits.ndim == 0 or logits.shape[-1] * devices < projection.num_bins:
         raise ValueError(f"logits of shape {logits.shape} have fewer columns than {projection}")
     leading = logits.shape[:-1]
     for argument, x in scalars.items():
@@ -75,31 +83,39 @@ def categorical_projection_cross_entropy(
         scalars["rewards"].reshape(-1),
         scalars["discounts"].reshape(-1),
     )
-    operation = reference.forward if implementation == "reference" else _fused
-    loss, lse = operation(flat, *lax.stop_gradient(rest), projection)
+    rest = lax.stop_gradient(rest)
+    if implementation == "reference":
+        loss, lse = reference.forward(flat, *rest, projection)
+    else:
+        loss, lse = _fused(flat, *rest, projection, axis_name)
+    if axis_name is not None:
+        loss, lse = over_devices(loss, lse, axis_name)
     loss, lse = loss.reshape(leading), lse.reshape(leading)
     if weights is not None:
         loss = loss * scalars["weights"].astype(loss.dtype)
     return (loss, lse) if return_lse else loss
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _fused(logits: Any, next_probs: Any, rewards: Any, discounts: Any, projection: Any) -> Any:
-    return xla.forward(logits, next_probs, rewards, discounts, projection)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _fused(
+    logits: Any, next_probs: Any, rewards: Any, discounts: Any, projection: Any, axis_name: AxisName | None
+) -> Any:
+    return xla.forward(logits, next_probs, rewards, discounts, projection, **sharding(axis_name))
 
 
-def _forward(logits: Any, next_probs: Any, rewards: Any, discounts: Any, projection: Any) -> Any:
-    loss, lse = _fused(logits, next_probs, rewards, discounts, projection)
+def _forward(
+    logits: Any, next_probs: Any, rewards: Any, discounts: Any, projection: Any, axis_name: AxisName | None
+) -> Any:
+    loss, lse = _fused(logits, next_probs, rewards, discounts, projection, axis_name)
     return (loss, lse), (logits, next_probs, rewards, discounts, lse)
 
 
-def _backward(projection: Any, saved: Any, cotangents: Any) -> Any:
-    logits, next_probs, rewards, discounts, lse = saved
+def _backward(projection: Any, axis_name: AxisName | None, saved: Any, cotangents: Any) -> Any:
+    _, next_probs, rewards, discounts, _ = saved
     d_loss, d_lse = cotangents
     # Any of these without a number makes the loss of its row NaN; so it does with the gradient.
     d_loss = poison(d_loss, rewards + discounts + next_probs.sum(-1))
-    d_logits = xla.backward(logits, next_probs, rewards, discounts, lse, d_loss, d_lse, projection)
-    return d_logits, None, None, None
+    return xla.backward(*saved, d_loss, d_lse, projection, **sharding(axis_name)), None, None, None
 
 
 _fused.defvjp(_forward, _backward)

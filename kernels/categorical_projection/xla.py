@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from ..histogram.band import AxisName
 from ..histogram.mixture import compared
 from ..histogram.xla import column_numbers, masked
 from .reference import moved_atoms
@@ -32,9 +33,10 @@ def forward(
     rewards: Float[Array, " b"],
     discounts: Float[Array, " b"],
     projection: Any,
+    axis_name: AxisName | None = None,
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Loss and log-sum-exp of each row."""
-    return _on_this_platform(_forward, projection, logits, next_probs, rewards, discounts)
+    """Loss and log-sum-exp of each row; with `axis_name`, of this device's columns alone."""
+    return _on_this_platform(_forward, projection, axis_name, logits, next_probs, rewards, discounts)
 
 
 def backward(
@@ -46,15 +48,18 @@ def backward(
     d_loss: Float[Array, " b"],
     d_lse: Float[Array, " b"],
     projection: Any,
+    axis_name: AxisName | None = None,
 ) -> Float[Array, "b kp"]:
-    """The gradient of the logits."""
+    """The gradient of the logits; with `axis_name`, of this device's columns."""
     arrays = (logits, next_probs, rewards, discounts, lse, d_loss, d_lse)
-    return _on_this_platform(_backward, projection, *arrays)
+    return _on_this_platform(_backward, projection, axis_name, *arrays)
 
 
-def _on_this_platform(function: Callable[..., Any], projection: Any, *arrays: Array) -> Any:
+def _on_this_platform(
+    function: Callable[..., Any], projection: Any, axis_name: AxisName | None, *arrays: Array
+) -> Any:
     def branch(dense: bool, size: int) -> Callable[..., Any]:
-        run = functools.partial(function, projection, dense)
+        run = functools.partial(function, projection, axis_name, dense)
         return functools.partial(_by_blocks, run, rows_of(projection.num_bins, size))
 
     return lax.platform_dependent(
@@ -87,27 +92,41 @@ def _by_blocks(function: Callable[..., Any], rows: int, *arrays: Array) -> Any:
     return lax.fori_loop(0, -(-count // rows), step, zeros)
 
 
-def _forward(projection: Any, dense: bool, logits: Any, next_probs: Any, rewards: Any, discounts: Any) -> Any:
+def _forward(
+    projection: Any,
+    axis_name: AxisName | None,
+    dense: bool,
+    logits: Any,
+    next_probs: Any,
+    rewards: Any,
+    discounts: Any,
+) -> Any:
     dtype = jnp.promote_types(logits.dtype, jnp.float32)
-    _, real = column_numbers(logits.shape[1], projection, None)
+    columns, real = column_numbers(logits.shape[1], projection, axis_name)
     row = masked(real, logits.astype(dtype), -jnp.inf)
     top = row.max(-1)
     base = jnp.where(jnp.isfinite(top), top, 0)
     log_total = jnp.log(jnp.exp(row - base[:, None]).sum(-1))
+    # Measured from the largest logit, the loss keeps its digits; that takes all the mass.
+    whole = axis_name is None
+    origin = base if whole else jnp.zeros_like(base)
     bins, (low, high) = _shares(next_probs, rewards, discounts, projection, dtype)
     if dense:
-        probs = compared(bins, low, high, projection.num_bins)
-        score = _times(probs, row[:, : projection.num_bins] - base[:, None]).sum(-1)
+        probs = compared(bins - columns[0, 0], low, high, logits.shape[1])
+        score = _times(probs, row - origin[:, None]).sum(-1)
     else:
         score = jnp.zeros_like(base)
-        for place, share in ((bins, low), (bins + 1, high)):
+        for place, share in _here(columns, whole, (bins, low), (bins + 1, high)):
             found = jnp.take_along_axis(logits, place, axis=1, mode="promise_in_bounds").astype(dtype)
-            score += _times(share, found - base[:, None]).sum(-1)
-    return next_probs.sum(-1) * log_total - score, base + log_total
+            score += _times(share, found - origin[:, None]).sum(-1)
+    if whole:
+        return next_probs.sum(-1) * log_total - score, base + log_total
+    return base + log_total - score, base + log_total
 
 
 def _backward(
     projection: Any,
+    axis_name: AxisName | None,
     dense: bool,
     logits: Any,
     next_probs: Any,
@@ -117,19 +136,34 @@ def _backward(
     d_loss: Any,
     d_lse: Any,
 ) -> Any:
-    _, real = column_numbers(logits.shape[1], projection, None)
-    softmax = jnp.exp(logits.astype(lse.dtype) - lse[:, None])
-    gradient = masked(real, (d_loss * next_probs.sum(-1) + d_lse)[:, None] * softmax, 0)
+    columns, real = column_numbers(logits.shape[1], projection, axis_name)
+    whole = axis_name is None
+    base = jnp.where(jnp.isfinite(lse), lse, 0)
+    softmax = jnp.exp(logits.astype(lse.dtype) - base[:, None])
+    d_log_total = d_loss * next_probs.sum(-1) if whole else d_loss
+    gradient = masked(real, (d_log_total + d_lse)[:, None] * softmax, 0)
     bins, (low, high) = _shares(next_probs, rewards, discounts, projection, lse.dtype)
     d_score = -d_loss[:, None]
     if dense:
-        probs = compared(bins, low, high, projection.num_bins)
-        gradient += d_score * jnp.pad(probs, ((0, 0), (0, logits.shape[1] - projection.num_bins)))
+        gradient += d_score * compared(bins - columns[0, 0], low, high, logits.shape[1])
     else:
         rows = jnp.arange(len(logits))[:, None]
-        for place, share in ((bins, low), (bins + 1, high)):
+        for place, share in _here(columns, whole, (bins, low), (bins + 1, high)):
             gradient = gradient.at[rows, place].add(d_score * share, mode="promise_in_bounds")
     return gradient.astype(logits.dtype)
+
+
+def _here(columns: Any, whole: bool, *pairs: Any) -> Any:
+    """Places and shares of the atoms, as indices into the columns at hand; elsewhere than there they share nothing."""
+    if whole:
+        return pairs
+    last = columns.shape[1] - 1
+
+    def local(place: Any, share: Any) -> Any:
+        place = place - columns[0, 0]
+        return jnp.clip(place, 0, last), jnp.where((place >= 0) & (place <= last), share, 0)
+
+    return tuple(local(*pair) for pair in pairs)
 
 
 def _times(share: Any, x: Any) -> Any:

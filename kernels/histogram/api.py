@@ -115,7 +115,7 @@ def histogram_cross_entropy(
     else:
         loss, lse = _fused(flat, labels, projection, name, axis_name)
     if axis_name is not None:
-        loss, lse = _over_devices(loss, lse, axis_name)
+        loss, lse = over_devices(loss, lse, axis_name)
     loss, lse = loss.reshape(targets.shape), lse.reshape(targets.shape)
     if weights is not None:
         loss = loss * weights.astype(loss.dtype)
@@ -132,7 +132,7 @@ def as_real(argument: str, x: ArrayLike) -> Float[Array, "..."]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _fused(logits: Any, targets: Any, projection: Any, name: str, axis_name: AxisName | None) -> Any:
-    loss, lse = dispatch.backend(name).forward(logits, targets, projection, **_sharding(axis_name))
+    loss, lse = dispatch.backend(name).forward(logits, targets, projection, **sharding(axis_name))
     return poison(loss, targets), lse
 
 
@@ -144,14 +144,14 @@ def _forward(logits: Any, targets: Any, projection: Any, name: str, axis_name: A
 def _backward(projection: Any, name: str, axis_name: AxisName | None, saved: Any, cotangents: Any) -> Any:
     d_loss, d_lse = cotangents
     d_loss = poison(d_loss, saved[1])
-    d_logits = dispatch.backend(name).backward(*saved, d_loss, d_lse, projection, **_sharding(axis_name))
+    d_logits = dispatch.backend(name).backward(*saved, d_loss, d_lse, projection, **sharding(axis_name))
     return d_logits, None
 
 
 _fused.defvjp(_forward, _backward)
 
 
-def _over_devices(loss: Any, lse: Any, axis_name: AxisName) -> Any:
+def over_devices(loss: Any, lse: Any, axis_name: AxisName) -> Any:
     """The whole rows' loss and lse, given those of each device's columns."""
     empty = lse == -jnp.inf  # a device with nothing but padding
     score = lax.psum(jnp.where(empty, 0, lse - loss), axis_name)
@@ -165,5 +165,5 @@ def poison(x: Any, targets: Any) -> Any:
     return jnp.where(jnp.isnan(targets), jnp.nan, x)
 
 
-def _sharding(axis_name: AxisName | None) -> dict[str, AxisName]:
+def sharding(axis_name: AxisName | None) -> dict[str, AxisName]:
     return {} if axis_name is None else {"axis_name": axis_name}

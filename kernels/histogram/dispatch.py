@@ -11,6 +11,7 @@ import jax
 from .projection import Gaussian, OneHot, TwoHot
 
 IMPLEMENTATIONS = ("reference", "xla", "cpu", "mosaic_tpu", "mosaic_gpu")
+SHARDED = "bins sharded over devices are for 'xla'"
 # The projections whose mass is one formula of bin, fraction and column.
 _REGULAR = (Gaussian, OneHot, TwoHot)
 
@@ -45,6 +46,7 @@ def choose(
       ValueError: the one asked for is unknown, or cannot serve.
     """
     check_known(implementation, IMPLEMENTATIONS)
+    check_sharded(projection, sharded)
     if implementation is None:
         return _best(shape, dtype, projection, sharded)
     if reason := _reason(implementation, shape, dtype, projection, sharded):
@@ -58,6 +60,14 @@ def check_known(implementation: str | None, known: tuple[str, ...]) -> None:
         close = difflib.get_close_matches(str(implementation), known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"unknown implementation {implementation!r}{hint} ({', '.join(known)})")
+
+
+def check_sharded(projection: Any, sharded: bool) -> None:
+    """Refuses bins over several devices of which no device could tell its share."""
+    if sharded and not is_regular(projection):
+        raise ValueError(
+            f"bins of {type(projection).__name__} cannot be sharded over devices: axis_name is for others"
+        )
 
 
 def is_regular(projection: Any) -> bool:
@@ -96,7 +106,7 @@ def _best(shape: tuple[int, ...], dtype: Any, projection: Any, sharded: bool) ->
 def _reason(name: str, shape: tuple[int, ...], dtype: Any, projection: Any, sharded: bool) -> str | None:
     """Why an implementation cannot serve, or None."""
     if sharded and name != "xla":
-        return "bins sharded over devices are for 'xla'"
+        return SHARDED
     if name == "reference":
         return None
     if not is_regular(projection):

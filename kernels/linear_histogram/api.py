@@ -22,7 +22,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Real
 
 from ..histogram import dispatch
-from ..histogram.api import as_real, poison
+from ..histogram.api import as_real, over_devices, poison, sharding
+from ..histogram.band import AxisName
 from . import reference
 
 IMPLEMENTATIONS = ("reference", "xla", "mosaic_tpu")
@@ -38,6 +39,7 @@ def linear_histogram_cross_entropy(
     weights: Real[ArrayLike, "*b"] | None = None,
     return_lse: bool = False,
     implementation: str | None = None,
+    axis_name: AxisName | None = None,
 ) -> Any:
     """`histogram_cross_entropy(features @ kernel + bias, targets, projection)`, by chunks of the bins.
 
@@ -53,6 +55,9 @@ def linear_histogram_cross_entropy(
       weights: a factor of each loss.
       return_lse: also gives the log-sum-exp of each row, as a second result.
       implementation: "reference", "xla", "mosaic_tpu", or None for the fastest here that keeps to the memory above.
+      axis_name: inside `jax.shard_map`, the mesh axis (or axes) that the bins are sharded over: `kernel` and `bias` are
+        then this device's equal share of the columns, in the order of the axis, `features` those of the rows at
+        hand, and the results are whole on every device.
 
     Raises:
       TypeError: features, kernel or bias are not floating point, or targets or weights not real.
@@ -62,25 +67,29 @@ def linear_histogram_cross_entropy(
     """
     features, kernel, targets = jnp.asarray(features), jnp.asarray(kernel), as_real("targets", targets)
     bias = None if bias is None else jnp.asarray(bias)
-    _check(features, kernel, bias, targets, projection)
+    devices = 1 if axis_name is None else lax.axis_size(axis_name)
+    _check(features, kernel, bias, targets, projection, devices)
     if weights is not None:
         weights = as_real("weights", weights)
         if weights.shape != targets.shape:
             raise ValueError(f"weights of shape {weights.shape} do not match targets of {targets.shape}")
     flat, labels = features.reshape(-1, features.shape[-1]), lax.stop_gradient(targets.reshape(-1))
-    name = _choose(implementation, flat, kernel, projection)
+    name = _choose(implementation, flat, kernel, projection, sharded=axis_name is not None)
     if name == "reference":
         loss, lse = reference.forward(flat, kernel, bias, labels, projection)
     else:
-        loss, lse = _fused(*_varying_alike(flat, kernel, bias, labels), projection, name)
+        loss, lse = _fused(*_varying_alike(flat, kernel, bias, labels), projection, name, axis_name)
+    if axis_name is not None:
+        loss, lse = over_devices(loss, lse, axis_name)
     loss, lse = loss.reshape(targets.shape), lse.reshape(targets.shape)
     if weights is not None:
         loss = loss * weights.astype(loss.dtype)
     return (loss, lse) if return_lse else loss
 
 
-def _choose(implementation: str | None, features: Any, kernel: Any, projection: Any) -> str:
+def _choose(implementation: str | None, features: Any, kernel: Any, projection: Any, *, sharded: bool) -> str:
     dispatch.check_known(implementation, IMPLEMENTATIONS)
+    dispatch.check_sharded(projection, sharded)
     if not dispatch.is_regular(projection):
         if implementation not in (None, "reference"):
             kind = type(projection).__name__
@@ -89,6 +98,8 @@ def _choose(implementation: str | None, features: Any, kernel: Any, projection: 
     dtype = jnp.promote_types(features.dtype, kernel.dtype)
 
     def reason(name: str) -> str | None:
+        if sharded and name != "xla":
+            return dispatch.SHARDED
         if name == "reference":
             return None
         return _backend(name).unsupported(*features.shape, kernel.shape[1], dtype, projection)
@@ -121,7 +132,7 @@ def _backend(name: str) -> Any:
     return importlib.import_module(f"{__package__}.{name}")
 
 
-def _check(features: Any, kernel: Any, bias: Any, targets: Any, projection: Any) -> None:
+def _check(features: Any, kernel: Any, bias: Any, targets: Any, projection: Any, devices: int) -> None:
     for argument, x in (("features", features), ("kernel", kernel), ("bias", bias)):
         if x is not None and not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(f"{argument} must be floating point, not {x.dtype}")
@@ -131,25 +142,41 @@ def _check(features: Any, kernel: Any, bias: Any, targets: Any, projection: Any)
         raise ValueError(f"bias of shape {bias.shape} does not fit a kernel of shape {kernel.shape}")
     if targets.shape != features.shape[:-1]:
         raise ValueError(f"targets of shape {targets.shape} do not match features of shape {features.shape}")
-    if kernel.shape[1] < projection.num_bins:
+    if kernel.shape[1] * devices < projection.num_bins:
         raise ValueError(f"a kernel of shape {kernel.shape} has fewer columns than {projection}")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _fused(features: Any, kernel: Any, bias: Any, targets: Any, projection: Any, name: str) -> Any:
-    loss, lse = _backend(name).forward(features, kernel, bias, targets, projection)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _fused(
+    features: Any,
+    kernel: Any,
+    bias: Any,
+    targets: Any,
+    projection: Any,
+    name: str,
+    axis_name: AxisName | None,
+) -> Any:
+    loss, lse = _backend(name).forward(features, kernel, bias, targets, projection, **sharding(axis_name))
     return poison(loss, targets), lse
 
 
-def _forward(features: Any, kernel: Any, bias: Any, targets: Any, projection: Any, name: str) -> Any:
-    loss, lse = _fused(features, kernel, bias, targets, projection, name)
+def _forward(
+    features: Any,
+    kernel: Any,
+    bias: Any,
+    targets: Any,
+    projection: Any,
+    name: str,
+    axis_name: AxisName | None,
+) -> Any:
+    loss, lse = _fused(features, kernel, bias, targets, projection, name, axis_name)
     return (loss, lse), (features, kernel, bias, targets, lse)
 
 
-def _backward(projection: Any, name: str, saved: Any, cotangents: Any) -> Any:
+def _backward(projection: Any, name: str, axis_name: AxisName | None, saved: Any, cotangents: Any) -> Any:
     d_loss, d_lse = cotangents
-    gradients = _backend(name).backward(*saved, poison(d_loss, saved[3]), d_lse, projection)
-    return *gradients, None
+    d_loss = poison(d_loss, saved[3])
+    return *_backend(name).backward(*saved, d_loss, d_lse, projection, **sharding(axis_name)), None
 
 
 _fused.defvjp(_forward, _backward)

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from ..histogram.band import place
+from ..histogram.band import AxisName, place
 
 CHUNK = 8192  # bins at a time: what is temporary is [B, CHUNK]
 
@@ -27,9 +27,10 @@ def forward(
     bias: Float[Array, " kp"] | None,
     targets: Float[Array, " b"],
     projection: Any,
+    axis_name: AxisName | None = None,
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Loss and log-sum-exp of each row."""
-    chunks = _Chunks(features, kernel, bias, targets, projection)
+    """Loss and log-sum-exp of each row; with `axis_name`, of this device's columns alone."""
+    chunks = _Chunks(features, kernel, bias, targets, projection, axis_name)
     zeros = jnp.zeros_like(features[:, 0], dtype=chunks.dtype)
 
     def step(number: Any, carry: Any) -> Any:
@@ -55,9 +56,10 @@ def backward(
     d_loss: Float[Array, " b"],
     d_lse: Float[Array, " b"],
     projection: Any,
+    axis_name: AxisName | None = None,
 ) -> tuple[Float[Array, "b d"], Float[Array, "d kp"], Float[Array, " kp"] | None]:
-    """The gradients of features, kernel and bias, in their dtypes."""
-    chunks = _Chunks(features, kernel, bias, targets, projection)
+    """The gradients of features, kernel and bias, in their dtypes; with `axis_name`, by this device's columns."""
+    chunks = _Chunks(features, kernel, bias, targets, projection, axis_name)
     d_both = d_loss + d_lse
 
     def step(number: Any, carry: Any) -> Any:
@@ -88,18 +90,28 @@ def backward(
 class _Chunks:
     """The layer's columns, by chunks of one size; the last begins early, and owns only what is left."""
 
-    def __init__(self, features: Any, kernel: Any, bias: Any, targets: Any, projection: Any):
+    def __init__(
+        self,
+        features: Any,
+        kernel: Any,
+        bias: Any,
+        targets: Any,
+        projection: Any,
+        axis_name: AxisName | None,
+    ):
         self.dtype = jnp.promote_types(jnp.promote_types(features.dtype, kernel.dtype), jnp.float32)
         self.features, self.kernel, self.bias, self.projection = features, kernel, bias, projection
         self.bins, self.fractions, self.scale = (x[:, None] for x in place(projection, targets, self.dtype))
         self.columns = kernel.shape[1]
         self.size = min(CHUNK, self.columns)
-        self.count = -(-projection.num_bins // self.size)  # chunks of padding alone are left out
+        self.offset: Any = 0 if axis_name is None else lax.axis_index(axis_name) * self.columns
+        # Chunks of padding alone are left out, where all devices have them.
+        self.count = -(-min(projection.num_bins, self.columns) // self.size)
 
     def own(self, number: Any) -> Any:
         """Which columns of the slice are this chunk's, and bins."""
-        columns = self._start(number) + np.arange(self.size, dtype=np.int32)[None]
-        return (columns >= number * self.size) & (columns < self.projection.num_bins)
+        columns = self._columns(number)
+        return (columns >= number * self.size) & (columns + self.offset < self.projection.num_bins)
 
     def logits(self, number: Any) -> Any:
         """[B, size], -inf in the columns that are not this chunk's own."""
@@ -111,7 +123,7 @@ class _Chunks:
 
     def mass(self, number: Any) -> Any:
         """[B, size], 0 in the columns that are not this chunk's own."""
-        columns = self._start(number) + np.arange(self.size, dtype=np.int32)[None]
+        columns = self._columns(number) + self.offset
         mass = self.projection.mass(columns, self.bins, self.fractions, self.scale)
         return jnp.where(self.own(number), mass, 0)
 
@@ -121,6 +133,10 @@ class _Chunks:
     def add(self, x: Any, number: Any, change: Any) -> Any:
         changed = (self.slice(x, number) + change).astype(x.dtype)
         return lax.dynamic_update_slice_in_dim(x, changed, self._start(number), axis=-1)
+
+    def _columns(self, number: Any) -> Any:
+        """The numbers of the slice's columns, [1, size], on this device."""
+        return self._start(number) + np.arange(self.size, dtype=np.int32)[None]
 
     def _start(self, number: Any) -> Any:
         return jnp.minimum(number * self.size, self.columns - self.size)

@@ -1,6 +1,7 @@
 """Run by test_histogram_sharded.py, with four CPU devices: fused losses sharded over rows, and over bins."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,10 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from rlcls import kernels
+from rlcls import heads, kernels
 from rlcls.kernels.categorical_projection import xla
 from rlcls.kernels.linear_histogram import mosaic_tpu
+from rlcls.kernels.linear_histogram import xla as linear_xla
 
 jax.config.update("jax_num_cpu_devices", 4)
 mesh = jax.make_mesh((2, 2), ("data", "bins"), axis_types=(AxisType.Auto,) * 2)
@@ -48,20 +50,23 @@ def check(projection, padding, rows, columns, implementation):
     np.testing.assert_allclose(found[1], truth[1], atol=3e-6)
 
 
-def check_linear(projection, implementation):
-    """The same of a linear layer that every device has whole: its gradients are summed over the rows' devices."""
-    rng = np.random.default_rng(0)
-    shapes = (8, 16), (16, projection.num_bins), projection.num_bins, 8
+def check_linear(projection, implementation, rows, columns=None, padding=0):
+    """The same of a linear layer: gradients of what several devices have are summed over them."""
+    rng, width = np.random.default_rng(0), projection.num_bins + padding
+    shapes = (8, 16), (16, width), width, 8
     features, kernel, bias, targets = (jnp.float32(rng.normal(size=shape)) for shape in shapes)
 
     def loss(features, kernel, bias, targets, **options):
-        return kernels.linear_histogram_cross_entropy(features, kernel, bias, targets, projection, **options)
+        value, lse = kernels.linear_histogram_cross_entropy(
+            features, kernel, bias, targets, projection, return_lse=True, **options
+        )
+        return value + lse / 2
 
     sharded = jax.shard_map(
-        functools.partial(loss, implementation=implementation),
+        functools.partial(loss, implementation=implementation, axis_name=columns),
         mesh=mesh,
-        in_specs=(P(("data", "bins")), P(), P(), P(("data", "bins"))),
-        out_specs=P(("data", "bins")),
+        in_specs=(P(rows), P(None, columns), P(columns), P(rows)),
+        out_specs=P(rows),
     )
     layer = features, kernel, bias
     found, truth = (
@@ -83,29 +88,86 @@ for function in ("forward", "backward"):
     original = getattr(mosaic_tpu, function)
     setattr(mosaic_tpu, function, functools.partial(original, interpret=pltpu.InterpretParams()))
 for implementation in ("xla", "mosaic_tpu"):
-    check_linear(gaussian, implementation)
+    check_linear(gaussian, implementation, ("data", "bins"))
+linear_xla.CHUNK = 32  # of several chunks a device, the last of which begins early
+check_linear(gaussian, None, None, "bins", padding=3)
+check_linear(gaussian, "xla", "data", "bins", padding=99)
+check_linear(gaussian, None, None, ("data", "bins"), padding=303)
 
 
-def check_projected(rows, few):
-    """So it is with a distribution that moves, in blocks of few rows or at once."""
+def check_projected(rows, columns=None, *, few=2**14, padding=0, dense=False):
+    """So it is with a distribution that moves, in blocks of few rows or at once, looked up or compared."""
     projection, rng = kernels.TwoHot(-10.7, 9.3, 51), np.random.default_rng(0)
-    logits, probs = rng.normal(size=(64, 51)).astype(np.float32), rng.dirichlet(np.ones(51), 64)
+    logits = rng.normal(size=(64, 51 + padding)).astype(np.float32)
+    probs = rng.dirichlet(np.ones(51), 64).astype(np.float32)
     scalars = rng.normal(size=64).astype(np.float32), rng.uniform(size=64).astype(np.float32)
 
     def gradient(loss):
-        arguments = logits, probs.astype(np.float32), *scalars
-        return jax.jit(jax.value_and_grad(lambda *a: loss(*a).sum()))(*arguments)
+        return jax.jit(jax.value_and_grad(lambda *a: loss(*a).sum()))(logits, probs, *scalars)
 
-    def loss(*arguments, name="xla"):
-        return kernels.categorical_projection_cross_entropy(*arguments, projection, implementation=name)
+    def loss(*arguments, **options):
+        value, lse = kernels.categorical_projection_cross_entropy(
+            *arguments, projection, return_lse=True, **options
+        )
+        return value + lse / 2
 
     xla._FEW = few
-    sharded = jax.shard_map(loss, mesh=mesh, in_specs=(P(rows),) * 4, out_specs=P(rows))
-    found, truth = gradient(sharded), gradient(functools.partial(loss, name="reference"))
+
+    def this_one(*arrays, cpu, tpu, default):
+        return (tpu if dense else cpu)(*arrays)
+
+    with mock.patch.object(xla.lax, "platform_dependent", this_one):
+        sharded = jax.shard_map(
+            functools.partial(loss, axis_name=columns),
+            mesh=mesh,
+            in_specs=(P(rows, columns), P(rows), P(rows), P(rows)),
+            out_specs=P(rows),
+        )
+        found = gradient(sharded)
+    truth = gradient(functools.partial(loss, implementation="reference"))
     np.testing.assert_allclose(found[0], truth[0], rtol=1e-6)
     np.testing.assert_allclose(found[1], truth[1], atol=3e-6)
 
 
-check_projected("data", 1)
-check_projected(("data", "bins"), 2**14)
+check_projected("data", few=1)
+check_projected(("data", "bins"))
+for dense in (False, True):
+    check_projected("data", "bins", padding=1, dense=dense)
+    check_projected(None, ("data", "bins"), few=1, padding=153, dense=dense)  # devices of padding alone
+
+
+def check_refused(loss, words, **options):
+    """What needs all bins on one device says so."""
+    shapes = jax.eval_shape(lambda: (jnp.zeros((8, 64)), jnp.zeros((8, 51)), jnp.zeros(8)))
+    whole = jax.shard_map(
+        lambda x, p, t: loss(x, p, t, axis_name="bins", **options), mesh=mesh, in_specs=P(), out_specs=P()
+    )
+    try:
+        jax.eval_shape(whole, *shapes)
+    except ValueError as error:
+        assert words in str(error), error
+    else:
+        raise AssertionError(f"{options} were taken")
+
+
+uneven = heads.TwoHot(heads.Support.arbitrary((-1.0, 0.0, 2.0), on="centers")).projection
+for name, projection, words in (
+    ("cpu", gaussian, "cannot serve: bins sharded over devices are for 'xla'"),
+    ("reference", gaussian, "cannot serve: bins sharded over devices are for 'xla'"),
+    (None, uneven, "bins of IrregularTwoHot cannot be sharded"),
+):
+    options = {"projection": projection, "implementation": name}
+    check_refused(lambda x, p, t, **o: kernels.histogram_cross_entropy(x, t, **o), words, **options)
+    options["implementation"] = name and name.replace("cpu", "mosaic_tpu")
+    check_refused(
+        lambda x, p, t, **o: kernels.linear_histogram_cross_entropy(x, x.T @ x, None, t, **o),
+        words,
+        **options,
+    )
+check_refused(
+    lambda x, p, t, **o: kernels.categorical_projection_cross_entropy(x, p, t, t, **o),
+    "'reference' cannot serve: bins sharded over devices are for 'xla'",
+    projection=kernels.TwoHot(-10.7, 9.3, 51),
+    implementation="reference",
+)
 print("sharded")
