@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Real
 
 from ..histogram import dispatch
-from ..histogram.api import as_real, over_devices, poison, sharding
+from ..histogram.api import as_real, over_devices, poison
 from ..histogram.band import AxisName
 from ..histogram.projection import TwoHot
 from . import reference, xla
@@ -100,7 +100,7 @@ def categorical_projection_cross_entropy(
 def _fused(
     logits: Any, next_probs: Any, rewards: Any, discounts: Any, projection: Any, axis_name: AxisName | None
 ) -> Any:
-    return xla.forward(logits, next_probs, rewards, discounts, projection, **sharding(axis_name))
+    return xla.forward(logits, next_probs, rewards, discounts, projection, axis_name)
 
 
 def _forward(
@@ -111,11 +111,12 @@ def _forward(
 
 
 def _backward(projection: Any, axis_name: AxisName | None, saved: Any, cotangents: Any) -> Any:
-    _, next_probs, rewards, discounts, _ = saved
+    logits, next_probs, rewards, discounts, lse = saved
     d_loss, d_lse = cotangents
     # Any of these without a number makes the loss of its row NaN; so it does with the gradient.
     d_loss = poison(d_loss, rewards + discounts + next_probs.sum(-1))
-    return xla.backward(*saved, d_loss, d_lse, projection, **sharding(axis_name)), None, None, None
+    d_logits = xla.backward(logits, next_probs, rewards, discounts, lse, d_loss, d_lse, projection, axis_name)
+    return d_logits, None, None, None
 
 
 _fused.defvjp(_forward, _backward)
