@@ -120,13 +120,13 @@ def test_seeds_of_one_configuration_are_one_line_as_far_as_each_came(tmp_path, d
 
 
 def test_other_options_are_never_averaged_but_named(tmp_path, drawn):
-    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", "agent.learning_rate=1e-3")]
+    runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", "agent.learning_rate=2e-3")]
     runs.append(make_run(tmp_path / "c", "game=Breakout"))
     curves.compare(runs, tmp_path / "out.svg")
     breakout, pong = drawn()
     assert list(lines(breakout)) == ["hlgauss"]
     rate = config.compose([]).agent.learning_rate
-    assert list(lines(pong)) == [f"hlgauss, learning_rate={rate}", "hlgauss, learning_rate=0.001"]
+    assert list(lines(pong)) == [f"hlgauss, learning_rate={rate}", "hlgauss, learning_rate=0.002"]
     colours = [line.get_color() for line in pong.get_lines()]
     assert len(set(colours)) == 2
 

@@ -176,10 +176,10 @@ def test_a_larger_number_of_steps_extends_a_finished_run(whole, tmp_path):
 
 
 def test_another_configuration_is_refused_with_the_difference(whole):
-    done = run(whole, "agent.learning_rate=0.001")
+    done = run(whole, "agent.learning_rate=0.002")
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("error: ")
-    assert "agent.learning_rate is 0.0005 there and 0.001 here" in done.stderr
+    assert "agent.learning_rate is 0.001 there and 0.002 here" in done.stderr
 
 
 def test_a_second_process_is_refused(tmp_path):
