@@ -1,6 +1,7 @@
 """What a run folder refuses, and what is left where a run could not be made."""
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -160,11 +161,16 @@ def test_ctrl_c_ends_a_command_that_only_starts(tmp_path):
         env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        # A shell has its background jobs ignore Ctrl-C, and so what they start.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
-    time.sleep(1)  # it imports
-    starting.send_signal(signal.SIGINT)
-    assert starting.wait(timeout=60) == -signal.SIGINT
-    assert not list(tmp_path.iterdir())
+    try:
+        time.sleep(1)  # it imports
+        starting.send_signal(signal.SIGINT)
+        assert starting.wait(timeout=60) == -signal.SIGINT
+        assert not list(tmp_path.iterdir())
+    finally:
+        starting.kill()
 
 
 IMPOSSIBLE = {
