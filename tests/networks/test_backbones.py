@@ -105,7 +105,11 @@ LEARNERS = {
     "nature": [],
     "impala": [],
     "soft_moe": [],
+    "per_token": [],
+    "average_pooling": [],
+    "wide_dense": [],
     "resnet18": ["backbone.width=8"],
+    "transformer": SMALL["transformer"],
     "transformer sigma": [*SMALL["transformer"], "backbone.sigma_reparam=true", "backbone.layer_norm=false"],
 }
 GAMMA = 0.5
