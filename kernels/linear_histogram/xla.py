@@ -70,7 +70,7 @@ def backward(
         d_logits = jnp.where(chunks.own(number), d_logits, 0)
         # The products are of the operands' own precision, as the layer's own would be; their sums are not.
         narrow = d_logits.astype(kernel.dtype)
-        weights = chunks.slice(kernel, number)
+        weights = chunks.weights(number)
         d_features += jnp.dot(narrow, weights.T, preferred_element_type=chunks.dtype)
         d_weights = jnp.dot(features.T, narrow, preferred_element_type=chunks.dtype)
         d_kernel = chunks.add(d_kernel, number, d_weights)
@@ -103,6 +103,7 @@ class _Chunks:
         self.features, self.kernel, self.bias, self.projection = features, kernel, bias, projection
         self.bins, self.fractions, self.scale = (x[:, None] for x in place(projection, targets, self.dtype))
         self.columns = kernel.shape[1]
+        self.padded = axis_name is not None or self.columns > projection.num_bins
         self.size = min(CHUNK, self.columns)
         self.offset: Any = 0 if axis_name is None else lax.axis_index(axis_name) * self.columns
         # Chunks of padding alone are left out, where all devices have them.
@@ -120,6 +121,11 @@ class _Chunks:
         if self.bias is not None:
             logits = logits + self.slice(self.bias, number).astype(self.dtype)
         return jnp.where(self.own(number), logits, -jnp.inf)
+
+    def weights(self, number: Any) -> Any:
+        """[D, size] of the kernel, 0 in padding: a gradient of 0 times a NaN there would be one."""
+        weights = self.slice(self.kernel, number)
+        return jnp.where(self.own(number), weights, 0) if self.padded else weights
 
     def mass(self, number: Any) -> Any:
         """[B, size], 0 in the columns that are not this chunk's own."""
