@@ -43,6 +43,7 @@ _NEVER = 10**9
 # What the peers do: uniform samples, one-step targets. Nothing but training is timed.
 SAME_WORK = [
     "game=Pong",
+    "backbone=nature",
     f"steps={_NEVER}",
     "replay.capacity=50000",
     "replay.min_size=2000",

@@ -31,6 +31,7 @@ import matplotlib.pyplot as plt
 # Name -> overrides. The sizes of the chess transformers, here over 49 patches.
 BACKBONES = {
     "nature": ["backbone=nature"],
+    "data_efficient": ["backbone=data_efficient"],
     "impala": ["backbone=impala"],
     "impala x4": ["backbone=impala", "backbone.width=4"],
     "soft_moe": ["backbone=soft_moe"],

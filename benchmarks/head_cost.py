@@ -48,7 +48,7 @@ def main() -> None:
 
 def _programs(loss: str, batch_size: int, game: str) -> dict[str, Callable[[], Any]]:
     """The whole update, its loss, its head and its last layer, compiled, each with its inputs at hand."""
-    options = [f"game={game}", f"loss={loss}", f"training.batch_size={batch_size}"]
+    options = [f"game={game}", "backbone=nature", f"loss={loss}", f"training.batch_size={batch_size}"]
     settings = config.compose([*options, *(["loss.num_quantiles=51"] if loss == "quantile" else [])])
     env = build.environment(settings)
     agent, _ = build.agent(settings, env)

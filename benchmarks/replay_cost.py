@@ -19,6 +19,8 @@ from _bare_update import sample_batch
 
 from rlcls.training import build, config, trainer, xla
 
+_SAMPLING = {"uniform": "replay.prioritized=false", "prioritised": "replay.prioritized=true"}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -27,16 +29,19 @@ def main() -> None:
     arguments = parser.parse_args()
     facts = _report.machine()
     xla.choose_device("cpu")
-    kinds = {"uniform": "replay.prioritized=false", "prioritised": "replay.prioritized=true"}
-    times = {kind: _times(override, arguments.rounds) for kind, override in kinds.items()}
+    times = {
+        f"{backbone}, {kind}": _times([f"backbone={backbone}", option], arguments.rounds)
+        for backbone in ("nature", "data_efficient")
+        for kind, option in _SAMPLING.items()
+    }
     _report.write(
         "replay_cost", {"machine": facts, "milliseconds": times}, _text(times, facts), arguments.out
     )
 
 
-def _times(override: str, rounds: int) -> dict[str, list[float]]:
+def _times(overrides: list[str], rounds: int) -> dict[str, list[float]]:
     """Milliseconds for each update: of the update alone, and of what replay does for it."""
-    settings = config.compose(["game=Pong", override])
+    settings = config.compose(["game=Pong", *overrides])
     env = build.environment(settings)
     agent, _ = build.agent(settings, env)
     replay = trainer.make_replay(settings, env)
@@ -75,11 +80,18 @@ def _text(times: dict[str, dict[str, list[float]]], facts: dict[str, Any]) -> st
         shares = zip(*(parts[name] for name in parts), strict=True)
         share = statistics.median(100 * sum(work) / update for update, *work in shares)
         rows.append([kind, *medians, f"{share:.2f} %"])
-    header = ["sampling", "update, ms", "sample, ms", "set priorities, ms", "add, ms", "replay / update"]
+    header = [
+        "network, sampling",
+        "update, ms",
+        "sample, ms",
+        "set priorities, ms",
+        "add, ms",
+        "replay / update",
+    ]
     count = len(next(iter(times.values()))["update"])
     return "\n\n".join(
         [
-            "# What replay costs in a DQN update (Pong, Nature CNN, batch 32, 200,000 transitions)",
+            "# What replay costs in a DQN update (Pong, batch 32, 200,000 transitions)",
             f"Medians of {count} interleaved rounds, each for one update. {_report.describe(facts)}",
             _report.table(header, rows),
         ]

@@ -1,6 +1,7 @@
 """Errors that are the user's to mend: one clear line each."""
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
 
@@ -17,10 +18,13 @@ def command(run: Callable[[list[str]], int], argv: list[str] | None) -> int:
       argv: its arguments, None for the process's.
 
     Returns:
-      The exit code: 2, and one line on stderr, for a mistake of the user's; 130 for a Ctrl-C that it did not take.
+      The exit code: 2, and one line on stderr, for a mistake of the user's; 130 for a Ctrl-C that it did not take;
+      141 when whoever reads the output has read enough, as `head` does.
     """
     try:
-        return run(sys.argv[1:] if argv is None else argv)
+        code = run(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -34,6 +38,9 @@ def command(run: Callable[[list[str]], int], argv: list[str] | None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else closing it raises again
+        return 141
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

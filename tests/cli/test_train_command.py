@@ -11,16 +11,22 @@ import yaml
 ROOT = Path(__file__).parents[2]
 
 
-def train(*argv, cwd):
+def start(*argv, cwd):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-m", "rlcls.train", *argv],
         cwd=cwd,
         env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
         text=True,
-        capture_output=True,
-        timeout=300,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
+
+
+def train(*argv, cwd):
+    process = start(*argv, cwd=cwd)
+    stdout, stderr = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(argv, process.returncode, stdout, stderr)
 
 
 @pytest.mark.parametrize(
@@ -57,3 +63,10 @@ def test_help_and_config_are_printed_and_nothing_is_written(tmp_path):
     shown = train("--config", "--multirun", "loss=mse,huber", cwd=tmp_path)
     assert shown.returncode == 0 and [*yaml.safe_load_all(shown.stdout)][1]["loss"]["name"] == "huber"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_has_read_enough_ends_a_command_quietly(tmp_path):
+    process = start("--help", cwd=tmp_path)
+    process.stdout.close()  # as `| head` does
+    assert process.stderr.read() == ""
+    assert process.wait() == 141

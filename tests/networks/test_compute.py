@@ -90,6 +90,7 @@ def test_parameters_features_and_gradients_are_float32_whatever_else_is_allowed(
 # Units of all hidden layers of networks with the sizes above, ReLU by ReLU.
 UNITS = {
     "nature": 32 + 64 + 64 + 512,
+    "data_efficient": 32 + 64 + 256,
     "mlp": 64 + 64,
     "impala": 4 * (16 + 32 + 32) + 32 + 512,
     "soft_moe": 4 * (16 + 32 + 32) + 32 + 4 * 512,
