@@ -18,6 +18,7 @@ PIXELS = ["env=probe", "game=probe/policy", "+env.pixels=true"]
 # What makes one of 84 x 84 pixels quick on a CPU. Those for tokens of chess take pixels with no vocabulary.
 SMALL = {
     "nature": [],
+    "data_efficient": [],
     "mlp": [],
     "impala": [],
     "soft_moe": ["backbone.num_experts=4"],
@@ -103,6 +104,7 @@ def test_a_wrong_combination_is_one_line_before_anything_runs(overrides, message
 
 LEARNERS = {
     "nature": [],
+    "data_efficient": [],
     "impala": [],
     "soft_moe": [],
     "per_token": [],
