@@ -1,6 +1,6 @@
 """How soon `recipe=fast` learns Pong: minutes and agent steps to mean evaluation returns, by loss and seed.
 
-    python benchmarks/pong.py --losses hlgauss mse --seeds 0 1
+    python benchmarks/pong.py steps=500000 --losses hlgauss mse --seeds 0 1
 
 Runs are made one after another in --runs; those that are finished are not made again and those that were cut
 short go on, so the same command can be given as often as it takes. Minutes are the training command's own:
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=_report.ROOT / "runs" / "pong")
     parser.add_argument("--out", type=Path, default=_report.RESULTS)
     parser.add_argument("--report-only", action="store_true", help="of the runs as they are")
-    parser.add_argument("overrides", nargs="*", help="for every run, such as steps=300000")
+    parser.add_argument("overrides", nargs="*", help="for every run, such as steps=500000; before the flags")
     arguments = parser.parse_args()
     facts = _report.machine()
     runs = []
