@@ -39,8 +39,12 @@ def command(run: Callable[[list[str]], int], argv: list[str] | None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else closing it raises again
-        return 141
+        try:
+            print(flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else closing it raises again
+            return 141
+        raise  # another pipe, such as that of a video's encoder
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

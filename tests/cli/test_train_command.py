@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rlcls._errors import command
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -70,3 +72,11 @@ def test_a_reader_that_has_read_enough_ends_a_command_quietly(tmp_path):
     process.stdout.close()  # as `| head` does
     assert process.stderr.read() == ""
     assert process.wait() == 141
+
+
+def test_a_pipe_to_anything_else_that_breaks_is_not_hidden():
+    def run(argv):
+        raise BrokenPipeError("the encoder's")
+
+    with pytest.raises(BrokenPipeError, match="the encoder's"):
+        command(run, [])
