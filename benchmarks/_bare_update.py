@@ -25,7 +25,9 @@ def main() -> None:
     env = build.environment(settings)
     agent, _ = build.agent(settings, env)
     # Compiled as training compiles it, the key of the update derived inside.
-    update = xla.jit(lambda state, batch, number: agent.update(state, batch, jax.random.key(number)))
+    update = xla.jit(
+        lambda state, batch, number: agent.update(state, batch, jax.random.key(number)), donate_argnums=0
+    )
     state = xla.jit(agent.init)(jax.random.key(0))
     batches = [sample_batch(env, int(settings.training.batch_size), seed) for seed in range(8)]
     for number in range(20):

@@ -6,13 +6,16 @@ import collections
 import concurrent.futures
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rlcls._errors import UserError
 from rlcls.replay import FrameReplay, Sampled, Transition
+
+_T = TypeVar("_T")
 
 
 class Diverged(UserError):
@@ -28,13 +31,20 @@ class Acting(NamedTuple):
 
 class _Result(NamedTuple):
     number: int
-    acting: Acting
     metrics: dict[str, Any]
     priorities: Any
     diagnostics: dict[str, Any]
 
 
-_Round = list[tuple[Sampled, "concurrent.futures.Future[_Result]"]]
+class _Round(NamedTuple):
+    """The updates of a vector step, and what to act with after them: None where there are none."""
+
+    updates: list[tuple[Sampled, concurrent.futures.Future[_Result]]]
+    acting: concurrent.futures.Future[Acting] | None
+
+
+# A program of its own: what it gives shares no memory with what it was given.
+_copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 class Learner:
@@ -44,8 +54,9 @@ class Learner:
     bits at any speed. The updates of a vector step are a *round*, which may be empty.
 
     Args:
-      update: (state, batch, update number) -> (state, UpdateInfo), compiled.
-      state: agent state to begin with; `state.step` updates were made.
+      update: (state, batch, update number) -> (state, UpdateInfo), compiled; it may take the memory of its first
+        argument for its first result, which on a CPU is a sixth of its time.
+      state: agent state to begin with; `state.step` updates were made. The first update may consume it.
       lag: rounds between submitting an update and using its result.
       diagnose: (state, batch, held-out batch) -> scalars by name, compiled.
 
@@ -60,9 +71,9 @@ class Learner:
     ):
         self._update, self._state, self._diagnose = update, state, diagnose
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="learner")
-        self._rounds: collections.deque[_Round] = collections.deque([] for _ in range(lag))
-        self._current: _Round = []
-        self.acting = Acting(state.params, state.network_state)
+        self._rounds: collections.deque[_Round] = collections.deque(_Round([], None) for _ in range(lag))
+        self._current: list[tuple[Sampled, concurrent.futures.Future[_Result]]] = []
+        self.acting = self._latest()
         self.submitted = int(state.step)
         self.diagnosed: list[dict[str, Any]] = []
 
@@ -80,30 +91,38 @@ class Learner:
         Raises:
           Diverged: one of them was not finite.
         """
-        self._rounds.append(self._current)
+        # Copied once a round, not kept at every update: that would cost each the memory of its parameters.
+        self._rounds.append(
+            _Round(self._current, self._thread.submit(self._latest) if self._current else None)
+        )
         self._current = []
         lines, self.diagnosed = [], []
-        for sampled, future in self._rounds.popleft():
+        updates, acting = self._rounds.popleft()
+        for sampled, future in updates:
             result = future.result()
             lines.append(_finite(result))
             if result.diagnostics:
                 values = {name: float(value) for name, value in result.diagnostics.items()}
                 self.diagnosed.append({"updates": result.number, **values})
             replay.set_priorities(sampled, np.asarray(result.priorities))
-            self.acting = result.acting
+        if acting:
+            self.acting = acting.result()
         return lines
 
     def snapshot(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """All that `restore` needs between two rounds: a pytree for Orbax and small arrays. Changes nothing.
 
+        The pytree's "state" is the learner's own, which the next update may consume: save it, or copy it, before.
+
         Raises:
           Diverged: an update that still ran gave a result that is not finite, or the parameters are not.
         """
-        rounds = [[(sampled, future.result()) for sampled, future in pending] for pending in self._rounds]
+        rounds = [[(sampled, future.result()) for sampled, future in updates] for updates, _ in self._rounds]
         acting: list[Acting] = [self.acting]
         arrays: dict[str, np.ndarray] = {}
         for i, results in enumerate(rounds):
-            acting.append(results[-1][1].acting if results else acting[-1])
+            after = self._rounds[i].acting
+            acting.append(after.result() if after else acting[-1])
             for j, (sampled, result) in enumerate(results):
                 metrics = {f"metrics/{name}": np.asarray(value) for name, value in _finite(result).items()}
                 values = {**sampled._asdict(), "priorities": np.asarray(result.priorities), **metrics}
@@ -125,10 +144,10 @@ class Learner:
         """
         self._state = tree["state"]
         self.submitted = int(self._state.step)
-        latest = Acting(self._state.params, self._state.network_state)
-        acting = [*tree["acting"], latest]
+        acting = [*tree["acting"], self._latest()]
         self.acting = acting[0]
-        for i, (pending, after) in enumerate(zip(self._rounds, acting[1:], strict=True)):
+        for i, after in enumerate(acting[1:]):
+            pending: list[tuple[Sampled, concurrent.futures.Future[_Result]]] = []
             while f"pending/{i}/{len(pending)}/rows" in arrays:
                 prefix = f"pending/{i}/{len(pending)}/"
                 part = {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
@@ -136,9 +155,9 @@ class Learner:
                     {name.removeprefix(kind): part[name] for name in part if name.startswith(kind)}
                     for kind in ("metrics/", "diagnostics/")
                 )
-                done: concurrent.futures.Future[_Result] = concurrent.futures.Future()
-                done.set_result(_Result(int(part["number"]), after, metrics, part["priorities"], diagnostics))
-                pending.append((Sampled(part["streams"], part["rows"]), done))
+                result = _Result(int(part["number"]), metrics, part["priorities"], diagnostics)
+                pending.append((Sampled(part["streams"], part["rows"]), _done(result)))
+            self._rounds[i] = _Round(pending, _done(after) if pending else None)
 
     def close(self) -> None:
         """Lets the update that runs end, and drops the rest."""
@@ -148,8 +167,17 @@ class Learner:
         # Nothing is read here: the next update is dispatched while this one still runs.
         seen = self._diagnose(self._state, batch, held_out) if self._diagnose and held_out else {}
         self._state, info = self._update(self._state, batch, number)
-        acting = Acting(self._state.params, self._state.network_state)
-        return _Result(number, acting, info.metrics, info.priorities, seen)
+        return _Result(number, info.metrics, info.priorities, seen)
+
+    def _latest(self) -> Acting:
+        """What the last update made, in memory of its own."""
+        return _copy(Acting(self._state.params, self._state.network_state))
+
+
+def _done(result: _T) -> concurrent.futures.Future[_T]:
+    future: concurrent.futures.Future[_T] = concurrent.futures.Future()
+    future.set_result(result)
+    return future
 
 
 def _finite(result: _Result) -> dict[str, float]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium.vector
 import jax
+import jax.numpy as jnp
 import numpy as np
 from omegaconf import DictConfig
 
@@ -58,7 +59,7 @@ class Trainer:
         def update(state, batch, number):
             return agent.update(state, batch, jax.random.fold_in(update_key, number))
 
-        self._act, self._update = xla.jit(act), xla.jit(update)
+        self._act, self._update = xla.jit(act), xla.jit(update, donate_argnums=0)
         # An agent of somebody's own need not have it.
         self._diagnose = xla.jit(agent.diagnose) if hasattr(agent, "diagnose") else None
         self._learner = Learner(self._update, xla.jit(agent.init)(init_key), self._lag, self._diagnose)
@@ -181,11 +182,12 @@ class Trainer:
         if self._diagnose and 0 < self._config.diagnostics.every < last:
             held_out = self._zeros(self._config.diagnostics.batch_size)
             jax.block_until_ready(self._diagnose(tree["state"], batch, held_out))
-        jax.block_until_ready(self._update(tree["state"], batch, 0))
+        state, _ = self._update(jax.tree.map(jnp.copy, tree["state"]), batch, 0)
         seconds = []
         for _ in range(timed):
+            jax.block_until_ready(state)
             begun = time.perf_counter()
-            jax.block_until_ready(self._update(tree["state"], batch, 0))
+            state, _ = jax.block_until_ready(self._update(state, batch, 0))
             seconds.append(time.perf_counter() - begun)
         return statistics.median(seconds)
 

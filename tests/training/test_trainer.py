@@ -83,7 +83,7 @@ def test_acting_uses_the_parameters_of_a_fixed_number_of_steps_ago(lag):
     for _ in range(40):
         acted_with.append(trainer._learner.acting.params)
         trainer.step()
-        after_step.append(trainer.get_state()[0]["state"].params)
+        after_step.append(jax.tree.map(np.array, trainer.get_state()[0]["state"].params))
     for step in range(lag + 1, 40):
         chex.assert_trees_all_equal(acted_with[step], after_step[step - 1 - lag])
     trainer.close()
