@@ -40,7 +40,7 @@ PEERS = {
     ),
 }
 _NEVER = 10**9
-# What the peers do: uniform samples, one-step targets. Nothing but training is timed.
+# What the peers do: uniform samples, one-step targets, copied every 1,000 agent steps. Nothing but training is timed.
 SAME_WORK = [
     "game=Pong",
     "backbone=nature",
@@ -51,6 +51,9 @@ SAME_WORK = [
     "replay.n_step=1",
     "training.batch_size=32",
     "training.update_period=4",
+    "training.act_with_target=false",
+    "agent.target_period=250",
+    "agent.target_tau=1",
     "logging.every=400",
     "logging.tensorboard=false",
     f"eval.every={_NEVER}",

@@ -28,6 +28,13 @@ class Acting(NamedTuple):
     params: Any
     network_state: Any
 
+    @classmethod
+    def of(cls, state: Any, target: bool) -> Acting:
+        """The online network's part of an agent's state, or the target network's."""
+        if target:
+            return cls(state.target_params, state.target_network_state)
+        return cls(state.params, state.network_state)
+
 
 class _Result(NamedTuple):
     number: int
@@ -59,6 +66,7 @@ class Learner:
       state: agent state to begin with; `state.step` updates were made. The first update may consume it.
       lag: rounds between submitting an update and using its result.
       diagnose: (state, batch, held-out batch) -> scalars by name, compiled.
+      act_with_target: whether the target network acts, not the online one.
 
     Attributes:
       acting: what to act with in this round.
@@ -67,9 +75,15 @@ class Learner:
     """
 
     def __init__(
-        self, update: Callable[..., Any], state: Any, lag: int, diagnose: Callable[..., Any] | None = None
+        self,
+        update: Callable[..., Any],
+        state: Any,
+        lag: int,
+        diagnose: Callable[..., Any] | None = None,
+        act_with_target: bool = False,
     ):
         self._update, self._state, self._diagnose = update, state, diagnose
+        self._act_with_target = act_with_target
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="learner")
         self._rounds: collections.deque[_Round] = collections.deque(_Round([], None) for _ in range(lag))
         self._current: list[tuple[Sampled, concurrent.futures.Future[_Result]]] = []
@@ -132,7 +146,7 @@ class Learner:
         # A gradient can be lost before a loss shows it, and such a moment is not worth keeping.
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self._state.params)):
             raise Diverged(f"the parameters are no longer finite after update {self.submitted}")
-        # After the last pending round one acts with the state itself.
+        # What acts after the last pending round is in the state itself.
         return {"state": self._state, "acting": acting[:-1]}, arrays
 
     def restore(self, tree: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
@@ -171,7 +185,7 @@ class Learner:
 
     def _latest(self) -> Acting:
         """What the last update made, in memory of its own."""
-        return _copy(Acting(self._state.params, self._state.network_state))
+        return _copy(Acting.of(self._state, self._act_with_target))
 
 
 def _done(result: _T) -> concurrent.futures.Future[_T]:

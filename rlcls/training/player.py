@@ -51,7 +51,7 @@ class Player:
 def acting(config: DictConfig, agent: Any, checkpoint: Checkpoint) -> Acting:
     """What the run acted with after the checkpoint: with a lag the newest updates do not act yet."""
     state = jax.eval_shape(agent.init, jax.random.key(0))
-    like = Acting(state.params, state.network_state)
+    target = bool(config.training.act_with_target)
+    like = Acting.of(state, target)
     tree = checkpoint.tree({"state": state, "acting": [like] * int(config.training.lag)})
-    latest = Acting(tree["state"].params, tree["state"].network_state)
-    return [*tree["acting"], latest][0]
+    return [*tree["acting"], Acting.of(tree["state"], target)][0]

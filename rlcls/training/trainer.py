@@ -62,7 +62,9 @@ class Trainer:
         self._act, self._update = xla.jit(act), xla.jit(update, donate_argnums=0)
         # An agent of somebody's own need not have it.
         self._diagnose = xla.jit(agent.diagnose) if hasattr(agent, "diagnose") else None
-        self._learner = Learner(self._update, xla.jit(agent.init)(init_key), self._lag, self._diagnose)
+        state = xla.jit(agent.init)(init_key)
+        acts = bool(config.training.act_with_target)
+        self._learner = Learner(self._update, state, self._lag, self._diagnose, acts)
         self._episodes = Episodes(self._num_envs)
         self._sums: collections.Counter[str] = collections.Counter()  # of update metrics since the last line
         self.steps = 0

@@ -131,7 +131,7 @@ PROBE = Probe(
 @pytest.mark.parametrize("name", LEARNERS)
 def test_dqn_learns_a_probe_through_pixels(name):
     support = ["loss.vmin=-2", "loss.vmax=2", "loss.num_bins=21"]
-    fast = ["agent.learning_rate=1e-3", "agent.target_period=10"]
+    fast = ["agent.learning_rate=1e-3", "agent.target_period=10", "agent.target_tau=1"]
     learner = agent(f"backbone={name.split()[0]}", *LEARNERS[name], *support, *fast)
     observations, exact = PROBE.observations(pixels=True), PROBE.q_values(GAMMA)
     batch = Transition(

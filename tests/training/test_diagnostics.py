@@ -34,6 +34,7 @@ PROBE = [
     "replay.min_size=100",
     "training.batch_size=16",
     "agent.target_period=5",
+    "agent.target_tau=1",
     "diagnostics.batch_size=32",
 ]
 

@@ -24,7 +24,6 @@ SMALL = [
     "training.batch_size=4",
     "training.update_period=8",
     "training.reseed_every=640",
-    "agent.target_period=10",
     "eval.every=800",
     "eval.episodes=1",
     "checkpoint.every=250",

@@ -30,6 +30,8 @@ PROBE = [
     "training.batch_size=16",
     "agent.learning_rate=0.02",
     "agent.target_period=20",
+    "agent.target_tau=1",
+    "training.act_with_target=false",
 ]
 SUPPORT = ["loss.vmin=-2", "loss.vmax=2", "loss.num_bins=21"]
 
@@ -76,14 +78,16 @@ def test_a_run_gives_the_same_bits_whichever_thread_is_slow(lag):
     chex.assert_trees_all_equal(even, ending(0.02, 0), ending(0, 0.02))
 
 
+@pytest.mark.parametrize("network", ["params", "target_params"])
 @pytest.mark.parametrize("lag", [0, 1, 3])
-def test_acting_uses_the_parameters_of_a_fixed_number_of_steps_ago(lag):
-    trainer = make("loss=mse", f"training.lag={lag}", "training.update_period=4")
+def test_acting_uses_the_parameters_of_a_fixed_number_of_steps_ago(lag, network):
+    target = f"training.act_with_target={network == 'target_params'}"
+    trainer = make("loss=mse", f"training.lag={lag}", "training.update_period=4", target)
     after_step, acted_with = [], []
     for _ in range(40):
         acted_with.append(trainer._learner.acting.params)
         trainer.step()
-        after_step.append(jax.tree.map(np.array, trainer.get_state()[0]["state"].params))
+        after_step.append(jax.tree.map(np.array, getattr(trainer.get_state()[0]["state"], network)))
     for step in range(lag + 1, 40):
         chex.assert_trees_all_equal(acted_with[step], after_step[step - 1 - lag])
     trainer.close()
