@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from rlcls.replay.transition import Transition
-from rlcls.training import build, config, xla
+from rlcls.training import build, config, memory, xla
 
 MARK = "MEASURED "
 
@@ -22,6 +22,7 @@ def main() -> None:
     settings = config.compose(arguments.overrides)
     xla.choose_device(settings.device)
     xla.cache_compilations()
+    memory.keep()
     env = build.environment(settings)
     agent, _ = build.agent(settings, env)
     # Compiled as training compiles it, the key of the update derived inside.

@@ -54,7 +54,7 @@ def _train_each(commands: list[list[str]]) -> int:
 
 
 def _train(config: Any) -> int:
-    from rlcls.training import build, xla
+    from rlcls.training import build, memory, xla
     from rlcls.training.checkpoint import Checkpoints
     from rlcls.training.learner import Diverged
     from rlcls.training.metrics import Metrics, check_wandb
@@ -65,6 +65,7 @@ def _train(config: Any) -> int:
 
     device = xla.choose_device(config.device)
     xla.cache_compilations()
+    memory.keep()
     build.check_memory(config)
     env = build.environment(config)
     agent, network = build.agent(config, env)

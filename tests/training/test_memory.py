@@ -1,0 +1,42 @@
+"""What a process may keep it need not be given again."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+_FAULTS_A_ROUND = """
+import resource
+import numpy as np
+from rlcls.training import memory
+
+memory.keep()
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def two_batches():
+    one, other = np.ones(1 << 20, np.uint8), np.ones(1 << 20, np.uint8)
+
+for _ in range(5):
+    two_batches()
+before = faults()
+for _ in range(100):
+    two_batches()
+print((faults() - before) / 100)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_arrays_of_megabytes_are_not_asked_of_the_system_again():
+    """They have 512 pages; without it nearly each of them is touched for the first time in every round."""
+    done = subprocess.run([sys.executable, "-c", _FAULTS_A_ROUND], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 20
+
+
+def test_a_libc_without_the_function_is_left_alone(monkeypatch):
+    from rlcls.training import memory
+
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
+    memory.keep()
