@@ -22,7 +22,7 @@ import numpy as np
 from _bare_update import sample_batch
 
 from rlcls import heads
-from rlcls.training import build, config, xla
+from rlcls.training import build, config, memory, xla
 
 _FEATURES = 512  # of the Nature network
 
@@ -37,6 +37,7 @@ def main() -> None:
     arguments = parser.parse_args()
     facts = _report.machine()
     xla.choose_device("cpu")
+    memory.keep()
     programs = {}
     for loss in arguments.losses:
         for part, run in _programs(loss, arguments.batch, arguments.game).items():
@@ -56,7 +57,7 @@ def _programs(loss: str, batch_size: int, game: str) -> dict[str, Callable[[], A
     batch = jax.device_put(sample_batch(env, batch_size, seed=0))
     env.close()
     state = xla.jit(agent.init)(jax.random.key(0))
-    update = xla.jit(agent.update)
+    update = xla.jit(agent.update, donate_argnums=0)  # as training does
     random = np.random.default_rng(0)
 
     def normal(*shape: int) -> jax.Array:
@@ -99,8 +100,14 @@ def _programs(loss: str, batch_size: int, game: str) -> dict[str, Callable[[], A
         return outputs, next_features @ kernel + bias, pullback(cotangent)
 
     key = jax.random.key(0)
+
+    def update_in_place():
+        nonlocal state
+        state, info = update(state, batch, key)
+        return state, info
+
     return {
-        "update": lambda: update(state, batch, key),
+        "update": update_in_place,
         "loss": lambda: loss_alone(outputs, target, batch),
         "head": lambda: head_alone(outputs, next_outputs, batch),
         "layer": lambda: layer_alone(features, next_features, kernel, bias, cotangent),

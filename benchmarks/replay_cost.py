@@ -14,10 +14,11 @@ from typing import Any
 
 import _report
 import jax
+import jax.numpy as jnp
 import numpy as np
 from _bare_update import sample_batch
 
-from rlcls.training import build, config, trainer, xla
+from rlcls.training import build, config, memory, trainer, xla
 
 _SAMPLING = {"uniform": "replay.prioritized=false", "prioritised": "replay.prioritized=true"}
 
@@ -29,6 +30,7 @@ def main() -> None:
     arguments = parser.parse_args()
     facts = _report.machine()
     xla.choose_device("cpu")
+    memory.keep()
     times = {
         f"{backbone}, {kind}": _times([f"backbone={backbone}", option], arguments.rounds)
         for backbone in ("nature", "data_efficient")
@@ -54,8 +56,8 @@ def _times(overrides: list[str], rounds: int) -> dict[str, list[float]]:
     updates_per_row = env.num_envs / settings.training.update_period
     state, batch = agent.init(jax.random.key(0)), sample_batch(env, size, seed=0)
     env.close()
-    update = xla.jit(agent.update)
-    jax.block_until_ready(update(state, batch, jax.random.key(0)))
+    update = xla.jit(agent.update, donate_argnums=0)  # as training does
+    state, _ = update(jax.tree.map(jnp.copy, state), batch, jax.random.key(0))
     times: dict[str, list[float]] = {"update": [], "sample": [], "priorities": [], "add": []}
 
     def timed(name: str, function: Any, *inputs: Any) -> Any:
@@ -65,7 +67,7 @@ def _times(overrides: list[str], rounds: int) -> dict[str, list[float]]:
         return result
 
     for number in range(rounds):
-        timed("update", update, state, batch, jax.random.key(0))
+        state, _ = timed("update", update, state, batch, jax.random.key(0))
         _, sampled = timed("sample", replay.sample, size, 0, number)
         timed("priorities", replay.set_priorities, sampled, random.random(size))
         timed("add", replay.add, rows[number % 64], actions, actions.astype(np.float32), flags, flags)
