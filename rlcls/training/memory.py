@@ -13,8 +13,8 @@ def keep() -> None:
     """Lets this process keep what it frees, up to a GiB, for its next arrays.
 
     By default glibc gives freed arrays of megabytes back to the system, which zeroes each of their pages when the next
-    batch or the next update touches it: more than half of the time that sampling a batch of Atari takes. Other C
-    libraries do as they always do.
+    batch or the next update touches it: 400 pages for each batch of Atari, at a microsecond or so. Other C libraries do
+    as they always do.
     """
     # No such library, or no such function in it.
     with contextlib.suppress(OSError, AttributeError, TypeError):
