@@ -6,7 +6,7 @@ Runs are made one after another in --runs; those that are finished are not made 
 short go on, so the same command can be given as often as it takes. Minutes are the training command's own:
 from its first step, with everything that it does besides (evaluations, checkpoints), without Python's start.
 With --one-core as many runs are made at once as there are cores, each on a core of its own: slower, each of them,
-by a third, and more in an hour. (Linux only. The bits differ from those of a run on two cores.)
+by a quarter, and more in an hour. (Linux only. The bits differ from those of a run on two cores.)
 """
 
 import argparse

@@ -61,6 +61,11 @@ def agent(config: DictConfig, env: gymnasium.vector.VectorEnv) -> tuple[Any, str
     try:
         made = build(OmegaConf.create(own), "agent")(make_network, head)
         state = jax.eval_shape(made.init, jax.random.key(0))
+        if config.training.act_with_target and not hasattr(state, "target_params"):
+            raise UserError(
+                "training.act_with_target=true needs an agent with a target network, and this one has none: "
+                "give training.act_with_target=false"
+            )
         # What the network cannot look at is said now, and not after the replay has filled.
         seen = jax.ShapeDtypeStruct((1, *shape), env.single_observation_space.dtype)
         jax.eval_shape(made.act, state.params, state.network_state, seen, jax.random.key(0), 0.0)

@@ -2,6 +2,7 @@
 
 import random
 import time
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from rlcls._errors import UserError
+from rlcls.agents.dqn import DQN
 from rlcls.envs.probe import PROBES
 from rlcls.training import build
 from rlcls.training.checkpoint import Checkpoints
@@ -91,6 +93,25 @@ def test_acting_uses_the_parameters_of_a_fixed_number_of_steps_ago(lag, network)
     for step in range(lag + 1, 40):
         chex.assert_trees_all_equal(acted_with[step], after_step[step - 1 - lag])
     trainer.close()
+
+
+def test_an_agent_without_a_target_network_cannot_act_with_it(monkeypatch):
+    class OnlineOnly(NamedTuple):
+        params: Any
+        network_state: Any
+
+    init = DQN.init
+
+    def online_only(self, key):
+        state = init(self, key)
+        return OnlineOnly(state.params, state.network_state)
+
+    monkeypatch.setattr(DQN, "init", online_only)
+    config = compose([*PROBE, "game=probe/two_step"])
+    build.agent(config, env := build.environment(config))
+    config.training.act_with_target = True
+    with pytest.raises(UserError, match="needs an agent with a target network"):
+        build.agent(config, env)
 
 
 @pytest.mark.parametrize("lag", [0, 1, 3])
