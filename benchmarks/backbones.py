@@ -23,7 +23,7 @@ import matplotlib
 from _bare_update import sample_batch
 
 from rlcls.networks import count_flops, count_parameters
-from rlcls.training import build, config, xla
+from rlcls.training import build, config, memory, xla
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -70,6 +70,7 @@ def main() -> None:
     arguments = parser.parse_args()
     facts = _report.machine()
     device = xla.choose_device(arguments.device)
+    memory.keep()
     facts["device"] = device.device_kind
     on_cpu = device.platform == "cpu"
     # What trains there: a CPU's convolutions gain nothing by bfloat16, and two programs at a time fit in its memory.
@@ -133,16 +134,23 @@ def _measure(name: str, env: Any, arguments: argparse.Namespace) -> list[dict[st
                     "update_flops": count_flops(agent.update, state, batch, key),
                 }
             )
-            runs.append(_ready(xla.jit(agent.update), xla.jit(agent.init)(key), batch, key))
+            runs.append(_ready(xla.jit, agent.update, xla.jit(agent.init)(key), batch, key))
     for program, times in zip(programs, _in_turn(runs, arguments.rounds, arguments.seconds), strict=True):
         program["milliseconds"] = times
     return programs
 
 
-def _ready(update: Any, state: Any, *inputs: Any) -> Callable[[], Any]:
-    """The update of always the same state, compiled."""
-    compiled = update.lower(state, *inputs).compile()
-    return lambda: compiled(state, *inputs)
+def _ready(jit: Any, update: Any, state: Any, *inputs: Any) -> Callable[[], Any]:
+    """Update after update, compiled, each in the memory of the state before, as training does."""
+    state = jax.tree.map(jnp.copy, state)  # each program's own
+    compiled = jit(update, donate_argnums=0).lower(state, *inputs).compile()
+
+    def run() -> Any:
+        nonlocal state
+        state, info = compiled(state, *inputs)
+        return state, info
+
+    return run
 
 
 def _in_turn(runs: list[Callable[[], Any]], rounds: int, seconds: float) -> list[list[float]]:
@@ -173,8 +181,8 @@ def _beside_linen(env: Any, arguments: argparse.Namespace) -> dict[str, list[flo
         raise AssertionError("the two networks are not the same")
     runs = {}
     for compiled, jit in (("default options", jax.jit), ("our options", xla.jit)):
-        runs[f"Linen, {compiled}"] = _ready(jit(linen_update), linen_state, batch)
-        runs[f"rlcls, {compiled}"] = _ready(jit(agent.update), state, batch, key)
+        runs[f"Linen, {compiled}"] = _ready(jit, linen_update, linen_state, batch)
+        runs[f"rlcls, {compiled}"] = _ready(jit, agent.update, state, batch, key)
     times = _in_turn(list(runs.values()), arguments.linen_rounds, float("inf"))
     return dict(zip(runs, times, strict=True))
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from rlcls._errors import UserError
 from rlcls.envs.atari import PROTOCOLS
@@ -124,6 +125,21 @@ def test_a_sweep_makes_its_runs_one_after_another(tmp_path):
     done = train("--multirun", "seed=0,1", "steps=200", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_a_sweep_given_again_goes_on_where_it_is_and_adds_what_is_new(tmp_path):
+    assert train("--multirun", "seed=0,1", "steps=200", cwd=tmp_path).returncode == 0
+    done = train("--multirun", "seed=1,2", "steps=400", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lasts = {}
+    for run in (tmp_path / "runs").iterdir():
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        lasts[OmegaConf.load(run / "config.yaml").seed] = lines[-1]["agent_steps"]
+        steps = [line["agent_steps"] for line in lines if line["kind"] == "train"]
+        assert steps == sorted(set(steps))
+    assert lasts == {0: 200, 1: 400, 2: 400}
+    again = train("--multirun", "seed=1,2", "steps=400", cwd=tmp_path)
+    assert again.returncode == 0 and again.stdout.count("is finished") == 2, again.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
