@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -57,6 +57,8 @@ class DQN:
       make_network: rngs -> QNetwork, MultiGameQNetwork, or one that shows its features as they do.
       head: how a value is represented and lost.
       learning_rate: of Adam.
+      learning_rate_floor: share of it that is left in the end; 1 keeps it constant.
+      learning_rate_fall: updates between which it falls to that, in a straight line.
       adam_eps: of Adam.
       max_gradient_norm: clips the gradient's global norm; 0 does not.
       target_period: updates between copies of the parameters to the target network.
@@ -71,6 +73,8 @@ class DQN:
         head: heads.Head,
         *,
         learning_rate: float = 6.25e-5,
+        learning_rate_floor: float = 1.0,
+        learning_rate_fall: Sequence[int] = (0, 1),
         adam_eps: float = 1.5e-4,
         max_gradient_norm: float = 0.0,
         target_period: int = 2000,
@@ -80,7 +84,11 @@ class DQN:
         self._make_network, self.head = make_network, head
         self._target_period, self._target_tau, self._double = target_period, target_tau, double
         self._clip = optax.clip_by_global_norm(max_gradient_norm) if max_gradient_norm else optax.identity()
-        self._optimizer = optax.chain(self._clip, optax.adam(learning_rate, eps=adam_eps))
+        rate: optax.ScalarOrSchedule = learning_rate
+        if learning_rate_floor != 1:
+            first, last = learning_rate_fall
+            rate = optax.linear_schedule(rate, learning_rate_floor * rate, last - first, first)
+        self._optimizer = optax.chain(self._clip, optax.adam(rate, eps=adam_eps))
         # Only pure functions are kept: every parameter comes from `init` or from a checkpoint, none is drawn.
         network = nnx.eval_shape(lambda: make_network(nnx.Rngs(0)))
         self._apply, _, _ = networks.functional(network)

@@ -40,6 +40,10 @@ def _are_sizes(value: Any) -> bool:
     return all(type(n) is int and n > 0 for n in (value if isinstance(value, list) else [value]))
 
 
+def _is_span(value: list[Any]) -> bool:
+    return len(value) == 2 and all(type(n) is int for n in value) and 0 <= value[0] < value[1]
+
+
 _RULES: list[_Rule] = [
     *_at_least(1, "steps", "env.num_envs", "agent.target_period", "replay.capacity", "replay.min_size"),
     *_at_least(1, "replay.n_step", "training.batch_size", "training.update_period", "training.reseed_every"),
@@ -57,7 +61,9 @@ _RULES: list[_Rule] = [
         "replay.reward_clip",
     ),
     *_above_zero("agent.learning_rate", "agent.adam_eps", "loss.sigma_ratio", "loss.delta", "loss.kappa"),
+    ("agent.learning_rate_fall", _is_span, "two updates, the first before the last, such as [60000,80000]"),
     *_share("replay.gamma", "exploration.epsilon_start", "exploration.epsilon_end", "eval.epsilon"),
+    *_share("agent.learning_rate_floor"),
     ("agent.target_tau", lambda value: 0 < value <= 1, "above 0 and at most 1"),
     *_at_least(2, "loss.num_bins"),
     *_at_least(1, "loss.num_quantiles"),

@@ -227,6 +227,23 @@ def test_a_gradient_is_scaled_down_to_the_norm_asked_for(batch):
     assert change[1] < change[0] * 1e-3
 
 
+def test_the_learning_rate_falls_between_its_two_updates(batch):
+    falling = make("hlgauss", learning_rate_floor=0.0, learning_rate_fall=(2, 4))
+    constant = make("hlgauss")
+    update, plain = jax.jit(falling.update), jax.jit(constant.update)
+    state, other = falling.init(jax.random.key(0)), constant.init(jax.random.key(0))
+    key = jax.random.key(0)
+    for _ in range(3):  # the whole rate, the last time where the fall begins
+        state, other = update(state, batch, key)[0], plain(other, batch, key)[0]
+        chex.assert_trees_all_close(state.params, other.params, rtol=1e-6)
+    before = state
+    state, other = update(state, batch, key)[0], plain(other, batch, key)[0]
+    change, whole = (jax.tree.map(jnp.subtract, after.params, before.params) for after in (state, other))
+    chex.assert_trees_all_close(change, jax.tree.map(lambda x: x / 2, whole), atol=1e-6)
+    after, _ = update(state, batch, key)
+    chex.assert_trees_all_equal(after.params, state.params)
+
+
 def test_update_compiles_once_and_runs_under_vmap_over_seeds(batch):
     agent = make("hlgauss")
     update = jax.jit(chex.assert_max_traces(agent.update, n=1))

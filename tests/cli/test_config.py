@@ -50,6 +50,14 @@ def test_a_recipe_may_know_a_backbone_and_leaves_the_others_alone():
     assert "init_scale" not in config.compose(["recipe=fast", "backbone=impala"]).backbone
 
 
+@pytest.mark.parametrize("loss", config.choices("loss"))
+def test_the_supports_of_the_fast_recipe_go_with_its_discount(loss):
+    run = config.compose(["recipe=fast", f"loss={loss}"])
+    if "vmax" in run.loss:  # the paper's 10 by the share of its horizon
+        edge = 10 * (1 - 0.99) / (1 - run.replay.gamma)
+        assert (run.loss.vmin, run.loss.vmax) == pytest.approx((-edge, edge), rel=0.15)
+
+
 # Farebrother et al. 2024, Tables B.1 to B.3, and what Dopamine adds where they are silent.
 TABLE_B1 = {
     "steps": 50_000_000,
@@ -68,6 +76,7 @@ TABLE_B1 = {
     "agent.target_tau": 1.0,
     "agent.double": False,
     "agent.dueling": False,
+    "agent.learning_rate_floor": 1.0,
     "exploration.epsilon_end": 0.01,
     "exploration.epsilon_decay": 250_000,
 }

@@ -43,7 +43,11 @@ MISTAKES = {
     "env.num_envs=0": "env.num_envs: expected at least 1, not 0",
     "training.lag=-1": "training.lag: expected at least 0, not -1",
     "replay.capacity=100": "replay.capacity (100) must be at least replay.min_size (5000)",
-    "loss.vmin=20": "loss.vmin (20.0) must be below loss.vmax (10.0)",
+    "agent.learning_rate_floor=2": "agent.learning_rate_floor: expected between 0 and 1, not 2.0",
+    "agent.learning_rate_fall=7": "agent.learning_rate_fall: expected a list, not 7",
+    "agent.learning_rate_fall=[7,7]": "agent.learning_rate_fall: expected two updates, the first before the last, "
+    "such as [60000,80000], not [7, 7]",
+    "loss.vmin=20": "loss.vmin (20.0) must be below loss.vmax (3.0)",
     "loss.num_bins=1": "loss.num_bins: expected at least 2, not 1",
     "agent.learning_rate=nan": "agent.learning_rate: expected a number, not nan",
     "agent.learning_rate=0": "agent.learning_rate: expected above 0, not 0.0",
