@@ -1,9 +1,8 @@
-"""Plays what a run has learnt: `python -m rlcls.evaluate run=runs/... eval.episodes=100 video=true`."""
+"""Plays episodes with what a run has learnt: `python -m rlcls.evaluate run=runs/... eval.episodes=100 video=true`."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rlcls._errors import UserError, command, nearest
 
 if TYPE_CHECKING:
-    from rlcls.training.checkpoint import Checkpoint
-    from rlcls.training.evaluation import Evaluation
+    from rlcls.evaluation import EpisodeEvaluator, Evaluation
+    from rlcls.runs.checkpoint import Checkpoint
 
 _OPTIONS = ("run", "eval.episodes", "checkpoint", "video")
 _HELP = """Plays whole episodes with what a run has learnt, under the evaluation protocol.
@@ -44,59 +43,55 @@ def _command(argv: list[str]) -> int:
         raise UserError(f"video={video} must be true, false or a file that ends in .mp4")
     episodes = _positive(options["eval.episodes"]) if "eval.episodes" in options else None
 
-    from rlcls.envs.atari import Atari
-    from rlcls.training import build, film, player, xla
-    from rlcls.training.evaluation import episode_seeds, evaluate
-    from rlcls.training.progress import Progress, header
-    from rlcls.training.run_folder import read_config
+    from rlcls.cli import build
+    from rlcls.evaluation.film import can_be_filmed, film
+    from rlcls.runs import Progress, read_config
+    from rlcls.runs.files import replacing
+    from rlcls.runs.progress import header
+    from rlcls.training import xla
 
     config = read_config(run_dir)
     config.eval.episodes = episodes or config.eval.episodes
     checkpoint = _checkpoint(run_dir, options.get("checkpoint", "latest"))
     xla.choose_device(None)
     xla.cache_compilations()
-    config.env.num_envs = 1  # this one only tells what is observed and done
-    with contextlib.closing(build.environment(config)) as env:
-        arena, epsilon = build.evaluation_environment(config, env)
-        agent, network = build.agent(config, env)
-    protocol = getattr(arena, "protocol", None)
-    if video != "false" and not isinstance(arena, Atari):
-        raise UserError(f"video={video}: only Atari games can be filmed, not {config.game}")
-    rows = {
-        "game": str(config.game),
-        "protocol": protocol.describe() if protocol else "",
-        "epsilon": f"{epsilon:g}",
-        "network": network,
-        "run folder": str(run_dir),
-        "checkpoint": f"agent step {checkpoint.agent_steps:,}",
-    }
-    header({name: value for name, value in rows.items() if value})
+    config.env.num_envs = 1  # this environment only says what is observed and done
+    with contextlib.ExitStack() as stack:
+        env = stack.enter_context(contextlib.closing(build.environment(config)))
+        agent = build.agent(config, env.spec)
+        evaluator = build.episode_evaluator(config, agent, env)
+        stack.callback(evaluator.close)
+        if video != "false" and not can_be_filmed(evaluator.env):
+            raise UserError(f"video={video}: {env.name} cannot be filmed")
+        rows = {
+            "game": env.name,
+            "protocol": evaluator.env.describe(),
+            "epsilon": f"{evaluator.epsilon:g}",
+            "network": build.describe_network(config, agent),
+            "run folder": str(run_dir),
+            "checkpoint": f"agent step {checkpoint.count:,}",
+        }
+        header({name: value for name, value in rows.items() if value})
 
-    number = checkpoint.counters["trainer"]["steps"]
-    plays = player.Player(config, agent, epsilon)
-    policy = plays.policy(player.acting(config, agent, checkpoint), number)
-    first_actions: list[int] = []  # of the first environment, to be filmed
-
-    def act(observations: Any, step: int) -> Any:
-        actions = policy(observations, step)
-        first_actions.append(int(actions[0]))
-        return actions
-
-    seed = plays.seed(number)
-    with contextlib.closing(arena), Progress(config.eval.episodes, unit="episodes") as progress:
-        result = evaluate(act, arena, episodes=config.eval.episodes, seed=seed, report=progress.update)
-    print(_table(result, getattr(arena, "frame_skip", None)))
-    print(_store(run_dir, config, checkpoint, protocol, epsilon, result))
-    if video != "false":
-        default = run_dir / "videos" / f"{checkpoint.agent_steps}.mp4"
-        actions = first_actions[: result.lengths[0]]
-        seeds = episode_seeds(seed, arena.num_envs)
-        path = default if video == "true" else Path(video)
-        assert isinstance(arena, Atari)
-        filmed = film.film(path, arena.game, arena.protocol, seed=seeds[:1], actions=actions)
-        # The sticky actions of the film are the evaluation's, or it is another episode.
-        assert filmed == result.returns[0], (filmed, result.returns[0])
-        print(path)
+        number = checkpoint.counters["number"]
+        first_actions: list[int] = []  # of the first environment, to be filmed
+        with Progress(evaluator.episodes, unit="episodes") as progress:
+            result = evaluator.play(
+                checkpoint.tree({"acting": build.acting_like(config, agent)})["acting"],
+                number,
+                lambda done, total: progress.update(done),
+                record=lambda actions: first_actions.append(int(actions[0])),
+            )
+        print(_table(result, evaluator.env.frame_skip))
+        print(_store(run_dir, env.name, evaluator, checkpoint, result))
+        if video != "false":
+            path = run_dir / "videos" / f"{checkpoint.count}.mp4" if video == "true" else Path(video)
+            actions = first_actions[: result.lengths[0]]
+            with replacing(path) as partial:
+                filmed = film(partial, evaluator.env, seed=evaluator.seeds(number)[:1], actions=actions)
+            # The film's sticky actions are the evaluation's, or it shows another episode.
+            assert filmed == result.returns[0], (filmed, result.returns[0])
+            print(path)
     return 0
 
 
@@ -121,26 +116,27 @@ def _positive(text: str) -> int:
 
 
 def _checkpoint(run_dir: Path, wanted: str) -> Checkpoint:
-    from rlcls.training import checkpoint
+    from rlcls.runs import checkpoint
+    from rlcls.runs.files import DAMAGED
 
     if wanted == "latest":
-        newest, passed_over = checkpoint.load(run_dir)
-        for line in passed_over:
+        newest, remarks = checkpoint.load(run_dir)
+        for line in remarks:
             print(f"note: {line}", file=sys.stderr)
         if newest is None:
             raise UserError(f"{run_dir} has no checkpoint yet")
         return newest
     folders = {str(int(folder.name)): folder for folder in checkpoint.folders(run_dir)}
     if wanted not in folders:
-        there = ", ".join(["latest", *folders])
-        raise UserError(f"{run_dir} has no checkpoint {wanted} ({there})")
+        existing = ", ".join(["latest", *folders])
+        raise UserError(f"{run_dir} has no checkpoint {wanted} ({existing})")
     try:
         return checkpoint.open_whole(run_dir, folders[wanted])
-    except checkpoint.DAMAGED as error:
+    except DAMAGED as error:
         raise UserError(f"checkpoint {folders[wanted]} is damaged ({error})") from error
 
 
-def _table(result: Evaluation, frame_skip: int | None) -> str:
+def _table(result: Evaluation, frame_skip: int) -> str:
     """The returns in one line below their names."""
     returns, length = result.returns, result.lengths.mean()
     cells = {
@@ -151,7 +147,7 @@ def _table(result: Evaluation, frame_skip: int | None) -> str:
         "max": f"{returns.max():,g}",
         "mean length": f"{length:,.0f} agent steps",
     }
-    if frame_skip:
+    if frame_skip > 1:
         minutes, seconds = divmod(round(length * frame_skip / 60), 60)
         cells["played in"] = f"{minutes}:{seconds:02} min"
     width = {name: max(len(name), len(cell)) for name, cell in cells.items()}
@@ -162,29 +158,24 @@ def _table(result: Evaluation, frame_skip: int | None) -> str:
 
 
 def _store(
-    run_dir: Path, config: Any, checkpoint: Checkpoint, protocol: Any, epsilon: float, result: Evaluation
+    run_dir: Path, name: str, evaluator: EpisodeEvaluator, checkpoint: Checkpoint, result: Evaluation
 ) -> Path:
-    """Writes the result into the run folder, with all that it depends on."""
-    from rlcls.training.run_folder import facts
+    """Writes the result into the run folder, with everything that it depends on."""
+    from rlcls.runs.files import write_text
+    from rlcls.runs.folder import facts
 
-    path = run_dir / "evaluations" / f"{checkpoint.agent_steps}.json"
+    path = run_dir / "evaluations" / f"{checkpoint.count}.json"
     content = {
-        "agent_steps": checkpoint.agent_steps,
-        "game": str(config.game),
-        "protocol": dataclasses.asdict(protocol) if protocol else None,
-        "epsilon": epsilon,
+        "agent_steps": checkpoint.counters["counts"].get("agent_steps"),
+        "game": name,
+        "protocol": evaluator.env.facts(),
+        "epsilon": evaluator.epsilon,
         "episodes": len(result.returns),
         **result.summary(),
         "lengths": result.lengths.tolist(),
         "made_with": facts(),
     }
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        partial.write_text(json.dumps(content, indent=1) + "\n")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    write_text(path, json.dumps(content, indent=1) + "\n")
     return path
 
 

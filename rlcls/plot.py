@@ -39,7 +39,7 @@ def _command(argv: list[str]) -> int:
     if not folders:
         raise UserError("name the run folders to draw, such as runs/*; --help says more")
 
-    from rlcls.training.curves import compare, learning_curve
+    from rlcls.plotting.curves import compare, learning_curve
 
     if len(folders) == 1 and out is None:
         path = learning_curve(folders[0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import shlex
 import signal
@@ -11,10 +10,19 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlcls._errors import UserError, command
+
+if TYPE_CHECKING:
+    import jax
+    from omegaconf import DictConfig
+
+    from rlcls.agents.base import Agent
+    from rlcls.envs.base import HostEnv
+    from rlcls.training.loop import Loop
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,29 +31,29 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    from rlcls.training import config as configuration
+    from rlcls.cli import compose
 
-    flags, overrides = configuration.split_flags(argv)
+    flags, overrides = compose.split_flags(argv)
     if "--help" in flags:
-        print(configuration.help_text())
+        print(compose.help_text())
         return 0
-    commands = configuration.expand(overrides) if "--multirun" in flags else [overrides]
+    commands = compose.expand(overrides) if "--multirun" in flags else [overrides]
     if "--config" in flags:
         from omegaconf import OmegaConf
 
-        print("---\n".join(OmegaConf.to_yaml(configuration.compose(said)) for said in commands), end="")
+        print("---\n".join(OmegaConf.to_yaml(compose.compose(each)) for each in commands), end="")
         return 0
     if "--multirun" in flags:
         return _train_each(commands)
-    return _train(configuration.compose(overrides))
+    return _train(compose.compose(overrides))
 
 
 def _train_each(commands: list[list[str]]) -> int:
     """Makes the runs of a sweep in processes of their own, until one of them fails or a signal comes."""
-    for number, said in enumerate(commands, 1):
-        print(f"[{number}/{len(commands)}] python -m rlcls.train {shlex.join(said)}", flush=True)
-        process = subprocess.Popen([sys.executable, "-m", "rlcls.train", *said])
-        # Ctrl-C reaches the run from the terminal too; what is sent to this process alone has to be handed on.
+    for number, overrides in enumerate(commands, 1):
+        print(f"[{number}/{len(commands)}] python -m rlcls.train {shlex.join(overrides)}", flush=True)
+        process = subprocess.Popen([sys.executable, "-m", "rlcls.train", *overrides])
+        # A terminal sends Ctrl-C to the run too; a signal to this process alone is passed on.
         with _signals({signal.SIGTERM: process.terminate}) as received:
             code = process.wait()
         if code or received:
@@ -53,85 +61,90 @@ def _train_each(commands: list[list[str]]) -> int:
     return 0
 
 
-def _train(config: Any) -> int:
-    from rlcls.training import build, memory, xla
-    from rlcls.training.checkpoint import Checkpoints
-    from rlcls.training.learner import Diverged
-    from rlcls.training.metrics import Metrics, check_wandb
-    from rlcls.training.player import Player
-    from rlcls.training.run import OWED, run
-    from rlcls.training.run_folder import RunFolder
-    from rlcls.training.trainer import Trainer, make_replay
+def _train(config: DictConfig) -> int:
+    from rlcls.cli import build
+    from rlcls.runs import Checkpoints, Metrics, Progress, RunFolder, run
+    from rlcls.runs.metrics import check_wandb
+    from rlcls.runs.run import OVERHEAD
+    from rlcls.training import Diverged, memory, xla
 
     device = xla.choose_device(config.device)
     xla.cache_compilations()
-    memory.keep()
-    build.check_memory(config)
-    env = build.environment(config)
-    agent, network = build.agent(config, env)
-    # What cannot be is said before anything is written; this replay holds no memory yet.
-    make_replay(config, env)
+    memory.reuse_freed_memory()
     if config.logging.wandb:
         check_wandb(config.logging.wandb)
-    protocol = getattr(env, "protocol", None)
-    with (
-        RunFolder(config, dataclasses.asdict(protocol) if protocol else None) as folder,
-        _signals() as received,
-    ):
+    with contextlib.ExitStack() as stack:
+        # Everything that can be refused is refused before a file is written.
+        env = build.environment(config)
+        stack.callback(env.close)
+        agent = build.agent(config, env.spec)
+        loop = stack.enter_context(contextlib.closing(build.loop(config, agent, env)))
+        evaluators = build.evaluators(config, agent, env)
+        path, options = build.run_dir(config, env.name), build.plain_dict(config)
+        folder = RunFolder(path, options, environment=env.name, protocol=env.facts())
+        stack.enter_context(folder)
+        received = stack.enter_context(_signals())
         for remark in folder.remarks:
             print(f"note: {remark}", file=sys.stderr)
         checkpoints = Checkpoints(folder.path, config.checkpoint.keep)
-        checkpoint, passed_over = checkpoints.resume()
-        for line in passed_over:
+        checkpoint, remarks = checkpoints.resume()
+        for line in remarks:
             print(f"note: {line}", file=sys.stderr)
-        if passed_over and not checkpoint:
-            print(f"note: no checkpoint of {folder.path} is whole: the run begins anew", file=sys.stderr)
-        owed = checkpoint is not None and checkpoint.counters[OWED]
-        if checkpoint and checkpoint.agent_steps >= config.steps and not owed:
+        if remarks and not checkpoint:
+            print(f"note: no checkpoint of {folder.path} is whole: the run begins again", file=sys.stderr)
+        unit = loop.unit.replace("_", " ")
+        owed = checkpoint.counters["owed"] if checkpoint else []
+        if checkpoint and checkpoint.count >= config.steps and not owed:
             print(
-                f"{folder.path} is finished: it has {checkpoint.agent_steps:,} of {config.steps:,} agent steps; "
+                f"{folder.path} is finished: it has {checkpoint.count:,} of {config.steps:,} {unit}; "
                 "a larger steps= goes on"
             )
             return 0
-        with contextlib.ExitStack() as stack:
-            trainer = stack.enter_context(contextlib.closing(Trainer(config, agent, env)))
-            if checkpoint:
-                print(f"resuming {folder.path} at agent step {checkpoint.agent_steps:,}", flush=True)
-                trainer.set_state(checkpoint)
-            seconds = trainer.warm_up()
-            _header(config, trainer, env, network, device, folder.path, seconds)
-            position = checkpoint.counters["metrics"] if checkpoint else None
-            metrics = Metrics(
-                folder.path,
-                tensorboard=config.logging.tensorboard,
-                wandb=config.logging.wandb,
-                position=position,
-            )
-            stack.enter_context(contextlib.closing(metrics))
-            arena, epsilon = build.evaluation_environment(config, env)
-            stack.enter_context(contextlib.closing(arena))
-            try:
+        seconds = OVERHEAD * loop.warm_up(config.steps)  # of one unit
+        if checkpoint:
+            print(f"resuming {folder.path} at {unit[:-1]} {checkpoint.count:,}", flush=True)
+            fresh = loop.save()
+            loop.restore(checkpoint.saved(fresh.tree, fresh.rows))
+        _header(config, loop, env, agent, device, folder.path, seconds)
+        metrics = Metrics(
+            folder.path,
+            unit=loop.unit,
+            tensorboard=config.logging.tensorboard,
+            wandb=config.logging.wandb,
+            position=checkpoint.counters["metrics"] if checkpoint else None,
+        )
+        stack.enter_context(contextlib.closing(metrics))
+        progress = Progress(
+            config.steps,
+            start=loop.counts[loop.unit],
+            steady_from=config.replay.min_size,
+            expected_pace=seconds,
+            unit=unit,
+            frame_skip=env.frame_skip,
+        )
+        try:
+            with progress:
                 run(
-                    config,
-                    trainer,
-                    player=Player(config, agent, epsilon),
-                    arena=arena,
+                    loop,
+                    steps=config.steps,
+                    evaluators=evaluators,
                     metrics=metrics,
                     checkpoints=checkpoints,
+                    checkpoint_every=config.checkpoint.every,
                     stopped=lambda: bool(received),
                     owed=owed,
-                    seconds_per_update=seconds,
+                    progress=progress,
                 )
-            except Diverged as error:
-                raise UserError(f"{error}; {_kept(folder.path)}") from error
+        except Diverged as error:
+            raise UserError(f"{error}; {_last_checkpoint(folder.path)}") from error
         picture = _picture(folder.path)
-        print(f"{_outcome(trainer, config, received)}; learning curve: {picture}")
-    return 128 + received[0] if received else 0
+        print(f"{_outcome(loop, config.steps, received)}; learning curve: {picture}")
+        return 128 + received[0] if received else 0
 
 
 @contextlib.contextmanager
 def _signals(reactions: Mapping[int, Callable[[], object]] = MappingProxyType({})) -> Iterator[list[int]]:
-    """Collects SIGTERM and Ctrl-C, so that the loop stops between two steps; a second one takes its usual course.
+    """Collects SIGTERM and Ctrl-C, so that the loop stops between two steps; a second one ends the process.
 
     Args:
       reactions: what else to do when the signal comes, by its number.
@@ -140,7 +153,7 @@ def _signals(reactions: Mapping[int, Callable[[], object]] = MappingProxyType({}
 
     def note(number: int, frame: object) -> None:
         received.append(number)
-        # As an exception, so that the display gives the cursor back.
+        # A second Ctrl-C raises an exception, so that the display restores the cursor.
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else before[number])
         if number in reactions:
             reactions[number]()
@@ -156,56 +169,63 @@ def _signals(reactions: Mapping[int, Callable[[], object]] = MappingProxyType({}
 
 
 def _header(
-    config: Any, trainer: Any, env: Any, network: str, device: Any, path: Any, seconds: float
+    config: DictConfig,
+    loop: Loop,
+    env: HostEnv,
+    agent: Agent[Any],
+    device: jax.Device,
+    path: Path,
+    seconds: float,
 ) -> None:
-    from rlcls.training.progress import header
-    from rlcls.training.run import EVALUATIONS
-    from rlcls.training.run_folder import facts
+    from rlcls.cli.build import describe_network
+    from rlcls.runs.folder import facts
+    from rlcls.runs.progress import header
 
     cores = facts()["cores"]
-    protocol = getattr(env, "protocol", None)
-    updates = (config.steps - trainer.agent_steps) / config.training.update_period
-    end = datetime.datetime.now() + datetime.timedelta(seconds=updates * seconds * EVALUATIONS)
+    unit = loop.unit.replace("_", " ")
+    left = config.steps - loop.counts[loop.unit]
+    end = datetime.datetime.now() + datetime.timedelta(seconds=left * seconds)
     rows = {
-        "game": str(config.game),
-        "protocol": protocol.describe() if protocol else None,
-        "recipe": f"{config.choices.recipe}, {config.steps:,} agent steps",
+        "game": env.name,
+        "protocol": env.describe(),
+        "recipe": f"{config.choices.recipe}, {config.steps:,} {unit}",
         "agent": config.choices.agent,
         "head": _head_line(config),
-        "network": network,
+        "network": describe_network(config, agent),
         "device": f"{device.platform} ({device.device_kind}, {cores} core{'s' * (cores != 1)})",
         "run folder": str(path),
-        "expected end": f"{end:%Y-%m-%d %H:%M} ({seconds * 1e3:.1f} ms an update)",
+        "expected end": f"{end:%Y-%m-%d %H:%M} ({seconds * 1e3:.2f} ms an {unit[:-1]})",
     }
     header({name: value for name, value in rows.items() if value})
 
 
-def _head_line(config: Any) -> str:
+def _head_line(config: DictConfig) -> str:
     """The loss and its options in one line."""
     options = {name: value for name, value in config.loss.items() if name not in ("_target_", "name")}
     return " ".join([config.choices.loss, *(f"{name}={value}" for name, value in options.items())])
 
 
-def _kept(path: Any) -> str:
-    from rlcls.training.checkpoint import folders
+def _last_checkpoint(path: Path) -> str:
+    from rlcls.runs.checkpoint import folders
 
-    there = folders(path)
-    return f"{there[-1]} is the last good checkpoint" if there else "there was no checkpoint yet"
+    existing = folders(path)
+    return f"{existing[-1]} is the last good checkpoint" if existing else "there was no checkpoint yet"
 
 
-def _picture(path: Any) -> Any:
-    from rlcls.training.curves import learning_curve
+def _picture(path: Path) -> Path:
+    from rlcls.plotting.curves import learning_curve
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return learning_curve(path)
 
 
-def _outcome(trainer: Any, config: Any, received: list[int]) -> str:
+def _outcome(loop: Loop, steps: int, received: list[int]) -> str:
+    count, unit = loop.counts[loop.unit], loop.unit.replace("_", " ")
     if received:
         name = signal.Signals(received[0]).name
-        return f"stopped by {name} at agent step {trainer.agent_steps:,} and saved; the same command goes on from there"
-    return f"finished {trainer.agent_steps:,} of {config.steps:,} agent steps"
+        return f"stopped by {name} at {unit[:-1]} {count:,} and saved; the same command continues from there"
+    return f"finished {count:,} of {steps:,} {unit}"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,5 @@
 
 from .frames import FrameReplay, Sampled
 from .priorities import Priorities
-from .transition import Transition
 
-__all__ = ["FrameReplay", "Priorities", "Sampled", "Transition"]
+__all__ = ["FrameReplay", "Priorities", "Sampled"]

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from rlcls.transition import Transition
+
 from .priorities import Priorities
-from .transition import Transition
+
+if TYPE_CHECKING:
+    from rlcls.envs.base import HostEnv
 
 
 class Sampled(NamedTuple):
-    """Where a batch came from, so that its priorities find their way back.
+    """Where the transitions of a batch came from, so that their priorities can be set.
 
     Attributes:
       streams: int64 [B].
@@ -26,32 +31,37 @@ class Sampled(NamedTuple):
 class FrameReplay:
     """The latest `capacity` agent steps of several environments, sampled as n-step transitions.
 
-    One *row* holds what one vector step produced: for each of the `num_streams` environments the newest frame of
-    the observation that was acted on, the action, the reward and whether the episode terminated there, and whether
-    that observation began an episode. Observations are stacked again when sampled, with zeros before an episode's
-    first frame, as the emulator stacks them.
+    One *row* holds what one vector step produced: for each of the `num_streams` environments the newest frame of the
+    observation that was acted on, the action, the reward, whether the episode terminated there, and whether that
+    observation began an episode. Observations are stacked when sampled, with zeros before an episode's first frame,
+    as the emulator stacks them.
 
-    A row followed by an episode's start is the last look at the episode before: its action was ignored (gymnasium's
-    next-step autoreset) or its outcome dropped (a re-seed). It is bootstrapped from, never started from. A lost life
-    that ends an episode for the agent is a terminal without such a row, since the game plays on.
+    A row that is followed by an episode's start holds the final observation of the episode before: its action was
+    ignored (gymnasium's next-step autoreset) or its outcome dropped (a re-seed). Transitions bootstrap from it and
+    never start at it. A lost life that ends an episode for the agent is a terminal without such a row, since the game
+    plays on.
 
-    Sampling is a pure function of (seed, update, contents).
+    It is a `rlcls.training.loop.Source`: sampling is a pure function of (seed, update, contents). It is also
+    `rlcls.training.loop.Rows`: a checkpoint saves its rows incrementally.
 
     Memory: capacity * (frame bytes + 19), so 7 KB for each 84x84 transition.
 
     Args:
       num_streams: environments, N.
       capacity: agent steps kept, all streams together.
-      frame_shape: of one stored frame.
-      frame_dtype: of the frames, uint8 for images.
+      frame_shape: shape of one stored frame.
+      frame_dtype: dtype of the frames, uint8 for images.
       stack: frames in an observation ([stack, *frame_shape]); 0 where the frame is the observation.
+      min_size: agent steps that are added before the first update.
       n_step: rewards summed before bootstrapping.
       gamma: discount of one agent step.
-      reward_clip: rewards are clipped to +-reward_clip when summed; 0 leaves them alone. Raw ones are stored.
+      reward_clip: rewards are clipped to +-reward_clip when summed, and stored unclipped; 0 clips none.
       prioritized: sample in proportion to priority**priority_exponent (Schaul et al. 2016); otherwise uniformly.
-      priority_exponent: alpha of the same paper.
-      importance_exponent: beta of the same paper, constant.
-      delay: rows by which the newest sampled row lags behind the newest row.
+      priority_exponent: alpha of that paper.
+      importance_exponent: beta of that paper, constant.
+
+    Raises:
+      ValueError: an option is out of range, or the ring would not always hold a transition.
     """
 
     def __init__(
@@ -62,37 +72,86 @@ class FrameReplay:
         frame_shape: tuple[int, ...],
         frame_dtype: Any = np.uint8,
         stack: int = 4,
+        min_size: int = 1,
         n_step: int = 1,
         gamma: float = 0.99,
         reward_clip: float = 0.0,
         prioritized: bool = False,
         priority_exponent: float = 0.5,
         importance_exponent: float = 0.5,
-        delay: int = 0,
     ):
-        self.num_streams = num_streams
+        self._options = {name: value for name, value in locals().items() if name not in ("self", "num_streams")}
+        for name, value, least in (("capacity", capacity, 1), ("min_size", min_size, 1), ("n_step", n_step, 1)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, not {value}")
+        for name in ("reward_clip", "priority_exponent", "importance_exponent"):
+            if self._options[name] < 0:
+                raise ValueError(f"{name} must be at least 0, not {self._options[name]}")
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma must be between 0 and 1, not {gamma}")
+        if capacity < min_size:
+            raise ValueError(f"capacity ({capacity}) must be at least min_size ({min_size})")
+        self.num_streams, self.min_size, self.n_step = num_streams, min_size, n_step
         self.length = capacity // num_streams
+        self._stack, self._gamma = stack, gamma
         self._context = max(stack - 1, 0)
-        # Three rows to begin a transition in, of which two in a row may not: the last look at an episode, and a first
-        # one cut off by a reset.
-        least = self._context + n_step + delay + 3
-        if self.length < least:
-            raise ValueError(
-                f"replay.capacity ({capacity}) must hold at least {least} steps of each of {num_streams} environments"
-            )
-        self._stack, self._n_step, self._gamma, self._delay = stack, n_step, gamma, delay
         self._reward_clip, self._prioritized = reward_clip, prioritized
         self._priority_exponent, self._importance_exponent = priority_exponent, importance_exponent
+        self.delay = 0
         shape = (num_streams, self.length)
         self.frames = np.zeros((*shape, *frame_shape), frame_dtype)
         self.actions = np.zeros(shape, np.int32)
         self.rewards = np.zeros(shape, np.float32)
         self.terminals = np.zeros(shape, bool)
         self.starts = np.zeros(shape, bool)
-        self.drawn = np.zeros(shape, bool)  # by `sample`, ever
+        self.drawn = np.zeros(shape, bool)  # whether `sample` ever drew a transition that starts there
         self.priorities = Priorities(num_streams * self.length)
         self.max_priority = 1.0
-        self.rows = 0  # ever added
+        self.rows = 0  # added since the beginning
+
+    @classmethod
+    def of(cls, env: HostEnv, capacity: int, **options: Any) -> FrameReplay:
+        """An empty replay for what `env` shows; `options` are the constructor's.
+
+        Raises:
+          ValueError: observations are trees, or actions continuous.
+        """
+        observation, stack = env.spec.observation, env.frame_stack
+        if not isinstance(observation, jax.ShapeDtypeStruct) or env.spec.num_actions is None:
+            raise ValueError("this replay stores observations of one array and discrete actions")
+        shape = observation.shape[1:] if stack else observation.shape
+        return cls(
+            env.num_envs, capacity, frame_shape=shape, frame_dtype=observation.dtype, stack=stack, **options
+        )
+
+    def like(self, **changes: Any) -> FrameReplay:
+        """An empty replay with the same options but for `changes`."""
+        replay = FrameReplay(self.num_streams, **(self._options | changes))
+        replay.delay = self.delay
+        return replay
+
+    @property
+    def delay(self) -> int:
+        """Rows by which the newest sampled row lags behind the newest row."""
+        return self._delay
+
+    @delay.setter
+    def delay(self, rows: int) -> None:
+        self._delay = rows
+        if self.length < self.least_rows:
+            raise ValueError(
+                f"capacity ({self._options['capacity']}) must hold at least {self.least_rows} steps of each of "
+                f"{self.num_streams} environments"
+            )
+
+    @property
+    def least_rows(self) -> int:
+        """Rows with which there is always a transition to sample.
+
+        At most two consecutive rows cannot start a transition: an episode's final observation, then a first
+        observation cut off by a reset. Three candidate rows therefore contain one that can.
+        """
+        return self._context + self.n_step + self._delay + 3
 
     @property
     def size(self) -> int:
@@ -101,27 +160,27 @@ class FrameReplay:
 
     def add(
         self,
-        frames: Shaped[np.ndarray, "n *frame"],
+        observations: Shaped[np.ndarray, "n *observation"],
         actions: Int[np.ndarray, "n"],
         rewards: Float[np.ndarray, "n"],
         terminals: Bool[np.ndarray, "n"],
         starts: Bool[np.ndarray, "n"],
     ) -> None:
-        """Appends one row; the oldest gives way once the ring is full.
+        """Appends one row; once the ring is full, it replaces the oldest.
 
         Args:
-          frames: newest frame of each observation acted on.
-          actions: what was done there.
-          rewards: raw, received for it.
-          terminals: whether it ended the episode (not: whether a limit cut it).
-          starts: whether that observation was the first of its episode.
+          observations: what was acted on; of stacked frames the newest is kept.
+          actions: taken at these observations.
+          rewards: received for the actions, not clipped.
+          terminals: whether the action ended the episode; false where a limit cut it.
+          starts: whether the observation was the first of its episode.
         """
         row, slot = self.rows, self.rows % self.length
-        self.frames[:, slot] = frames
+        self.frames[:, slot] = observations[:, -1] if self._stack else observations
         self.actions[:, slot] = actions
         self.rewards[:, slot] = rewards
         self.terminals[:, slot] = terminals
-        # What lies before the first row is not known to be the same episode, so it must not be stacked.
+        # Nothing before the first row may be stacked with it.
         self.starts[:, slot] = starts if row else True
         self.drawn[:, slot] = False
         self.rows += 1
@@ -129,7 +188,7 @@ class FrameReplay:
         stale = row - self.length + self._context
         if stale >= 0:
             self._weigh(stale, 0.0)
-        fresh = row - self._n_step - self._delay
+        fresh = row - self.n_step - self._delay
         if fresh >= 0:
             self._weigh(fresh, np.where(self.starts[:, (fresh + 1) % self.length], 0.0, self.max_priority))
 
@@ -142,10 +201,10 @@ class FrameReplay:
         Args:
           batch_size: B.
           seed: of the run.
-          update: number of the update this batch is for.
+          update: number of the update that this batch is for.
 
         Returns:
-          The transitions, fresh numpy arrays, and where they came from.
+          The transitions, in arrays of their own, and where they came from.
 
         Raises:
           ValueError: if nothing can be sampled yet.
@@ -162,15 +221,15 @@ class FrameReplay:
         return self._transitions(streams, rows, self._importance(chosen)), Sampled(streams, rows)
 
     def sample_held_out(self, batch_size: int, seed: int, update: int) -> Transition:
-        """Transitions that `sample` has never drawn, each as likely as the other; it changes nothing.
+        """Transitions that `sample` has never drawn, all equally likely; it changes nothing.
 
         Args:
           batch_size: B; they may repeat.
           seed: of the run.
-          update: number of the update before which they are wanted.
+          update: number of the update that follows.
 
         Returns:
-          The transitions, with weights 1. Where `sample` has drawn all there are, any of them, with weights 0.
+          The transitions, with weights 1. If `sample` has drawn all of them, any transitions, with weights 0.
 
         Raises:
           ValueError: if there is no transition yet.
@@ -202,7 +261,7 @@ class FrameReplay:
         discount = np.ones(len(rows))
         steps = np.zeros(len(rows), np.int64)
         running = np.ones(len(rows), bool)
-        for i in range(self._n_step):
+        for i in range(self.n_step):
             at = (rows + i) % self.length
             step_reward = self.rewards[streams, at]
             if self._reward_clip:
@@ -212,7 +271,7 @@ class FrameReplay:
             terminal = running & self.terminals[streams, at]
             discount = np.where(running, np.where(terminal, 0.0, discount * self._gamma), discount)
             running &= ~terminal
-            if i + 1 < self._n_step:
+            if i + 1 < self.n_step:
                 running &= ~self.starts[streams, (rows + i + 2) % self.length]
         return reward.astype(np.float32), discount.astype(np.float32), steps
 
@@ -236,36 +295,62 @@ class FrameReplay:
         weights = self.priorities.weights[chosen] ** -self._importance_exponent
         return (weights / weights.max()).astype(np.float32)
 
-    def set_priorities(self, sampled: Sampled, divergences: Float[np.ndarray, "b"]) -> None:
-        """Gives a batch its new priorities; rows that have left the ring meanwhile are passed over.
+    def set_priorities(self, sampled: tuple[np.ndarray, ...], divergences: Float[np.ndarray, "b"]) -> None:
+        """Sets the priorities of a batch; rows that have left the ring are skipped.
 
         Args:
-          sampled: what `sample` returned.
-          divergences: float [B] >= 0, the heads' `td_divergence`: a cross-entropy has a floor that depends on where
-            in a bin the target fell, and would make a bad priority.
+          sampled: streams and rows, as `sample` returned them.
+          divergences: float [B] >= 0, the heads' `td_divergence`. A cross-entropy would be a bad priority, since its
+            minimum depends on where in a bin the target lies.
         """
+        streams, rows = sampled
         if not self._prioritized:
             return
-        # A constant keeps every row alive; float32 divergences of a learnt row can round to zero or just below.
+        # The constant keeps every row alive: the float32 divergence of a learnt row can round to 0 or just below.
         priorities = (np.maximum(divergences, 0.0).astype(np.float64) + 1e-10) ** self._priority_exponent
-        slots = sampled.streams * self.length + sampled.rows % self.length
-        kept = (sampled.rows >= self.rows - self.length + self._context) & (
-            self.priorities.weights[slots] > 0
-        )
+        slots = streams * self.length + rows % self.length
+        kept = (rows >= self.rows - self.length + self._context) & (self.priorities.weights[slots] > 0)
         self.priorities.assign(slots[kept], priorities[kept])
         self.max_priority = max(self.max_priority, float(priorities.max()))
 
-    # What a checkpoint takes and gives back.
+    @property
+    def first(self) -> int:
+        """Number of the oldest row held."""
+        return max(0, self.rows - self.length)
+
+    @property
+    def last(self) -> int:
+        """One more than the number of the newest row held."""
+        return self.rows
+
+    @property
+    def row_bytes(self) -> int:
+        """Memory of one row; the frames are nearly all of it."""
+        return self.frames[:, 0].nbytes
 
     def read(self, first: int, last: int) -> dict[str, np.ndarray]:
-        """Copies of rows first..last-1, as arrays [rows, num_streams, ...]."""
+        """Copies of the rows first, ..., last - 1, as arrays [rows, num_streams, ...]."""
         slots = np.arange(first, last) % self.length
         return {name: np.moveaxis(getattr(self, name)[:, slots], 0, 1) for name in self._columns}
 
     def write(self, first: int, columns: dict[str, np.ndarray]) -> None:
-        """Puts back rows that `read` gave, the first of them numbered `first`; priorities are restored apart."""
-        slots = np.arange(first, first + len(columns["actions"])) % self.length
+        """Puts back rows that `read` returned; `first` is the number of the first of them."""
+        last = first + len(columns["actions"])
+        late = max(0, last - self.length - first)  # rows that the ring would overwrite at once
+        slots = np.arange(first + late, last) % self.length
         for name in self._columns:
-            getattr(self, name)[:, slots] = np.moveaxis(columns[name], 1, 0)
+            getattr(self, name)[:, slots] = np.moveaxis(columns[name][late:], 1, 0)
+        self.rows = last
 
     _columns = ("frames", "actions", "rewards", "terminals", "starts")
+
+    def save(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What sampling depends on besides the rows: arrays and JSON-able counters."""
+        arrays = {"replay/priorities": self.priorities.weights, "replay/drawn": self.drawn}
+        return arrays, {"rows": self.rows, "max_priority": self.max_priority}
+
+    def restore(self, arrays: dict[str, np.ndarray], counters: dict[str, Any]) -> None:
+        """Goes on from what `save` returned, once the rows have been written."""
+        self.priorities.assign_all(arrays["replay/priorities"])
+        self.drawn[:] = arrays["replay/drawn"]
+        self.rows, self.max_priority = counters["rows"], counters["max_priority"]

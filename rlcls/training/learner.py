@@ -1,203 +1,241 @@
-"""Updates in a thread of their own, read back after a fixed lag."""
+"""Updates in a thread of their own, whose results are read after a fixed lag."""
 
 from __future__ import annotations
 
 import collections
 import concurrent.futures
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, PyTree
 
 from rlcls._errors import UserError
-from rlcls.replay import FrameReplay, Sampled, Transition
+from rlcls.agents.base import Agent
+from rlcls.transition import Transition
+
+from . import xla
+from .loop import Where
 
 _T = TypeVar("_T")
 
 
 class Diverged(UserError):
-    """Learning came to numbers that are not finite."""
+    """An update gave numbers that are not finite."""
 
 
-class Acting(NamedTuple):
-    """What acting needs of an agent's state."""
+class Result(NamedTuple):
+    """What an update returned.
 
-    params: Any
-    network_state: Any
+    Attributes:
+      number: updates made before it.
+      where: where its batch came from.
+      metrics: floats by name.
+      priorities: float32 [B], or None where the agent gives none.
+      diagnostics: floats by name; empty where nothing was diagnosed.
+    """
 
-    @classmethod
-    def of(cls, state: Any, target: bool) -> Acting:
-        """The online network's part of an agent's state, or the target network's."""
-        if target:
-            return cls(state.target_params, state.target_network_state)
-        return cls(state.params, state.network_state)
-
-
-class _Result(NamedTuple):
     number: int
+    where: Where
+    metrics: dict[str, float]
+    priorities: np.ndarray | None
+    diagnostics: dict[str, float]
+
+
+class _Pending(NamedTuple):
+    """An update that was submitted, its values still on the device."""
+
+    number: int
+    where: Where
     metrics: dict[str, Any]
     priorities: Any
     diagnostics: dict[str, Any]
+    finite: Any
 
 
 class _Round(NamedTuple):
-    """The updates of a vector step, and what to act with after them: None where there are none."""
+    """The updates of a vector step, and what acts after them; None where there are no updates."""
 
-    updates: list[tuple[Sampled, concurrent.futures.Future[_Result]]]
-    acting: concurrent.futures.Future[Acting] | None
-
-
-# A program of its own: what it gives shares no memory with what it was given.
-_copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+    updates: list[concurrent.futures.Future[_Pending]]
+    acting: concurrent.futures.Future[PyTree] | None
 
 
 class Learner:
-    """Runs updates one after another while the caller acts, and hands their results over `lag` vector steps later.
+    """Makes updates one after another while the caller acts, and returns their results `lag` rounds later.
 
-    Which result is seen when depends on the lag alone, never on which thread was quicker, so that a run gives the same
-    bits at any speed. The updates of a vector step are a *round*, which may be empty.
+    The updates that are submitted between two calls of `end_round` are a *round*, which may be empty. Which result is
+    seen in which round depends on the lag alone, never on the speed of a thread, so a run gives the same bits at any
+    speed.
 
     Args:
-      update: (state, batch, update number) -> (state, UpdateInfo), compiled; it may take the memory of its first
-        argument for its first result, which on a CPU is a sixth of its time.
-      state: agent state to begin with; `state.step` updates were made. The first update may consume it.
+      agent: whose updates are made.
+      init_key: for the agent's first state.
+      update_key: folded with the number of an update, it is that update's key.
       lag: rounds between submitting an update and using its result.
-      diagnose: (state, batch, held-out batch) -> scalars by name, compiled.
-      act_with_target: whether the target network acts, not the online one.
+      act_with_target: the target network acts, not the online network.
 
     Attributes:
-      acting: what to act with in this round.
+      acting: what acts in this round.
       submitted: updates submitted since the run began.
-      diagnosed: what was seen inside the network before updates of the round that `end_round` last took in.
     """
 
     def __init__(
         self,
-        update: Callable[..., Any],
-        state: Any,
-        lag: int,
-        diagnose: Callable[..., Any] | None = None,
+        agent: Agent[Any],
+        init_key: Array,
+        update_key: Array,
+        *,
+        lag: int = 0,
         act_with_target: bool = False,
     ):
-        self._update, self._state, self._diagnose = update, state, diagnose
-        self._act_with_target = act_with_target
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="learner")
-        self._rounds: collections.deque[_Round] = collections.deque(_Round([], None) for _ in range(lag))
-        self._current: list[tuple[Sampled, concurrent.futures.Future[_Result]]] = []
-        self.acting = self._latest()
-        self.submitted = int(state.step)
-        self.diagnosed: list[dict[str, Any]] = []
+        def update(state: Any, batch: Transition, number: Any) -> Any:
+            state, info = agent.update(state, batch, jax.random.fold_in(update_key, number))
+            return state, info, _all_finite(agent.acting(state))
 
-    def submit(self, batch: Transition, sampled: Sampled, held_out: Transition | None = None) -> None:
-        """Queues an update of the present round, with a look inside the network before it if `held_out` is given."""
-        self._current.append((sampled, self._thread.submit(self._run, batch, self.submitted, held_out)))
+        # The update may take the memory of its first argument for its first result: on a CPU, touching new pages is
+        # a sixth of its time.
+        self._update = xla.jit(update, donate_argnums=0)
+        diagnose = getattr(agent, "diagnose", None)
+        self._diagnose = xla.jit(diagnose) if diagnose else None
+        # A separate jitted program: its outputs never alias buffers that the next update donates.
+        self._copy_acting = jax.jit(
+            lambda state: jax.tree.map(jnp.copy, agent.acting(state, target=act_with_target))
+        )
+        self._state = xla.jit(agent.init)(init_key)
+        self._lag = lag
+        self.acting = self._copy_acting(self._state)
+        self.submitted = 0
+        self._start_threads()
+
+    def _start_threads(self) -> None:
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="learner")
+        self._rounds = collections.deque(_Round([], None) for _ in range(self._lag))
+        self._current: list[concurrent.futures.Future[_Pending]] = []
+
+    @property
+    def diagnoses(self) -> bool:
+        """Whether the agent can look inside its network."""
+        return self._diagnose is not None
+
+    def submit(self, batch: Transition, where: Where, held_out: Transition | None = None) -> None:
+        """Queues an update of the present round, preceded by a diagnosis if `held_out` is given."""
+        self._current.append(self._thread.submit(self._run, batch, where, self.submitted, held_out))
         self.submitted += 1
 
-    def end_round(self, replay: FrameReplay) -> list[dict[str, float]]:
-        """Ends the present round and takes in the one `lag` rounds before it: `acting`, and the replay's priorities.
+    def end_round(self) -> list[Result]:
+        """Ends the present round; `acting` becomes that of the round `lag` rounds before.
 
         Returns:
-          The metrics of that round's updates.
+          The results of that round's updates.
 
         Raises:
           Diverged: one of them was not finite.
         """
-        # Copied once a round, not kept at every update: that would cost each the memory of its parameters.
-        self._rounds.append(
-            _Round(self._current, self._thread.submit(self._latest) if self._current else None)
-        )
+        # Copied once a round: a copy at every update would cost the memory of its parameters.
+        after = self._thread.submit(lambda: self._copy_acting(self._state)) if self._current else None
+        self._rounds.append(_Round(self._current, after))
         self._current = []
-        lines, self.diagnosed = [], []
         updates, acting = self._rounds.popleft()
-        for sampled, future in updates:
-            result = future.result()
-            lines.append(_finite(result))
-            if result.diagnostics:
-                values = {name: float(value) for name, value in result.diagnostics.items()}
-                self.diagnosed.append({"updates": result.number, **values})
-            replay.set_priorities(sampled, np.asarray(result.priorities))
+        results = [_checked(future.result()) for future in updates]
         if acting:
             self.acting = acting.result()
-        return lines
+        return results
 
-    def snapshot(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """All that `restore` needs between two rounds: a pytree for Orbax and small arrays. Changes nothing.
+    def save(self) -> tuple[dict[str, PyTree], dict[str, np.ndarray]]:
+        """The present moment, between two rounds: a pytree for Orbax and small arrays. It changes nothing.
 
-        The pytree's "state" is the learner's own, which the next update may consume: save it, or copy it, before.
+        The pytree's "state" is the learner's own, which the next update consumes: write or copy it before.
 
         Raises:
-          Diverged: an update that still ran gave a result that is not finite, or the parameters are not.
+          Diverged: an update gave a result that is not finite.
         """
-        rounds = [[(sampled, future.result()) for sampled, future in updates] for updates, _ in self._rounds]
-        acting: list[Acting] = [self.acting]
-        arrays: dict[str, np.ndarray] = {}
-        for i, results in enumerate(rounds):
-            after = self._rounds[i].acting
+        rounds = [[_checked(future.result()) for future in updates] for updates, _ in self._rounds]
+        # What acts in each of the next `lag` rounds. After the last one it follows from the state.
+        acting = [self.acting]
+        for _, after in self._rounds:
             acting.append(after.result() if after else acting[-1])
-            for j, (sampled, result) in enumerate(results):
-                metrics = {f"metrics/{name}": np.asarray(value) for name, value in _finite(result).items()}
-                values = {**sampled._asdict(), "priorities": np.asarray(result.priorities), **metrics}
-                values["number"] = np.asarray(result.number)
-                values |= {f"diagnostics/{name}": np.asarray(v) for name, v in result.diagnostics.items()}
-                arrays |= {f"pending/{i}/{j}/{name}": value for name, value in values.items()}
-        # A gradient can be lost before a loss shows it, and such a moment is not worth keeping.
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(self._state.params)):
-            raise Diverged(f"the parameters are no longer finite after update {self.submitted}")
-        # What acts after the last pending round is in the state itself.
-        return {"state": self._state, "acting": acting[:-1]}, arrays
+        arrays: dict[str, np.ndarray] = {"learner/submitted": np.asarray(self.submitted)}
+        for i, results in enumerate(rounds):
+            for j, result in enumerate(results):
+                values: dict[str, Any] = {"number": result.number}
+                values |= {f"where/{axis}": indices for axis, indices in enumerate(result.where)}
+                values |= {f"metrics/{name}": value for name, value in result.metrics.items()}
+                values |= {f"diagnostics/{name}": value for name, value in result.diagnostics.items()}
+                if result.priorities is not None:
+                    values["priorities"] = result.priorities
+                arrays |= {f"pending/{i}/{j}/{name}": np.asarray(value) for name, value in values.items()}
+        return {"state": self._state, "acting": self.acting, "acting_later": acting[1:-1]}, arrays
 
-    def restore(self, tree: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-        """Goes on from a snapshot.
-
-        Args:
-          tree: the snapshot's pytree.
-          arrays: the snapshot's arrays, others among them.
-        """
-        self._state = tree["state"]
-        self.submitted = int(self._state.step)
-        acting = [*tree["acting"], self._latest()]
-        self.acting = acting[0]
-        for i, after in enumerate(acting[1:]):
-            pending: list[tuple[Sampled, concurrent.futures.Future[_Result]]] = []
-            while f"pending/{i}/{len(pending)}/rows" in arrays:
-                prefix = f"pending/{i}/{len(pending)}/"
-                part = {name.removeprefix(prefix): arrays[name] for name in arrays if name.startswith(prefix)}
-                metrics, diagnostics = (
-                    {name.removeprefix(kind): part[name] for name in part if name.startswith(kind)}
-                    for kind in ("metrics/", "diagnostics/")
+    def restore(self, tree: dict[str, PyTree], arrays: dict[str, np.ndarray]) -> None:
+        """Goes on from what `save` returned; `arrays` may hold others too."""
+        self._state, self.acting = tree["state"], tree["acting"]
+        self.submitted = int(arrays["learner/submitted"])
+        acting = [self.acting, *tree["acting_later"], self._copy_acting(self._state)]
+        for i in range(self._lag):
+            pending: list[concurrent.futures.Future[_Pending]] = []
+            while f"pending/{i}/{len(pending)}/number" in arrays:
+                values = _below(arrays, f"pending/{i}/{len(pending)}/")
+                where = _below(values, "where/")
+                update = _Pending(
+                    number=int(values["number"]),
+                    where=tuple(where[str(axis)] for axis in range(len(where))),
+                    metrics=_below(values, "metrics/"),
+                    priorities=values.get("priorities"),
+                    diagnostics=_below(values, "diagnostics/"),
+                    finite=True,
                 )
-                result = _Result(int(part["number"]), metrics, part["priorities"], diagnostics)
-                pending.append((Sampled(part["streams"], part["rows"]), _done(result)))
-            self._rounds[i] = _Round(pending, _done(after) if pending else None)
+                pending.append(_done(update))
+            self._rounds[i] = _Round(pending, _done(acting[i + 1]) if pending else None)
+
+    def rehearsal(self) -> Learner:
+        """A learner with the same compiled programs and a copy of the state, which can be thrown away."""
+        copy = object.__new__(Learner)
+        copy.__dict__.update(self.__dict__)
+        copy._state = jax.tree.map(jnp.copy, self._state)
+        copy._start_threads()
+        return copy
 
     def close(self) -> None:
-        """Lets the update that runs end, and drops the rest."""
+        """Waits for the update that is running, and drops those that are queued."""
         self._thread.shutdown(cancel_futures=True)
 
-    def _run(self, batch: Transition, number: int, held_out: Transition | None) -> _Result:
-        # Nothing is read here: the next update is dispatched while this one still runs.
+    def _run(self, batch: Transition, where: Where, number: int, held_out: Transition | None) -> _Pending:
+        # Nothing is read here: the next update is dispatched while this one runs.
         seen = self._diagnose(self._state, batch, held_out) if self._diagnose and held_out else {}
-        self._state, info = self._update(self._state, batch, number)
-        return _Result(number, info.metrics, info.priorities, seen)
+        self._state, info, finite = self._update(self._state, batch, number)
+        return _Pending(number, where, info.metrics, info.priorities, seen, finite)
 
-    def _latest(self) -> Acting:
-        """What the last update made, in memory of its own."""
-        return _copy(Acting.of(self._state, self._act_with_target))
+
+def _all_finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether every floating-point number in the tree is finite."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])) if leaves else jnp.asarray(True)
+
+
+def _checked(update: _Pending) -> Result:
+    """The update's values on the host, once it is done.
+
+    A gradient can overflow before a loss shows it, hence the look at the parameters.
+    """
+    metrics = {name: float(value) for name, value in update.metrics.items()}
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise Diverged(f"{name} is {value} at update {update.number + 1}")
+    if not update.finite:
+        raise Diverged(f"the parameters are no longer finite after update {update.number + 1}")
+    priorities = None if update.priorities is None else np.asarray(update.priorities)
+    diagnostics = {name: float(value) for name, value in update.diagnostics.items()}
+    return Result(update.number, update.where, metrics, priorities, diagnostics)
+
+
+def _below(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The entries whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
 def _done(result: _T) -> concurrent.futures.Future[_T]:
     future: concurrent.futures.Future[_T] = concurrent.futures.Future()
     future.set_result(result)
     return future
-
-
-def _finite(result: _Result) -> dict[str, float]:
-    """The metrics of an update, once it is done."""
-    metrics = {name: float(value) for name, value in result.metrics.items()}
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise Diverged(f"{name} is {value} at update {result.number + 1}")
-    return metrics

@@ -1,0 +1,272 @@
+"""What the agents that learn Q-values of discrete actions share: networks, acting, targets, the optimiser's step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Num, PyTree
+
+from rlcls import diagnostics, heads, networks
+from rlcls.spec import Spec
+from rlcls.transition import Transition
+
+from .base import UpdateInfo
+
+Optimizer = Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]
+
+
+class Network(NamedTuple):
+    """A network's parameters, and what it carries besides them (batch statistics, keys of random streams)."""
+
+    params: PyTree
+    state: PyTree
+
+
+class AgentState(NamedTuple):
+    """Everything that learning changes.
+
+    Attributes:
+      params: parameters of the online network, which gradients change.
+      target_params: parameters of the target network, which evaluates next states.
+      network_state: what the online network carries besides its parameters.
+      target_network_state: what the target network carries besides its parameters.
+      opt_state: state of the optimiser.
+      step: int32 [], the number of updates made.
+    """
+
+    params: PyTree
+    target_params: PyTree
+    network_state: PyTree
+    target_network_state: PyTree
+    opt_state: PyTree
+    step: Int[Array, ""]
+
+    @property
+    def online(self) -> Network:
+        return Network(self.params, self.network_state)
+
+    @property
+    def target(self) -> Network:
+        return Network(self.target_params, self.target_network_state)
+
+
+class QLearning:
+    """A Q-network with a target network; an agent adds its loss by overriding `loss`.
+
+    Args:
+      spec: discrete actions, and an observation that is one array.
+      make_backbone: (observation shape, rngs=) -> NNX module with `num_features`.
+      head: how a value is represented, targeted and lost.
+      learning_rate: the optimiser's rate.
+      schedule: update number -> learning rate, such as `optax.linear_schedule(...)`; None keeps `learning_rate`.
+      optimizer: learning rate -> `optax.GradientTransformation`, such as `functools.partial(optax.adam, eps=1e-4)`.
+      max_gradient_norm: gradients are scaled down to this global norm; 0 never scales them.
+      target_period: updates between two updates of the target network.
+      target_tau: share of the online parameters that the target takes over then: 1 copies them, and a small share
+        with target_period=1 is a Polyak average.
+      double: the online network chooses the next action (van Hasselt et al. 2016), not the target network.
+      dueling: outputs = state + advantage - mean of advantage over actions (Wang et al. 2016).
+
+    Raises:
+      ValueError: an option is out of range, or spec, backbone and head do not fit together.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        make_backbone: Callable[..., nnx.Module],
+        head: heads.Head,
+        *,
+        learning_rate: float = 6.25e-5,
+        schedule: optax.Schedule | None = None,
+        optimizer: Optimizer = optax.adam,
+        max_gradient_norm: float = 0.0,
+        target_period: int = 2000,
+        target_tau: float = 1.0,
+        double: bool = False,
+        dueling: bool = False,
+    ):
+        self._check(spec)
+        if learning_rate <= 0:
+            raise ValueError(f"learning_rate must be above 0, not {learning_rate}")
+        if max_gradient_norm < 0:
+            raise ValueError(f"max_gradient_norm must be at least 0, not {max_gradient_norm}")
+        if target_period < 1:
+            raise ValueError(f"target_period must be at least 1, not {target_period}")
+        if not 0 < target_tau <= 1:
+            raise ValueError(f"target_tau must be above 0 and at most 1, not {target_tau}")
+        self.spec, self.head, self._dueling = spec, head, dueling
+        self._make_backbone = make_backbone
+        self._target_period, self._target_tau, self._double = target_period, target_tau, double
+        clip = optax.clip_by_global_norm(max_gradient_norm) if max_gradient_norm else optax.identity()
+        self._optimizer = optax.chain(clip, optimizer(schedule or learning_rate))
+        # Only pure functions are kept: every parameter comes from `init` or from a checkpoint.
+        network = nnx.eval_shape(lambda: self._make_network(nnx.Rngs(0)))
+        self._apply, params, network_state = networks.functional(network)
+        self._causal = any(
+            getattr(module, "causal", False) for _, module in nnx.iter_modules(network.backbone)
+        )
+        one = jax.ShapeDtypeStruct((1, *spec.observation.shape), spec.observation.dtype)
+        jax.eval_shape(self.q_values, Network(params, network_state), one)
+
+    def init(self, key: Array) -> AgentState:
+        """The state before the first update, its parameters drawn from `key`."""
+        _, params, network_state = networks.functional(self._make_network(nnx.Rngs(key)))
+        # Copies: a caller may donate this state to its first update, and no buffer can be donated twice.
+        target_params, target_network_state = jax.tree.map(jnp.copy, (params, network_state))
+        opt_state = self._optimizer.init(params)
+        return AgentState(
+            params, target_params, network_state, target_network_state, opt_state, jnp.zeros((), jnp.int32)
+        )
+
+    def acting(self, state: AgentState, *, target: bool = False) -> Network:
+        """The online network, or the target network."""
+        return state.target if target else state.online
+
+    def q_values(self, acting: Network, observations: PyTree[Num[ArrayLike, "b ..."]]) -> Float[Array, "b a"]:
+        """The value of every action, in the units of the support."""
+        outputs, _, _ = self._apply(acting.params, acting.state, observations, train=False)
+        return self.head.value(outputs)
+
+    def act(
+        self, acting: Network, observations: PyTree[Num[ArrayLike, "b ..."]], key: Array, epsilon: ArrayLike
+    ) -> Int[Array, "b"]:
+        """Epsilon-greedy actions.
+
+        Args:
+          acting: from `acting`.
+          observations: [B, *observation].
+          key: of this step.
+          epsilon: [], the probability of a uniformly random action.
+
+        Returns:
+          int32 [B].
+        """
+        q_values = self.q_values(acting, observations)
+        greedy = jnp.argmax(q_values, axis=-1)
+        explore_key, action_key = jax.random.split(key)
+        random = jax.random.randint(action_key, greedy.shape, 0, q_values.shape[-1])
+        explore = jax.random.uniform(explore_key, greedy.shape) < epsilon
+        return jnp.where(explore, random, greedy).astype(jnp.int32)
+
+    def update(self, state: AgentState, batch: Transition, key: Array) -> tuple[AgentState, UpdateInfo]:
+        """One gradient step; every `target_period` updates the target network moves too.
+
+        Args:
+          state: before the update.
+          batch: B transitions.
+          key: unused, since this update draws no random numbers.
+
+        Returns:
+          The state after the update, and its metrics and priorities (the head's `td_divergence`).
+        """
+        del key
+        target, backup = self.targets(state, batch)
+        (loss, (network_state, chosen, metrics)), gradients = jax.value_and_grad(self.loss, has_aux=True)(
+            state.params, state.network_state, batch, target
+        )
+        changes, opt_state = self._optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, changes)
+        step = state.step + 1
+        online, target_network = (params, network_state), (state.target_params, state.target_network_state)
+        if self._target_tau < 1:
+            online = jax.tree.map(self._polyak, online, target_network)
+        target_params, target_network_state = optax.periodic_update(
+            online, target_network, step, self._target_period
+        )
+        divergence = self.head.td_divergence(chosen, target)
+        metrics = {
+            "loss": loss,
+            "td_divergence": jnp.mean(divergence),
+            "q_mean": jnp.mean(self.head.value(chosen)),
+            "clip_fraction": self.head.clip_fraction(backup),
+            **metrics,
+        }
+        new_state = AgentState(params, target_params, network_state, target_network_state, opt_state, step)
+        return new_state, UpdateInfo(metrics, divergence)
+
+    def loss(
+        self, params: PyTree, network_state: PyTree, batch: Transition, target: PyTree
+    ) -> tuple[Float[Array, ""], tuple[PyTree, Array, dict[str, Array]]]:
+        """The loss that is differentiated.
+
+        Args:
+          params: of the online network.
+          network_state: of the online network.
+          batch: B transitions.
+          target: the head's target, from `targets`.
+
+        Returns:
+          The loss; the network's new state, the outputs [B, n] of the actions taken, and further metrics by name.
+        """
+        raise NotImplementedError
+
+    def targets(self, state: AgentState, batch: Transition) -> tuple[PyTree, Float[Array, "b"]]:
+        """The head's target, and the scalar r + discount * max_a Q(s', a) that it stands for."""
+        next_outputs, _, _ = self._apply(
+            state.target_params, state.target_network_state, batch.next_observation, train=False
+        )
+        if self._double:
+            next_q_values = self.q_values(state.online, batch.next_observation)
+        else:
+            next_q_values = self.head.value(next_outputs)
+        chosen_next = heads.select(next_outputs, jnp.argmax(next_q_values, axis=-1))
+        target = self.head.td_target(chosen_next, batch.reward, batch.discount)
+        return target, batch.reward + batch.discount * self.head.value(chosen_next)
+
+    def diagnose(self, state: AgentState, batch: Transition, held_out: Transition) -> dict[str, Array]:
+        """What can be seen inside the network before an update; it changes nothing.
+
+        Args:
+          state: before the update.
+          batch: the update's transitions.
+          held_out: transitions that no update has seen; their weights say which count.
+
+        Returns:
+          Scalars by name: gradient_norm (before any clipping) and td_error on the update's batch, with its weights;
+          held_out_td_error; `diagnostics.feature_metrics` of the held-out observations; and what modules of the
+          network show there, such as the dormant units of its layers.
+        """
+        target, backup = self.targets(state, batch)
+        gradients, (_, chosen, _) = jax.grad(self.loss, has_aux=True)(
+            state.params, state.network_state, batch, target
+        )
+        outputs, _, intermediates = self._apply(
+            state.params, state.network_state, held_out.observation, train=False, capture=True
+        )
+        held_out_values = self.head.value(heads.select(outputs, held_out.action))
+        _, held_out_backup = self.targets(state, held_out)
+        return {
+            "gradient_norm": diagnostics.global_norm(gradients),
+            "td_error": diagnostics.td_error(self.head.value(chosen), backup, batch.weight),
+            "held_out_td_error": diagnostics.td_error(held_out_values, held_out_backup, held_out.weight),
+            **diagnostics.feature_metrics(*intermediates["features"]),
+            **diagnostics.shown(intermediates, causal=self._causal),
+        }
+
+    def _check(self, spec: Spec) -> None:
+        name = type(self).__name__
+        if spec.num_actions is None:
+            action = f"{spec.action.dtype} {list(spec.action.shape)}"
+            raise ValueError(f"{name} needs discrete actions, and these are continuous ({action})")
+        if not isinstance(spec.observation, jax.ShapeDtypeStruct):
+            fields = ", ".join(spec.observation) if isinstance(spec.observation, dict) else "several arrays"
+            raise ValueError(f"{name} needs observations that are one array, and these are a tree ({fields})")
+
+    def _make_network(self, rngs: nnx.Rngs) -> networks.QNetwork:
+        backbone = self._make_backbone(self.spec.observation.shape, rngs=rngs)
+        return networks.QNetwork(
+            backbone, self.head, self.spec.num_actions, dueling=self._dueling, rngs=rngs
+        )
+
+    def _polyak(self, online: Any, target: Any) -> Any:
+        """One Polyak step for one leaf. Leaves that cannot be averaged (random keys, counters) are copied."""
+        if not jnp.issubdtype(online.dtype, jnp.floating):
+            return online
+        return self._target_tau * online + (1 - self._target_tau) * target

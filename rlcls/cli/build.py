@@ -1,0 +1,177 @@
+"""The objects of a configuration: environment, agent, loop, evaluators."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import hydra
+import jax
+import numpy as np
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from rlcls import networks
+from rlcls._errors import UserError
+from rlcls.agents.base import Agent
+from rlcls.envs.base import HostEnv, as_host_env
+from rlcls.evaluation import EpisodeEvaluator, Periodic
+from rlcls.runs.identity import identity
+from rlcls.spec import Spec
+from rlcls.training.loop import Loop
+
+from .compose import one_line
+
+
+def build(config: DictConfig, section: str, *positional: Any, **arguments: Any) -> Any:
+    """The object that `section` of a configuration describes; a partial one is called with the arguments.
+
+    Raises:
+      UserError: its class cannot be imported, or does not take these options or arguments.
+    """
+    try:
+        made = hydra.utils.instantiate(OmegaConf.select(config, section), _convert_="all")
+        return made(*positional, **arguments) if positional or arguments else made
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{section}: {one_line(error)}") from error
+    except HydraException as error:
+        cause = error.__cause__
+        while isinstance(cause, HydraException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, UserError):
+            raise cause from None
+        if cause is None or isinstance(cause, (HydraException, ImportError, TypeError, ValueError)):
+            raise UserError(f"{section}: {one_line(cause or error)}") from error
+        raise
+
+
+def environment(config: DictConfig) -> HostEnv:
+    """The environments to train in."""
+    return as_host_env(build(config, "env"))
+
+
+def agent(config: DictConfig, spec: Spec) -> Agent[Any]:
+    """The agent of a configuration for these observations and actions.
+
+    Raises:
+      UserError: the parts do not fit together, or the agent lacks a function of the interface.
+    """
+    head = build(config, "loss")
+    make_backbone = build(config, "backbone")
+    made = build(config, "agent", spec, make_backbone, head)
+    missing = [name for name in ("init", "acting", "act", "update") if not callable(getattr(made, name, None))]
+    if missing:
+        kind = f"{type(made).__module__}.{type(made).__qualname__}"
+        raise UserError(f"agent: {kind} has no {' and no '.join(missing)}; rlcls.agents.Agent lists what it needs")
+    try:  # what the network cannot look at is reported now, and not after the replay has filled
+        state = jax.eval_shape(made.init, jax.random.key(0))
+        acting = jax.eval_shape(lambda state: made.acting(state, target=acts_with_target(config)), state)
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), spec.observation)
+        jax.eval_shape(made.act, acting, one, jax.random.key(0), 0.0)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"agent: {one_line(error)}") from error
+    return made
+
+
+def acts_with_target(config: DictConfig) -> bool:
+    """Whether the target network acts."""
+    return bool(config.training.get("act_with_target", False))
+
+
+def acting_like(config: DictConfig, agent: Agent[Any]) -> Any:
+    """Structure, shapes and dtypes of what acts in a run of this configuration."""
+    target = acts_with_target(config)
+    return jax.eval_shape(lambda key: agent.acting(agent.init(key), target=target), jax.random.key(0))
+
+
+def describe_network(config: DictConfig, agent: Agent[Any]) -> str:
+    """A line about the agent's network."""
+    acting = acting_like(config, agent)
+    count = networks.count_parameters(getattr(acting, "params", acting))
+    return f"{config.choices.backbone}, {count:,} parameters"
+
+
+def loop(config: DictConfig, agent: Agent[Any], env: HostEnv) -> Loop:
+    """The loop of a configuration.
+
+    Raises:
+      UserError: the parts do not fit together, or do not fit into the memory.
+    """
+    check_memory(config, env.spec, env.frame_stack)
+    return build(
+        config,
+        "training",
+        agent,
+        env,
+        build(config, "replay", env),
+        seed=config.seed,
+        exploration=build(config, "exploration"),
+        diagnostics_every=config.diagnostics.every,
+        diagnostics_batch_size=config.diagnostics.batch_size,
+        log_every=config.logging.every,
+    )
+
+
+def evaluators(config: DictConfig, agent: Agent[Any], env: HostEnv) -> list[Periodic]:
+    """The evaluators of a configuration: `eval`, and those of `evals` under their own names."""
+    sections = {"eval": "eval"} | {name: f"evals.{name}" for name in config.evals}
+    return [
+        Periodic(kind, _evaluator(config, section, agent, env), int(OmegaConf.select(config, section).every))
+        for kind, section in sections.items()
+    ]
+
+
+def episode_evaluator(config: DictConfig, agent: Agent[Any], env: HostEnv) -> EpisodeEvaluator:
+    """What plays the episodes of `python -m rlcls.evaluate`."""
+    options = config.eval
+    return EpisodeEvaluator(
+        agent, env, seed=config.seed, episodes=options.get("episodes", 10), epsilon=options.get("epsilon")
+    )
+
+
+def run_dir(config: DictConfig, name: str) -> Path:
+    """The folder of a run: the option `run_dir`, or runs/<agent>-<loss>-<name>-s<seed>-<identity>.
+
+    Args:
+      config: of the run.
+      name: of the environment.
+    """
+    if config.run_dir:
+        return Path(config.run_dir)
+    chosen = config.choices
+    parts = chosen.agent, chosen.loss, name.replace("/", "-"), f"s{config.seed}", identity(plain_dict(config))
+    return Path("runs") / "-".join(parts)
+
+
+def plain_dict(config: DictConfig) -> dict[str, Any]:
+    """The configuration as nested dictionaries of plain values."""
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def check_memory(config: DictConfig, spec: Spec, frame_stack: int) -> None:
+    """Raises a UserError if this machine cannot hold the replay."""
+    observation = spec.observation
+    if not isinstance(observation, jax.ShapeDtypeStruct):
+        return
+    shape = observation.shape[1:] if frame_stack else observation.shape
+    frame_bytes = int(np.prod(shape, dtype=np.int64)) * observation.dtype.itemsize
+    capacity = int(config.replay.capacity)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if capacity * frame_bytes > memory:
+        fits = int(memory * 0.6 / frame_bytes) // 10_000 * 10_000
+        raise UserError(
+            f"replay.capacity={capacity} needs {capacity * frame_bytes / 2**30:.1f} GiB and this machine has "
+            f"{memory / 2**30:.1f}; {fits} would fit"
+        )
+
+
+def _evaluator(config: DictConfig, section: str, agent: Agent[Any], env: HostEnv) -> Any:
+    options = {key: value for key, value in OmegaConf.select(config, section).items() if key != "every"}
+    root = section.rpartition(".")[2]
+    try:
+        return build(OmegaConf.create({root: options | {"_partial_": True}}), root, agent, env, seed=config.seed)
+    except UserError as error:
+        raise UserError(str(error).replace(f"{root}:", f"{section}:", 1)) from error

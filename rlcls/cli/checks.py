@@ -1,0 +1,108 @@
+"""What a configuration's values may be: the kind that the YAML shows, and rules that concern several parts.
+
+Every other rule stands in the constructor that takes the option.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rlcls._errors import UserError, nearest
+from rlcls.runs.identity import leaves, plain
+
+from .help import GROUPS
+
+_DEVICES = ("cpu", "gpu", "tpu")
+# The kind of a value cannot be seen where the YAML says null.
+_KIND_BESIDES_NULL: dict[str, type] = {
+    "agent.optimizer.momentum": float,
+    "backbone.vocabulary": int,
+    "agent.schedule._target_": str,
+    "data._target_": str,
+    "device": str,
+    "run_dir": str,
+    "eval.epsilon": float,
+    "logging.wandb": str,
+}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}
+# Sections whose options their constructors take: an option that is left out there has the constructor's default.
+_SECTIONS = (*(group for group in GROUPS if "/" not in group), "training", "replay", "exploration")
+
+# Option, what holds for a possible value, and the words for it.
+_Rule = tuple[str, Callable[[Any], bool], str]
+
+
+def _at_least(least: float, *options: str) -> list[_Rule]:
+    return [(option, lambda value: value >= least, f"at least {least:g}") for option in options]
+
+
+_RULES: list[_Rule] = [
+    *_at_least(1, "steps", "checkpoint.every", "checkpoint.keep", "logging.every", "diagnostics.batch_size"),
+    *_at_least(0, "diagnostics.every", "eval.every"),
+    # jax.random.key takes 32 bits, and would make two seeds one.
+    ("seed", lambda value: 0 <= value < 2**32, f"between 0 and {2**32 - 1}"),
+    ("game", lambda name: name != "", "a name"),
+    ("run_dir", lambda path: path != "", "a path"),
+]
+
+
+def check(config: dict[str, Any], known: dict[str, Any]) -> None:
+    """Raises a UserError at the first impossible value, and makes 1e6 the whole number where one is meant.
+
+    Args:
+      config: nested dictionaries of plain values, changed in place.
+      known: the same without the user's own values: it shows which options exist and of which kind they are.
+    """
+    for option, sample in leaves(known):
+        section, _, name = option.rpartition(".")
+        place = _section(config, section)
+        if place is None or name not in place:
+            if section.partition(".")[0] in _SECTIONS:
+                continue
+            raise UserError(f"{option}: cannot be left out")
+        place[name] = _of_kind(option, place[name], sample)
+    values = dict(leaves(config))
+    for option, value in values.items():
+        if isinstance(value, str) and value == "???":
+            raise UserError(f"{option}: give a value, recipe={config['choices']['recipe']} has none here")
+    for option, holds, words in _RULES:
+        value = values.get(option)
+        if value is not None and not holds(value):
+            raise UserError(f"{option}: expected {words}, not {_show(value)}")
+    if values["device"] not in (None, *_DEVICES):
+        raise UserError(f"unknown device {values['device']!r}" + nearest(values["device"], _DEVICES))
+    for name, evaluator in config["evals"].items():
+        if not isinstance(evaluator, Mapping) or not {"_target_", "every"} <= evaluator.keys():
+            raise UserError(f"evals.{name}: an evaluator needs evals.{name}._target_ and evals.{name}.every")
+
+
+def _of_kind(option: str, value: Any, sample: Any) -> Any:
+    kind = _KIND_BESIDES_NULL.get(option)
+    if kind is None:
+        if sample is None or sample == "???" or (isinstance(sample, str) and sample.startswith("${")):
+            return value
+        kind = type(sample)
+    elif value is None:
+        return None
+    if kind is str and isinstance(value, (int, float)):
+        return str(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is int and type(value) is float and value.is_integer():
+        return int(value)
+    if type(value) is not kind or (isinstance(value, float) and not math.isfinite(value)):
+        raise UserError(f"{option}: expected {_KINDS.get(kind, kind.__name__)}, not {_show(value)}")
+    return value
+
+
+def _section(config: dict[str, Any], dotted: str) -> dict[str, Any] | None:
+    place: Any = config
+    for part in dotted.split(".") if dotted else []:
+        place = place.get(part) if isinstance(place, dict) else None
+    return place if isinstance(place, dict) else None
+
+
+def _show(value: Any) -> str:
+    return repr(value) if isinstance(value, str) else plain(value)

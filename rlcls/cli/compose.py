@@ -1,0 +1,271 @@
+"""The configuration of a run: composed by Hydra from `rlcls.configs`, checked, and fitted to classes of one's own.
+
+Hydra's own `main` answers a typing error with ten lines of its internals and leaves an `outputs/` folder; here a
+mistake is one line, a `UserError`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlcls._errors import UserError, nearest
+from rlcls.runs.identity import leaves
+
+from . import checks, help
+from .help import FLAGS, GROUPS, choices
+
+# Sections that describe an object by `_target_`. Options may be added to them, and `_target_` may be one's own.
+OBJECTS = (
+    "agent",
+    "agent.optimizer",
+    "agent.schedule",
+    "loss",
+    "backbone",
+    "env",
+    "data",
+    "training",
+    "replay",
+    "exploration",
+    "eval",
+)
+_FIXED = ("loss.name", "env.game")  # follow from loss=, game=
+_ALSO_READ = {"eval": {"every"}}  # options of a section that its object does not take
+
+OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
+
+
+def compose(argv: list[str]) -> DictConfig:
+    """The whole configuration that `argv` asks for, every value checked and every interpolation resolved.
+
+    Later entries win: config.yaml, agent, loss, backbone, env, data, loop, eval, recipe,
+    recipe/<recipe>/<agent>_<loss>, recipe/<recipe>/<backbone>, `argv`. The key `choices` holds the name of what was
+    chosen of each group; a class of one's own (`loss._target_=package.Class`) goes by its name. Options that the
+    class of a section does not take are dropped, unless `argv` gives them.
+
+    Args:
+      argv: overrides in Hydra's syntax, such as `["loss=mse", "agent.learning_rate=1e-4"]`.
+
+    Raises:
+      UserError: one line about the first mistake in `argv`.
+    """
+    overrides = [_parse(argument) for argument in argv]
+    for override in overrides:
+        if override.is_sweep_override():
+            raise UserError(f"{override.input_line!r} asks for several runs; add --multirun to make them")
+    chosen = [override for override in overrides if override.key_or_group in GROUPS]
+    for override in chosen:
+        _check_choice(override)
+    known = _compose([_text(override) for override in chosen])
+    for override in overrides:
+        if override not in chosen:
+            _check_option(override, known)
+
+    config = _compose([_text(override) for override in overrides])
+    given = {override.key_or_group for override in overrides}
+    for section in OBJECTS:
+        _fit(config, known, section, given)
+    try:
+        resolved: Any = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(one_line(error)) from None
+    checks.check(resolved, _resolved_where_possible(known))
+    return DictConfig(resolved)
+
+
+def split_flags(argv: list[str]) -> tuple[set[str], list[str]]:
+    """The flags among `argv`, by their long names, and the rest.
+
+    Raises:
+      UserError: an unknown flag.
+    """
+    flags, rest = set(), []
+    for argument in argv:
+        flag = {"-h": "--help", "-m": "--multirun"}.get(argument, argument)
+        if flag in FLAGS:
+            flags.add(flag)
+        elif flag.startswith("-") and "=" in flag:
+            raise UserError(f"options are written without dashes: {flag.lstrip('-')}")
+        elif flag.startswith("-"):
+            raise UserError(f"unknown flag {flag!r}" + nearest(flag, FLAGS))
+        else:
+            rest.append(argument)
+    return flags, rest
+
+
+def help_text() -> str:
+    """What `--help` prints: usage, examples, the groups and their choices, the options and their defaults."""
+    defaults: Any = OmegaConf.to_container(compose([]))
+    return help.render(dict(leaves(defaults)))
+
+
+def expand(argv: list[str]) -> list[list[str]]:
+    """The command lines of a sweep; the last option varies fastest, and each command is checked.
+
+    >>> expand(["loss=mse,hlgauss", "seed=range(2)"])
+    [['loss=mse', 'seed=0'], ['loss=mse', 'seed=1'], ['loss=hlgauss', 'seed=0'], ['loss=hlgauss', 'seed=1']]
+    """
+    commands: list[list[str]] = [[]]
+    for argument in argv:
+        override = _parse(argument)
+        values = [_text(override)]
+        if override.is_sweep_override():
+            try:
+                name = f"{override.get_key_element()}"
+                values = [f"{name}={value}" for value in override.sweep_string_iterator()]
+            except (HydraException, AttributeError, TypeError, ValueError):
+                raise UserError(
+                    f"cannot read the sweep {argument!r}; write name=1,2,3 or name=range(3)"
+                ) from None
+        commands = [[*command, value] for command in commands for value in values]
+    for command in commands:
+        compose(command)
+    return commands
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message that is not blank."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _compose(overrides: list[str]) -> DictConfig:
+    try:
+        with hydra.initialize_config_module("rlcls.configs", version_base="1.3"):
+            config = hydra.compose("config", overrides=overrides, return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(one_line(error)) from None
+    OmegaConf.set_struct(config, False)
+    chosen = config.hydra.runtime.choices
+    del config["hydra"]
+    config.choices = {group: chosen.get(group) for group in GROUPS}
+    return config
+
+
+def _resolved_where_possible(config: DictConfig) -> dict[str, Any]:
+    """Nested dictionaries; an interpolation that needs a missing value stays as it is written."""
+    tree: dict[str, Any] = {}
+    for key, value in config.items_ex(resolve=False):
+        if isinstance(value, DictConfig):
+            tree[str(key)] = _resolved_where_possible(value)
+        else:
+            try:
+                tree[str(key)] = "???" if OmegaConf.is_missing(config, key) else config[key]
+            except OmegaConfBaseException:
+                tree[str(key)] = value
+    return {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in tree.items()}
+
+
+def _parse(argument: str) -> Override:
+    if argument.startswith("-"):
+        raise UserError(f"unknown flag {argument!r}" + nearest(argument, FLAGS))
+    key, equals, value = argument.partition("=")
+    if not (equals or argument.startswith("~")) or not key:
+        raise UserError(f"cannot read {argument!r}; options are written name=value, such as seed=1")
+    parser = OverridesParser.create()
+    try:
+        return parser.parse_override(argument)
+    except HydraException:
+        pass
+    try:
+        # A path or a name with a character that Hydra's grammar reserves.
+        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
+        return parser.parse_override(f"{key}='{quoted}'")
+    except HydraException:
+        raise UserError(f"cannot read {argument!r}; options are written name=value, such as seed=1") from None
+
+
+def _text(override: Override) -> str:
+    """The override as Hydra's parser read it."""
+    return override.input_line or ""
+
+
+def _check_choice(override: Override) -> None:
+    group, choice = override.key_or_group, override.value()
+    if override.is_delete() or override.is_add() or override.package is not None:
+        raise UserError(
+            f"{override.input_line!r}: a group is chosen with {group}=name ({', '.join(choices(group))})"
+        )
+    if choice not in choices(group):
+        text = override.get_value_string()  # null, where the choice is None
+        raise UserError(f"unknown {group} '{text}'" + nearest(text, choices(group)))
+
+
+def _check_option(override: Override, known: DictConfig) -> None:
+    key = override.key_or_group
+    tree: Any = OmegaConf.to_container(known)
+    names = [name for name, _ in leaves(tree) if not name.startswith("choices.")]
+    section, dot, _ = key.partition(".")
+    if override.is_add() or override.is_force_add():
+        if key not in names and not (section in (*OBJECTS, "evals") and dot):
+            objects = ", ".join(name for name in OBJECTS if "." not in name)
+            raise UserError(f"nothing would read {key!r}; options can be added to {objects}")
+        return
+    if key in names:
+        return
+    inside = [name for name in names if name.startswith(f"{key}.") and "._" not in name]
+    if inside:
+        raise UserError(f"{key!r} is a group of options, set one by one ({', '.join(inside)})")
+    owner = f" of {section}={known.choices[section]}" if known.choices.get(section) else ""
+    raise UserError(f"unknown option {key!r}{owner}" + _nearest_option(key, names))
+
+
+def _nearest_option(key: str, names: list[str]) -> str:
+    """The nearest option to `key`, which may lack its section, and the options beside it."""
+    section, _, leaf = key.rpartition(".")
+    names = [name for name in names if "._" not in name and name not in _FIXED]
+    beside = [name for name in names if name.rpartition(".")[0] == section]
+    same_leaf = [name for name in names if name.rpartition(".")[2] == leaf]
+    if section in OBJECTS and beside:
+        return nearest(key, beside)
+    hint = f"; did you mean {same_leaf[0]!r}?" if same_leaf else nearest(key, names).partition(" (")[0]
+    return hint + (f" ({', '.join(beside)})" if section and beside else " (--help lists them all)")
+
+
+def _fit(config: DictConfig, known: DictConfig, section: str, given: set[str]) -> None:
+    """Drops the options that the class of `section` does not take, and names a class that was given.
+
+    A recipe may set options of an optimiser or a loop that another choice has replaced. A section without a class
+    is dropped whole.
+    """
+    options = OmegaConf.select(config, section)
+    parent, _, name = section.rpartition(".")
+    if not isinstance(options, DictConfig):
+        return
+    target = OmegaConf.to_container(options).get("_target_")  # type: ignore[union-attr]
+    if target is None:
+        if not any(key.startswith(f"{section}.") for key in given):
+            del (OmegaConf.select(config, parent) if parent else config)[name]
+        return
+    usual = OmegaConf.select(known, f"{section}._target_")
+    if target != usual and section in GROUPS:
+        config.choices[section] = str(target).rpartition(".")[2]
+    takes = _options_of(str(target))
+    if takes is None:
+        return
+    for key in [str(key) for key in options]:
+        inside = any(other == f"{section}.{key}" or other.startswith(f"{section}.{key}.") for other in given)
+        if not key.startswith("_") and key not in takes | _ALSO_READ.get(section, set()) and not inside:
+            del options[key]
+
+
+@functools.cache
+def _options_of(target: str) -> frozenset[str] | None:
+    """The keyword arguments of the class or function at an import path; None if they cannot be told."""
+    try:
+        function: Callable[..., Any] = hydra.utils.get_object(target)
+        parameters = inspect.signature(function).parameters.values()
+    except Exception:  # whatever importing raises: building the object reports it with its section
+        return None
+    if any(each.kind is each.VAR_KEYWORD for each in parameters):
+        return None
+    return frozenset(each.name for each in parameters)

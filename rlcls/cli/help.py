@@ -1,0 +1,96 @@
+"""The text of `python -m rlcls.train --help`, made from the YAML files and the comments in them."""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+from typing import Any
+
+from rlcls.runs.identity import plain
+
+GROUPS = (
+    "agent",
+    "agent/optimizer",
+    "agent/schedule",
+    "loss",
+    "backbone",
+    "env",
+    "data",
+    "loop",
+    "eval",
+    "recipe",
+)
+FLAGS = {
+    "--help": "print this",
+    "--config": "print the whole configuration and stop",
+    "--multirun": "make every combination of values such as seed=0,1,2, one run after another",
+}
+_EXAMPLES = {
+    "": "HL-Gauss on Pong, a good score soonest",
+    "loss=mse game=Breakout seed=1": "regression, another game",
+    "recipe=paper game=Asterix": "200 million frames, as Farebrother et al. 2024",
+    "run_dir=runs/pong steps=1000000": "run again to resume, or with more steps to extend",
+    "loss._target_=package.Head +loss.bins=9": "a head of one's own",
+    "--multirun loss=mse,hlgauss seed=0,1,2": "six runs",
+}
+
+
+def choices(group: str) -> list[str]:
+    """The names that a configuration group can be given, sorted."""
+    folder = importlib.resources.files("rlcls.configs").joinpath(group)
+    names = (entry.name for entry in folder.iterdir())
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def render(defaults: dict[str, Any]) -> str:
+    """The help text.
+
+    Args:
+      defaults: the value of every option by its dotted name when nothing is said.
+    """
+    lines = ["Train an agent, its values classified or regressed.", ""]
+    lines += ["usage: python -m rlcls.train [flag ...] [name=value ...]", "", "examples:"]
+    lines += _table([(f"python -m rlcls.train {said}".rstrip(), about) for said, about in _EXAMPLES.items()])
+    lines += ["", "flags:", *_table(list(FLAGS.items()))]
+    for group in GROUPS:
+        lines += ["", f"{group}= (default {defaults[f'choices.{group}']}):"]
+        lines += _table([(name, _opening(f"{group}/{name}.yaml")) for name in choices(group)])
+    lines += ["", "options, with their values when nothing is said:"]
+    docs = _docs("config.yaml")
+    for group in GROUPS[:-1]:
+        path = f"{group}/{defaults[f'choices.{group}']}.yaml"
+        # A file for the whole configuration names its sections itself.
+        prefix = "" if "# @package _global_" in _read(path) else group.replace("/", ".") + "."
+        docs |= {prefix + name: doc for name, doc in _docs(path).items()}
+    rows = [
+        (f"{name}={plain(defaults[name]).replace(' ', '')}", doc)
+        for name, doc in docs.items()
+        if name in defaults
+    ]
+    return "\n".join([*lines, *_table(rows), "", "The options of other choices: name them, with --config."])
+
+
+def _table(rows: list[tuple[str, str]]) -> list[str]:
+    width = max(len(left) for left, _ in rows) + 2
+    return [f"  {left:{width}}{right}".rstrip() for left, right in rows]
+
+
+def _read(path: str) -> list[str]:
+    return importlib.resources.files("rlcls.configs").joinpath(path).read_text(encoding="utf-8").splitlines()
+
+
+def _opening(path: str) -> str:
+    """The first comment of a file that is not Hydra's: it says what the file is."""
+    comments = (line[1:].strip() for line in _read(path) if line.startswith("#"))
+    return next(comment for comment in comments if not comment.startswith("@"))
+
+
+def _docs(path: str) -> dict[str, str]:
+    """The comment behind each option of a file."""
+    docs, section = {}, ""
+    for line in _read(path):
+        if match := re.fullmatch(r"(\w+):", line):
+            section = f"{match[1]}."
+        elif match := re.fullmatch(r"( *)(\w+): .*?# (.*)", line):
+            docs[f"{section if match[1] else ''}{match[2]}"] = match[3]
+    return docs

@@ -1,0 +1,193 @@
+"""Plays whole episodes and measures their returns."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float64, Int64, Integer, PyTree, Shaped, UInt32
+
+from rlcls.agents.base import Agent
+from rlcls.envs.base import HostEnv, environment_seeds
+from rlcls.training import xla
+
+from .evaluator import Tick
+
+Act = Callable[[Shaped[np.ndarray, "N ..."], int], Integer[np.ndarray, "N"]]
+"""(observations, step) -> one action for each environment; the step counts from 0."""
+
+_KEY = 3  # what the run's key is folded with; the online loop uses 0, 1 and 2
+_MOST_ENVS = 32
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The episodes of an evaluation.
+
+    Attributes:
+      returns: sums of raw rewards, undiscounted.
+      lengths: in agent steps.
+    """
+
+    returns: Float64[np.ndarray, "episodes"]
+    lengths: Int64[np.ndarray, "episodes"]
+
+    def summary(self) -> dict[str, Any]:
+        """What a line of metrics holds: return_mean, return_std (of the population), returns, length_mean."""
+        return {
+            "return_mean": float(self.returns.mean()),
+            "return_std": float(self.returns.std()),
+            "returns": self.returns.tolist(),
+            "length_mean": float(self.lengths.mean()),
+        }
+
+
+class EpisodeEvaluator:
+    """Plays episodes in the environment in which `env` is scored: an `rlcls.evaluation.Evaluator`.
+
+    What it plays is a function of (seed, number, what acts). There is one environment for each episode, up to 32: they
+    step together, and the longest episode decides how long an evaluation takes.
+
+    Args:
+      agent: whose `act` plays.
+      env: the environment that is learnt from; its `evaluation` is played.
+      seed: of the run.
+      episodes: played in an evaluation.
+      epsilon: probability of a random action; None takes the environment's `evaluation_epsilon`.
+
+    Attributes:
+      episodes: played in an evaluation.
+      epsilon: probability of a random action.
+
+    Raises:
+      ValueError: an option is out of range.
+    """
+
+    def __init__(
+        self,
+        agent: Agent[Any],
+        env: HostEnv,
+        *,
+        seed: int = 0,
+        episodes: int = 10,
+        epsilon: float | None = None,
+    ):
+        if episodes < 1:
+            raise ValueError(f"episodes must be at least 1, not {episodes}")
+        epsilon = env.evaluation_epsilon if epsilon is None else epsilon
+        if not 0 <= epsilon <= 1:
+            raise ValueError(f"epsilon must be between 0 and 1, not {epsilon}")
+        self.episodes, self.epsilon = episodes, float(epsilon)
+        self._training_env, self._seed = env, seed
+        key = jax.random.fold_in(jax.random.key(seed), _KEY)
+
+        def act(acting: PyTree, observations: Any, number: Any, step: Any, epsilon: Any) -> Any:
+            step_key = jax.random.fold_in(jax.random.fold_in(key, number), step)
+            return agent.act(acting, observations, step_key, epsilon)
+
+        self._act = xla.jit(act)
+
+    @functools.cached_property
+    def env(self) -> HostEnv:
+        """What is played; it is made when it is first needed."""
+        return self._training_env.evaluation(min(self.episodes, _MOST_ENVS))
+
+    def seeds(self, number: int) -> UInt32[np.ndarray, "num_envs"]:
+        """The seeds of the environments in the evaluation of this moment."""
+        return environment_seeds([self._seed, _KEY, number], self.env.num_envs)
+
+    def __call__(self, acting: PyTree, number: int, tick: Tick) -> dict[str, Any]:
+        """The summary of `play`."""
+        return self.play(acting, number, tick).summary()
+
+    def play(
+        self, acting: PyTree, number: int, tick: Tick, record: Callable[[np.ndarray], object] | None = None
+    ) -> Evaluation:
+        """Plays the episodes of this moment.
+
+        Args:
+          acting: what the agent's `act` takes.
+          number: the moment of the run, `Loop.number`.
+          tick: called after every step with the episodes done, and all episodes.
+          record: called with the actions [N] of every step.
+        """
+
+        def act(observations: np.ndarray, step: int) -> np.ndarray:
+            actions = np.array(self._act(acting, observations, number, step, self.epsilon))
+            if record:
+                record(actions)
+            return actions
+
+        seeds = self.seeds(number)
+        report = functools.partial(_report, tick, self.episodes)
+        return evaluate(act, self.env, episodes=self.episodes, seeds=seeds, report=report)
+
+    def close(self) -> None:
+        """Closes the environments that were made."""
+        if "env" in self.__dict__:
+            self.env.close()
+
+
+def evaluate(
+    act: Act,
+    env: HostEnv,
+    *,
+    episodes: int,
+    seeds: Integer[np.ndarray, "num_envs"],
+    max_steps: int | None = None,
+    report: Callable[[int], object] | None = None,
+) -> Evaluation:
+    """Plays `episodes` episodes from a reset.
+
+    The number of episodes of each environment is fixed beforehand, as even as can be: the first `episodes` to end
+    would be the short ones. Terminations and truncations (a time limit) both end an episode.
+
+    Args:
+      act: the policy. It also gets the rows of environments that have played all their episodes; its actions there do
+        not change the result.
+      env: N environments.
+      episodes: at least 1.
+      seeds: one for each environment; the result is a function of them, if `act` is one of its arguments.
+      max_steps: vector steps after which to stop. Unfinished episodes then count as they stand, and those not begun
+        are left out: for a quick look, not for a result.
+      report: called after every step with the number of episodes played.
+
+    Returns:
+      The episodes, ordered by their number in their environment and then by environment.
+
+    Raises:
+      ValueError: `episodes` or `max_steps` is below 1.
+    """
+    if episodes < 1 or (max_steps is not None and max_steps < 1):
+        raise ValueError(f"episodes ({episodes}) and max_steps ({max_steps}) must be at least 1")
+    num_envs = env.num_envs
+    quotas = np.full(num_envs, episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)
+    rounds = quotas.max()
+    # One row for each environment's k-th episode.
+    returns, lengths = np.zeros((rounds, num_envs)), np.zeros((rounds, num_envs), np.int64)
+    played = np.zeros(num_envs, np.int64)
+    rows = np.arange(num_envs)
+
+    observations, _ = env.reset(seed=seeds)
+    step = 0
+    while (played < quotas).any() and step != max_steps:
+        actions = np.asarray(act(observations, step), np.int32)
+        observations, rewards, terminated, truncated, info = env.step(actions)
+        step += 1
+        counts = (played < quotas) & ~info["episode_start"]
+        current = np.minimum(played, rounds - 1), rows
+        returns[current] += np.where(counts, rewards, 0.0)
+        lengths[current] += counts
+        played += counts & (terminated | truncated)
+        if report:
+            report(int(played.sum()))
+    begun = lengths > 0
+    return Evaluation(returns[begun], lengths[begun])
+
+
+def _report(tick: Tick, total: int, done: int) -> None:
+    tick(done, total)

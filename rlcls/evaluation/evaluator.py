@@ -1,0 +1,42 @@
+"""The interface of an evaluator, and when it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from jaxtyping import PyTree
+
+Tick = Callable[[int, int], object]
+"""(done, total): called often while an evaluator works; it may raise to stop the evaluation."""
+
+
+class Evaluator(Protocol):
+    """Scores what acts. By convention it is made as `Evaluator(agent, env, *, seed, options)`."""
+
+    def __call__(self, acting: PyTree, number: int, tick: Tick) -> dict[str, Any]:
+        """One evaluation; its result is a function of the arguments.
+
+        Args:
+          acting: what the agent's `act` takes.
+          number: the moment of the run, `Loop.number`.
+          tick: to be called often.
+
+        Returns:
+          What a line of metrics holds: numbers, or lists of them, by name.
+        """
+        ...
+
+
+class Periodic(NamedTuple):
+    """An evaluator and its period.
+
+    Attributes:
+      kind: of its lines in the metrics, such as "eval".
+      evaluator: what is called.
+      every: units of the loop between two calls; 0 never calls it.
+    """
+
+    kind: str
+    evaluator: Evaluator
+    every: int

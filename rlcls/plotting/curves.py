@@ -1,0 +1,307 @@
+"""Pictures of runs, from what they measured: one run's learning curve, several runs compared."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from rlcls._errors import UserError
+
+from rlcls.runs import metrics
+from rlcls.runs.files import replacing
+
+from . import panels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from omegaconf import DictConfig
+
+# Okabe and Ito's colours, told apart by the colour-blind; a loss has the same one in every picture.
+_COLOURS = {
+    "hlgauss": "#0072B2",
+    "mse": "#D55E00",
+    "two_hot": "#009E73",
+    "c51": "#CC79A7",
+    "huber": "#E69F00",
+    "": "#56B4E9",
+    " ": "#000000",
+}
+_GREY = "#8A8A8A"
+_STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _GREY,
+    "axes.grid": True,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#404040",
+    "ytick.color": "#404040",
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "savefig.dpi": 150,
+}
+_PANELS = {"loss": "loss", "td_divergence": "TD divergence", "clip_fraction": "targets clipped"}
+
+Series = tuple[Float64[np.ndarray, "_"], Float64[np.ndarray, "_"]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """The contents of a run folder that pictures show.
+
+    Attributes:
+      folder: of the run.
+      config: its configuration.
+      game: the name of its environment.
+      rows: its metrics.
+    """
+
+    folder: Path
+    config: "DictConfig"
+    game: str
+    rows: list[dict[str, Any]]
+
+    @property
+    def agent(self) -> str:
+        """The class name of the agent."""
+        return str(self.config.agent._target_).rpartition(".")[2]
+
+    @property
+    def loss(self) -> str:
+        """The name of the loss."""
+        return str(self.config.choices.loss)
+
+    def series(self, kind: str, name: str) -> Series:
+        """Agent steps and values of one number, where it was measured and finite."""
+        rows = [row for row in self.rows if row["kind"] == kind and row.get(name) is not None]
+        steps = np.array([row["agent_steps"] for row in rows], np.float64)
+        return steps, np.array([row[name] for row in rows], np.float64)
+
+
+def load(run_dir: str | os.PathLike[str]) -> Run:
+    """Reads a run folder.
+
+    Raises:
+      UserError: it is not one.
+    """
+    from rlcls.runs.folder import read_config, read_facts
+
+    folder = Path(run_dir)
+    config = read_config(folder)
+    game = read_facts(folder).get("environment") or str(config.game)
+    return Run(folder, config, game, metrics.read(folder))
+
+
+def learning_curve(run_dir: str | os.PathLike[str]) -> Path:
+    """Draws a run's returns, loss, TD divergence, clip fraction and diagnostics into its learning_curve.png.
+
+    Raises:
+      UserError: the folder is not a run folder, or cannot be written to.
+    """
+    run = load(run_dir)
+    path = run.folder / "learning_curve.png"
+    diagnostics = functools.partial(run.series, "diagnostics")
+    titles = panels.measured(diagnostics)
+    lines = -(-len(titles) // panels.COLUMNS)
+    with _figure(path, width=8, height=6 + 1.8 * lines) as figure:
+        grid = figure.add_gridspec(2 + lines, 3, height_ratios=[2.6, *[1] * (1 + lines)])
+        axes = figure.add_subplot(grid[0, :])
+        protocol = run.config.env.get("protocol")
+        details = [f"seed {run.config.seed}", f"{protocol} protocol" if protocol else ""]
+        figure.suptitle(f"{run.game}: {run.agent}, {run.loss}", x=0.012, ha="left", weight="bold")
+        figure.text(0.988, 0.985, ", ".join(filter(None, details)), ha="right", va="top", color="#404040")
+        colour = _COLOURS.get(run.loss, _COLOURS["hlgauss"])
+        _draw_returns(axes, run, colour)
+        last = max((row["agent_steps"] for row in run.rows), default=0)
+        _step_axis(axes, last)
+        _add_minutes(axes, run)
+        for column, (name, title) in enumerate(_PANELS.items()):
+            panel = figure.add_subplot(grid[1, column])
+            panel.set_title(title)
+            panel.plot(*run.series("train", name), color=colour, linewidth=1.2)
+            panel.set_ylim(bottom=0)
+            _step_axis(panel, last)
+            if name == "clip_fraction":
+                panel.yaxis.set_major_formatter(_percent())
+                panel.set_ylim(top=max(0.01, panel.get_ylim()[1]))
+        for panel in panels.draw(figure, grid, titles, diagnostics, (colour, _GREY)):
+            _step_axis(panel, last)
+    return path
+
+
+def compare(run_dirs: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str]) -> Path:
+    """Draws the evaluation returns of several runs, a panel for each game.
+
+    Runs of one configuration but for the seed are one line, their mean, in a band from the worst seed to the
+    best. Where a run has no evaluations yet, all show training returns.
+
+    Raises:
+      UserError: a folder is not a run folder, one is named twice, or the picture cannot be written.
+    """
+    runs = [load(run_dir) for run_dir in run_dirs]
+    if len({run.folder.resolve() for run in runs}) < len(runs):
+        raise UserError("a run folder is named twice")
+    evaluated = all(len(run.series("eval", "return_mean")[0]) for run in runs)
+    kind, name = ("eval", "return_mean") if evaluated else ("train", "episode_return")
+    games = sorted({run.game for run in runs})
+    columns = min(len(games), 3)
+    lines = -(-len(games) // columns)
+    path = Path(path)
+    with _figure(path, width=max(6.4, 4.2 * columns), height=4.2 * lines) as figure:
+        for index, game in enumerate(games):
+            axes = figure.add_subplot(lines, columns, index + 1)
+            axes.set_title(game, weight="bold")
+            of_game = [run for run in runs if run.game == game]
+            colours = dict(_COLOURS)
+            for label, group in _groups(of_game):
+                _draw_group(
+                    axes, label, [run.series(kind, name) for run in group], _take(colours, group[0].loss)
+                )
+            _step_axis(axes, max((row["agent_steps"] for run in of_game for row in run.rows), default=0))
+            axes.set_xlabel("agent steps")
+            if index % columns == 0:
+                axes.set_ylabel("evaluation return" if evaluated else "training return, mean of 20 episodes")
+            if axes.get_lines():
+                # Below: lines fill the panel sooner or later.
+                axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.2), borderaxespad=0)
+    return path
+
+
+def _draw_returns(axes: "Axes", run: Run, colour: str) -> None:
+    axes.plot(*run.series("episode", "return"), ".", color="#C4C4C4", markersize=3, label="training episode")
+    axes.plot(
+        *run.series("train", "episode_return"),
+        color=_GREY,
+        linewidth=1.2,
+        label="training, mean of 20 episodes",
+    )
+    steps, mean = run.series("eval", "return_mean")
+    _, spread = run.series("eval", "return_std")
+    axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(steps, mean, "o-", color=colour, markersize=4, label="evaluation, mean and standard deviation")
+    axes.set(xlabel="agent steps", ylabel="return")
+    # An empty line would only puzzle in the legend.
+    drawn = [line for line in axes.get_lines() if len(line.get_xdata())]  # type: ignore[arg-type]
+    if drawn:
+        axes.legend(handles=drawn, loc="best")
+
+
+def _draw_group(axes: "Axes", label: str, seeds: list[Series], colour: str) -> None:
+    seeds = [seed for seed in seeds if len(seed[0])]
+    if not seeds:
+        return
+    grid = np.unique(np.concatenate([steps for steps, _ in seeds]))
+    # Only as far as every seed came: a mean that loses a seed on the way jumps.
+    grid = grid[
+        (grid >= max(steps[0] for steps, _ in seeds)) & (grid <= min(steps[-1] for steps, _ in seeds))
+    ]
+    curves = np.array([np.interp(grid, *seed) for seed in seeds])
+    marker = "o" if len(grid) <= 60 else ""
+    label += f", {len(seeds)} seeds" if len(seeds) > 1 else ""
+    axes.plot(grid, curves.mean(axis=0), marker=marker, color=colour, markersize=4, label=label)
+    if len(seeds) > 1:
+        axes.fill_between(grid, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.18, linewidth=0)
+
+
+def _groups(runs: list[Run]) -> list[tuple[str, list[Run]]]:
+    """The runs by label; those under one label differ in nothing but the seed."""
+    from omegaconf import OmegaConf
+
+    from rlcls.runs.identity import difference
+
+    variants: list[list[Run]] = []
+    for run in sorted(runs, key=lambda run: (run.loss, str(run.folder))):
+        for variant in variants:
+            if not _options(difference(variant[0].config, run.config)):
+                variant.append(run)
+                break
+        else:
+            variants.append([run])
+    groups = []
+    for variant in variants:
+        first = variant[0]
+        others = [other[0] for other in variants if other is not variant and other[0].loss == first.loss]
+        options = set().union(*(_options(difference(other.config, first.config)) for other in others))
+        said = [
+            f"{option.rpartition('.')[2]}={OmegaConf.select(first.config, option)}"
+            for option in sorted(options)
+        ]
+        # More would fill the picture: the folder's name leads to them.
+        said = said if len(said) <= 3 else [first.folder.name]
+        groups.append((", ".join([first.loss, *said]), variant))
+    return groups
+
+
+def _options(lines: list[str]) -> set[str]:
+    """The options that lines of `difference` name, without the seed."""
+    return {line.split()[0] for line in lines} - {"seed"}
+
+
+def _take(colours: dict[str, str], loss: str) -> str:
+    """The colour of the loss, or of the next that nobody has."""
+    for name in (loss, "", " ", *_COLOURS):
+        if name in colours:
+            return colours.pop(name)
+    return _GREY
+
+
+def _step_axis(axes: "Axes", last: float) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    axes.set_xlim(0, 1.015 * max(last, 1))  # the last marker whole
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_locator(MaxNLocator(6 if axes.bbox.width > 400 else 4, steps=[1, 2, 5, 10]))
+    axes.margins(y=0.08)
+
+
+def _add_minutes(axes: "Axes", run: Run) -> None:
+    """A second axis on top: the minutes of the run at which a step was reached."""
+    from matplotlib.ticker import MaxNLocator
+
+    clock = {0.0: 0} | {row["seconds"] / 60: row["agent_steps"] for row in run.rows}
+    if len(clock) < 2:
+        return
+    minutes, steps = np.array(sorted(clock.items())).T
+    unit, name = (60, "hours") if minutes[-1] > 300 else (1, "minutes")
+    ticks = np.asarray(MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(0, minutes[-1] / unit))
+    ticks = ticks[(ticks * unit >= minutes[0]) & (ticks * unit <= minutes[-1])]
+    top = axes.twiny()
+    top.set_xlim(axes.get_xlim())
+    top.set_xticks(np.interp(ticks * unit, minutes, steps), [f"{tick:g}" for tick in ticks])
+    top.tick_params(length=3, labelsize=9)
+    top.spines["top"].set_visible(True)
+    top.grid(False)
+    top.set_xlabel(f"wall-clock {name}", fontsize=9)
+
+
+@functools.cache
+def _percent() -> Any:
+    from matplotlib.ticker import PercentFormatter
+
+    return PercentFormatter(1.0)
+
+
+@contextmanager
+def _figure(path: Path, *, width: float, height: float) -> Iterator["Figure"]:
+    """A figure in the project's style, saved to `path` when the block ends."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    if path.suffix not in (".png", ".pdf", ".svg"):
+        raise UserError(f"cannot draw into {path.name}; the name must end in .png, .pdf or .svg")
+    # A bare Figure draws with Agg and needs no display.
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure
+        with replacing(path) as partial:
+            figure.savefig(partial, format=path.suffix[1:])

@@ -1,0 +1,9 @@
+"""A run: one loop driven to its end, its folder, checkpoints, metrics and display."""
+
+from .checkpoint import Checkpoint, Checkpoints
+from .folder import RunFolder, read_config
+from .metrics import Metrics
+from .progress import Progress
+from .run import run
+
+__all__ = ["Checkpoint", "Checkpoints", "Metrics", "Progress", "RunFolder", "read_config", "run"]

@@ -1,0 +1,105 @@
+"""Drives a loop to its last step or a signal, and writes down what it measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from rlcls.evaluation.evaluator import Periodic
+from rlcls.training.loop import Loop
+
+from .checkpoint import Checkpoints
+from .metrics import Metrics
+from .progress import Progress
+
+OVERHEAD = 1.1  # evaluations and checkpoints add about a tenth to the time that training takes
+# Kind of line and field -> name on the display.
+_SHOWN = {
+    ("train", "episode_return"): "training_return",
+    ("eval", "return_mean"): "evaluation_return",
+    ("train", "loss"): "loss",
+}
+
+
+class _Stopped(Exception):
+    """A signal came during an evaluation."""
+
+
+def run(
+    loop: Loop,
+    *,
+    steps: int,
+    evaluators: Sequence[Periodic],
+    metrics: Metrics,
+    checkpoints: Checkpoints,
+    checkpoint_every: int,
+    stopped: Callable[[], bool],
+    owed: Collection[str] = (),
+    progress: Progress,
+) -> None:
+    """Advances `loop` to `steps` units or until `stopped`, and saves it then.
+
+    Args:
+      loop: where it stands.
+      steps: the loop's units at which the run ends.
+      evaluators: each is called every so many units, and at the end.
+      metrics: where lines are written.
+      checkpoints: where checkpoints are written.
+      checkpoint_every: units between two checkpoints.
+      stopped: whether a signal asks to end; called after every step, of evaluations too.
+      owed: kinds of the evaluators that a signal cut short at this very moment of the run.
+      progress: the display, opened by the caller.
+
+    Raises:
+      Diverged: an update gave numbers that are not finite.
+      UserError: something cannot be written.
+    """
+    owed = list(owed)
+    shown: dict[str, Any] = dict.fromkeys(_SHOWN.values())
+
+    def count() -> int:
+        return loop.counts[loop.unit]
+
+    def write(kind: str, values: dict[str, Any]) -> None:
+        metrics.write(kind, loop.counts, **values)
+        shown.update({_SHOWN[kind, name]: values[name] for name in values if (kind, name) in _SHOWN})
+
+    def save() -> None:
+        state = {"metrics": metrics.position(), "owed": owed, "number": loop.number, "counts": loop.counts}
+        checkpoints.save(count(), loop.save(), **state)
+
+    def tick(done: int, total: int) -> None:
+        if stopped():
+            raise _Stopped
+        progress.update(count(), **shown)
+
+    def evaluate(due: Sequence[Periodic]) -> list[str]:
+        """Calls evaluators; returns the kinds of those that a signal prevented."""
+        for number, (kind, evaluator, _) in enumerate(due):
+            try:
+                write(kind, evaluator(loop.acting(), loop.number, tick))
+            except _Stopped:
+                return [kind for kind, _, _ in due[number:]]
+        return []
+
+    if owed:
+        owed = evaluate([periodic for periodic in evaluators if periodic.kind in owed])
+        save()
+    while count() < steps and not stopped():
+        before = count()
+        for kind, values in loop.advance():
+            write(kind, values)
+        last = count() >= steps
+        due = [each for each in evaluators if each.every and (last or _passed(each.every, before, count()))]
+        owed = evaluate(due)
+        if last or _passed(checkpoint_every, before, count()):
+            save()
+        progress.update(count(), **shown)
+    if stopped():
+        print("saving; a second signal would stop without", flush=True)
+        save()
+
+
+def _passed(every: int, before: int, now: int) -> bool:
+    """Whether a multiple of `every` lies above `before` and not above `now`."""
+    return now // every > before // every

@@ -1,0 +1,81 @@
+"""Rows that grow at one end, kept in files that checkpoints share: each checkpoint writes only the new rows."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from rlcls.training.loop import Rows
+
+from .files import pack, sync, unpack
+
+FOLDER = "replay"
+_BYTES = 1 << 28  # of rows, before compression: the memory that writing one segment needs
+_NAME = re.compile(r"rows-(\d+)-(\d+)\.npz\.zst")
+
+
+class Segment(NamedTuple):
+    """A file of rows.
+
+    Attributes:
+      first: number of its first row.
+      last: one more than the number of its last row.
+      path: of the file.
+    """
+
+    first: int
+    last: int
+    path: Path
+
+    @classmethod
+    def at(cls, path: Path) -> Segment:
+        """The segment in a file, by the file's name.
+
+        Raises:
+          ValueError: the name is no segment's.
+        """
+        match = _NAME.fullmatch(path.name)
+        if not match:
+            raise ValueError(f"{path} is not a replay segment")
+        return cls(int(match[1]), int(match[2]), path)
+
+
+def write(run_dir: Path, rows: Rows, segments: list[Segment]) -> list[Segment]:
+    """Writes the rows that no segment holds yet.
+
+    Args:
+      run_dir: the run folder.
+      rows: what is saved.
+      segments: of the checkpoint before.
+
+    Returns:
+      Segments that hold all of `rows`, oldest first; those whose rows have all been dropped are left out.
+    """
+    folder = run_dir / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    current = [segment for segment in segments if rows.first < segment.last <= rows.last]
+    first = max([rows.first, *(segment.last for segment in current)])
+    step = max(1, _BYTES // rows.row_bytes)
+    for start in range(first, rows.last, step):
+        end = min(start + step, rows.last)
+        path = folder / f"rows-{start:012d}-{end:012d}.npz.zst"
+        partial = path.with_name(path.name + ".partial")
+        pack(partial, rows.read(start, end))
+        sync(partial)
+        partial.rename(path)
+        current.append(Segment(start, end, path))
+    return current
+
+
+def read(segments: list[Segment], rows: Rows) -> None:
+    """Puts the rows of all segments, oldest first, back into `rows`."""
+    for segment in segments:
+        rows.write(segment.first, unpack(segment.path))
+
+
+def prune(run_dir: Path, named: set[str]) -> None:
+    """Removes the segments that are not `named`, by their paths in the run folder."""
+    for path in (run_dir / FOLDER).glob("rows-*"):
+        if str(path.relative_to(run_dir)) not in named:
+            path.unlink()

@@ -1,0 +1,133 @@
+"""The interfaces of training: where batches come from, what a run drives, and what a checkpoint holds."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import PyTree
+
+from rlcls.transition import Transition
+
+Where = tuple[np.ndarray, ...]
+"""Where the B items of a batch came from: arrays [B] that only their source understands."""
+
+
+class Source(Protocol):
+    """What batches are sampled from: a replay or a dataset."""
+
+    def sample(self, size: int, seed: int, number: int) -> tuple[Transition, Where]:
+        """A batch that is a pure function of the seed, the update number and the contents.
+
+        Args:
+          size: B, transitions in the batch.
+          seed: of the run.
+          number: of the update that the batch is for.
+        """
+        ...
+
+
+class Rows(Protocol):
+    """Data that grows at one end and loses its oldest rows at the other, such as a replay's ring.
+
+    Attributes:
+      first: number of the oldest row held.
+      last: one more than the number of the newest row held.
+      row_bytes: memory of one row.
+    """
+
+    @property
+    def first(self) -> int: ...
+
+    @property
+    def last(self) -> int: ...
+
+    @property
+    def row_bytes(self) -> int: ...
+
+    def read(self, first: int, last: int) -> dict[str, np.ndarray]:
+        """Copies of the rows first, ..., last - 1, as arrays [rows, ...] by name."""
+        ...
+
+    def write(self, first: int, columns: dict[str, np.ndarray]) -> None:
+        """Puts back rows that `read` returned; `first` is the number of the first of them, and `last` follows."""
+        ...
+
+
+class Saved(NamedTuple):
+    """Everything from which a loop goes on in the same bits.
+
+    Attributes:
+      tree: a dict of arrays, possibly sharded, which Orbax writes; its entry "acting" is what `Loop.acting` returns.
+      arrays: small numpy arrays of this host, by name.
+      counters: JSON-able values by name.
+      rows: data that is saved incrementally.
+    """
+
+    tree: dict[str, PyTree]
+    arrays: dict[str, np.ndarray]
+    counters: dict[str, Any]
+    rows: Rows | None = None
+
+
+class Loop(Protocol):
+    """Training between two of its moments; `rlcls.runs.run` drives it.
+
+    Attributes:
+      unit: what `steps` of a run counts, a key of `counts`.
+      counts: where a line of metrics stands: agent_steps, frames and updates so far.
+      number: calls of `advance` so far. It names a moment of the run: random numbers of an evaluation depend on it.
+    """
+
+    unit: str
+
+    @property
+    def counts(self) -> dict[str, int]: ...
+
+    @property
+    def number(self) -> int: ...
+
+    def advance(self) -> list[tuple[str, dict[str, Any]]]:
+        """Goes on by the smallest amount that the loop can.
+
+        Returns:
+          (kind, values) of each line for the metrics: "episode", "diagnostics", "train". Values may override counts.
+
+        Raises:
+          Diverged: an update gave a result that is not finite.
+        """
+        ...
+
+    def acting(self) -> PyTree:
+        """What the agent's `act` takes at this moment."""
+        ...
+
+    def save(self) -> Saved:
+        """The present moment. It may be taken between any two calls of `advance` and changes nothing.
+
+        The arrays of its tree may be the loop's own, which the next `advance` consumes: write or copy them before.
+
+        Raises:
+          Diverged: this moment is not worth keeping, because an update gave a result that is not finite.
+        """
+        ...
+
+    def restore(self, saved: Saved) -> None:
+        """Goes on from a saved moment; rows have been written already.
+
+        Raises:
+          UserError: the environments do not come back to where they were.
+        """
+        ...
+
+    def warm_up(self, until: int) -> float:
+        """Compiles what a run to `until` units needs, and measures the loop as it runs; call it before `restore`.
+
+        Returns:
+          Seconds for one unit once learning has begun.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends threads and environments."""
+        ...

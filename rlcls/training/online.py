@@ -1,0 +1,290 @@
+"""Training online: environments step in C++ threads and updates run in a thread of their own, in one fixed order."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import hashlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from rlcls._errors import UserError
+from rlcls.agents.base import Agent
+from rlcls.envs.base import HostEnv, environment_seeds
+from rlcls.replay import FrameReplay
+from rlcls.transition import Transition
+
+from . import xla
+from .exploration import LinearDecay
+from .learner import Learner
+from .loop import Saved
+from .returns import EpisodeReturns
+
+_INIT, _ACT, _UPDATE = range(3)  # what the run's key is folded with; `rlcls.evaluation` uses 3
+_REHEARSAL = 0.5  # seconds for which a warm-up measures
+_REHEARSAL_STEPS = 2  # vector steps that it measures at least
+
+
+class Online:
+    """A loop in which one agent learns from what it plays in several environments.
+
+    Everything random is a function of (seed, step), and what crosses threads does so after a fixed lag: step s acts
+    with the parameters after the updates of step s - 1 - lag, and the updates of step s sample what the replay held,
+    and the priorities it had, `lag` steps before. A run therefore gives the same bits at any speed, and goes on from
+    any `save`.
+
+    Args:
+      agent: what learns.
+      env: N environments.
+      replay: N streams, empty.
+      seed: of the networks, the exploration, the replay's samples and the environments.
+      batch_size: transitions in an update.
+      update_period: agent steps between two updates.
+      lag: vector steps by which acting and learning overlap; with 0 they take turns.
+      act_with_target: the agent's target network acts, not the online network.
+      reseed_every: agent steps between resets of all environments, from which a resumed run replays their actions.
+      exploration: the probability of a random action.
+      diagnostics_every: updates between two diagnoses of the network; 0 makes none.
+      diagnostics_batch_size: held-out transitions in a diagnosis.
+      log_every: agent steps between two "train" lines.
+
+    Attributes:
+      replay: what was played.
+      number: vector steps so far, each of N agent steps.
+
+    Raises:
+      ValueError: an option is out of range, or the parts do not fit together.
+    """
+
+    unit = "agent_steps"
+
+    def __init__(
+        self,
+        agent: Agent[Any],
+        env: HostEnv,
+        replay: FrameReplay,
+        *,
+        seed: int = 0,
+        batch_size: int = 32,
+        update_period: int = 4,
+        lag: int = 1,
+        act_with_target: bool = False,
+        reseed_every: int = 250_000,
+        exploration: LinearDecay = LinearDecay(),  # noqa: B008  # frozen
+        diagnostics_every: int = 0,
+        diagnostics_batch_size: int = 256,
+        log_every: int = 2_000,
+    ):
+        for name, value in (("batch_size", batch_size), ("update_period", update_period), ("log_every", log_every)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if lag < 0 or diagnostics_every < 0:
+            raise ValueError(f"lag ({lag}) and diagnostics_every ({diagnostics_every}) must be at least 0")
+        if reseed_every < 2 * env.num_envs:
+            raise ValueError(
+                f"reseed_every ({reseed_every}) must be at least {2 * env.num_envs}, two steps of each environment: "
+                "the last step before a reset is not learnt from"
+            )
+        if replay.num_streams != env.num_envs:
+            raise ValueError(f"the replay has {replay.num_streams} streams for {env.num_envs} environments")
+        if replay.min_size < batch_size:
+            raise ValueError(f"replay.min_size ({replay.min_size}) must be at least batch_size ({batch_size})")
+        # With lag >= 1 a batch is drawn before this step's row is added, which already delays sampling by one row.
+        replay.delay = max(0, lag - 1)
+        least = env.num_envs * (replay.n_step + lag)
+        if replay.min_size < least:
+            raise ValueError(
+                f"replay.min_size ({replay.min_size}) must be at least {least}: {replay.n_step}-step returns of "
+                f"{env.num_envs} environments at a lag of {lag} are not known before"
+            )
+        self.replay, self.number = replay, 0
+        self._agent, self._env, self._seed, self._lag = agent, env, seed, lag
+        self._batch_size, self._update_period, self._log_every = batch_size, update_period, log_every
+        self._reseed_every = max(1, reseed_every // env.num_envs)  # vector steps
+        self._exploration = exploration
+        key = jax.random.key(seed)
+        init_key, act_key, update_key = (jax.random.fold_in(key, use) for use in (_INIT, _ACT, _UPDATE))
+
+        def act(acting: PyTree, observations: Any, number: Any, epsilon: Any) -> Any:
+            return agent.act(acting, observations, jax.random.fold_in(act_key, number), epsilon)
+
+        self._act = xla.jit(act)
+        self._learner = Learner(agent, init_key, update_key, lag=lag, act_with_target=act_with_target)
+        self._diagnostics_every = diagnostics_every if self._learner.diagnoses else 0
+        self._diagnostics_batch_size = diagnostics_batch_size
+        self._returns = EpisodeReturns(env.num_envs)
+        self._sums: collections.Counter[str] = collections.Counter()  # of update metrics since the last line
+        # Environments are reset with their seeds by the first `advance`: a restored loop resets them elsewhere.
+        self._observations: np.ndarray | None = None
+        self._starts = np.ones(env.num_envs, bool)
+        self._sent: list[np.ndarray] = []  # actions since the last re-seed
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Agent steps, emulator frames and updates so far."""
+        steps = self._agent_steps
+        frames = steps * self._env.frame_skip
+        return {"agent_steps": steps, "frames": frames, "updates": self._updates_due(self.number)}
+
+    @property
+    def _agent_steps(self) -> int:
+        return self.number * self._env.num_envs
+
+    def acting(self) -> PyTree:
+        """What acts in the next step."""
+        return self._learner.acting
+
+    def advance(self) -> list[tuple[str, dict[str, Any]]]:
+        """One vector step and its updates."""
+        if self._observations is None or (self.number and self.number % self._reseed_every == 0):
+            self._reseed(self.number // self._reseed_every)
+        observations, starts = self._observations, self._starts
+        actions = np.array(self._act(self._learner.acting, observations, self.number, self._epsilon()))
+        self._env.send(actions)
+        if self._lag:  # the updates need nothing of this step: they are prepared while the emulator plays it
+            self._learn()
+        self._observations, rewards, terminated, _, info = self._env.recv()
+        self._starts = info["episode_start"]
+        self._sent.append(actions)
+        self.replay.add(observations, actions, rewards, terminated, starts)
+        if not self._lag:
+            self._learn()
+        results = self._learner.end_round()
+        for result in results:
+            self._sums.update(result.metrics)
+            self._sums["updates"] += 1
+            if result.priorities is not None:
+                self.replay.set_priorities(result.where, result.priorities)
+        before = self._agent_steps
+        self.number += 1
+        episodes = self._returns.add(rewards, self._starts)
+        lines: list[tuple[str, dict[str, Any]]] = [
+            ("episode", {"return": value, "length": length}) for value, length in episodes
+        ]
+        lines += [
+            ("diagnostics", {"updates": result.number, **result.diagnostics})
+            for result in results
+            if result.diagnostics
+        ]
+        if self._agent_steps // self._log_every > before // self._log_every:
+            lines.append(("train", self._summary()))
+        return lines
+
+    def _learn(self) -> None:
+        while (number := self._learner.submitted) < self._updates_due(self.number + 1):
+            held_out = None
+            if self._diagnostics_every and number and number % self._diagnostics_every == 0:
+                held_out = self.replay.sample_held_out(self._diagnostics_batch_size, self._seed, number)
+            self._learner.submit(*self.replay.sample(self._batch_size, self._seed, number), held_out)
+
+    def _updates_due(self, number: int) -> int:
+        return max(0, number * self._env.num_envs - self.replay.min_size) // self._update_period
+
+    def _epsilon(self) -> float:
+        return self._exploration.epsilon(self._agent_steps - self.replay.min_size)
+
+    def _reseed(self, index: int) -> None:
+        """Resets every environment, so that its state is a function of (seed, index) and the actions sent since."""
+        seeds = environment_seeds([self._seed, index], self._env.num_envs)
+        self._observations, _ = self._env.reset(seed=seeds)
+        self._starts = np.ones(self._env.num_envs, bool)
+        self._sent = []
+        self._returns.drop()
+
+    def _summary(self) -> dict[str, Any]:
+        """A line of metrics over the updates since the last one."""
+        sums, self._sums = self._sums, collections.Counter()
+        updates = sums.pop("updates", 0)
+        means = {name: value / updates for name, value in sums.items()}
+        return means | {
+            "epsilon": self._epsilon(),
+            "episode_return": self._returns.mean,
+            "episodes": self._returns.finished,
+        }
+
+    def warm_up(self, until: int) -> float:
+        """Compiles what a run to `until` agent steps needs, and plays and learns for half a second in a small replay.
+
+        Call it before the first `advance` or `restore`: it resets the environments without a seed and leaves no
+        other trace.
+
+        Returns:
+          Seconds for one agent step once learning has begun.
+        """
+        rehearsal = copy.copy(self)
+        rehearsal._learner = self._learner.rehearsal()
+        # Enough rows for every sample, and learning begins after them.
+        rows = self.replay.least_rows + 2 * self._lag + 2
+        first = rows * self._env.num_envs
+        rehearsal.replay = self.replay.like(capacity=2 * first, min_size=first)
+        rehearsal._returns = EpisodeReturns(self._env.num_envs)
+        rehearsal._sums = collections.Counter()
+        last_update = self._updates_due(until // self._env.num_envs)
+        rehearsal._diagnostics_every = 0
+        if 0 < self._diagnostics_every < last_update:
+            rehearsal._diagnostics_every = 1
+        rehearsal._reseed_every = 1 << 62
+        rehearsal._observations, _ = self._env.reset()
+        try:
+            # One whole round of updates is behind it then, its results read.
+            updates = max(2, self._env.num_envs // self._update_period)
+            while rehearsal._learner.submitted < updates or rehearsal.number <= rows + self._lag + 1:
+                rehearsal.advance()
+            rehearsal._diagnostics_every = 0
+            begun, first_number = time.perf_counter(), rehearsal.number
+            least = max(_REHEARSAL_STEPS, -(-3 * self._update_period // self._env.num_envs))
+            while time.perf_counter() - begun < _REHEARSAL or rehearsal.number < first_number + least:
+                rehearsal.advance()
+            seconds = time.perf_counter() - begun
+        finally:
+            rehearsal._learner.close()
+        return seconds / ((rehearsal.number - first_number) * self._env.num_envs)
+
+    def save(self) -> Saved:
+        tree, arrays = self._learner.save()
+        sent = np.stack(self._sent) if self._sent else np.zeros((0, self._env.num_envs))
+        arrays["sent"] = sent.astype(np.int32)
+        replay_arrays, replay_counters = self.replay.save()
+        counters = {
+            "number": self.number,
+            "observations": _digest(self._observations),
+            "returns": self._returns.save(),
+            "sums": dict(self._sums),
+            "replay": replay_counters,
+        }
+        return Saved(tree, arrays | replay_arrays, counters, self.replay)
+
+    def restore(self, saved: Saved) -> None:
+        """Goes on from a saved moment; the environments are brought there by playing their actions again."""
+        counters = saved.counters
+        self._learner.restore(saved.tree, saved.arrays)
+        self.replay.restore(saved.arrays, counters["replay"])
+        self.number = counters["number"]
+        # A re-seed is done by the step that needs it, so the last one lies before the last step done.
+        self._reseed(max(0, self.number - 1) // self._reseed_every)
+        for actions in saved.arrays["sent"]:
+            self._observations, _, _, _, info = self._env.step(actions)
+            self._starts = info["episode_start"]
+            self._sent.append(actions)
+        self._returns.restore(counters["returns"])
+        self._sums = collections.Counter(counters["sums"])
+        if counters["observations"] not in (None, _digest(self._observations)):
+            raise UserError(
+                "the environments do not come back to where the checkpoint left them: they play differently now; "
+                "resume with the versions named in the run folder's run.json"
+            )
+
+    def close(self) -> None:
+        """Ends the learner's thread. The environments are the caller's."""
+        self._learner.close()
+
+
+def _digest(observations: np.ndarray | None) -> str | None:
+    """SHA-256 of the observations; None before the first."""
+    if observations is None:
+        return None
+    return hashlib.sha256(np.ascontiguousarray(observations).tobytes()).hexdigest()

@@ -1,0 +1,69 @@
+"""Returns and lengths of the episodes that several environments play at once."""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+_RECENT = 20
+
+
+class EpisodeReturns:
+    """Sums the rewards of each environment until its next episode begins.
+
+    Attributes:
+      finished: episodes finished since the run began.
+      recent: returns of the last 20 finished episodes.
+    """
+
+    def __init__(self, num_envs: int):
+        self._returns = np.zeros(num_envs)
+        self._lengths = np.zeros(num_envs, np.int64)
+        self.finished = 0
+        self.recent: collections.deque[float] = collections.deque(maxlen=_RECENT)
+
+    def add(self, rewards: Float[np.ndarray, "n"], starts: Bool[np.ndarray, "n"]) -> list[tuple[float, int]]:
+        """Takes in a vector step.
+
+        Args:
+          rewards: as the environments gave them, not clipped.
+          starts: where this step began a new episode, so that its action was ignored.
+
+        Returns:
+          (return, length in agent steps) of each episode that this step shows to be finished.
+        """
+        over = np.flatnonzero(starts)
+        episodes = [(float(self._returns[i]), int(self._lengths[i])) for i in over]
+        self._returns += rewards
+        self._lengths += 1
+        self._returns[over] = self._lengths[over] = 0
+        self.finished += len(episodes)
+        self.recent.extend(value for value, _ in episodes)
+        return episodes
+
+    def drop(self) -> None:
+        """Forgets the episodes that are not finished."""
+        self._returns[:] = self._lengths[:] = 0
+
+    @property
+    def mean(self) -> float | None:
+        """The mean of the last 20 finished episodes; None before the first."""
+        return float(np.mean(self.recent)) if self.recent else None
+
+    def save(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "returns": self._returns.tolist(),
+            "lengths": self._lengths.tolist(),
+            "finished": self.finished,
+            "recent": list(self.recent),
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Goes on from what `save` returned."""
+        self._returns[:], self._lengths[:] = saved["returns"], saved["lengths"]
+        self.finished = saved["finished"]
+        self.recent = collections.deque(saved["recent"], maxlen=_RECENT)
