@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
@@ -24,6 +24,7 @@ class UpdateInfo(NamedTuple):
     priorities: Float[Array, "b"] | None
 
 
+@runtime_checkable
 class Agent(Protocol[State]):
     """Pure functions of a state, which is a pytree of arrays with an int32 field `step` that counts updates.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from rlcls.transition import Transition
 from .base import UpdateInfo
 
 Optimizer = Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]
+ADAM: Optimizer = functools.partial(optax.adam, eps=1.5e-4)  # the epsilon of Dopamine
 
 
 class Network(NamedTuple):
@@ -64,7 +66,8 @@ class QLearning:
       make_backbone: (observation shape, rngs=) -> NNX module with `num_features`.
       head: how a value is represented, targeted and lost.
       learning_rate: the optimiser's rate.
-      schedule: update number -> learning rate, such as `optax.linear_schedule(...)`; None keeps `learning_rate`.
+      schedule: update number -> share of `learning_rate`, such as `optax.linear_schedule(1.0, 0.1, 50_000)`; None
+        keeps the rate constant.
       optimizer: learning rate -> `optax.GradientTransformation`, such as `functools.partial(optax.adam, eps=1e-4)`.
       max_gradient_norm: gradients are scaled down to this global norm; 0 never scales them.
       target_period: updates between two updates of the target network.
@@ -85,7 +88,7 @@ class QLearning:
         *,
         learning_rate: float = 6.25e-5,
         schedule: optax.Schedule | None = None,
-        optimizer: Optimizer = optax.adam,
+        optimizer: Optimizer = ADAM,
         max_gradient_norm: float = 0.0,
         target_period: int = 2000,
         target_tau: float = 1.0,
@@ -105,14 +108,15 @@ class QLearning:
         self._make_backbone = make_backbone
         self._target_period, self._target_tau, self._double = target_period, target_tau, double
         clip = optax.clip_by_global_norm(max_gradient_norm) if max_gradient_norm else optax.identity()
-        self._optimizer = optax.chain(clip, optimizer(schedule or learning_rate))
+        rate = learning_rate if schedule is None else lambda update: learning_rate * schedule(update)
+        self._optimizer = optax.chain(clip, optimizer(rate))
         # Only pure functions are kept: every parameter comes from `init` or from a checkpoint.
         network = nnx.eval_shape(lambda: self._make_network(nnx.Rngs(0)))
         self._apply, params, network_state = networks.functional(network)
         self._causal = any(
             getattr(module, "causal", False) for _, module in nnx.iter_modules(network.backbone)
         )
-        one = jax.ShapeDtypeStruct((1, *spec.observation.shape), spec.observation.dtype)
+        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), spec.observation)
         jax.eval_shape(self.q_values, Network(params, network_state), one)
 
     def init(self, key: Array) -> AgentState:
@@ -261,9 +265,7 @@ class QLearning:
 
     def _make_network(self, rngs: nnx.Rngs) -> networks.QNetwork:
         backbone = self._make_backbone(self.spec.observation.shape, rngs=rngs)
-        return networks.QNetwork(
-            backbone, self.head, self.spec.num_actions, dueling=self._dueling, rngs=rngs
-        )
+        return networks.QNetwork(backbone, self.head, self.spec.num_actions, dueling=self._dueling, rngs=rngs)
 
     def _polyak(self, online: Any, target: Any) -> Any:
         """One Polyak step for one leaf. Leaves that cannot be averaged (random keys, counters) are copied."""

@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rlcls._errors import UserError, command, nearest
 
@@ -86,6 +86,8 @@ def _command(argv: list[str]) -> int:
         print(_store(run_dir, env.name, evaluator, checkpoint, result))
         if video != "false":
             path = run_dir / "videos" / f"{checkpoint.count}.mp4" if video == "true" else Path(video)
+            if video == "true":
+                path.parent.mkdir(exist_ok=True)
             actions = first_actions[: result.lengths[0]]
             with replacing(path) as partial:
                 filmed = film(partial, evaluator.env, seed=evaluator.seeds(number)[:1], actions=actions)
@@ -175,6 +177,7 @@ def _store(
         "lengths": result.lengths.tolist(),
         "made_with": facts(),
     }
+    path.parent.mkdir(exist_ok=True)
     write_text(path, json.dumps(content, indent=1) + "\n")
     return path
 

@@ -1,17 +1,27 @@
-"""What every test runs under: the CPU, and types checked at run time.
+"""What every test runs under: the CPU, a shared cache of compiled programs, and types checked at run time.
 
 Every function of `rlcls` that a test calls is checked against its annotations, array shapes and dtypes
 included. A test of our own error messages, which the check would come before, is marked `untyped`;
 RLCLS_CHECK_TYPES=0 leaves the check out altogether. Subprocesses run without it, as users do.
 """
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 import types
 
 # Before jax, matplotlib or rlcls are imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Programs that several tests need are compiled once. The cache begins empty, and the workers of pytest-xdist and the
+# subprocesses of tests inherit its folder.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _cache = tempfile.mkdtemp(prefix="rlcls-compiled-")
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import hypothesis
 import jaxtyping

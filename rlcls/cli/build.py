@@ -62,10 +62,14 @@ def agent(config: DictConfig, spec: Spec) -> Agent[Any]:
     head = build(config, "loss")
     make_backbone = build(config, "backbone")
     made = build(config, "agent", spec, make_backbone, head)
-    missing = [name for name in ("init", "acting", "act", "update") if not callable(getattr(made, name, None))]
+    missing = [
+        name for name in ("init", "acting", "act", "update") if not callable(getattr(made, name, None))
+    ]
     if missing:
         kind = f"{type(made).__module__}.{type(made).__qualname__}"
-        raise UserError(f"agent: {kind} has no {' and no '.join(missing)}; rlcls.agents.Agent lists what it needs")
+        raise UserError(
+            f"agent: {kind} has no {' and no '.join(missing)}; rlcls.agents.Agent lists what it needs"
+        )
     try:  # what the network cannot look at is reported now, and not after the replay has filled
         state = jax.eval_shape(made.init, jax.random.key(0))
         acting = jax.eval_shape(lambda state: made.acting(state, target=acts_with_target(config)), state)
@@ -172,6 +176,8 @@ def _evaluator(config: DictConfig, section: str, agent: Agent[Any], env: HostEnv
     options = {key: value for key, value in OmegaConf.select(config, section).items() if key != "every"}
     root = section.rpartition(".")[2]
     try:
-        return build(OmegaConf.create({root: options | {"_partial_": True}}), root, agent, env, seed=config.seed)
+        return build(
+            OmegaConf.create({root: options | {"_partial_": True}}), root, agent, env, seed=config.seed
+        )
     except UserError as error:
         raise UserError(str(error).replace(f"{root}:", f"{section}:", 1)) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -41,16 +42,14 @@ OBJECTS = (
 _FIXED = ("loss.name", "env.game")  # follow from loss=, game=
 _ALSO_READ = {"eval": {"every"}}  # options of a section that its object does not take
 
-OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
-
 
 def compose(argv: list[str]) -> DictConfig:
     """The whole configuration that `argv` asks for, every value checked and every interpolation resolved.
 
-    Later entries win: config.yaml, agent, loss, backbone, env, data, loop, eval, recipe,
-    recipe/<recipe>/<agent>_<loss>, recipe/<recipe>/<backbone>, `argv`. The key `choices` holds the name of what was
-    chosen of each group; a class of one's own (`loss._target_=package.Class`) goes by its name. Options that the
-    class of a section does not take are dropped, unless `argv` gives them.
+    Later entries win: config.yaml, agent, loss, backbone, env, data, loop, eval, recipe, then the files
+    <agent>_<loss>, <backbone> and <agent/schedule> of recipe/<recipe>/, then `argv`. The key `choices` holds the
+    name of what was chosen of each group; a class of one's own (`loss._target_=package.Class`) goes by its name.
+    Options that the class of a section does not take are dropped, unless `argv` gives them.
 
     Args:
       argv: overrides in Hydra's syntax, such as `["loss=mse", "agent.learning_rate=1e-4"]`.
@@ -225,7 +224,7 @@ def _nearest_option(key: str, names: list[str]) -> str:
     names = [name for name in names if "._" not in name and name not in _FIXED]
     beside = [name for name in names if name.rpartition(".")[0] == section]
     same_leaf = [name for name in names if name.rpartition(".")[2] == leaf]
-    if section in OBJECTS and beside:
+    if section in OBJECTS:
         return nearest(key, beside)
     hint = f"; did you mean {same_leaf[0]!r}?" if same_leaf else nearest(key, names).partition(" (")[0]
     return hint + (f" ({', '.join(beside)})" if section and beside else " (--help lists them all)")
@@ -250,8 +249,10 @@ def _fit(config: DictConfig, known: DictConfig, section: str, given: set[str]) -
     if target != usual and section in GROUPS:
         config.choices[section] = str(target).rpartition(".")[2]
     takes = _options_of(str(target))
-    if takes is None:
-        return
+    if takes is None:  # a class of one's own gets nothing that it may not know
+        if target == usual:
+            return
+        takes = frozenset()
     for key in [str(key) for key in options]:
         inside = any(other == f"{section}.{key}" or other.startswith(f"{section}.{key}.") for other in given)
         if not key.startswith("_") and key not in takes | _ALSO_READ.get(section, set()) and not inside:
@@ -262,7 +263,7 @@ def _fit(config: DictConfig, known: DictConfig, section: str, given: set[str]) -
 def _options_of(target: str) -> frozenset[str] | None:
     """The keyword arguments of the class or function at an import path; None if they cannot be told."""
     try:
-        function: Callable[..., Any] = hydra.utils.get_object(target)
+        function: Callable[..., Any] = pkgutil.resolve_name(target)
         parameters = inspect.signature(function).parameters.values()
     except Exception:  # whatever importing raises: building the object reports it with its section
         return None

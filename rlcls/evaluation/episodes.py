@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import gymnasium.vector
 import jax
 import numpy as np
 from jaxtyping import Float64, Int64, Integer, PyTree, Shaped, UInt32
@@ -98,7 +99,10 @@ class EpisodeEvaluator:
 
     def seeds(self, number: int) -> UInt32[np.ndarray, "num_envs"]:
         """The seeds of the environments in the evaluation of this moment."""
-        return environment_seeds([self._seed, _KEY, number], self.env.num_envs)
+        return environment_seeds(self._seeds_at(number), self.env.num_envs)
+
+    def _seeds_at(self, number: int) -> list[int]:
+        return [self._seed, _KEY, number]
 
     def __call__(self, acting: PyTree, number: int, tick: Tick) -> dict[str, Any]:
         """The summary of `play`."""
@@ -122,9 +126,13 @@ class EpisodeEvaluator:
                 record(actions)
             return actions
 
-        seeds = self.seeds(number)
-        report = functools.partial(_report, tick, self.episodes)
-        return evaluate(act, self.env, episodes=self.episodes, seeds=seeds, report=report)
+        return evaluate(
+            act,
+            self.env,
+            episodes=self.episodes,
+            seed=self._seeds_at(number),
+            report=lambda done: tick(done, self.episodes),
+        )
 
     def close(self) -> None:
         """Closes the environments that were made."""
@@ -134,10 +142,10 @@ class EpisodeEvaluator:
 
 def evaluate(
     act: Act,
-    env: HostEnv,
+    env: HostEnv | gymnasium.vector.VectorEnv,
     *,
     episodes: int,
-    seeds: Integer[np.ndarray, "num_envs"],
+    seed: int | Sequence[int],
     max_steps: int | None = None,
     report: Callable[[int], object] | None = None,
 ) -> Evaluation:
@@ -151,7 +159,8 @@ def evaluate(
         not change the result.
       env: N environments.
       episodes: at least 1.
-      seeds: one for each environment; the result is a function of them, if `act` is one of its arguments.
+      seed: of the environments, by `environment_seeds`; if `act` is a function of its arguments, the result is a
+        function of the seed.
       max_steps: vector steps after which to stop. Unfinished episodes then count as they stand, and those not begun
         are left out: for a quick look, not for a result.
       report: called after every step with the number of episodes played.
@@ -172,7 +181,7 @@ def evaluate(
     played = np.zeros(num_envs, np.int64)
     rows = np.arange(num_envs)
 
-    observations, _ = env.reset(seed=seeds)
+    observations, _ = env.reset(seed=environment_seeds(seed, num_envs))  # type: ignore[arg-type]  # gymnasium: only int
     step = 0
     while (played < quotas).any() and step != max_steps:
         actions = np.asarray(act(observations, step), np.int32)
@@ -187,7 +196,3 @@ def evaluate(
             report(int(played.sum()))
     begun = lengths > 0
     return Evaluation(returns[begun], lengths[begun])
-
-
-def _report(tick: Tick, total: int, done: int) -> None:
-    tick(done, total)

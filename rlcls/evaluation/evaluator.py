@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import PyTree
 
@@ -11,6 +11,7 @@ Tick = Callable[[int, int], object]
 """(done, total): called often while an evaluator works; it may raise to stop the evaluation."""
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """Scores what acts. By convention it is made as `Evaluator(agent, env, *, seed, options)`."""
 

@@ -25,6 +25,9 @@ class QNetwork(nnx.Module):
     def __call__(self, observations: Num[Array, "b *o"]) -> Float[Array, "b a n"]:
         """The outputs of every action; the backbone checks the observations."""
         features = self.backbone(observations)
+        if features.ndim != 2:
+            name = type(self.backbone).__name__
+            raise ValueError(f"{name} gives features of shape {features.shape}, not [batch, num_features]")
         if self.capture:
             self.sow(nnx.Intermediate, "features", features)
         return self.q_head(features)

@@ -12,7 +12,6 @@ import numpy as np
 from jaxtyping import Float64
 
 from rlcls._errors import UserError
-
 from rlcls.runs import metrics
 from rlcls.runs.files import replacing
 

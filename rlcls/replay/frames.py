@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from rlcls.envs.base import HostEnv
 from rlcls.transition import Transition
 
 from .priorities import Priorities
-
-if TYPE_CHECKING:
-    from rlcls.envs.base import HostEnv
 
 
 class Sampled(NamedTuple):
@@ -80,8 +78,14 @@ class FrameReplay:
         priority_exponent: float = 0.5,
         importance_exponent: float = 0.5,
     ):
-        self._options = {name: value for name, value in locals().items() if name not in ("self", "num_streams")}
-        for name, value, least in (("capacity", capacity, 1), ("min_size", min_size, 1), ("n_step", n_step, 1)):
+        self._options = {
+            name: value for name, value in locals().items() if name not in ("self", "num_streams")
+        }
+        for name, value, least in (
+            ("capacity", capacity, 1),
+            ("min_size", min_size, 1),
+            ("n_step", n_step, 1),
+        ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
         for name in ("reward_clip", "priority_exponent", "importance_exponent"):
@@ -140,8 +144,8 @@ class FrameReplay:
         self._delay = rows
         if self.length < self.least_rows:
             raise ValueError(
-                f"capacity ({self._options['capacity']}) must hold at least {self.least_rows} steps of each of "
-                f"{self.num_streams} environments"
+                f"the replay's capacity ({self._options['capacity']}) must hold at least {self.least_rows} steps of "
+                f"each of {self.num_streams} environments"
             )
 
     @property

@@ -29,7 +29,6 @@ def replacing(path: Path) -> Iterator[Path]:
     # The suffix stays, since some writers choose a format by it.
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         sync(partial)
         partial.replace(path)

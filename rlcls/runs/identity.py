@@ -39,7 +39,9 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """The values of a nested dictionary by their dotted names."""
     rows = []
     for key, value in tree.items():
-        rows += leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+        rows += (
+            leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+        )
     return rows
 
 

@@ -21,7 +21,13 @@ CLOCK_FIELDS = ("seconds", "steps_per_second", "frames_per_second")
 """The fields in which two equal runs differ."""
 
 # `step`: the largest count of the unit in any line. `rate_from`: unit, frames and seconds of the last train line.
-_BEGINNING: Mapping[str, Any] = {"bytes": 0, "seconds": 0.0, "step": -1, "rate_from": [0, 0, 0.0], "wandb": None}
+_BEGINNING: Mapping[str, Any] = {
+    "bytes": 0,
+    "seconds": 0.0,
+    "step": -1,
+    "rate_from": [0, 0, 0.0],
+    "wandb": None,
+}
 
 
 class Metrics:
@@ -109,8 +115,11 @@ class Metrics:
             self._rate_from = [step, frames or 0, seconds]
         line = json.dumps({"kind": kind, **counts, **values, **clock}, allow_nan=False)
         self._step = max(self._step, step)
-        scalars = {f"{kind}/{name}": value for name, value in (values | clock).items()
-            if name not in counts and _is_scalar(value)}
+        scalars = {
+            f"{kind}/{name}": value
+            for name, value in (values | clock).items()
+            if name not in counts and _is_scalar(value)
+        }
         with self._writing():
             self._file.write(line.encode() + b"\n")
             self._file.flush()

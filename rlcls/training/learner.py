@@ -104,7 +104,7 @@ class Learner:
             lambda state: jax.tree.map(jnp.copy, agent.acting(state, target=act_with_target))
         )
         self._state = xla.jit(agent.init)(init_key)
-        self._lag = lag
+        self._lag, self._raises = lag, True
         self.acting = self._copy_acting(self._state)
         self.submitted = 0
         self._start_threads()
@@ -138,7 +138,7 @@ class Learner:
         self._rounds.append(_Round(self._current, after))
         self._current = []
         updates, acting = self._rounds.popleft()
-        results = [_checked(future.result()) for future in updates]
+        results = [_read(future.result(), self._raises) for future in updates]
         if acting:
             self.acting = acting.result()
         return results
@@ -151,7 +151,7 @@ class Learner:
         Raises:
           Diverged: an update gave a result that is not finite.
         """
-        rounds = [[_checked(future.result()) for future in updates] for updates, _ in self._rounds]
+        rounds = [[_read(future.result()) for future in updates] for updates, _ in self._rounds]
         # What acts in each of the next `lag` rounds. After the last one it follows from the state.
         acting = [self.acting]
         for _, after in self._rounds:
@@ -190,10 +190,11 @@ class Learner:
             self._rounds[i] = _Round(pending, _done(acting[i + 1]) if pending else None)
 
     def rehearsal(self) -> Learner:
-        """A learner with the same compiled programs and a copy of the state, which can be thrown away."""
+        """A learner with the same compiled programs and a copy of the state, to be thrown away; it never raises."""
         copy = object.__new__(Learner)
         copy.__dict__.update(self.__dict__)
         copy._state = jax.tree.map(jnp.copy, self._state)
+        copy._raises = False
         copy._start_threads()
         return copy
 
@@ -211,21 +212,25 @@ class Learner:
 def _all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether every floating-point number in the tree is finite."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])) if leaves else jnp.asarray(True)
+    return (
+        jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])) if leaves else jnp.asarray(True)
+    )
 
 
-def _checked(update: _Pending) -> Result:
+def _read(update: _Pending, raises: bool = True) -> Result:
     """The update's values on the host, once it is done.
 
-    A gradient can overflow before a loss shows it, hence the look at the parameters.
+    The parameters are checked too, because a gradient can overflow before a loss shows it.
     """
     metrics = {name: float(value) for name, value in update.metrics.items()}
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise Diverged(f"{name} is {value} at update {update.number + 1}")
-    if not update.finite:
+    infinite = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if raises and infinite:
+        raise Diverged(f"{infinite[0]} is {metrics[infinite[0]]} at update {update.number + 1}")
+    if raises and not update.finite:
         raise Diverged(f"the parameters are no longer finite after update {update.number + 1}")
     priorities = None if update.priorities is None else np.asarray(update.priorities)
+    if not raises and priorities is not None:  # a replay takes only finite priorities
+        priorities = np.nan_to_num(priorities, posinf=1.0)
     diagnostics = {name: float(value) for name, value in update.diagnostics.items()}
     return Result(update.number, update.where, metrics, priorities, diagnostics)
 

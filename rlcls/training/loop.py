@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import PyTree
@@ -13,6 +13,7 @@ Where = tuple[np.ndarray, ...]
 """Where the B items of a batch came from: arrays [B] that only their source understands."""
 
 
+@runtime_checkable
 class Source(Protocol):
     """What batches are sampled from: a replay or a dataset."""
 
@@ -27,6 +28,7 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Data that grows at one end and loses its oldest rows at the other, such as a replay's ring.
 
@@ -70,6 +72,7 @@ class Saved(NamedTuple):
     rows: Rows | None = None
 
 
+@runtime_checkable
 class Loop(Protocol):
     """Training between two of its moments; `rlcls.runs.run` drives it.
 

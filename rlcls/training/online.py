@@ -16,7 +16,6 @@ from rlcls._errors import UserError
 from rlcls.agents.base import Agent
 from rlcls.envs.base import HostEnv, environment_seeds
 from rlcls.replay import FrameReplay
-from rlcls.transition import Transition
 
 from . import xla
 from .exploration import LinearDecay
@@ -79,7 +78,11 @@ class Online:
         diagnostics_batch_size: int = 256,
         log_every: int = 2_000,
     ):
-        for name, value in (("batch_size", batch_size), ("update_period", update_period), ("log_every", log_every)):
+        for name, value in (
+            ("batch_size", batch_size),
+            ("update_period", update_period),
+            ("log_every", log_every),
+        ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if lag < 0 or diagnostics_every < 0:
@@ -92,7 +95,9 @@ class Online:
         if replay.num_streams != env.num_envs:
             raise ValueError(f"the replay has {replay.num_streams} streams for {env.num_envs} environments")
         if replay.min_size < batch_size:
-            raise ValueError(f"replay.min_size ({replay.min_size}) must be at least batch_size ({batch_size})")
+            raise ValueError(
+                f"replay.min_size ({replay.min_size}) must be at least batch_size ({batch_size})"
+            )
         # With lag >= 1 a batch is drawn before this step's row is added, which already delays sampling by one row.
         replay.delay = max(0, lag - 1)
         least = env.num_envs * (replay.n_step + lag)

@@ -1,16 +1,20 @@
 """DQN with every head learns the exact values of probe MDPs, and is the pure function it says it is."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
 from rlcls import heads, networks
-from rlcls.agents.dqn import DQN
+from rlcls.agents import DQN
 from rlcls.envs.probe import PROBES
-from rlcls.replay import Transition
+from rlcls.spec import Spec
+from rlcls.transition import Transition
 
 GAMMA = 0.5
 HEADS = {
@@ -26,51 +30,69 @@ HEADS = {
 }
 
 
+def spec(num_actions=2):
+    one = jax.ShapeDtypeStruct((1,), np.float32)
+    return Spec(one, jax.ShapeDtypeStruct((), np.int32), num_actions, None)
+
+
 def make(head, num_actions=2, **options):
     head = heads.make(head, **HEADS[head]) if isinstance(head, str) else head
-    dueling = options.pop("dueling", False)
-
-    def network(rngs):
-        backbone = networks.MLP((1,), hidden=(32,), rngs=rngs)
-        return networks.QNetwork(backbone, head, num_actions, dueling=dueling, rngs=rngs)
-
-    return DQN(network, head, **{"learning_rate": 3e-2, "target_period": 20, **options})
+    backbone = functools.partial(networks.MLP, hidden=(32,))
+    return DQN(spec(num_actions), backbone, head, **{"learning_rate": 3e-2, "target_period": 20, **options})
 
 
 def every_transition(probe):
-    """One of each state and action; all that a perfect replay of the probe could give."""
-    states, actions = (a.reshape(-1) for a in np.indices(np.shape(probe.rewards)))
+    """All that a perfect replay of the probe could give: four transitions of two actions, whatever the probe.
+
+    A probe of one action has it twice, and one state is repeated. All probes therefore share one compilation.
+    """
+    states, actions = (a.reshape(-1) for a in np.indices((probe.num_states, 2)))
+    states, actions = np.resize(states, 4), np.resize(actions, 4)
     observations = probe.observations()
     after = np.array([s if probe.successors[s] is None else probe.successors[s] for s in states])
     over = np.array([probe.successors[s] is None for s in states])
+    rewards = np.array(probe.rewards, np.float32)[states, np.minimum(actions, probe.num_actions - 1)]
     return Transition(
         observation=observations[states],
         action=actions.astype(np.int32),
-        reward=np.array(probe.rewards, np.float32)[states, actions],
+        reward=rewards,
         discount=np.where(over, 0, GAMMA).astype(np.float32),
         next_observation=observations[after],
         weight=np.ones(len(states), np.float32),
     )
 
 
-def learn(agent, batch, updates=600):
-    """The updates in one scan: a loop over dense layers is no slower compiled, and much quicker to run."""
+def exact(probe):
+    """The values of both actions in every state."""
+    return np.broadcast_to(probe.q_values(GAMMA), (probe.num_states, 2))
+
+
+def learner(agent, updates=600):
+    """batch -> the state after `updates` updates, compiled: one scan runs much quicker than a Python loop."""
 
     @jax.jit
-    def run(key):
+    def run(batch, key):
         step = lambda state, i: agent.update(state, batch, jax.random.fold_in(key, i))  # noqa: E731
-        return jax.lax.scan(step, agent.init(key), jnp.arange(updates))
+        return jax.lax.scan(step, agent.init(key), jnp.arange(updates))[0]
 
-    return run(jax.random.key(0))
+    return lambda batch: run(batch, jax.random.key(0))
 
 
-@pytest.mark.parametrize("probe", PROBES.values(), ids=lambda probe: probe.name)
+def learn(agent, batch, updates=600):
+    return learner(agent, updates)(batch)
+
+
+def values(agent, state, observations):
+    return agent.q_values(agent.acting(state), observations)
+
+
 @pytest.mark.parametrize("head", heads.BY_NAME)
-def test_dqn_learns_the_exact_values_of_a_probe(head, probe):
-    agent = make(head, probe.num_actions)
-    state, _ = learn(agent, every_transition(probe))
-    values = agent.q_values(state.params, state.network_state, probe.observations())
-    np.testing.assert_allclose(values, probe.q_values(GAMMA), atol=0.05)
+def test_dqn_learns_the_exact_values_of_every_probe(head):
+    agent = make(head)
+    learns = learner(agent)
+    for probe in PROBES.values():
+        learnt = values(agent, learns(every_transition(probe)), probe.observations())
+        np.testing.assert_allclose(learnt, exact(probe), atol=0.05, err_msg=probe.name)
 
 
 CLASSES = {"vmin": -2, "vmax": 2, "num_bins": 21}
@@ -93,9 +115,9 @@ VARIANTS = [
 def test_dqn_learns_by_other_criteria_and_on_other_supports(head):
     """At a learning rate of 0.01: at that of the others, 0.03, a bounded criterion can stick."""
     probe = PROBES["probe/two_step"]
-    agent = make(head, probe.num_actions, learning_rate=1e-2)
-    state, _ = learn(agent, every_transition(probe), updates=400)
-    early, late = agent.q_values(state.params, state.network_state, probe.observations())[:, 0]
+    agent = make(head, learning_rate=1e-2)
+    state = learn(agent, every_transition(probe), updates=400)
+    early, late = values(agent, state, probe.observations())[:, 0]
     # What a value is read back as where bins are unequal and smeared; elsewhere it is itself.
     read = lambda value: head.decode(head.encode(np.float64(value)))  # noqa: E731
     np.testing.assert_allclose([early, late], [read(GAMMA * read(1.0)), read(1.0)], atol=0.01)
@@ -109,10 +131,9 @@ def test_scaled_rewards_teach_the_values_of_a_task_that_the_support_does_not_rea
     assert head.clip_fraction(returns) == 1 and head.clip_fraction(scale * returns) == 0
     batch = every_transition(probe)
     batch = batch._replace(reward=(50 * scale * batch.reward).astype(np.float32))
-    agent = make(head, probe.num_actions, learning_rate=1e-2)
-    state, _ = learn(agent, batch, updates=400)
-    values = agent.q_values(state.params, state.network_state, probe.observations()) / scale
-    np.testing.assert_allclose(values[:, 0], returns, rtol=0.01)
+    agent = make(head, learning_rate=1e-2)
+    learnt = values(agent, learn(agent, batch, updates=400), probe.observations()) / scale
+    np.testing.assert_allclose(learnt[:, 0], returns, rtol=0.01)
 
 
 @pytest.mark.parametrize(
@@ -120,12 +141,12 @@ def test_scaled_rewards_teach_the_values_of_a_task_that_the_support_does_not_rea
 )
 @pytest.mark.parametrize("head", ["mse", "hlgauss", "c51"])
 def test_double_dueling_and_soft_targets_learn_the_same_values(head, options):
+    agent = make(head, **options)
+    learns = learner(agent)
     for name in ("probe/two_step", "probe/policy"):
         probe = PROBES[name]
-        agent = make(head, probe.num_actions, **options)
-        state, _ = learn(agent, every_transition(probe))
-        values = agent.q_values(state.params, state.network_state, probe.observations())
-        np.testing.assert_allclose(values, probe.q_values(GAMMA), atol=0.05)
+        learnt = values(agent, learns(every_transition(probe)), probe.observations())
+        np.testing.assert_allclose(learnt, exact(probe), atol=0.05)
 
 
 @pytest.fixture
@@ -165,12 +186,8 @@ class _Noisy(networks.MLP):
 
 
 def test_soft_targets_average_statistics_and_take_over_random_keys(batch):
-    head = heads.make("mse")
-
-    def network(rngs):
-        return networks.QNetwork(_Noisy((1,), hidden=(8,), rngs=rngs), head, 2, rngs=rngs)
-
-    agent = DQN(network, head, target_period=1, target_tau=0.25)
+    backbone = functools.partial(_Noisy, hidden=(8,))
+    agent = DQN(spec(), backbone, heads.make("mse"), target_period=1, target_tau=0.25)
     before = agent.init(jax.random.key(0))
     after, _ = jax.jit(agent.update)(before, batch, jax.random.key(1))
     old, online, target = (
@@ -197,7 +214,7 @@ def test_a_transition_of_weight_zero_teaches_nothing(batch):
 
 def test_priorities_are_the_divergences_and_not_the_losses(batch):
     agent = make("hlgauss")
-    state, _ = learn(agent, batch)
+    state = learn(agent, batch)
     _, info = agent.update(state, batch, jax.random.key(0))
     assert (
         np.all(info.priorities < 0.1) and float(info.metrics["loss"]) > 1.0
@@ -210,7 +227,7 @@ def test_acting_explores_with_probability_epsilon():
     state = agent.init(jax.random.key(0))
     observations = np.zeros((20_000, 1), np.float32)
     act = lambda epsilon: np.asarray(  # noqa: E731
-        agent.act(state.params, state.network_state, observations, jax.random.key(2), epsilon)
+        agent.act(agent.acting(state), observations, jax.random.key(2), epsilon)
     )
     greedy = act(0.0)
     assert (greedy == greedy[0]).all() and greedy.dtype == np.int32
@@ -227,8 +244,8 @@ def test_a_gradient_is_scaled_down_to_the_norm_asked_for(batch):
     assert change[1] < change[0] * 1e-3
 
 
-def test_the_learning_rate_falls_between_its_two_updates(batch):
-    falling = make("hlgauss", learning_rate_floor=0.0, learning_rate_fall=(2, 4))
+def test_the_learning_rate_follows_its_schedule(batch):
+    falling = make("hlgauss", schedule=optax.linear_schedule(1.0, 0.0, 2, transition_begin=2))
     constant = make("hlgauss")
     update, plain = jax.jit(falling.update), jax.jit(constant.update)
     state, other = falling.init(jax.random.key(0)), constant.init(jax.random.key(0))
@@ -242,6 +259,67 @@ def test_the_learning_rate_falls_between_its_two_updates(batch):
     chex.assert_trees_all_close(change, jax.tree.map(lambda x: x / 2, whole), atol=1e-6)
     after, _ = update(state, batch, key)
     chex.assert_trees_all_equal(after.params, state.params)
+
+
+def test_the_optimiser_is_any_of_optax(batch):
+    agent = make("mse", optimizer=optax.sgd, learning_rate=0.1)
+    state = agent.init(jax.random.key(0))
+    after, _ = agent.update(state, batch, jax.random.key(0))
+    target, _ = agent.targets(state, batch)
+    gradients = jax.grad(lambda params: agent.loss(params, state.network_state, batch, target)[0])(
+        state.params
+    )
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradients)
+    chex.assert_trees_all_close(after.params, expected, rtol=1e-6)
+
+
+def test_the_first_state_can_be_donated(batch):
+    agent = make("hlgauss")
+    jax.jit(agent.update, donate_argnums=0)(agent.init(jax.random.key(0)), batch, jax.random.key(0))
+
+
+def test_the_target_network_can_act():
+    agent = make("mse", target_period=1000)
+    state = agent.init(jax.random.key(0))._replace(params="online", target_params="target")
+    assert agent.acting(state).params == "online" and agent.acting(state, target=True).params == "target"
+
+
+def test_what_does_not_fit_is_one_line():
+    head, backbone = heads.make("mse"), functools.partial(networks.MLP, hidden=(8,))
+    continuous = spec()._replace(action=jax.ShapeDtypeStruct((2,), np.float32), num_actions=None)
+    with pytest.raises(
+        ValueError, match=r"^DQN needs discrete actions, and these are continuous \(float32 \[2\]\)"
+    ):
+        DQN(continuous, backbone, head)
+    tree = spec()._replace(observation={"position": spec().observation, "goal": spec().observation})
+    with pytest.raises(
+        ValueError, match=r"^DQN needs observations that are one array, and these are a tree \("
+    ):
+        DQN(tree, backbone, head)
+    with pytest.raises(ValueError, match="Nature looks at observations of shape"):
+        DQN(spec(), networks.Nature, head)
+    for option in (
+        {"learning_rate": 0.0},
+        {"target_period": 0},
+        {"target_tau": 1.5},
+        {"max_gradient_norm": -1.0},
+    ):
+        with pytest.raises(ValueError, match=f"^{next(iter(option))} must be "):
+            DQN(spec(), backbone, head, **option)
+
+
+class _Tokens(networks.MLP):
+    """A backbone that gives features for each of two tokens, and does not say so."""
+
+    def __call__(self, observations):
+        return super().__call__(observations).reshape(len(observations), 2, -1)
+
+
+def test_a_backbone_whose_output_has_the_wrong_rank_is_one_line():
+    with pytest.raises(
+        ValueError, match=r"_Tokens gives features of shape \(1, 2, 4\), not \[batch, num_features\]"
+    ):
+        DQN(spec(), functools.partial(_Tokens, hidden=(8,)), heads.make("mse"))
 
 
 def test_update_compiles_once_and_runs_under_vmap_over_seeds(batch):
@@ -263,30 +341,42 @@ def test_two_networks_of_one_seed_are_equal():
     assert not np.array_equal(jax.tree.leaves(one.params)[-1], jax.tree.leaves(other.params)[-1])
 
 
+class _TwoGames(DQN):
+    """DQN of games that share a network."""
+
+    def __init__(self, *args, form, **options):
+        self._form = form
+        super().__init__(*args, **options)
+
+    def _check(self, spec):
+        pass
+
+    def _make_network(self, rngs):
+        backbone = self._make_backbone(self.spec.observation.observation.shape, rngs=rngs)
+        return networks.MultiGameQNetwork(backbone, self.head, 2, 2, form=self._form, rngs=rngs)
+
+
 @pytest.mark.parametrize("form", ["heads", "embedding"])
 def test_one_network_learns_two_games_that_contradict_each_other(form):
     probe, head = PROBES["probe/policy"], heads.make("hlgauss", **HEADS["hlgauss"])
-
-    def network(rngs):
-        backbone = networks.MLP((1,), hidden=(32,), rngs=rngs)
-        return networks.MultiGameQNetwork(backbone, head, 2, 2, form=form, rngs=rngs)
-
-    agent = DQN(network, head, learning_rate=3e-2, target_period=20)
+    seen = networks.GameObservation
+    both_games = spec()._replace(observation=seen(spec().observation, jax.ShapeDtypeStruct((), np.int32)))
+    backbone = functools.partial(networks.MLP, hidden=(32,))
+    agent = _TwoGames(both_games, backbone, head, learning_rate=3e-2, target_period=20, form=form)
     one = every_transition(probe)
     both = jax.tree.map(lambda x: np.concatenate([x, x]), one)
     game = np.repeat(np.arange(2, dtype=np.int32), 4)
-    seen = networks.GameObservation
     both = both._replace(
         observation=seen(both.observation, game),
         next_observation=seen(both.next_observation, game),
         reward=np.where(game == 0, both.reward, -both.reward),
     )
-    state, _ = learn(agent, both, updates=300)
+    state = learn(agent, both, updates=300)
     for number, sign in enumerate((1, -1)):
         observations = seen(probe.observations(), np.full(2, number))
-        values = agent.q_values(state.params, state.network_state, observations)
-        np.testing.assert_allclose(values, sign * probe.q_values(GAMMA), atol=0.05)
-    actions = agent.act(state.params, state.network_state, observations, jax.random.key(0), 0.0)
+        learnt = values(agent, state, observations)
+        np.testing.assert_allclose(learnt, sign * probe.q_values(GAMMA), atol=0.05)
+    actions = agent.act(agent.acting(state), observations, jax.random.key(0), 0.0)
     np.testing.assert_array_equal(actions, [1, 0])
-    told = jax.jit(agent.diagnose)(state, both, both)
-    assert told["held_out_td_error"] < 0.05 and 1 <= told["rankme"] <= 8
+    seen_inside = jax.jit(agent.diagnose)(state, both, both)
+    assert seen_inside["held_out_td_error"] < 0.05 and 1 <= seen_inside["rankme"] <= 8

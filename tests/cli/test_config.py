@@ -5,54 +5,70 @@ import itertools
 import pytest
 from omegaconf import OmegaConf
 
-from rlcls.training import config
+from rlcls.cli import build, compose
+from rlcls.cli.help import GROUPS, choices
+from rlcls.runs.identity import difference, identity
 
 
 def test_the_default_is_hlgauss_on_pong_quickly():
-    run = config.compose([])
+    run = compose.compose([])
     assert dict(run.choices) == {
         "agent": "dqn",
+        "agent/optimizer": "adam",
+        "agent/schedule": "linear",
         "loss": "hlgauss",
         "backbone": "data_efficient",
         "env": "atari",
+        "data": "none",
+        "loop": "online",
+        "eval": "episodes",
         "recipe": "fast",
     }
     assert (run.game, run.env.game, run.env.protocol) == ("Pong", "Pong", "dopamine")
 
 
-@pytest.mark.parametrize("agent", config.choices("agent"))
-@pytest.mark.parametrize("loss", config.choices("loss"))
-@pytest.mark.parametrize("recipe", config.choices("recipe"))
+@pytest.mark.parametrize("agent", choices("agent"))
+@pytest.mark.parametrize("loss", choices("loss"))
+@pytest.mark.parametrize("recipe", choices("recipe"))
 def test_every_recipe_is_whole_for_every_agent_and_loss(agent, loss, recipe):
-    config.compose([f"agent={agent}", f"loss={loss}", f"recipe={recipe}"])
+    compose.compose([f"agent={agent}", f"loss={loss}", f"recipe={recipe}"])
 
 
-@pytest.mark.parametrize("group", config.GROUPS)
+# Options that have no default.
+MISSING = {
+    "agent/schedule=cosine": ["agent.schedule.decay_steps=9"],
+    "agent/schedule=warmup": ["agent.schedule.warmup_steps=9"],
+    "agent/schedule=warmup_cosine": ["agent.schedule.warmup_steps=9", "agent.schedule.decay_steps=9"],
+}
+
+
+@pytest.mark.parametrize("group", GROUPS)
 def test_every_choice_composes(group):
-    for choice in config.choices(group):
-        assert config.compose([f"{group}={choice}"]).choices[group] == choice
+    for choice in choices(group):
+        missing = MISSING.get(f"{group}={choice}", [])
+        assert compose.compose([f"{group}={choice}", *missing]).choices[group] == choice
 
 
 @pytest.mark.parametrize(
-    "argv", [*itertools.permutations(["loss=mse", "recipe=paper", "agent.adam_eps=1e-8"])]
+    "argv", [*itertools.permutations(["loss=mse", "recipe=paper", "agent.optimizer.eps=1e-7"])]
 )
 def test_the_command_line_wins_over_the_recipe_in_any_order(argv):
-    run = config.compose(list(argv))
+    run = compose.compose(list(argv))
     assert run.agent.learning_rate == 6.25e-5  # of recipe/paper/dqn_mse.yaml
-    assert run.agent.adam_eps == 1e-8
+    assert run.agent.optimizer.eps == 1e-7
     assert run.training.lag == 0
 
 
 def test_a_recipe_may_know_a_backbone_and_leaves_the_others_alone():
-    assert config.compose(["recipe=fast"]).backbone.init_scale == 2.0
-    assert config.compose(["recipe=fast", "backbone.init_scale=1"]).backbone.init_scale == 1
-    assert config.compose(["recipe=paper"]).backbone.init_scale == pytest.approx(3**-0.5)
-    assert "init_scale" not in config.compose(["recipe=fast", "backbone=impala"]).backbone
+    assert compose.compose(["recipe=fast"]).backbone.init_scale == 2.0
+    assert compose.compose(["recipe=fast", "backbone.init_scale=1"]).backbone.init_scale == 1
+    assert compose.compose(["recipe=paper"]).backbone.init_scale == pytest.approx(3**-0.5)
+    assert "init_scale" not in compose.compose(["recipe=fast", "backbone=impala"]).backbone
 
 
-@pytest.mark.parametrize("loss", config.choices("loss"))
+@pytest.mark.parametrize("loss", choices("loss"))
 def test_the_supports_of_the_fast_recipe_go_with_its_discount(loss):
-    run = config.compose(["recipe=fast", f"loss={loss}"])
+    run = compose.compose(["recipe=fast", f"loss={loss}"])
     if "vmax" in run.loss:  # the paper's 10 by the share of its horizon
         edge = 10 * (1 - 0.99) / (1 - run.replay.gamma)
         assert (run.loss.vmin, run.loss.vmax) == pytest.approx((-edge, edge), rel=0.15)
@@ -76,12 +92,11 @@ TABLE_B1 = {
     "agent.target_tau": 1.0,
     "agent.double": False,
     "agent.dueling": False,
-    "agent.learning_rate_floor": 1.0,
     "exploration.epsilon_end": 0.01,
     "exploration.epsilon_decay": 250_000,
 }
-REGRESSION = {"agent.learning_rate": 6.25e-5, "agent.adam_eps": 1.5e-4}
-TABLE_B2 = {"agent.learning_rate": 2.5e-4, "agent.adam_eps": 3.125e-4}
+REGRESSION = {"agent.learning_rate": 6.25e-5, "agent.optimizer.eps": 1.5e-4}
+TABLE_B2 = {"agent.learning_rate": 2.5e-4, "agent.optimizer.eps": 3.125e-4}
 TABLE_B2 |= {"loss.num_bins": 51, "loss.vmin": -10.0, "loss.vmax": 10.0}
 PAPER = {
     "mse": TABLE_B1 | REGRESSION,
@@ -93,32 +108,32 @@ PAPER = {
 
 @pytest.mark.parametrize("loss", PAPER)
 def test_the_paper_recipe_is_the_papers_tables(loss):
-    run = config.compose(["recipe=paper", f"loss={loss}"])
+    run = compose.compose(["recipe=paper", f"loss={loss}"])
     assert {option: OmegaConf.select(run, option) for option in PAPER[loss]} == PAPER[loss]
 
 
 def test_whole_numbers_may_be_written_as_powers_of_ten():
-    steps = config.compose(["steps=1e6"]).steps
+    steps = compose.compose(["steps=1e6"]).steps
     assert steps == 1_000_000 and isinstance(steps, int)
 
 
 def test_a_path_may_hold_what_the_grammar_keeps_for_itself():
-    assert config.compose(["run_dir=/tmp/it's (a=b)"]).run_dir == "/tmp/it's (a=b)"
+    assert compose.compose(["run_dir=/tmp/it's (a=b)"]).run_dir == "/tmp/it's (a=b)"
 
 
 def test_a_head_of_ones_own_gets_only_the_options_that_were_said():
-    run = config.compose(["loss._target_=package.Head", "+loss.bins=9", "loss.vmin=-3"])
+    run = compose.compose(["loss._target_=package.Head", "+loss.bins=9", "loss.vmin=-3"])
     assert dict(run.loss) == {"_target_": "package.Head", "bins": 9, "vmin": -3.0}
     assert run.choices.loss == "Head"
 
 
 def test_a_head_of_ones_own_is_built():
-    run = config.compose(["loss._target_=fractions.Fraction", "+loss.numerator=3"])
-    assert config.build(run, "loss").numerator == 3
+    run = compose.compose(["loss._target_=fractions.Fraction", "+loss.numerator=3"])
+    assert build.build(run, "loss").numerator == 3
 
 
 def test_a_configuration_survives_its_file(tmp_path):
-    run = config.compose(["recipe=paper", "backbone=mlp"])
+    run = compose.compose(["recipe=paper", "backbone=mlp"])
     OmegaConf.save(run, tmp_path / "config.yaml")
     assert OmegaConf.load(tmp_path / "config.yaml") == run
 
@@ -134,35 +149,38 @@ OUTSIDE_IDENTITY = [
 
 
 def test_where_and_how_long_is_outside_the_identity():
-    run, other = config.compose([]), config.compose(OUTSIDE_IDENTITY)
-    assert config.identity(run) == config.identity(other)
-    assert config.difference(run, other) == []
+    run, other = compose.compose([]), compose.compose(OUTSIDE_IDENTITY)
+    assert identity(run) == identity(other)
+    assert difference(run, other) == []
 
 
 @pytest.mark.parametrize(
     "said", ["seed=1", "game=Breakout", "loss.vmax=11", "env.num_envs=8", "eval.episodes=3"]
 )
 def test_everything_else_is_identity(said):
-    assert config.identity(config.compose([said])) != config.identity(config.compose([]))
+    assert identity(compose.compose([said])) != identity(compose.compose([]))
 
 
 def test_the_same_number_is_the_same_configuration_however_it_is_written():
-    one, other = config.compose(["loss.vmax=10", "seed=1e0"]), config.compose(["loss.vmax=1e1", "seed=1"])
-    assert config.identity(one) == config.identity(other)
+    one, other = compose.compose(["loss.vmax=10", "seed=1e0"]), compose.compose(["loss.vmax=1e1", "seed=1"])
+    assert identity(one) == identity(other)
 
 
 def test_a_difference_names_the_option_and_both_values():
-    there, here = config.compose(["agent.learning_rate=2.5e-4"]), config.compose(["agent.learning_rate=1e-4"])
-    assert config.difference(there, here) == ["agent.learning_rate is 0.00025 there and 0.0001 here"]
-    there, here = config.compose(["loss=huber"]), config.compose(["loss=mse"])
-    assert config.difference(there, here) == [
+    there, here = (
+        compose.compose(["agent.learning_rate=2.5e-4"]),
+        compose.compose(["agent.learning_rate=1e-4"]),
+    )
+    assert difference(there, here) == ["agent.learning_rate is 0.00025 there and 0.0001 here"]
+    there, here = compose.compose(["loss=huber"]), compose.compose(["loss=mse"])
+    assert difference(there, here) == [
         "loss.delta is 1.0 there and absent here",
         "loss.name is huber there and mse here",
     ]
 
 
 def test_a_sweep_is_every_combination():
-    assert config.expand(["loss=mse,hlgauss", "game=Breakout", "seed=range(2)"]) == [
+    assert compose.expand(["loss=mse,hlgauss", "game=Breakout", "seed=range(2)"]) == [
         ["loss=mse", "game=Breakout", "seed=0"],
         ["loss=mse", "game=Breakout", "seed=1"],
         ["loss=hlgauss", "game=Breakout", "seed=0"],
@@ -171,20 +189,40 @@ def test_a_sweep_is_every_combination():
 
 
 def test_flags_are_told_from_options():
-    assert config.split_flags(["-m", "seed=1,2", "--config"]) == ({"--multirun", "--config"}, ["seed=1,2"])
+    assert compose.split_flags(["-m", "seed=1,2", "--config"]) == ({"--multirun", "--config"}, ["seed=1,2"])
 
 
 def test_help_shows_every_choice_and_every_option_with_its_meaning():
-    text = config.help_text()
-    for group in config.GROUPS:
+    text = compose.help_text()
+    for group in GROUPS:
         assert f"{group}= (default " in text
-        for choice in config.choices(group):
+        for choice in choices(group):
             assert f"\n  {choice} " in text
-    run = config.compose([])
+    run = compose.compose([])
     shown = text.partition("options, with")[2]
     for section in ("replay", "exploration", "training", "eval", "diagnostics", "checkpoint", "logging"):
-        for option in run[section]:
+        for option in (option for option in run[section] if not option.startswith("_")):
             assert f"\n  {section}.{option}=" in shown
     rows = [line for line in shown.splitlines() if line.startswith("  ")]
     assert all(len(line.split(maxsplit=1)) == 2 for line in rows)
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_what_another_choice_does_not_take_is_dropped():
+    """The recipe gives Adam an eps and the rate a schedule."""
+    run = compose.compose(["agent/optimizer=sgd", "agent/schedule=constant"])
+    assert dict(run.agent.optimizer) == {"_target_": "optax.sgd", "_partial_": True, "momentum": None}
+    assert "schedule" not in run.agent and "data" not in run
+
+
+def test_a_schedule_changes_the_rate_of_the_optimiser():
+    run = compose.compose(
+        ["agent/schedule=warmup_cosine", "agent.schedule.warmup_steps=10", "agent.schedule.decay_steps=20"]
+    )
+    schedule = build.build(run, "agent.schedule")
+    assert [float(schedule(update)) for update in (0, 5, 10, 20)] == [0.0, 0.5, 1.0, 0.0]
+
+
+def test_a_further_evaluator_has_a_name_and_a_period():
+    run = compose.compose(["+evals.mine._target_=package.Mine", "+evals.mine.every=7", "eval.every=0"])
+    assert dict(run.evals.mine) == {"_target_": "package.Mine", "every": 7} and run.eval.every == 0

@@ -3,7 +3,7 @@
 import pytest
 
 from rlcls._errors import UserError, nearest
-from rlcls.training import config
+from rlcls.cli import build, compose
 
 pytestmark = pytest.mark.untyped
 
@@ -20,8 +20,8 @@ MISTAKES = {
     "=3": "cannot read '=3'; options are written name=value, such as seed=1",
     "sede=1": "unknown option 'sede'; did you mean 'seed'? (--help lists them all)",
     "gamma=1": "unknown option 'gamma'; did you mean 'replay.gamma'? (--help lists them all)",
-    "eval.evry=1": "unknown option 'eval.evry'; did you mean 'eval.every'?"
-    " (eval.every, eval.episodes, eval.epsilon)",
+    "eval.evry=1": "unknown option 'eval.evry' of eval=episodes; did you mean 'eval.every'?"
+    " (eval.episodes, eval.epsilon, eval.every)",
     "diagnostics.evry=1": "unknown option 'diagnostics.evry'; did you mean 'diagnostics.every'?"
     " (diagnostics.every, diagnostics.batch_size)",
     "diagnostics.every=-1": "diagnostics.every: expected at least 0, not -1",
@@ -29,8 +29,10 @@ MISTAKES = {
     "diagnostics.every=often": "diagnostics.every: expected a whole number, not 'often'",
     "loss=mse loss.num_bins=5": "unknown option 'loss.num_bins' of loss=mse",
     "hydra.run.dir=x": "unknown option 'hydra.run.dir'; did you mean 'run_dir'? (--help lists them all)",
-    "eval=3": "'eval' is a group of options, set one by one (eval.every, eval.episodes, eval.epsilon)",
-    "+foo=1": "nothing would read 'foo'; options can be added to agent, loss, backbone, env",
+    "eval=3": "unknown eval '3' (episodes)",
+    "checkpoint=3": "'checkpoint' is a group of options, set one by one (checkpoint.every, checkpoint.keep)",
+    "+foo=1": "nothing would read 'foo'; options can be added to agent, loss, backbone, "
+    "env, data, training, replay, exploration, eval",
     "~seed": "seed: cannot be left out",
     "seed=abc": "seed: expected a whole number, not 'abc'",
     "seed=1.5": "seed: expected a whole number, not 1.5",
@@ -40,19 +42,14 @@ MISTAKES = {
     "seed=4294967296": "seed: expected between 0 and 4294967295, not 4294967296",
     "seed=1,2": "'seed=1,2' asks for several runs; add --multirun to make them",
     "steps=-1": "steps: expected at least 1, not -1",
-    "env.num_envs=0": "env.num_envs: expected at least 1, not 0",
-    "training.lag=-1": "training.lag: expected at least 0, not -1",
-    "replay.capacity=100": "replay.capacity (100) must be at least replay.min_size (5000)",
-    "agent.learning_rate_floor=2": "agent.learning_rate_floor: expected between 0 and 1, not 2.0",
-    "agent.learning_rate_fall=7": "agent.learning_rate_fall: expected a list, not 7",
-    "agent.learning_rate_fall=[7,7]": "agent.learning_rate_fall: expected two updates, the first before the last, "
-    "such as [60000,80000], not [7, 7]",
-    "loss.vmin=20": "loss.vmin (20.0) must be below loss.vmax (3.0)",
-    "loss.num_bins=1": "loss.num_bins: expected at least 2, not 1",
     "agent.learning_rate=nan": "agent.learning_rate: expected a number, not nan",
-    "agent.learning_rate=0": "agent.learning_rate: expected above 0, not 0.0",
-    "exploration.epsilon_end=2": "exploration.epsilon_end: expected between 0 and 1, not 2.0",
-    "backbone=mlp backbone.hidden=[0]": "backbone.hidden: expected sizes, such as [64,64], not [0]",
+    "agent/optimizer=adma": "unknown agent/optimizer 'adma'; did you mean 'adam'? (adam, adamw, rmsprop, sgd)",
+    "agent.adam_eps=1": "unknown option 'agent.adam_eps' of agent=dqn; did you mean 'agent.double'? (agent.double, "
+    "agent.dueling, agent.learning_rate, agent.max_gradient_norm, agent.target_period, agent.target_tau)",
+    "agent.optimizer.epz=1": "unknown option 'agent.optimizer.epz' of agent=dqn; did you mean 'agent.optimizer.eps'? "
+    "(agent.optimizer.b1, agent.optimizer.b2, agent.optimizer.eps)",
+    "agent/schedule=cosine": "agent.schedule.decay_steps: give a value, recipe=fast has none here",
+    "+evals.mine._target_=package.Mine": "evals.mine: an evaluator needs evals.mine._target_ and evals.mine.every",
     "device=gup": "unknown device 'gup'; did you mean 'gpu'? (cpu, gpu, tpu)",
     "run_dir=": "run_dir: expected a path, not ''",
     "game=${nope}": "Interpolation key 'nope' not found",
@@ -62,7 +59,7 @@ MISTAKES = {
 @pytest.mark.parametrize("said", MISTAKES)
 def test_a_mistake_is_named_in_one_line(said):
     with pytest.raises(UserError) as caught:
-        config.compose(said.split())
+        compose.compose(said.split())
     assert str(caught.value) == MISTAKES[said]
     assert "\n" not in str(caught.value)
 
@@ -76,7 +73,7 @@ def test_a_mistake_is_named_in_one_line(said):
 )
 def test_a_flag_that_is_none_is_named(flag, line):
     with pytest.raises(UserError) as caught:
-        config.split_flags([flag])
+        compose.split_flags([flag])
     assert str(caught.value) == line
 
 
@@ -87,13 +84,43 @@ def test_an_object_that_cannot_be_built_is_one_line():
         ["loss._target_=fractions.Fraction", "+loss.foo=1"],
     ):
         with pytest.raises(UserError) as caught:
-            config.build(config.compose(argv), "loss")
+            build.build(compose.compose(argv), "loss")
         assert str(caught.value).startswith("loss: ") and "\n" not in str(caught.value)
+
+
+# Options that are checked by the constructor that takes them.
+IMPOSSIBLE = {
+    "env.num_envs=0": "env.num_envs must be at least 1, not 0",
+    "loss.vmin=20": "loss: support: vmin (20.0) must be below vmax (3.0)",
+    "loss.num_bins=1": "loss: ",
+    "agent.learning_rate=0": "agent: learning_rate must be above 0, not 0.0",
+    "agent.target_tau=2": "agent: target_tau must be above 0 and at most 1, not 2.0",
+    "backbone=mlp backbone.hidden=[0]": "agent: hidden must be whole numbers of at least 1, not (0,)",
+    "replay.capacity=100": "replay: capacity (100) must be at least min_size (5000)",
+    "replay.gamma=1.5": "replay: gamma must be between 0 and 1, not 1.5",
+    "training.lag=-1": "training: lag (-1) and diagnostics_every (1000) must be at least 0",
+    "exploration.epsilon_end=2": "exploration: epsilon_end must be between 0 and 1, not 2.0",
+    "eval.episodes=0": "eval: episodes must be at least 1, not 0",
+    "eval.epsilon=-1": "eval: epsilon must be between 0 and 1, not -1.0",
+    "agent.optimizer.b1=0.5 agent/optimizer=sgd": "unknown option 'agent.optimizer.b1'",
+}
+
+
+@pytest.mark.parametrize("options", IMPOSSIBLE)
+def test_a_value_that_a_constructor_refuses_is_one_line(options):
+    with pytest.raises(UserError) as caught:
+        config = compose.compose(["env=probe", "game=probe/policy", "backbone=mlp", *options.split()])
+        env = build.environment(config)
+        agent = build.agent(config, env.spec)
+        build.loop(config, agent, env)
+        build.evaluators(config, agent, env)
+    assert str(caught.value).startswith(IMPOSSIBLE[options])
+    assert "\n" not in str(caught.value)
 
 
 def test_a_user_error_inside_a_built_object_keeps_its_words():
     with pytest.raises(UserError, match=r"^unknown game 'Pnog'; did you mean 'Pong'"):
-        config.build(config.compose(["game=Pnog"]), "env")
+        build.build(compose.compose(["game=Pnog"]), "env")
 
 
 def test_nothing_near_is_no_suggestion():

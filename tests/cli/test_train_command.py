@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from rlcls._errors import command
+from rlcls.train import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,11 +50,18 @@ def train(*argv, cwd):
         (["loss._target_=fractions.Fraction", "+loss.foo=1"], "loss: "),
     ],
 )
-def test_a_mistake_ends_with_2_one_line_and_nothing_written(argv, line, tmp_path):
-    done = train(*argv, cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {line}")
-    assert len(done.stderr.splitlines()) == 1 and done.stdout == ""
+def test_a_mistake_ends_with_2_one_line_and_nothing_written(argv, line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith(f"error: {line}")
+    assert len(shown.err.splitlines()) == 1 and shown.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_exit_code_of_a_process_is_2_too(tmp_path):
+    done = train("game=Pnog", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("error: unknown game 'Pnog'; did you mean 'Pong'?")
     assert not list(tmp_path.iterdir())
 
 

@@ -122,16 +122,22 @@ def build(case):
         gamma=GAMMA,
         reward_clip=case["reward_clip"],
         prioritized=case["prioritized"],
-        delay=case["delay"],
     )
+    replay.delay = case["delay"]
     oracle = Oracle(*(case[k] for k in ("num_streams", "length", "stack", "n_step", "reward_clip", "delay")))
     return replay, oracle
+
+
+def observations(case, frames):
+    """Frames of one number as the environment gives them; of a stack the replay keeps the newest."""
+    stack = case["stack"]
+    return np.repeat(frames[:, None, None], stack, axis=1) if stack else frames[:, None]
 
 
 def fill(case, replay, oracle):
     random = np.random.default_rng(case["seed"])
     for frames, *rest in random_history(random, case["num_streams"], case["rows"], case["life_losses"]):
-        replay.add(frames[:, None], *rest)
+        replay.add(observations(case, frames), *rest)
         oracle.add(frames, *rest)
 
 
@@ -176,9 +182,7 @@ def test_a_ring_put_back_from_its_rows_samples_the_same(case):
     middle = (first + replay.rows) // 2
     for a, b in ((first, middle), (middle, replay.rows)):
         copy.write(a, replay.read(a, b))
-    copy.rows, copy.max_priority = replay.rows, replay.max_priority
-    copy.priorities.assign_all(replay.priorities.weights)
-    copy.drawn[:] = replay.drawn
+    copy.restore(*replay.save())
     if replay.priorities.total == 0:
         return
     for mine, theirs in zip(replay.sample_held_out(16, 5, 9), copy.sample_held_out(16, 5, 9), strict=True):
@@ -187,8 +191,8 @@ def test_a_ring_put_back_from_its_rows_samples_the_same(case):
         np.testing.assert_array_equal(mine, theirs)
     random = np.random.default_rng(1)
     for frames, *rest in random_history(random, case["num_streams"], 5, False):
-        replay.add(frames[:, None], *rest)
-        copy.add(frames[:, None], *rest)
+        replay.add(observations(case, frames), *rest)
+        copy.add(observations(case, frames), *rest)
     np.testing.assert_array_equal(replay.priorities.weights, copy.priorities.weights)
 
 
@@ -250,7 +254,9 @@ def test_a_transition_of_atari_costs_the_bytes_of_one_frame_and_19_more():
 
 
 def test_a_ring_too_small_for_one_transition_says_what_would_do():
-    with pytest.raises(ValueError, match=r"replay.capacity \(10\) must hold at least 9 steps of each of 4"):
+    with pytest.raises(
+        ValueError, match=r"the replay's capacity \(10\) must hold at least 9 steps of each of 4"
+    ):
         FrameReplay(4, 10, frame_shape=(1,), stack=4, n_step=3)
 
 

@@ -1,5 +1,6 @@
 """Diagnostics beside the training: what they measure, when, and that they leave no trace in it."""
 
+import functools
 import json
 import os
 import subprocess
@@ -14,13 +15,13 @@ import pytest
 from flax import nnx
 
 from rlcls import diagnostics, heads, networks
-from rlcls.agents.dqn import DQN, AgentState, UpdateInfo
-from rlcls.replay import FrameReplay, Sampled, Transition
-from rlcls.training import build, metrics
-from rlcls.training.checkpoint import Checkpoints
-from rlcls.training.config import compose
-from rlcls.training.learner import Learner
-from rlcls.training.trainer import Trainer, make_replay
+from rlcls.agents import DQN, UpdateInfo
+from rlcls.cli import build
+from rlcls.cli.compose import compose
+from rlcls.runs import Checkpoints, metrics
+from rlcls.spec import Spec
+from rlcls.training import Learner, Online
+from rlcls.transition import Transition
 
 ROOT = Path(__file__).parents[2]
 PROBE = [
@@ -39,13 +40,13 @@ PROBE = [
 ]
 
 
-def make(*overrides, without=()) -> Trainer:
+def make(*overrides, without=()) -> Online:
     config = compose([*PROBE, *overrides])
     env = build.environment(config)
-    agent, _ = build.agent(config, env)
+    agent = build.agent(config, env.spec)
     for name in without:
         agent = _Without(agent, name)
-    return Trainer(config, agent, env)
+    return build.loop(config, agent, env)
 
 
 class _Without:
@@ -54,31 +55,35 @@ class _Without:
     def __init__(self, agent, name):
         self._agent, self._name = agent, name
 
+    def init(self, key):
+        return self._agent.init(key)
+
+    def acting(self, state, *, target=False):
+        return self._agent.acting(state, target=target)
+
+    def act(self, *arguments):
+        return self._agent.act(*arguments)
+
+    def update(self, *arguments):
+        return self._agent.update(*arguments)
+
     def __getattr__(self, name):
         if name == self._name:
             raise AttributeError(name)
         return getattr(self._agent, name)
 
 
-def run(trainer, steps):
-    seen = []
-    for _ in range(steps):
-        trainer.step()
-        seen += trainer.diagnosed
-    return seen
+def run(loop, steps):
+    lines = [line for _ in range(steps) for line in loop.advance()]
+    return [values for kind, values in lines if kind == "diagnostics"]
 
 
-def ending(trainer):
-    tree, arrays, counters = trainer.get_state()
-    arrays = {name: value for name, value in arrays.items() if "/diagnostics/" not in name}
-    trainer.close()
-    return (
-        jax.tree.map(np.asarray, tree),
-        arrays,
-        counters,
-        trainer.replay.priorities.weights,
-        trainer.replay.drawn,
-    )
+def ending(loop):
+    """Everything that the loop saves, in arrays of its own, but for what was diagnosed."""
+    saved = loop.save()
+    loop.close()
+    arrays = {name: value.copy() for name, value in saved.arrays.items() if "/diagnostics/" not in name}
+    return jax.tree.map(np.array, saved.tree), arrays, saved.counters
 
 
 OVERRIDES = ("training.lag=3", "replay.prioritized=true")
@@ -86,15 +91,13 @@ OVERRIDES = ("training.lag=3", "replay.prioritized=true")
 
 @pytest.fixture(scope="module")
 def through(tmp_path_factory):
-    """A run with diagnostics: a checkpoint while some are under way, what was seen before and after it, its end."""
-    trainer, folder = make(*OVERRIDES, "diagnostics.every=4"), tmp_path_factory.mktemp("through")
-    seen = run(trainer, 42)  # update 16 is made in the last of these steps
-    tree, arrays, counters = trainer.get_state()
-    assert any("/diagnostics/" in name for name in arrays)
-    Checkpoints(folder, 2).save(
-        trainer.agent_steps, tree=tree, arrays=arrays, counters={"trainer": counters}, replay=trainer.replay
-    )
-    return Checkpoints(folder, 2).resume()[0], seen, run(trainer, 30), ending(trainer)
+    """A run with diagnostics: a checkpoint while some are under way, those before and after it, and its end."""
+    loop, folder = make(*OVERRIDES, "diagnostics.every=4"), tmp_path_factory.mktemp("through")
+    seen = run(loop, 42)  # update 16 is made in the last of these steps
+    saved = loop.save()
+    assert any("/diagnostics/" in name for name in saved.arrays)
+    Checkpoints(folder, 2).save(loop.number, saved)
+    return Checkpoints(folder, 2).resume()[0], seen, run(loop, 30), ending(loop)
 
 
 def test_training_with_and_without_diagnostics_gives_the_same_bits(through):
@@ -108,52 +111,65 @@ def test_training_with_and_without_diagnostics_gives_the_same_bits(through):
 def test_a_resumed_run_sees_the_same(through):
     checkpoint, _, rest, end = through
     resumed = make(*OVERRIDES, "diagnostics.every=4")
-    resumed.set_state(checkpoint)
+    fresh = resumed.save()
+    resumed.restore(checkpoint.saved(fresh.tree, fresh.rows))
     assert run(resumed, 30) == rest
     chex.assert_trees_all_equal(ending(resumed), end)
 
 
-def test_a_checkpoint_that_does_not_say_what_was_drawn_takes_everything_for_drawn(through):
-    arrays = {name: value for name, value in through[0].arrays.items() if name != "drawn"}
-    config = compose(PROBE)
-    replay = make_replay(config, build.environment(config))
-    through[0]._replace(arrays=arrays).fill(replay)
-    assert replay.drawn.all()
-
-
 def test_an_agent_that_cannot_be_looked_into_trains_all_the_same():
-    trainer = make("diagnostics.every=5", without=["diagnose"])
-    trainer.warm_up()
-    assert run(trainer, 60) == [] and trainer.counts["updates"] > 5
-    trainer.close()
+    loop = make("diagnostics.every=5", without=["diagnose"])
+    loop.warm_up(1000)
+    assert run(loop, 60) == [] and loop.counts["updates"] > 5
+    loop.close()
 
 
 @pytest.mark.parametrize(("every", "compiled"), [(5, 1), (10_000_000, 0)])
 def test_the_program_is_compiled_before_the_first_step_if_it_will_run(every, compiled):
-    trainer = make(f"diagnostics.every={every}")
-    trainer.warm_up()
-    assert trainer._diagnose._cache_size() == compiled
-    run(trainer, 50)
-    assert trainer._diagnose._cache_size() == compiled
-    trainer.close()
+    loop = make(f"diagnostics.every={every}")
+    loop.warm_up(1_500_000)
+    assert loop._learner._diagnose._cache_size() == compiled
+    run(loop, 50)
+    assert loop._learner._diagnose._cache_size() == compiled
+    loop.close()
 
 
-def test_a_number_that_is_not_finite_is_told_and_stops_nothing():
-    state = AgentState({}, {}, {}, {}, {}, np.int32(0))
-    batch, none = transitions(2, 0), np.zeros(2, np.int64)
-    learner = Learner(
-        lambda state, batch, number: (state, UpdateInfo({"loss": np.float32(number)}, batch.weight)),
-        state,
-        0,
-        lambda state, batch, held_out: {"rankme": np.float32("nan"), "srank": np.int32(3)},
-    )
-    replay = FrameReplay(1, 20, frame_shape=(3,))
-    for held_out, seen in ((batch, [0]), (None, []), (batch, [2])):
-        learner.submit(batch, Sampled(none, none), held_out)
-        assert learner.end_round(replay)[0]["loss"] >= 0
-        assert [line["updates"] for line in learner.diagnosed] == seen
-        assert all(np.isnan(line["rankme"]) and line["srank"] == 3 for line in learner.diagnosed)
+class _Blind:
+    """An agent whose diagnoses are not finite."""
+
+    def init(self, key):
+        return {"step": jnp.zeros((), jnp.int32)}
+
+    def acting(self, state, *, target=False):
+        return state
+
+    def act(self, acting, observations, key, epsilon):
+        return jnp.zeros(len(observations), jnp.int32)
+
+    def update(self, state, batch, key):
+        step = state["step"] + 1
+        return {"step": step}, UpdateInfo({"loss": step.astype(jnp.float32)}, None)
+
+    def diagnose(self, state, batch, held_out):
+        return {"rankme": jnp.float32(jnp.nan), "srank": jnp.int32(3)}
+
+
+def test_a_diagnosis_that_is_not_finite_is_reported_and_stops_nothing():
+    learner, batch = Learner(_Blind(), jax.random.key(0), jax.random.key(1)), transitions(2, 0)
+    for held_out, number in ((batch, 0), (None, None), (batch, 2)):
+        learner.submit(batch, (np.zeros(2, np.int64),), held_out)
+        (result,) = learner.end_round()
+        assert result.metrics["loss"] > 0 and result.priorities is None
+        if number is None:
+            assert result.diagnostics == {}
+        else:
+            assert result.number == number
+            assert np.isnan(result.diagnostics["rankme"]) and result.diagnostics["srank"] == 3
     learner.close()
+
+
+def spec(shape, num_actions=2, dtype=np.float32):
+    return Spec(jax.ShapeDtypeStruct(shape, dtype), jax.ShapeDtypeStruct((), np.int32), num_actions, None)
 
 
 def transitions(size, seed):
@@ -176,13 +192,10 @@ def test_an_agent_measures_what_it_says(name, options):
     bounded = {} if name == "mse" else {"vmin": -3, "vmax": 3, "num_bins": 11}
     head = heads.make(name, **bounded)
 
-    def network(rngs):
-        return networks.QNetwork(networks.MLP((3,), hidden=(9, 8), rngs=rngs), head, 2, rngs=rngs)
-
-    agent = DQN(network, head, **options)
+    agent = DQN(spec((3,)), functools.partial(networks.MLP, hidden=(9, 8)), head, **options)
     init, batch, held_out = jax.jit(agent.init), transitions(6, 0), transitions(20, 1)
     state = init(jax.random.key(0))._replace(target_params=init(jax.random.key(1)).params)
-    apply, _, _ = networks.functional(network(nnx.Rngs(0)))
+    apply, _, _ = networks.functional(agent._make_network(nnx.Rngs(0)))
 
     def chosen(params, transitions):
         return heads.select(apply(params, {}, transitions.observation, train=True)[0], transitions.action)
@@ -239,10 +252,7 @@ class _Shows(networks.MLP):
 def test_what_a_backbone_shows_of_itself_is_told_and_costs_an_update_nothing():
     head = heads.make("mse")
 
-    def network(rngs):
-        return networks.QNetwork(_Shows((3,), hidden=(8,), rngs=rngs), head, 2, rngs=rngs)
-
-    agent = DQN(network, head)
+    agent = DQN(spec((3,)), functools.partial(_Shows, hidden=(8,)), head)
     state = agent.init(jax.random.key(0))
     seen = jax.jit(agent.diagnose)(state, transitions(6, 0), transitions(20, 1))
     # The first of two causal queries has no choice.
@@ -256,19 +266,18 @@ def test_what_a_backbone_shows_of_itself_is_told_and_costs_an_update_nothing():
     ("make_backbone", "names"),
     [
         (
-            lambda rngs: networks.IMPALATokens((1, 12, 12), num_experts=2, hidden=4, rngs=rngs),
+            functools.partial(networks.IMPALATokens, num_experts=2, hidden=4),
             ["dispatch_similarity_mean", "combine_similarity_mean"],
         ),
         (
-            lambda rngs: networks.Transformer((1, 12, 12), layers=1, width=8, heads=2, patch=6, rngs=rngs),
+            functools.partial(networks.Transformer, layers=1, width=8, heads=2, patch=6),
             ["attention_entropy", "attention_entropy_least"],
         ),
     ],
     ids=["soft_moe", "transformer"],
 )
 def test_the_routing_and_the_attention_of_our_backbones_are_told(make_backbone, names):
-    head = heads.make("mse")
-    agent = DQN(lambda rngs: networks.QNetwork(make_backbone(rngs), head, 2, rngs=rngs), head)
+    agent = DQN(spec((1, 12, 12), dtype=np.uint8), make_backbone, heads.make("mse"))
     frames = np.random.default_rng(0).integers(0, 256, (5, 1, 12, 12), dtype=np.uint8)
     batch = transitions(5, 0)._replace(observation=frames, next_observation=frames)
     seen = jax.jit(agent.diagnose)(agent.init(jax.random.key(0)), batch, batch)

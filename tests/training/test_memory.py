@@ -11,7 +11,7 @@ import resource
 import numpy as np
 from rlcls.training import memory
 
-memory.keep()
+memory.reuse_freed_memory()
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -39,4 +39,4 @@ def test_a_libc_without_the_function_is_left_alone(monkeypatch):
     from rlcls.training import memory
 
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
-    memory.keep()
+    memory.reuse_freed_memory()

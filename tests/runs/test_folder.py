@@ -14,10 +14,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlcls._errors import UserError
+from rlcls.cli import build
+from rlcls.cli.compose import compose
 from rlcls.envs.atari import PROTOCOLS
-from rlcls.training import build, checkpoint, run_folder
-from rlcls.training.config import compose
-from rlcls.training.trainer import Trainer, make_replay
+from rlcls.runs import checkpoint, folder
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
@@ -75,7 +75,7 @@ def test_a_folder_with_a_config_of_something_else_is_left_alone(tmp_path):
     }.items():
         (tmp_path / "site" / "config.yaml").write_text(content)
         with pytest.raises(UserError, match=why):
-            run_folder.read_config(tmp_path / "site")
+            folder.read_config(tmp_path / "site")
     assert_refused(train("run_dir=site", cwd=tmp_path), "cannot read site/config.yaml")
     assert [path.name for path in (tmp_path / "site").iterdir()] == ["config.yaml"]
 
@@ -109,7 +109,7 @@ def test_a_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and "update" in last and "is the last good checkpoint" in last
     kept = checkpoint.load(tmp_path / "run")[0]
-    assert kept is not None and kept.agent_steps >= good.agent_steps
+    assert kept is not None and kept.count >= good.count
 
 
 def test_a_resume_under_other_versions_says_so(tmp_path):
@@ -189,19 +189,24 @@ def test_ctrl_c_ends_a_command_that_only_starts(tmp_path):
         starting.kill()
 
 
+def make_loop(*overrides):
+    config = compose([*SHORT, *overrides])
+    env = build.environment(config)
+    return build.loop(config, build.agent(config, env.spec), env)
+
+
 IMPOSSIBLE = {
     "replay.min_size=19": r"replay.min_size \(19\) must be at least 20: 3-step returns of 4 environments at a lag of 2",
-    "training.reseed_every=7": r"training.reseed_every \(7\) must be at least 8, two steps of each environment",
-    "replay.capacity=24": r"replay.capacity \(24\) must hold at least 7 steps of each of 4 environments",
+    "training.reseed_every=7": r"reseed_every \(7\) must be at least 8, two steps of each environment",
+    "replay.capacity=24": r"the replay's capacity \(24\) must hold at least 7 steps of each of 4 environments",
 }
 
 
 @pytest.mark.untyped
-@pytest.mark.parametrize("said", IMPOSSIBLE)
-def test_a_replay_that_could_be_without_a_transition_is_refused(said):
-    config = compose([*SHORT, "replay.min_size=20", "training.lag=2", said])
-    with pytest.raises(UserError, match=IMPOSSIBLE[said]):
-        make_replay(config, build.environment(config))
+@pytest.mark.parametrize("option", IMPOSSIBLE)
+def test_a_replay_that_could_be_without_a_transition_is_refused(option):
+    with pytest.raises(UserError, match=IMPOSSIBLE[option]):
+        make_loop("replay.min_size=20", "training.lag=2", option)
 
 
 @pytest.mark.parametrize("lag", [0, 3])
@@ -216,13 +221,11 @@ def test_the_smallest_run_that_is_not_refused_always_has_a_transition(lag):
         "training.update_period=1",
         "training.batch_size=1",
     ]
-    config = compose([*SHORT, "game=probe/constant", "loss=mse", *least])
-    env = build.environment(config)
-    trainer = Trainer(config, build.agent(config, env)[0], env)
+    loop = make_loop("game=probe/constant", "loss=mse", *least)
     for _ in range(40):
-        trainer.step()
-    assert trainer.counts["updates"] > 30
-    trainer.close()
+        loop.advance()
+    assert loop.counts["updates"] > 30
+    loop.close()
 
 
 def test_a_missing_library_is_one_line_that_says_what_to_install(tmp_path):
@@ -233,11 +236,16 @@ def test_a_missing_library_is_one_line_that_says_what_to_install(tmp_path):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_whole_protocol_is_stored_and_a_resume_under_another_meaning_says_so(protocol, tmp_path):
-    config = compose([f"env.protocol={protocol}", f"run_dir={tmp_path}"])
+    config = build.plain_dict(compose([f"env.protocol={protocol}"]))
     means = dataclasses.asdict(PROTOCOLS[protocol])
-    with run_folder.RunFolder(config, means) as folder:
-        assert json.loads((folder.path / "run.json").read_text())["protocol"] == means
-    with run_folder.RunFolder(config, means) as folder:
-        assert folder.resumed and not folder.remarks
-    with run_folder.RunFolder(config, means | {"noop_max": 7}) as folder:
-        assert len(folder.remarks) == 1 and "protocol was" in folder.remarks[0]
+
+    def opened(protocol):
+        return folder.RunFolder(tmp_path, config, environment="Pong", protocol=protocol)
+
+    with opened(means) as run:
+        facts = folder.read_facts(run.path)
+        assert facts["protocol"] == means and facts["environment"] == "Pong"
+    with opened(means) as run:
+        assert run.resumed and not run.remarks
+    with opened(means | {"noop_max": 7}) as run:
+        assert len(run.remarks) == 1 and "protocol was" in run.remarks[0]

@@ -6,8 +6,8 @@ import timeit
 
 import pytest
 
-from rlcls.training import progress
-from rlcls.training.progress import Progress, header
+from rlcls.runs import Progress, progress
+from rlcls.runs.progress import header
 
 
 @pytest.fixture

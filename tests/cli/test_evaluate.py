@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rlcls import evaluate
-from rlcls.training import metrics
+from rlcls.runs import metrics
 
 TINY = [
     "game=Pong",

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlcls.training import checkpoint, metrics
+from rlcls.runs import checkpoint, files, metrics
 
 SMALL = [
     "game=Pong",
@@ -51,10 +51,9 @@ def whole(tmp_path_factory) -> Path:
 def assert_same_end(a: Path, b: Path) -> None:
     mine, theirs = checkpoint.load(a)[0], checkpoint.load(b)[0]
     assert mine is not None and theirs is not None
-    assert mine.agent_steps == theirs.agent_steps
+    assert mine.count == theirs.count
     assert metrics.same(a, b)
-    assert mine.counters["trainer"] == theirs.counters["trainer"]
-    assert mine.counters["replay"] == theirs.counters["replay"]
+    assert mine.counters["loop"] == theirs.counters["loop"]
     assert mine.arrays.keys() == theirs.arrays.keys()
     for name in mine.arrays:
         np.testing.assert_array_equal(mine.arrays[name], theirs.arrays[name], err_msg=name)
@@ -66,12 +65,12 @@ def leaves(saved: checkpoint.Checkpoint) -> list[np.ndarray]:
     import jax
     import orbax.checkpoint as ocp
 
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        tree = checkpointer.restore(saved.folder / "tree")
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        tree = checkpointer.restore((saved.folder / "tree").resolve())
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize("lag", [0, 1, 3])
+@pytest.mark.parametrize("lag", [1])  # tests/training/test_online.py has the other lags, in one process
 def test_a_run_stopped_by_sigterm_and_killed_by_sigkill_resumes_to_the_same_bits(lag, tmp_path):
     through, broken = tmp_path / "through", tmp_path / "broken"
     assert run(through, f"training.lag={lag}").returncode == 0
@@ -95,8 +94,8 @@ def test_a_run_stopped_by_sigterm_and_killed_by_sigkill_resumes_to_the_same_bits
 @pytest.mark.slow
 def test_soft_moe_with_hl_gauss_killed_and_resumed_ends_in_the_same_bits(tmp_path):
     """Also what the diagnostics saw of the experts' routing, before and after."""
-    overrides = ["backbone=soft_moe", "backbone.num_experts=4", "loss=hlgauss", "steps=480", "eval.every=480"]
-    overrides += ["replay.min_size=200", "checkpoint.every=60"]
+    overrides = ["backbone=soft_moe", "backbone.num_experts=4", "loss=hlgauss", "steps=320", "eval.every=0"]
+    overrides += ["replay.min_size=120", "checkpoint.every=60"]
     overrides += ["diagnostics.every=10", "diagnostics.batch_size=8"]
     through, broken = tmp_path / "through", tmp_path / "broken"
     done = run(through, *overrides)
@@ -108,7 +107,7 @@ def test_soft_moe_with_hl_gauss_killed_and_resumed_ends_in_the_same_bits(tmp_pat
     process.kill()
     assert process.wait(timeout=60) == -signal.SIGKILL
     saved = checkpoint.load(broken)[0]
-    assert saved is not None and 200 < saved.agent_steps < 480
+    assert saved is not None and 120 < saved.count < 320
     assert run(broken, *overrides).returncode == 0
     assert_same_end(through, broken)
     looks = [line for line in metrics.read(broken) if line["kind"] == "diagnostics"]
@@ -134,7 +133,7 @@ def test_a_signal_during_an_evaluation_ends_it_and_the_resume_makes_it_anew(tmp_
             time.sleep(0.005)
         process.wait(timeout=60)
         saved = checkpoint.load(broken)[0]
-        cut += saved is not None and saved.counters["owes_evaluation"]
+        cut += saved is not None and bool(saved.counters["owed"])
         if process.returncode == 0:
             break
         if cut >= 2:
@@ -213,23 +212,23 @@ def test_an_emulator_that_plays_differently_is_named(tmp_path):
     assert run(run_dir, "steps=300").returncode == 0
     newest = checkpoint.load(run_dir)[0]
     counters = json.loads((newest.folder / "counters.json").read_text())
-    counters["trainer"]["observations"] = "0" * 64
+    counters["loop"]["observations"] = "0" * 64
     path = newest.folder / "counters.json"
     path.write_text(json.dumps(counters))
     manifest = json.loads((newest.folder / "manifest.json").read_text())
     name = str(path.relative_to(run_dir))
-    manifest["parts"][name] = [path.stat().st_size, checkpoint._digest(path)]
+    manifest["parts"][name] = files.Seal.of(path)
     (newest.folder / "manifest.json").write_text(json.dumps(manifest))
     done = run(run_dir)
     assert done.returncode == 2
-    assert "ale-py 0." in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert "they play differently now" in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
 def test_no_room_for_a_checkpoint_is_one_line_and_keeps_the_one_before(tmp_path):
     """A file-size limit stands in for a full disk."""
     run_dir = tmp_path / "run"
     assert run(run_dir, "steps=300").returncode == 0
-    before = checkpoint.load(run_dir)[0].agent_steps
+    before = checkpoint.load(run_dir)[0].count
     code = "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
     code += "sys.argv[0] = 'rlcls.train'; runpy.run_module('rlcls.train', run_name='__main__')"
@@ -237,4 +236,4 @@ def test_no_room_for_a_checkpoint_is_one_line_and_keeps_the_one_before(tmp_path)
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ)
     assert done.returncode == 2, done.stderr
     assert "error: cannot write" in done.stderr.splitlines()[-1]
-    assert checkpoint.load(run_dir)[0].agent_steps == before
+    assert checkpoint.load(run_dir)[0].count == before

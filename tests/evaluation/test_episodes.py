@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlcls.training.evaluation import evaluate
+from rlcls.evaluation import evaluate
 
 
 class Scripted(gymnasium.vector.VectorEnv):

@@ -8,8 +8,8 @@ import pytest
 
 from rlcls._errors import UserError
 from rlcls.replay import FrameReplay
-from rlcls.training import checkpoint
-from rlcls.training.checkpoint import Checkpoints
+from rlcls.runs import Checkpoints, checkpoint, files
+from rlcls.training import Saved
 
 TREE = {"weights": np.arange(6.0)}
 
@@ -23,12 +23,21 @@ def filled(rows=0) -> FrameReplay:
 
 def add(replay, row):
     line = np.full(2, row)
-    replay.add(np.full((2, 3), row, np.uint8), line, line * 1.0, line > 99, line == 0)
+    replay.add(np.full((2, 2, 3), row, np.uint8), line, line * 1.0, line > 99, line == 0)
 
 
-def save(checkpoints, replay, **changes):
-    what = {"tree": TREE, "arrays": {"a": np.arange(3)}, "counters": {"n": replay.rows}, "replay": replay}
-    checkpoints.save(replay.rows, **what | changes)
+def save(checkpoints, replay, n=None):
+    arrays, counters = replay.save()
+    saved = Saved(TREE, {"a": np.arange(3)} | arrays, {"n": n or replay.rows, "replay": counters}, replay)
+    checkpoints.save(replay.rows, saved, seconds=1.5)
+
+
+def restored(run_dir) -> FrameReplay:
+    replay = filled()
+    newest = Checkpoints(run_dir, 2).resume()[0]
+    saved = newest.saved(TREE, replay)
+    replay.restore(saved.arrays, saved.counters["replay"])
+    return replay
 
 
 @pytest.fixture
@@ -63,11 +72,11 @@ def test_damage_to_any_file_of_a_checkpoint_is_seen(two):
                 continue  # the last byte of the manifest, a brace, says nothing but that it is whole
             path.unlink() if harm is None else path.write_bytes(harm)
             found, passed_over = checkpoint.load(run_dir)
-            assert found is not None and found.agent_steps == 10, (name, harm)
+            assert found is not None and found.count == 10, (name, harm)
             assert passed_over[0].startswith(f"checkpoint {run_dir}/checkpoints/000000000020 is damaged (")
             assert passed_over[0].endswith("falling back to the one before")
             path.write_bytes(data)
-    assert checkpoint.load(run_dir)[0].agent_steps == 20
+    assert checkpoint.load(run_dir)[0].count == 20
 
 
 def test_the_last_one_damaged_leaves_none_and_is_not_said_to_have_one_before(two):
@@ -85,8 +94,8 @@ def test_a_checkpoint_reads_no_segment_that_was_there_before_and_takes_no_damage
 ):
     run_dir, checkpoints, replay = two
     old = {path.name for path in (run_dir / "replay").iterdir()}
-    read, digest = [], checkpoint._digest
-    monkeypatch.setattr(checkpoint, "_digest", lambda path: (read.append(path.name), digest(path))[1])
+    read, digest = [], files._digest
+    monkeypatch.setattr(files, "_digest", lambda path: (read.append(path.name), digest(path))[1])
     path = run_dir / "replay" / sorted(old)[0]
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     add(replay, 20)
@@ -98,14 +107,12 @@ def test_a_checkpoint_reads_no_segment_that_was_there_before_and_takes_no_damage
 
 def test_a_resumed_writer_goes_on_from_the_segments_that_are_there(two):
     run_dir, _, replay = two
-    checkpoints = Checkpoints(run_dir, 2)
-    resumed = filled()
-    checkpoints.resume()[0].fill(resumed)
+    resumed, checkpoints = restored(run_dir), Checkpoints(run_dir, 2)
+    checkpoints.resume()
     add(resumed, 20)
     save(checkpoints, resumed)
     add(replay, 20)
-    again = filled()
-    Checkpoints(run_dir, 2).resume()[0].fill(again)
+    again = restored(run_dir)
     np.testing.assert_array_equal(again.frames, replay.frames)
     np.testing.assert_array_equal(again.priorities.weights, replay.priorities.weights)
     assert len(list((run_dir / "replay").iterdir())) == 3
@@ -129,11 +136,11 @@ def test_a_kill_while_a_checkpoint_replaces_its_like_leaves_one_of_them(renames,
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(checkpoint.Path, "rename", die_after)
-        save(checkpoints, replay, counters={"n": "new"})
+        save(checkpoints, replay, n="new")
         raise Killed  # the moment after
     found, passed_over = Checkpoints(run_dir, 2).resume()
-    assert found.agent_steps == 20 and not passed_over
-    assert found.counters["n"] == ("new" if renames == 2 else 20)
+    assert found.count == 20 and not passed_over
+    assert found.counters["loop"]["n"] == ("new" if renames == 2 else 20)
     assert [path.name for path in sorted((run_dir / "checkpoints").iterdir())] == [f"{10:012d}", f"{20:012d}"]
 
 
@@ -145,12 +152,12 @@ def test_a_disk_that_fills_leaves_the_checkpoint_before_and_nothing_of_the_new_o
         raise OSError(errno.ENOSPC, "No space left on device")
 
     add(replay, 20)
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="agent step 21 .*: no space left"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="checkpoint 21 .*: no space left"):
         patch.setattr(checkpoint, "_save_tree", full)
         save(checkpoints, replay)
     assert sorted(run_dir.rglob("*")) == before
     save(checkpoints, replay)  # there is room again
-    assert checkpoint.load(run_dir)[0].agent_steps == 21
+    assert checkpoint.load(run_dir)[0].count == 21
 
 
 def test_without_posix_fallocate_room_is_asked_for_by_writing(two, monkeypatch):
@@ -158,4 +165,29 @@ def test_without_posix_fallocate_room_is_asked_for_by_writing(two, monkeypatch):
     monkeypatch.delattr(checkpoint.os, "posix_fallocate")
     add(replay, 20)
     save(checkpoints, replay)
-    assert checkpoint.load(run_dir)[0].agent_steps == 21
+    assert checkpoint.load(run_dir)[0].count == 21
+
+
+def test_a_part_of_the_tree_is_read_alone(two):
+    run_dir, checkpoints, _ = two
+    tree = {
+        "acting": {"weights": np.arange(3.0)},
+        "state": {"step": np.int32(4), "moments": (np.ones(2), np.ones(2))},
+    }
+    checkpoints.save(30, Saved(tree, {}, {}, None))
+    newest = checkpoint.load(run_dir)[0]
+    assert newest.count == 30 and newest.segments == []
+    part = newest.tree({"acting": {"weights": np.zeros(3)}})
+    np.testing.assert_array_equal(part["acting"]["weights"], np.arange(3.0))
+    assert part.keys() == {"acting"}
+
+
+def test_rows_that_left_the_ring_between_two_checkpoints_are_neither_written_nor_missed(tmp_path):
+    checkpoints, replay = Checkpoints(tmp_path, 1), filled(10)
+    save(checkpoints, replay)
+    for row in range(10, 75):
+        add(replay, row)
+    save(checkpoints, replay)
+    (segment,) = checkpoint.load(tmp_path)[0].segments
+    assert (segment.first, segment.last) == (45, 75)  # a ring of 30 rows
+    np.testing.assert_array_equal(restored(tmp_path).frames, replay.frames)

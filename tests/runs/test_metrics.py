@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from rlcls._errors import UserError
-from rlcls.training import metrics
-from rlcls.training.metrics import Metrics
+from rlcls.runs import Metrics, metrics
 
 
 def open_metrics(run_dir, position=None, **options):
@@ -19,7 +18,11 @@ def open_metrics(run_dir, position=None, **options):
 
 
 def write_train(log, step, **values):
-    log.write("train", agent_steps=step, frames=4 * step, updates=step // 4, **values)
+    log.write("train", counts(step), **values)
+
+
+def counts(step):
+    return {"agent_steps": step, "frames": 4 * step, "updates": step // 4}
 
 
 def tensorboard_points(run_dir):
@@ -42,11 +45,11 @@ def tensorboard_points(run_dir):
 
 def test_a_line_is_on_the_disk_as_soon_as_it_is_written(tmp_path):
     log = open_metrics(tmp_path)
-    line = {"agent_steps": 8, "frames": 32, "updates": 2, "return_mean": 1.5, "returns": [1.0, 2.0]}
-    log.write("eval", **line)
+    values = {"return_mean": 1.5, "returns": [1.0, 2.0]}
+    log.write("eval", counts(8), **values)
     (row,) = metrics.read(tmp_path)
     assert row.pop("seconds") >= 0
-    assert row == {"kind": "eval", **line}
+    assert row == {"kind": "eval", **counts(8), **values}
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, np.float32("nan"), np.array(np.inf)])
@@ -192,7 +195,7 @@ def test_wandb_gets_the_scalars_and_a_resume_goes_on_in_the_same_run(tmp_path, m
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
     (tmp_path / "config.yaml").write_text("game: Pong\n")
     log = open_metrics(tmp_path, wandb="mine")
-    log.write("eval", agent_steps=4, frames=16, updates=1, return_mean=2.0, returns=[2.0])
+    log.write("eval", counts(4), return_mean=2.0, returns=[2.0])
     position = log.position()
     log.close()
     open_metrics(tmp_path, position, wandb="mine")

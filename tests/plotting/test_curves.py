@@ -6,25 +6,26 @@ from omegaconf import OmegaConf
 
 from rlcls import plot
 from rlcls._errors import UserError
-from rlcls.training import config, curves
-from rlcls.training.metrics import Metrics
+from rlcls.cli.compose import compose
+from rlcls.plotting import curves
+from rlcls.runs import Metrics
 
 
 def make_run(folder, *overrides, steps=4000, evaluations=True, slope=1e-3, diagnostics=None):
     folder.mkdir()
-    OmegaConf.save(config.compose(list(overrides)), folder / "config.yaml")
+    OmegaConf.save(compose(list(overrides)), folder / "config.yaml")
     log = Metrics(folder, tensorboard=False, wandb=None)
     for step in range(500, steps + 1, 500):
         counts = {"agent_steps": step, "frames": 4 * step, "updates": step // 4}
-        log.write("episode", **counts, **{"return": slope * step, "length": 100})
+        log.write("episode", counts, **{"return": slope * step, "length": 100})
         loss = float("nan") if step == 500 else 2.0
         log.write(
-            "train", **counts, loss=loss, td_divergence=0.1, clip_fraction=0.0, episode_return=slope * step
+            "train", counts, loss=loss, td_divergence=0.1, clip_fraction=0.0, episode_return=slope * step
         )
         if diagnostics:
-            log.write("diagnostics", **counts, **diagnostics)
+            log.write("diagnostics", counts, **diagnostics)
         if evaluations and step % 1000 == 0:
-            log.write("eval", **counts, return_mean=slope * step, return_std=0.5, returns=[slope * step])
+            log.write("eval", counts, return_mean=slope * step, return_std=0.5, returns=[slope * step])
     log.close()
     return folder
 
@@ -125,7 +126,7 @@ def test_other_options_are_never_averaged_but_named(tmp_path, drawn):
     curves.compare(runs, tmp_path / "out.svg")
     breakout, pong = drawn()
     assert list(lines(breakout)) == ["hlgauss"]
-    rate = config.compose([]).agent.learning_rate
+    rate = compose([]).agent.learning_rate
     assert list(lines(pong)) == [f"hlgauss, learning_rate={rate}", "hlgauss, learning_rate=0.002"]
     colours = [line.get_color() for line in pong.get_lines()]
     assert len(set(colours)) == 2

@@ -1,0 +1,198 @@
+"""The online loop: what it computes does not depend on which thread was quicker."""
+
+import random
+import time
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from rlcls._errors import UserError
+from rlcls.agents import DQN
+from rlcls.cli import build
+from rlcls.cli.compose import compose
+from rlcls.envs.probe import PROBES
+from rlcls.evaluation import EpisodeEvaluator
+from rlcls.runs import Checkpoints
+from rlcls.training import Online
+
+PROBE = [
+    "env=probe",
+    "backbone=mlp",
+    "backbone.hidden=[32]",
+    "env.num_envs=4",
+    "replay.capacity=4000",
+    "replay.min_size=100",
+    "replay.gamma=0.5",
+    "replay.n_step=1",
+    "exploration.epsilon_end=0.5",
+    "training.batch_size=16",
+    "agent.learning_rate=0.02",
+    "agent.target_period=20",
+    "agent.target_tau=1",
+    "training.act_with_target=false",
+]
+SUPPORT = ["loss.vmin=-2", "loss.vmax=2", "loss.num_bins=21"]
+
+
+def make(*overrides, game="probe/two_step", **patches) -> Online:
+    config = compose([*PROBE, f"game={game}", *overrides])
+    env = build.environment(config)
+    agent = build.agent(config, env.spec)
+    for name, value in patches.items():
+        setattr(agent, name, value(getattr(agent, name)))
+    return build.loop(config, agent, env)
+
+
+def run(loop: Online, steps: int) -> Online:
+    for _ in range(steps):
+        loop.advance()
+    return loop
+
+
+def ending(loop: Online):
+    """Everything that the loop saves, in arrays of its own."""
+    saved = loop.save()
+    loop.close()
+    return jax.tree.map(np.array, saved.tree), dict(saved.arrays), saved.counters
+
+
+@pytest.mark.parametrize("loss", [["loss=mse"], ["loss=hlgauss", *SUPPORT]])
+@pytest.mark.parametrize("game", ["probe/two_step", "probe/policy"])
+def test_the_loop_learns_the_exact_values_of_a_probe(loss, game):
+    loop, probe = run(make(*loss, game=game), 700), PROBES[game]
+    values = loop._agent.q_values(loop.save().tree["state"].online, probe.observations())
+    np.testing.assert_allclose(values, probe.q_values(0.5), atol=0.1)
+    loop.close()
+
+
+@pytest.mark.parametrize("lag", [0, 1, 4])
+def test_a_run_gives_the_same_bits_whichever_thread_is_slow(lag):
+    def slowed(slow_update: float, slow_env: float):
+        loop = make("loss=mse", f"training.lag={lag}", "replay.prioritized=true")
+        dice = random.Random(lag)
+        update, recv = loop._learner._update, loop._env.recv
+        loop._learner._update = lambda *a: (time.sleep(dice.random() * slow_update), update(*a))[1]
+        loop._env.recv = lambda: (time.sleep(dice.random() * slow_env), recv())[1]
+        return ending(run(loop, 60))
+
+    even = slowed(0, 0)
+    chex.assert_trees_all_equal(even, slowed(0.02, 0), slowed(0, 0.02))
+
+
+@pytest.mark.parametrize("network", ["params", "target_params"])
+@pytest.mark.parametrize("lag", [0, 1, 3])
+def test_acting_uses_the_parameters_of_a_fixed_number_of_steps_ago(lag, network):
+    target = f"training.act_with_target={network == 'target_params'}"
+    loop = make("loss=mse", f"training.lag={lag}", "training.update_period=4", target)
+    after_step, acted_with = [], []
+    for _ in range(40):
+        acted_with.append(loop.acting().params)
+        loop.advance()
+        after_step.append(jax.tree.map(np.array, getattr(loop.save().tree["state"], network)))
+    for step in range(lag + 1, 40):
+        chex.assert_trees_all_equal(acted_with[step], after_step[step - 1 - lag])
+    loop.close()
+
+
+def test_an_agent_without_a_target_network_cannot_act_with_it(monkeypatch):
+    def online_only(self, state, *, target=False):
+        if target:
+            raise ValueError("this agent has no target network: give training.act_with_target=false")
+        return state.online
+
+    monkeypatch.setattr(DQN, "acting", online_only)
+    config = compose([*PROBE, "game=probe/two_step"])
+    build.agent(config, (env := build.environment(config)).spec)
+    config.training.act_with_target = True
+    with pytest.raises(UserError, match="agent: this agent has no target network"):
+        build.agent(config, env.spec)
+
+
+@pytest.mark.parametrize("lag", [0, 1, 3])
+def test_updates_sample_what_was_known_lag_steps_before(lag):
+    loop = make("loss=mse", f"training.lag={lag}", "training.update_period=4", "replay.n_step=2")
+    sample, newest = loop.replay.sample, []
+
+    def spy(*arguments):
+        batch, sampled = sample(*arguments)
+        newest.append((loop.number, int(sampled.rows.max())))
+        return batch, sampled
+
+    loop.replay.sample = spy
+    run(loop, 60)
+    # At lag 0 step s samples after adding row s; every step of lag takes one row away, the n-step return n.
+    assert all(row <= step - lag - 2 for step, row in newest)
+    assert any(row == step - lag - 2 for step, row in newest)
+    loop.close()
+
+
+def test_the_loop_compiles_each_function_once():
+    loop = make("loss=mse", "training.batch_size=8", update=lambda f: chex.assert_max_traces(f, n=2))
+    loop.warm_up(2000)
+    run(loop, 80)
+    assert loop._learner._update._cache_size() == loop._act._cache_size() == 1
+    loop.close()
+    chex.clear_trace_counter()
+
+
+def test_a_warm_up_leaves_no_trace():
+    warm, cold = make("loss=hlgauss", *SUPPORT), make("loss=hlgauss", *SUPPORT)
+    seconds = warm.warm_up(2000)
+    assert 0 < seconds < 1 and warm.number == 0 and warm.counts["updates"] == 0
+    chex.assert_trees_all_equal(ending(run(warm, 40)), ending(run(cold, 40)))
+
+
+def test_a_result_that_is_not_finite_stops_the_run_and_names_the_update():
+    loop = make("loss=mse", "agent.learning_rate=1e30")
+    with pytest.raises(UserError, match=r"(loss|td_divergence|q_mean) is (nan|inf) at update \d"):
+        run(loop, 100)
+    with pytest.raises(UserError, match=r"(at|after) update \d"):  # nor can such a moment be saved
+        loop.save()
+    loop.close()
+
+
+@pytest.mark.parametrize("lag", [0, 1, 3])
+@pytest.mark.parametrize("steps", [1, 26, 49, 50, 51])
+def test_a_checkpoint_of_any_step_goes_on_to_the_same_bits(lag, steps, tmp_path):
+    overrides = ("loss=mse", f"training.lag={lag}", "training.reseed_every=200", "replay.capacity=160")
+    first = run(make(*overrides), steps)
+    Checkpoints(tmp_path, 2).save(steps, first.save())
+    second = make(*overrides)
+    fresh = second.save()
+    second.restore(Checkpoints(tmp_path, 2).resume()[0].saved(fresh.tree, fresh.rows))
+    chex.assert_trees_all_equal(*(ending(run(loop, 40)) for loop in (first, second)))
+
+
+def test_a_segment_goes_only_when_no_kept_checkpoint_names_it(tmp_path):
+    loop, checkpoints = make("loss=mse", "replay.capacity=160"), Checkpoints(tmp_path, 2)
+    for _ in range(8):
+        checkpoints.save(run(loop, 15).number, loop.save())
+        newest = Checkpoints(tmp_path, 2).resume()[0]
+        assert {segment.path for segment in newest.segments} <= set((tmp_path / "replay").iterdir())
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+    assert len(list((tmp_path / "replay").iterdir())) <= 5  # 40 rows a ring, 15 a segment, two checkpoints
+    loop.close()
+
+
+def test_evaluation_is_a_function_of_the_moment_and_leaves_no_trace_in_the_run():
+    one, other = run(make("loss=mse"), 30), run(make("loss=mse"), 30)
+    evaluator = EpisodeEvaluator(other._agent, other._env, episodes=6, epsilon=0.3)
+    play = lambda: evaluator(other.acting(), other.number, lambda done, total: None)  # noqa: E731
+    assert play() == play()
+    chex.assert_trees_all_equal(*(ending(run(loop, 30)) for loop in (one, other)))
+
+
+def test_an_option_out_of_range_is_named():
+    for option, message in {
+        "training.batch_size=0": "training: batch_size must be at least 1, not 0",
+        "training.lag=-1": r"training: lag \(-1\)",
+        "training.reseed_every=3": r"training: reseed_every \(3\) must be at least 8, two steps of each environment",
+        "replay.min_size=12": r"training: replay.min_size \(12\) must be at least batch_size \(16\)",
+        "replay.capacity=100 replay.min_size=120": r"replay: capacity \(100\) must be at least min_size \(120\)",
+        "replay.n_step=40": r"training: replay.min_size \(100\) must be at least 164: 40-step returns",
+        "exploration.epsilon_end=2": "exploration: epsilon_end must be between 0 and 1, not 2.0",
+    }.items():
+        with pytest.raises(UserError, match=f"^{message}"):
+            make("loss=mse", *option.split())
