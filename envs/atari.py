@@ -1,7 +1,8 @@
 """The Arcade Learning Environment as a vector environment, under named evaluation protocols."""
 
+from __future__ import annotations
+
 import dataclasses
-import difflib
 import functools
 import os
 from pathlib import Path
@@ -14,6 +15,9 @@ from gymnasium.vector import AutoresetMode
 from jaxtyping import Bool, Float32, Integer, UInt8
 
 from rlcls._errors import UserError, nearest
+from rlcls.spec import Spec
+
+from .base import reset_arguments, spec_from_spaces
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,7 @@ class Protocol:
     continuous: bool = False
     continuous_action_threshold: float = 0.5
 
-    def evaluation(self) -> "Protocol":
+    def evaluation(self) -> Protocol:
         """The same game for scoring an agent: whole games, never ended by a lost life."""
         return dataclasses.replace(
             self, life_loss_info=False, max_num_frames_per_episode=self.evaluation_frames
@@ -124,24 +128,24 @@ PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in _PROTO
 
 
 class Atari(gymnasium.vector.VectorEnv):
-    """N games stepped in C++ threads, rows always in the order of the environments.
+    """N games that C++ threads step, a `HostEnv`; rows are always in the order of the environments.
 
-    `send` returns at once and the threads step while the caller does other work; `recv` waits for all of
-    them. After a game over, or at the frame limit, the next step ignores its action, resets that game and
-    has `info["episode_start"]` set; its reward is 0. A life lost under `life_loss_info` is `terminated` but
-    is *not* followed by such a step: mark the rows that hold no transition by `episode_start`, never by
-    `terminated`.
+    `send` returns at once and the threads step while the caller does other work; `recv` waits for all of them. A life
+    lost under `life_loss_info` is `terminated` but is *not* followed by a step that resets the game. Rows that hold no
+    transition are therefore marked by `info["episode_start"]`, never by `terminated`.
 
-    Frame stacks: at every reset (after the protocol's FIRE and no-ops) the stack is emptied to zeros and
-    the first frame pushed, so an episode begins with [0, 0, 0, frame] whatever the protocol. An observation
-    is therefore the last four single frames `observation[:, -1]` of its episode, oldest first, with zeros
-    before `episode_start`; a lost life leaves the stack alone.
+    Frame stacks: every reset (after the protocol's FIRE and no-ops) fills the stack with zeros and pushes the first
+    frame, so that an episode begins with [0, 0, 0, frame] under every protocol. An observation is therefore the last
+    four single frames `observation[:, -1]` of its episode, oldest first, with zeros before `episode_start`. A lost
+    life does not change the stack.
 
     Attributes:
       game: name of the game, in CamelCase.
-      protocol: what is played.
-      frame_skip: emulator frames of an agent step.
+      protocol: the rules of the game.
     """
+
+    evaluation_epsilon: float
+    spec: Spec  # type: ignore[assignment]  # gymnasium's is the entry of its registry
 
     def __init__(self, game: str, num_envs: int, protocol: Protocol, num_threads: int = 0):
         if num_envs < 1:
@@ -149,6 +153,7 @@ class Atari(gymnasium.vector.VectorEnv):
         if num_threads < 0:
             raise UserError(f"env.num_threads must be 0 (all cores but one) or more, not {num_threads}")
         rom = _rom(game)
+        self._num_threads = num_threads
         self._emulator = _ale().AtariVectorEnv(
             rom,
             num_envs,
@@ -159,17 +164,20 @@ class Atari(gymnasium.vector.VectorEnv):
             autoreset_mode=AutoresetMode.NEXT_STEP,
             **protocol.emulator_arguments(),
         )
-        self.game = game
+        self.game = self.name = game
         self.protocol = protocol
-        self.frame_skip = protocol.frameskip
         self.num_envs = num_envs
+        self.frame_skip, self.frame_stack = protocol.frameskip, protocol.stack_num
+        self.evaluation_epsilon = protocol.evaluation_epsilon
         self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
         self.single_observation_space = self._emulator.single_observation_space
         self.single_action_space = self._emulator.single_action_space
         self.observation_space = self._emulator.observation_space
         self.action_space = self._emulator.action_space
+        self.spec = spec_from_spaces(self.single_observation_space, self.single_action_space)
         self._in_flight = False
         self._episode_began = np.zeros(num_envs, np.int64)
+        self._episode_start = np.zeros(num_envs, bool)
 
     def reset(
         self,
@@ -177,29 +185,32 @@ class Atari(gymnasium.vector.VectorEnv):
         seed: int | Integer[np.ndarray, "N"] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[UInt8[np.ndarray, "N *frames"], dict[str, np.ndarray]]:
-        """Starts a new game in every environment, abandoning whatever was played.
+        """Starts a new game in every environment, or in those that a mask selects, and drops the games under way.
 
         Args:
-          seed: one per environment, of which the low 31 bits count: afterwards every environment is bit for
-            bit a fresh one with that seed. An int is spread with `numpy.random.SeedSequence`; with None the
-            streams go on.
-          options: not supported.
+          seed: one per environment, of which the low 31 bits count: an environment that was reset is bit for bit a
+            fresh one with that seed. `environment_seeds` spreads an int. With None the random streams continue.
+          options: {"reset_mask": bool [N]} resets only those environments; all must have been reset before.
 
         Returns:
-          The first observations, and an info like that of `recv`.
+          The observations of all environments, and an info like that of `recv`.
+
+        Raises:
+          ValueError: the arguments do not fit the environments.
+          RuntimeError: a mask was given between `send` and `recv`.
         """
-        if options:
-            raise UserError(f"the Atari environment takes no reset options, not {sorted(options)}")
+        seeds, mask = reset_arguments(seed, options, self.num_envs)
         if self._in_flight:
+            if not mask.all():
+                raise RuntimeError("a reset of single environments must not stand between send and recv")
             self.recv()
-        if seed is not None:
-            if isinstance(seed, (int, np.integer)):
-                seed = np.random.SeedSequence(int(seed)).generate_state(self.num_envs)
+        if seeds is not None:
             # The emulator reads a C int, and takes a negative one for "no seed".
-            seed = (np.asarray(seed).astype(np.int64) & 0x7FFFFFFF).astype(np.int32)
-        observations, info = self._emulator.reset(seed=seed)
+            seeds = (seeds.astype(np.int64) & 0x7FFFFFFF).astype(np.int32)[mask]
+        observations, info = self._emulator.reset(seed=seeds, options={"reset_mask": mask})
         self._episode_began = _episode_began(info)
-        info["episode_start"] = np.ones(self.num_envs, bool)
+        self._episode_start = self._episode_start | mask
+        info["episode_start"] = self._episode_start
         return observations, info
 
     def send(self, actions: Integer[np.ndarray, "N"]) -> None:
@@ -226,20 +237,40 @@ class Atari(gymnasium.vector.VectorEnv):
         """
         self._in_flight = False
         observations, rewards, terminated, truncated, info = self._emulator.recv()
-        # The frame at which this game began changes at a reset and at nothing else.
+        # Only a reset changes the frame at which a game began.
         began = _episode_began(info)
-        info["episode_start"] = began != self._episode_began
+        info["episode_start"] = self._episode_start = began != self._episode_began
         self._episode_began = began
         return observations, rewards.astype(np.float32), terminated, truncated, info
 
     def step(self, actions: Integer[np.ndarray, "N"]) -> Any:
-        """`send` and `recv` at once."""
+        """`send` followed by `recv`."""
         self.send(actions)
         return self.recv()
+
+    def evaluation(self, num_envs: int) -> Atari:
+        """The same game under `protocol.evaluation()`, on all cores unless `num_threads` was given."""
+        threads = self._num_threads or num_envs  # nothing is learned meanwhile
+        return Atari(self.game, num_envs, self.protocol.evaluation(), threads)
+
+    def render_twin(self) -> Atari:
+        """One environment that plays the same episodes in colour, see `rgb_twin`."""
+        return rgb_twin(self.game, self.protocol)
+
+    def describe(self) -> str:
+        """The protocol in one line."""
+        return self.protocol.describe()
+
+    def facts(self) -> dict[str, Any]:
+        """The protocol's fields."""
+        return dataclasses.asdict(self.protocol)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Joins the threads."""
         self._emulator = None
+
+    def __repr__(self) -> str:
+        return f"Atari({self.game!r}, num_envs={self.num_envs}, protocol={self.protocol.name!r})"
 
 
 def make(game: str, num_envs: int, protocol: str = "dopamine", num_threads: int = 0) -> Atari:
@@ -299,9 +330,9 @@ def _episode_began(info: dict[str, np.ndarray]) -> np.ndarray:
 def _rom(game: str) -> str:
     roms = _roms()
     if game not in roms:
-        # All 108 names would hide the one that was meant.
-        like = difflib.get_close_matches(game.title(), roms, n=4, cutoff=0.4)
-        raise UserError(f"unknown game {game!r}{nearest(game, like)}; rlcls.envs.atari.games() lists all")
+        raise UserError(
+            f"unknown game {game!r}{nearest(game, roms, most=4)}; rlcls.envs.atari.games() lists all"
+        )
     return roms[game]
 
 
@@ -316,7 +347,7 @@ def _roms() -> dict[str, str]:
     return {rom_id_to_name(rom): rom for rom in get_all_rom_ids() if (folder / f"{rom}.bin").exists()}
 
 
-def _ale():
+def _ale() -> Any:
     try:
         import ale_py
         import ale_py.roms

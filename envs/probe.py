@@ -1,10 +1,12 @@
-"""Five probe MDPs, each of which one kind of bug fails: tiny, with Q values known in closed form.
+"""Five probe MDPs with Q values known in closed form; each fails for one kind of bug.
 
-An agent that fails on `constant` cannot fit a value; on `observation`, cannot read its input; on `two_step`,
-cannot discount or bootstrap; on `action`, cannot tell actions apart; on `policy`, cannot put it all together.
+An agent that fails on `constant` cannot fit a value; on `observation`, it does not read its input; on `two_step`, it
+does not discount or bootstrap; on `action`, it does not tell actions apart; on `policy`, it cannot combine these.
 
 Source: Andy Jones, "Debugging reinforcement learning systems" (andyljones.com/posts/rl-debugging.html).
 """
+
+from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
@@ -20,16 +22,19 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Integer, Key, Shaped
 
 from rlcls._errors import UserError, nearest
+from rlcls.spec import Spec
+
+from .base import reset_arguments, spec_from_spaces
 
 _STACK, _SIDE = 4, 84  # as Atari
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """An MDP of S states and A actions, in which the action decides the reward and never the successor.
+    """An MDP of S states and A actions, a `JaxEnv`. The action decides the reward and never the successor.
 
     Attributes:
-      name: what `make` calls it.
+      name: its name in `PROBES`.
       features: the one number observed in each state, -1, 0 or 1.
       rewards: [S][A].
       successors: [S], the next state; None where the episode ends.
@@ -52,6 +57,12 @@ class Probe:
     def num_actions(self) -> int:
         return len(self.rewards[0])
 
+    @property
+    def spec(self) -> Spec:
+        """One float32, and `num_actions` actions."""
+        observation, action = jax.ShapeDtypeStruct((1,), np.float32), jax.ShapeDtypeStruct((), np.int32)
+        return Spec(observation, action, self.num_actions, None)
+
     def q_values(self, gamma: float) -> Float[np.ndarray, "S A"]:
         """The optimal action values, exact.
 
@@ -61,7 +72,7 @@ class Probe:
         return np.asarray(self.closed_form(gamma), np.float64)
 
     def observations(self, *, pixels: bool = False) -> Shaped[np.ndarray, "S *observation"]:
-        """What an agent sees in each state: float32 [S, 1], or uint8 [S, 4, 84, 84] with its past."""
+        """The observation of each state: float32 [S, 1], or uint8 [S, 4, 84, 84] with the episode's earlier frames."""
         if not pixels:
             return np.asarray(self.features, np.float32)[:, None]
         stacks = np.zeros((self.num_states, _STACK, _SIDE, _SIDE), np.uint8)
@@ -74,34 +85,36 @@ class Probe:
         return stacks
 
     def reset(self, key: Key[Array, ""]) -> tuple[Int32[Array, ""], Float32[Array, "1"]]:
-        """A state to begin in and its observation; pure, for `jax.jit` and `jax.vmap`."""
+        """A random first state and its observation; pure, for `jax.jit` and `jax.vmap`."""
         state = jax.random.choice(key, jnp.asarray(self.starts, jnp.int32))
         return state, jnp.asarray(self.features, jnp.float32)[state, None]
 
     def step(
         self, state: Int[ArrayLike, ""], action: Int[ArrayLike, ""], key: Key[Array, ""]
-    ) -> tuple[Int32[Array, ""], Float32[Array, "1"], Float32[Array, ""], Bool[Array, ""]]:
+    ) -> tuple[Int32[Array, ""], Float32[Array, "1"], Float32[Array, ""], Bool[Array, ""], Bool[Array, ""]]:
         """One step, without reset at the end; pure.
 
         Args:
           state: from `reset` or `step`.
           action: 0 <= action < num_actions.
-          key: unused, since nothing is random but the start; here for the common interface.
+          key: unused, since only the first state is random; `JaxEnv` has it.
 
         Returns:
-          Next state, observation, reward, terminated. At its end an episode shows the last observation again.
+          Next state, observation, reward, terminated, truncated (always False). The final observation of an episode
+          is the last one repeated.
         """
         del key
         reward = jnp.asarray(self.rewards, jnp.float32)[state, action]
         terminated = jnp.asarray([after is None for after in self.successors])[state]
         state = jnp.asarray(self._after(), jnp.int32)[state]
-        return state, jnp.asarray(self.features, jnp.float32)[state, None], reward, terminated
+        observation = jnp.asarray(self.features, jnp.float32)[state, None]
+        return state, observation, reward, terminated, jnp.zeros_like(terminated)
 
     def _after(self) -> list[int]:
         return [state if after is None else after for state, after in enumerate(self.successors)]
 
     def _frame(self, state: int) -> np.ndarray:
-        # Never black: black stands for "no frame" in a stack.
+        # No frame is black: zeros in a stack mean that there is no frame.
         return np.full((_SIDE, _SIDE), 170 + 85 * self.features[state], np.uint8)
 
 
@@ -150,38 +163,23 @@ _PROBES = (
 PROBES: dict[str, Probe] = {probe.name: probe for probe in _PROBES}
 
 
-@dataclasses.dataclass(frozen=True)
-class Protocol:
-    """The counterpart of `rlcls.envs.atari.Protocol`; only the kind of observation can be chosen."""
-
-    name: str
-    pixels: bool
-    evaluation_epsilon: float = 0.0
-
-    def evaluation(self) -> "Protocol":
-        """Itself: a probe is scored as it is learnt."""
-        return self
-
-    def describe(self) -> str:
-        """One line for a person."""
-        return f"{self.name}: " + ("four 84 x 84 frames" if self.pixels else "one number")
-
-
 class ProbeVectorEnv(gymnasium.vector.VectorEnv):
-    """N copies of a probe behind the interface of `rlcls.envs.atari.Atari`.
+    """N copies of a probe, a `HostEnv`.
 
-    As there, the step after an episode's end ignores its action and has `info["episode_start"]` set, and the
-    stack of the pixel variant holds zeros before the first frame of an episode.
+    The stack of the pixel variant holds zeros before the first frame of an episode, as Atari's does.
     """
+
+    spec: Spec  # type: ignore[assignment]  # gymnasium's is the entry of its registry
+    frame_skip = 1
+    evaluation_epsilon = 0.0
 
     def __init__(self, probe: Probe, num_envs: int, *, pixels: bool = False):
         if num_envs < 1:
             raise UserError(f"env.num_envs must be at least 1, not {num_envs}")
         self.probe = probe
-        self.game = probe.name
-        self.protocol = Protocol("probe", pixels)
-        self.frame_skip = 1
+        self.name = probe.name
         self.num_envs = num_envs
+        self.frame_stack = _STACK if pixels else 0
         self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
         if pixels:
             self.single_observation_space = gymnasium.spaces.Box(0, 255, (_STACK, _SIDE, _SIDE), np.uint8)
@@ -190,6 +188,8 @@ class ProbeVectorEnv(gymnasium.vector.VectorEnv):
         self.single_action_space = gymnasium.spaces.Discrete(probe.num_actions)
         self.observation_space = gymnasium.vector.utils.batch_space(self.single_observation_space, num_envs)
         self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, num_envs)
+        self.spec = spec_from_spaces(self.single_observation_space, self.single_action_space)
+        self._pixels = pixels
         self._rewards = np.asarray(probe.rewards, np.float32)
         self._ends = np.asarray([after is None for after in probe.successors])
         self._after = np.asarray(probe._after())
@@ -198,21 +198,26 @@ class ProbeVectorEnv(gymnasium.vector.VectorEnv):
         self._streams = [np.random.default_rng() for _ in range(num_envs)]
         self._states = np.zeros(num_envs, np.int64)
         self._over = np.zeros(num_envs, bool)
+        self._episode_start = np.zeros(num_envs, bool)
         self._stacks = np.zeros((num_envs, _STACK, _SIDE, _SIDE), np.uint8) if pixels else None
         self._actions: np.ndarray | None = None
 
     def reset(
         self, *, seed: int | Integer[np.ndarray, "N"] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Shaped[np.ndarray, "N *observation"], dict[str, np.ndarray]]:
-        """Begins an episode in every environment, with fresh streams where seeds are given, one each."""
-        if seed is not None:
-            if isinstance(seed, (int, np.integer)):
-                seed = np.random.SeedSequence(int(seed)).generate_state(self.num_envs)
-            self._streams = [np.random.default_rng(int(one)) for one in seed]
+        """Starts an episode in every environment, or in those of options["reset_mask"]; see `HostEnv`."""
+        seeds, mask = reset_arguments(seed, options, self.num_envs)
+        if self._actions is not None and not mask.all():
+            raise RuntimeError("a reset of single environments must not stand between send and recv")
+        if seeds is not None:
+            for row in np.flatnonzero(mask):
+                self._streams[row] = np.random.default_rng(int(seeds[row]))
         self._actions = None
-        self._over[:] = False
-        start = np.ones(self.num_envs, bool)
-        return self._begin(start), {"episode_start": start}
+        self._over[mask] = False
+        self._start(mask)
+        self._push(mask)
+        self._episode_start = self._episode_start | mask
+        return self._observations(), {"episode_start": self._episode_start}
 
     def send(self, actions: Integer[np.ndarray, "N"]) -> None:
         """Keeps the actions for `recv`."""
@@ -229,29 +234,53 @@ class ProbeVectorEnv(gymnasium.vector.VectorEnv):
         Bool[np.ndarray, "N"],
         dict[str, np.ndarray],
     ]:
-        """Observations, rewards, terminated, truncated (never) and an info with `episode_start`."""
+        """Observations, rewards, terminated, truncated (always False) and an info with `episode_start`."""
         start = self._over
         rewards = np.where(start, np.float32(0), self._rewards[self._states, self._actions])
         self._over = ~start & self._ends[self._states]
         self._states = self._after[self._states]
         self._actions = None
+        self._start(start)
+        self._push(np.ones(self.num_envs, bool))
+        self._episode_start = start
         truncated = np.zeros(self.num_envs, bool)
-        return self._begin(start), rewards, self._over.copy(), truncated, {"episode_start": start}
+        return self._observations(), rewards, self._over.copy(), truncated, {"episode_start": start}
 
     def step(self, actions: Integer[np.ndarray, "N"]) -> Any:
-        """`send` and `recv` at once."""
+        """`send` followed by `recv`."""
         self.send(actions)
         return self.recv()
 
-    def _begin(self, start: np.ndarray) -> np.ndarray:
-        """Draws the states of the episodes that begin, and gives all observations."""
-        for row in np.flatnonzero(start):
+    def evaluation(self, num_envs: int) -> ProbeVectorEnv:
+        """Another number of the same: a probe is scored as it is learned."""
+        return ProbeVectorEnv(self.probe, num_envs, pixels=self._pixels)
+
+    def describe(self) -> str:
+        """The kind of observation in one line."""
+        return "probe: " + ("four 84 x 84 frames" if self._pixels else "one number")
+
+    def facts(self) -> dict[str, Any]:
+        """The kind of observation."""
+        return {"name": "probe", "pixels": self._pixels, "evaluation_epsilon": self.evaluation_epsilon}
+
+    def __repr__(self) -> str:
+        return f"ProbeVectorEnv({self.name!r}, num_envs={self.num_envs})"
+
+    def _start(self, mask: np.ndarray) -> None:
+        """Draws a first state and empties the stack where `mask` is True."""
+        for row in np.flatnonzero(mask):
             self._states[row] = self._streams[row].choice(self.probe.starts)
-        if self._stacks is None:
-            return self._features[self._states]
-        self._stacks[start] = 0
-        self._stacks = np.concatenate([self._stacks[:, 1:], self._frames[self._states][:, None]], axis=1)
-        return self._stacks.copy()
+        if self._stacks is not None:
+            self._stacks[mask] = 0
+
+    def _push(self, mask: np.ndarray) -> None:
+        """Pushes the frame of the current state onto the stacks where `mask` is True."""
+        if self._stacks is not None:
+            newest = self._frames[self._states[mask]][:, None]
+            self._stacks[mask] = np.concatenate([self._stacks[mask][:, 1:], newest], axis=1)
+
+    def _observations(self) -> np.ndarray:
+        return self._features[self._states] if self._stacks is None else self._stacks.copy()
 
 
 def make(game: str, num_envs: int, pixels: bool = False) -> ProbeVectorEnv:
@@ -260,10 +289,10 @@ def make(game: str, num_envs: int, pixels: bool = False) -> ProbeVectorEnv:
     Args:
       game: a name of `PROBES`, such as "probe/policy".
       num_envs: environments stepped together.
-      pixels: uint8 [4, 84, 84] frame stacks such as Atari's in place of one float32.
+      pixels: observe uint8 [4, 84, 84] stacks of frames, as on Atari, instead of one float32.
 
     Raises:
-      UserError: no such probe, or no environment asked for.
+      UserError: an unknown probe, or `num_envs` below 1.
     """
     if game not in PROBES:
         raise UserError(f"unknown game {game!r}{nearest(game, PROBES)}")

@@ -47,8 +47,13 @@ def command(run: Callable[[list[str]], int], argv: list[str] | None) -> int:
         raise  # another pipe, such as that of a video's encoder
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str], most: int | None = None) -> str:
     """The end of an error message about an unknown `name`: the nearest valid name, and all of them.
+
+    Args:
+      name: the unknown name.
+      names: the valid names.
+      most: how many names to list, the most similar ones; None lists all.
 
     >>> "unknown loss 'hlgaus'" + nearest("hlgaus", ["mse", "hlgauss"])
     "unknown loss 'hlgaus'; did you mean 'hlgauss'? (hlgauss, mse)"
@@ -59,4 +64,7 @@ def nearest(name: str, names: Iterable[str]) -> str:
     folded = {candidate.lower(): candidate for candidate in names}
     close = difflib.get_close_matches(name.lower(), folded, n=1)
     hint = f"; did you mean {folded[close[0]]!r}?" if close else ""
+    if most is not None:
+        similar = difflib.get_close_matches(name.lower(), folded, n=most, cutoff=0.4)
+        names = sorted(folded[candidate] for candidate in similar)
     return f"{hint} ({', '.join(names)})" if names else hint

@@ -17,7 +17,7 @@ def test_value_iteration_over_the_pure_step_finds_the_closed_form(game, gamma):
     for _ in range(3):  # no episode is longer than two steps
         update = np.empty_like(q_values)
         for state, action in np.ndindex(q_values.shape):
-            after, _, reward, terminated = mdp.step(np.int32(state), np.int32(action), key)
+            after, _, reward, terminated, _ = mdp.step(np.int32(state), np.int32(action), key)
             update[state, action] = reward + (0 if terminated else gamma * q_values[after].max())
         q_values = update
     np.testing.assert_allclose(q_values, mdp.q_values(gamma), rtol=1e-7)
@@ -31,8 +31,10 @@ def test_the_pure_functions_run_under_jit_and_vmap(game):
     assert set(np.unique(states)) == set(mdp.starts)
     np.testing.assert_array_equal(observations, mdp.observations()[states])
     step = jax.jit(jax.vmap(mdp.step))
-    states, observations, rewards, terminated = step(states, np.zeros(64, np.int32), keys)
-    assert observations.shape == (64, 1) and rewards.shape == terminated.shape == (64,)
+    states, observations, rewards, terminated, truncated = step(states, np.zeros(64, np.int32), keys)
+    assert (
+        observations.shape == (64, 1) and rewards.shape == terminated.shape == (64,) and not truncated.any()
+    )
 
 
 @probes
@@ -57,7 +59,7 @@ def test_the_vector_environment_plays_the_pure_functions(game, pixels):
                 states[row] = env._states[row]
                 np.testing.assert_array_equal(observations[row], shown[states[row]])
                 continue
-            states[row], seen, reward, ends = mdp.step(states[row], actions[row], jax.random.key(0))
+            states[row], seen, reward, ends, _ = mdp.step(states[row], actions[row], jax.random.key(0))
             assert (rewards[row], terminated[row]) == (reward, ends)
             if not pixels:
                 np.testing.assert_array_equal(observations[row], seen)

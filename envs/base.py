@@ -1,0 +1,377 @@
+"""The interfaces of environments: `HostEnv` for those that run on the host, `JaxEnv` for those inside a program."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import gymnasium
+import gymnasium.vector
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float32, Integer, Key, PyTree, Shaped, UInt32
+
+from rlcls._errors import UserError
+from rlcls.spec import Spec
+
+Observations: TypeAlias = PyTree[Shaped[np.ndarray, "N ..."]]
+"""One observation of each environment: arrays as in `Spec.observation`, with a leading batch axis."""
+
+Step: TypeAlias = tuple[
+    Observations,
+    Float32[np.ndarray, "N"],
+    Bool[np.ndarray, "N"],
+    Bool[np.ndarray, "N"],
+    dict[str, Any],
+]
+"""What a step returns: observations, raw rewards, terminated, truncated, info."""
+
+
+@runtime_checkable
+class HostEnv(Protocol):
+    """N environments that step together: gymnasium's vector interface with next-step autoreset.
+
+    The step that ends an episode returns its final observation. The next step of that environment ignores its action,
+    returns the first observation of a new episode with reward 0, and sets `info["episode_start"]` there. The state of
+    an environment is a function of its last seed and of the actions that it was sent since.
+    """
+
+    @property
+    def num_envs(self) -> int:
+        """N."""
+
+    @property
+    def spec(self) -> Spec:
+        """What is observed and done."""
+
+    @property
+    def frame_stack(self) -> int:
+        """F where an observation [F, ...] is the last F frames of its episode, with zeros before the first; else 0.
+
+        A replay then stores only the newest frame `observations[:, -1]` of each step.
+        """
+
+    @property
+    def frame_skip(self) -> int:
+        """Emulator frames of one agent step; 1 where there is no emulator."""
+
+    @property
+    def name(self) -> str:
+        """The name of the task, such as "Pong" or "CartPole-v1"."""
+
+    @property
+    def evaluation_epsilon(self) -> float:
+        """The probability of a random action with which agents are scored on this task."""
+
+    def reset(
+        self, *, seed: int | Integer[np.ndarray, "N"] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observations, dict[str, Any]]:
+        """Starts an episode in every environment, or in those that a mask selects.
+
+        Args:
+          seed: one for each environment, also for those that are not reset; afterwards an environment that was reset
+            behaves like a new one with that seed. `environment_seeds` spreads an int. With None the random streams
+            continue.
+          options: {"reset_mask": bool [N]} resets only the environments where the mask is True. The others keep
+            their state, and their current observations are returned.
+
+        Returns:
+          Observations, and an info whose `episode_start` [N] says which of them begin an episode.
+        """
+
+    def step(self, actions: Shaped[np.ndarray, "N *action"]) -> Step:
+        """`send` followed by `recv`."""
+
+    def send(self, actions: Shaped[np.ndarray, "N *action"]) -> None:
+        """Begins a step and may return before it is done; `recv` must follow."""
+
+    def recv(self) -> Step:
+        """Waits for the step that `send` began."""
+
+    def evaluation(self, num_envs: int) -> HostEnv:
+        """A new environment of `num_envs` copies in which agents trained in this one are scored."""
+
+    def describe(self) -> str:
+        """What is played, in one line for a person; may be empty."""
+
+    def facts(self) -> dict[str, Any]:
+        """Everything that decides what is played, JSON-able, for the records of a run."""
+
+    def close(self) -> None:
+        """Frees threads and windows."""
+
+
+class JaxEnv(Protocol):
+    """One environment as pure functions, for `jax.jit` and `jax.vmap`; nothing resets by itself."""
+
+    @property
+    def spec(self) -> Spec:
+        """What is observed and done."""
+
+    def reset(self, key: Key[Array, ""]) -> tuple[Any, PyTree[Array]]:
+        """The state in which an episode begins, and its observation."""
+
+    def step(
+        self, state: Any, action: Any, key: Key[Array, ""]
+    ) -> tuple[Any, PyTree[Array], Float32[Array, ""], Bool[Array, ""], Bool[Array, ""]]:
+        """One step: (next state, observation, reward, terminated, truncated)."""
+
+
+def environment_seeds(seed: int | Sequence[int], num_envs: int) -> UInt32[np.ndarray, "N"]:
+    """Seeds for `num_envs` environments, unrelated to those that any other `seed` gives.
+
+    Args:
+      seed: one number or several, such as (seed of the run, number of the reset).
+      num_envs: N.
+
+    >>> environment_seeds((0, 1), 2).tolist()
+    [3964924996, 1358922860]
+    """
+    # seed + i would make environment 1 of seed 0 the twin of environment 0 of seed 1.
+    return np.random.SeedSequence(seed).generate_state(num_envs)
+
+
+def reset_arguments(
+    seed: int | Integer[np.ndarray, "N"] | None, options: dict[str, Any] | None, num_envs: int
+) -> tuple[Integer[np.ndarray, "N"] | None, Bool[np.ndarray, "N"]]:
+    """The arguments of `HostEnv.reset` in one form: a seed for each environment or None, and the mask.
+
+    Raises:
+      ValueError: an unknown option, a mask or seeds of another shape, or a mask that selects nothing.
+    """
+    options = options or {}
+    if set(options) - {"reset_mask"}:
+        raise ValueError(f"reset takes the option reset_mask, not {sorted(set(options) - {'reset_mask'})}")
+    mask = options.get("reset_mask")
+    mask = np.ones(num_envs, bool) if mask is None else np.asarray(mask)
+    if mask.shape != (num_envs,) or mask.dtype != bool or not mask.any():
+        raise ValueError(f"reset_mask must be bool [{num_envs}] with at least one True, not {mask!r}")
+    if isinstance(seed, (int, np.integer)):
+        seed = environment_seeds(int(seed), num_envs)
+    if seed is not None and np.shape(seed) != (num_envs,):
+        raise ValueError(f"reset needs a seed for each of {num_envs} environments, not {np.shape(seed)}")
+    return None if seed is None else np.asarray(seed), mask
+
+
+def spec_from_spaces(observation_space: gymnasium.Space, action_space: gymnasium.Space) -> Spec:
+    """The Spec of one environment with these spaces.
+
+    Floating-point numbers become float32, and integers int32 except the 8-bit ones of pictures. Dict and Tuple
+    observations become dicts and tuples. Actions count from 0 whatever the space's `start`.
+
+    Raises:
+      UserError: a space that has no Spec.
+    """
+    spaces = gymnasium.spaces
+    observation = _observation(observation_space)
+    if isinstance(action_space, spaces.Discrete):
+        return Spec(observation, jax.ShapeDtypeStruct((), np.int32), int(action_space.n), None)
+    if isinstance(action_space, spaces.MultiDiscrete) and len(action_space.shape) == 1:
+        sizes = {int(size) for size in action_space.nvec}
+        if len(sizes) == 1:
+            return Spec(observation, jax.ShapeDtypeStruct(action_space.shape, np.int32), sizes.pop(), None)
+    if (
+        isinstance(action_space, spaces.Box)
+        and len(action_space.shape) == 1
+        and np.issubdtype(action_space.dtype, np.floating)
+    ):
+        bounds = np.asarray(action_space.low, np.float32), np.asarray(action_space.high, np.float32)
+        return Spec(observation, jax.ShapeDtypeStruct(action_space.shape, np.float32), None, bounds)
+    raise UserError(
+        f"actions of {action_space} are not supported: they must be Discrete, a MultiDiscrete vector with as many "
+        "choices in each place, or a Box vector of floats"
+    )
+
+
+def check_host_env(env: Any) -> None:
+    """Checks by one reset that `env` is a `HostEnv` whose observations are as its `spec` says.
+
+    Raises:
+      UserError: it is not; the line names what is missing or wrong.
+    """
+    kind = _class_name(env)
+    missing = [name for name in _members(HostEnv) if not hasattr(env, name)]
+    if missing:
+        raise UserError(
+            f"env: {kind} has no {_enumerate(missing)}; rlcls.envs.base.HostEnv lists what it needs"
+        )
+    if not isinstance(env.spec, Spec):
+        raise UserError(f"env: {kind}.spec must be an rlcls.spec.Spec, not {type(env.spec).__name__}")
+    observations, info = env.reset(seed=environment_seeds(0, env.num_envs))
+    if "episode_start" not in info:
+        raise UserError(
+            f"env: {kind} has no episode_start in the info of reset; bool [{env.num_envs}], it says which "
+            "observations begin an episode"
+        )
+    actual, expected = (
+        jax.tree.map(lambda leaf: (tuple(leaf.shape), np.dtype(leaf.dtype).name), tree)
+        for tree in (observations, _batched(env.spec.observation, env.num_envs))
+    )
+    if actual != expected:
+        raise UserError(f"env: {kind}.reset returns {actual} and its spec says {expected}")
+
+
+def as_host_env(env: Any) -> HostEnv:
+    """`env` itself, or the `HostEnv` that a gymnasium vector wrapper around one makes.
+
+    Raises:
+      UserError: it is neither, see `check_host_env`.
+    """
+    if _is_plain_wrapper(env):
+        check_host_env(_innermost(env))
+        env = Wrapped(env)
+    check_host_env(env)
+    return env
+
+
+class Wrapped(gymnasium.vector.VectorWrapper):
+    """A `HostEnv` under gymnasium's vector wrappers, which know only `reset` and `step`.
+
+    `send` keeps the actions and `recv` steps, unless the outermost wrapper has a `send` and `recv` of its own: the
+    wrapped environment therefore does not step while the caller does other work. Stacks of frames are stored whole
+    (`frame_stack` is 0) under a wrapper that changes observations, unless the wrapper has its own `frame_stack`.
+    """
+
+    def __init__(self, env: gymnasium.vector.VectorWrapper):
+        super().__init__(env)
+        self._wrappers, self._innermost = _layers(env), _innermost(env)
+        self._spec = spec_from_spaces(env.single_observation_space, env.single_action_space)
+        self._actions: np.ndarray | None = None
+
+    @property
+    def spec(self) -> Spec:  # type: ignore[override]  # gymnasium's is the entry of its registry
+        return self._spec
+
+    @property
+    def frame_stack(self) -> int:
+        for wrapper in self._wrappers:
+            if hasattr(wrapper, "frame_stack"):
+                return wrapper.frame_stack
+            if isinstance(wrapper, gymnasium.vector.VectorObservationWrapper):
+                return 0
+        same = self._spec.observation == self._innermost.spec.observation
+        return self._innermost.frame_stack if same else 0
+
+    @property
+    def frame_skip(self) -> int:
+        return self._innermost.frame_skip
+
+    @property
+    def name(self) -> str:
+        return self._innermost.name
+
+    @property
+    def evaluation_epsilon(self) -> float:
+        return self._innermost.evaluation_epsilon
+
+    def send(self, actions: Shaped[np.ndarray, "N *action"]) -> None:
+        if hasattr(self.env, "send"):
+            self.env.send(actions)
+            return
+        if self._actions is not None:
+            raise RuntimeError("send was called twice without recv")
+        self._actions = np.array(actions)
+
+    def recv(self) -> Step:
+        if hasattr(self.env, "recv"):
+            return self.env.recv()
+        actions, self._actions = self._actions, None
+        return _as_float32(self.env.step(actions))
+
+    def step(self, actions: Shaped[np.ndarray, "N *action"]) -> Step:
+        self.send(actions)
+        return self.recv()
+
+    def reset(
+        self, *, seed: int | Integer[np.ndarray, "N"] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observations, dict[str, Any]]:
+        self._actions = None
+        return self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # gymnasium knows only int
+
+    def evaluation(self, num_envs: int) -> HostEnv:
+        """Copies of the wrappers, as they are now, around the evaluation environment of what they wrap.
+
+        Raises:
+          UserError: the copy of a wrapper does not take `num_envs` environments.
+        """
+        if hasattr(self.env, "evaluation"):
+            return as_host_env(self.env.evaluation(num_envs))
+        # deepcopy takes the substitutes of these objects from its memo.
+        env: Any = self._innermost.evaluation(num_envs)
+        memo: dict[int, Any] = {id(self._innermost): env}
+        for wrapper in reversed(self._wrappers):
+            env = copy.deepcopy(wrapper, memo)
+        try:
+            return as_host_env(env)
+        except (UserError, ValueError) as error:
+            raise UserError(
+                f"env: {_class_name(self.env)} cannot be copied for the evaluation ({error}); give it a method "
+                "evaluation(num_envs)"
+            ) from error
+
+    def describe(self) -> str:
+        names = _enumerate([type(wrapper).__name__ for wrapper in self._wrappers])
+        inner = self._innermost.describe()
+        return f"{inner}; wrapped in {names}" if inner else f"wrapped in {names}"
+
+    def facts(self) -> dict[str, Any]:
+        return self._innermost.facts() | {"wrappers": [_class_name(wrapper) for wrapper in self._wrappers]}
+
+
+def _is_plain_wrapper(env: Any) -> bool:
+    return isinstance(env, gymnasium.vector.VectorWrapper) and not isinstance(env, HostEnv)
+
+
+def _layers(env: Any) -> list[gymnasium.vector.VectorWrapper]:
+    """The wrappers of the innermost `HostEnv`, outermost first."""
+    layers = []
+    while _is_plain_wrapper(env):
+        layers.append(env)
+        env = env.env
+    return layers
+
+
+def _innermost(env: Any) -> Any:
+    return _layers(env)[-1].env if _is_plain_wrapper(env) else env
+
+
+def _as_float32(step: Any) -> Step:
+    observations, rewards, terminated, truncated, info = step
+    return observations, np.asarray(rewards, np.float32), terminated, truncated, info
+
+
+def _observation(space: gymnasium.Space) -> Any:
+    spaces = gymnasium.spaces
+    if isinstance(space, spaces.Dict):
+        return {name: _observation(part) for name, part in space.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_observation(part) for part in space)
+    if isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        return jax.ShapeDtypeStruct(space.shape, observation_dtype(space.dtype))
+    raise UserError(
+        f"observations of {space} are not supported: they must be arrays, or dicts or tuples of arrays"
+    )
+
+
+def observation_dtype(dtype: Any) -> np.dtype:
+    """The dtype in which observations of `dtype` are given to an agent."""
+    if np.issubdtype(dtype, np.floating):
+        return np.dtype(np.float32)
+    return np.dtype(dtype) if np.dtype(dtype).itemsize == 1 else np.dtype(np.int32)
+
+
+def _batched(observation: Any, num_envs: int) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((num_envs, *leaf.shape), leaf.dtype), observation)
+
+
+def _members(protocol: type) -> list[str]:
+    return [name for name in vars(protocol) if not name.startswith("_")]
+
+
+def _class_name(env: Any) -> str:
+    return f"{type(env).__module__}.{type(env).__qualname__}"
+
+
+def _enumerate(names: Sequence[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
