@@ -102,6 +102,7 @@ class HostEnv(Protocol):
         """Frees threads and windows."""
 
 
+@runtime_checkable
 class JaxEnv(Protocol):
     """One environment as pure functions, for `jax.jit` and `jax.vmap`; nothing resets by itself."""
 
