@@ -22,21 +22,21 @@ from .base import reset_arguments, spec_from_spaces
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What an agent is asked to play: every choice that changes the emulation, none left to a default.
+    """Every choice that changes the emulation; the emulator's own defaults decide nothing.
 
-    The fields below `evaluation_frames` are the keyword arguments of `ale_py.vector_env.AtariVectorEnv`,
-    under the emulator's names. Every protocol presents four 84 x 84 grey frames, each the maximum of the
-    last two of four emulated frames, and gives raw rewards: clipping is the agent's.
+    The fields below `evaluation_frames` are the keyword arguments of `ale_py.vector_env.AtariVectorEnv`, under the
+    emulator's names. Observations are four 84 x 84 grey frames, each the maximum of the last two of four emulated
+    frames. Rewards are raw; the replay clips them.
     """
 
     name: str
     evaluation_epsilon: float
-    evaluation_frames: int  # of an evaluation episode, emulator frames
-    max_num_frames_per_episode: int  # of a training episode, emulator frames: a truncation
-    repeat_action_probability: float  # of each emulator frame
-    noop_max: int  # up to noop_max - 1 no-ops (one fewer after FIRE) before the first observation; 0: none
-    use_fire_reset: bool  # press FIRE once before the no-ops, where the game has it
-    life_loss_info: bool  # a lost life is `terminated`, and the game goes on
+    evaluation_frames: int  # emulator frames after which an evaluation episode is truncated
+    max_num_frames_per_episode: int  # emulator frames after which a training episode is truncated
+    repeat_action_probability: float  # the probability that an emulator frame repeats the previous action
+    noop_max: int  # at most noop_max - 1 no-ops (one fewer after FIRE) precede the first observation; 0: none
+    use_fire_reset: bool  # a reset presses FIRE before the no-ops, in games that have it
+    life_loss_info: bool  # a lost life sets `terminated`, and the game continues
     full_action_space: bool
     frameskip: int = 4
     maxpool: bool = True
@@ -45,19 +45,19 @@ class Protocol:
     grayscale: bool = True
     stack_num: int = 4
     reward_clipping: bool = False
-    # Not what its name suggests: it starts a new game at every lost life. `life_loss_info` is meant.
+    # The emulator's `episodic_life` starts a new game at every lost life; the usual episodic life is `life_loss_info`.
     episodic_life: bool = False
     continuous: bool = False
     continuous_action_threshold: float = 0.5
 
     def evaluation(self) -> Protocol:
-        """The same game for scoring an agent: whole games, never ended by a lost life."""
+        """The protocol in which an agent is scored: a lost life ends nothing, and `evaluation_frames` is the limit."""
         return dataclasses.replace(
             self, life_loss_info=False, max_num_frames_per_episode=self.evaluation_frames
         )
 
     def describe(self) -> str:
-        """One line for a person.
+        """The protocol in one line for a person.
 
         >>> PROTOCOLS["dopamine"].describe()
         'dopamine: sticky actions 0.25, frame skip 4, no no-op starts, ends at game over or 108000 frames'
@@ -75,7 +75,7 @@ class Protocol:
         return f"{self.name}: {', '.join(part for part in parts if part)}"
 
     def emulator_arguments(self) -> dict[str, Any]:
-        """The keyword arguments of `AtariVectorEnv` that this protocol decides."""
+        """The protocol as keyword arguments of `AtariVectorEnv`."""
         arguments = dataclasses.asdict(self)
         for own in ("name", "evaluation_epsilon", "evaluation_frames"):
             del arguments[own]
@@ -83,8 +83,8 @@ class Protocol:
 
 
 _PROTOCOLS = (
-    # Machado et al. 2018 (arXiv 1709.06009), as Dopamine runs it: dopamine/jax/agents/dqn/configs/dqn.gin
-    # and AtariPreprocessing.
+    # Machado et al. 2018 (arXiv 1709.06009), with the values of Dopamine: dopamine/jax/agents/dqn/configs/dqn.gin and
+    # AtariPreprocessing.
     Protocol(
         name="dopamine",
         evaluation_epsilon=0.001,
@@ -96,9 +96,9 @@ _PROTOCOLS = (
         life_loss_info=False,
         full_action_space=False,
     ),
-    # Mnih et al. 2015, Methods: no-op starts, epsilon 0.05 and five minutes for an evaluation game. The paper
-    # neither presses FIRE nor limits a training game; the common reproductions do (FireResetEnv of OpenAI
-    # Baselines; half an hour, as in DQN Zoo). They press FIRE after the no-ops, the emulator before them.
+    # Mnih et al. 2015, Methods: no-op starts, epsilon 0.05 and five minutes for an evaluation game. The paper neither
+    # presses FIRE nor limits a training game. Common reproductions do both (FireResetEnv of OpenAI Baselines; half an
+    # hour in DQN Zoo). They press FIRE after the no-ops; the emulator presses it before them.
     Protocol(
         name="nature",
         evaluation_epsilon=0.05,
@@ -110,7 +110,7 @@ _PROTOCOLS = (
         life_loss_info=True,
         full_action_space=False,
     ),
-    # The 100k benchmark of Kaiser et al. 2020 (arXiv 1903.00374) as later work settled it: Schwarzer et al.
+    # The 100k benchmark of Kaiser et al. 2020 (arXiv 1903.00374) with the rules that later work uses: Schwarzer et al.
     # 2021 (arXiv 2007.05929, no FIRE at the start) and SPR.gin of dopamine/labs/atari_100k.
     Protocol(
         name="atari100k",
@@ -157,7 +157,7 @@ class Atari(gymnasium.vector.VectorEnv):
         self._emulator = _ale().AtariVectorEnv(
             rom,
             num_envs,
-            # All environments in every batch: with fewer, rows come in order of readiness.
+            # A batch smaller than num_envs would hold the environments that finish first.
             batch_size=num_envs,
             num_threads=num_threads or max(1, _cores() - 1),
             thread_affinity_offset=-1,
@@ -205,7 +205,7 @@ class Atari(gymnasium.vector.VectorEnv):
                 raise RuntimeError("a reset of single environments must not stand between send and recv")
             self.recv()
         if seeds is not None:
-            # The emulator reads a C int, and takes a negative one for "no seed".
+            # The emulator reads seeds as C ints, and a negative one means "no seed".
             seeds = (seeds.astype(np.int64) & 0x7FFFFFFF).astype(np.int32)[mask]
         observations, info = self._emulator.reset(seed=seeds, options={"reset_mask": mask})
         self._episode_began = _episode_began(info)
@@ -283,16 +283,16 @@ def make(game: str, num_envs: int, protocol: str = "dopamine", num_threads: int 
       num_threads: C++ threads, never more than cores or environments; 0 leaves one core to the learner.
 
     Raises:
-      UserError: an unknown game or protocol, a size that cannot be, or no ale-py.
+      UserError: the game or protocol is unknown, a number is out of range, or ale-py is not installed.
     """
     return Atari(game, num_envs, protocol_named(protocol), num_threads)
 
 
 def rgb_twin(game: str, protocol: Protocol, num_envs: int = 1) -> Atari:
-    """The same game in colour at the console's own size, to film what an agent of `make` plays.
+    """The same game in colour at the console's own size, for filming.
 
-    Reset with the same seeds and sent the same actions it plays the same episodes, while its observations
-    are uint8 [N, 1, height, width, 3], mostly 210 x 160.
+    With the same seeds and actions it plays the same episodes as the environment of `make`. Its observations are
+    uint8 [N, 1, height, width, 3], 210 x 160 in most games.
     """
     ale = _ale()
     ale.ALEInterface.setLoggerMode(ale.LoggerMode.Error)
@@ -304,7 +304,7 @@ def rgb_twin(game: str, protocol: Protocol, num_envs: int = 1) -> Atari:
 
 
 def games() -> list[str]:
-    """Names of the games whose ROMs ship with ale-py, in alphabetical order."""
+    """The names of the games whose ROMs ship with ale-py, in alphabetical order."""
     return sorted(_roms())
 
 
@@ -312,7 +312,7 @@ def protocol_named(name: str) -> Protocol:
     """The protocol of that name.
 
     Raises:
-      UserError: there is none.
+      UserError: no protocol has this name.
     """
     if name not in PROTOCOLS:
         raise UserError(f"unknown protocol {name!r}{nearest(name, PROTOCOLS)}")
@@ -338,7 +338,7 @@ def _rom(game: str) -> str:
 
 @functools.cache
 def _roms() -> dict[str, str]:
-    """ROM names by game name: {"MsPacman": "ms_pacman", ...}."""
+    """Maps game names to ROM names: {"MsPacman": "ms_pacman", ...}."""
     ale = _ale()
     from ale_py.registration import rom_id_to_name
     from ale_py.roms import get_all_rom_ids

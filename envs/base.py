@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import gymnasium
@@ -102,6 +102,7 @@ class HostEnv(Protocol):
         """Frees threads and windows."""
 
 
+@runtime_checkable
 class JaxEnv(Protocol):
     """One environment as pure functions, for `jax.jit` and `jax.vmap`; nothing resets by itself."""
 
@@ -212,15 +213,20 @@ def check_host_env(env: Any) -> None:
         raise UserError(f"env: {kind}.reset returns {actual} and its spec says {expected}")
 
 
-def as_host_env(env: Any) -> HostEnv:
+def as_host_env(env: Any, make: Callable[[int], Any] | None = None) -> HostEnv:
     """`env` itself, or the `HostEnv` that a gymnasium vector wrapper around one makes.
+
+    Args:
+      env: the environment.
+      make: makes another number of the same environment, which `Wrapped.evaluation` needs where a wrapper holds
+        arrays for a fixed number of environments.
 
     Raises:
       UserError: it is neither, see `check_host_env`.
     """
     if _is_plain_wrapper(env):
         check_host_env(_innermost(env))
-        env = Wrapped(env)
+        env = Wrapped(env, make)
     check_host_env(env)
     return env
 
@@ -231,10 +237,15 @@ class Wrapped(gymnasium.vector.VectorWrapper):
     `send` keeps the actions and `recv` steps, unless the outermost wrapper has a `send` and `recv` of its own: the
     wrapped environment therefore does not step while the caller does other work. Stacks of frames are stored whole
     (`frame_stack` is 0) under a wrapper that changes observations, unless the wrapper has its own `frame_stack`.
+
+    Args:
+      env: the outermost wrapper.
+      make: makes another number of environments, in the same wrappers; None copies these wrappers.
     """
 
-    def __init__(self, env: gymnasium.vector.VectorWrapper):
+    def __init__(self, env: gymnasium.vector.VectorWrapper, make: Callable[[int], Any] | None = None):
         super().__init__(env)
+        self._make = make
         self._wrappers, self._innermost = _layers(env), _innermost(env)
         self._spec = spec_from_spaces(env.single_observation_space, env.single_action_space)
         self._actions: np.ndarray | None = None
@@ -286,24 +297,33 @@ class Wrapped(gymnasium.vector.VectorWrapper):
     def reset(
         self, *, seed: int | Integer[np.ndarray, "N"] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observations, dict[str, Any]]:
+        if self._actions is not None and options:
+            raise RuntimeError("a reset of single environments must not stand between send and recv")
         self._actions = None
         return self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # gymnasium knows only int
 
     def evaluation(self, num_envs: int) -> HostEnv:
-        """Copies of the wrappers, as they are now, around the evaluation environment of what they wrap.
+        """The same wrappers around the evaluation environment of what they wrap.
 
         Raises:
           UserError: the copy of a wrapper does not take `num_envs` environments.
         """
         if hasattr(self.env, "evaluation"):
             return as_host_env(self.env.evaluation(num_envs))
-        # deepcopy takes the substitutes of these objects from its memo.
-        env: Any = self._innermost.evaluation(num_envs)
-        memo: dict[int, Any] = {id(self._innermost): env}
-        for wrapper in reversed(self._wrappers):
-            env = copy.deepcopy(wrapper, memo)
+        innermost = self._innermost.evaluation(num_envs)
+        env: Any = innermost
+        if self._make is not None:
+            env = self._make(num_envs)
+            trained_in = _innermost(env)
+            _layers(env)[-1].env = innermost
+            trained_in.close()
+        else:
+            # deepcopy takes from its memo what stands for an object that is not to be copied.
+            memo: dict[int, Any] = {id(self._innermost): innermost}
+            for wrapper in reversed(self._wrappers):
+                env = copy.deepcopy(wrapper, memo)
         try:
-            return as_host_env(env)
+            return as_host_env(env, self._make)
         except (UserError, ValueError) as error:
             raise UserError(
                 f"env: {_class_name(self.env)} cannot be copied for the evaluation ({error}); give it a method "

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from rlcls._errors import UserError
-from rlcls.envs import atari
+from rlcls.envs import atari, base
 
 GAMES = ("Pong", "Breakout")
-SEEDS = np.random.SeedSequence([0, 0]).generate_state(4)  # uint32: half of them above a C int
+SEEDS = base.environment_seeds((0, 0), 4)  # uint32: half of them exceed a C int
 
 
 def play(env, steps, seed=0):
-    """Random actions: yields (observations, rewards, terminated, truncated, info) of each step."""
+    """Plays random actions and yields (observations, rewards, terminated, truncated, info) of each step."""
     rng = np.random.default_rng(seed)
     for _ in range(steps):
         yield env.step(rng.integers(env.single_action_space.n, size=env.num_envs))
@@ -70,7 +70,7 @@ def test_single_frames_and_zeros_before_the_first_rebuild_the_stack_of_every_pro
         stack[start] = 0
         stack = np.concatenate([stack[:, 1:], observations[:, -1:]], axis=1)
         np.testing.assert_array_equal(observations, stack)
-        over = truncated | (terminated & (info["lives"] == 0))  # a lost life ends nothing here
+        over = truncated | (terminated & (info["lives"] == 0))  # a lost life does not end the game
         starts += start.sum()
     assert starts >= 3
     env.close()
@@ -100,7 +100,7 @@ def test_a_lost_life_is_nothing_under_dopamine_and_in_every_evaluation():
 
 @pytest.mark.parametrize("limit", (4, 8, 40))
 def test_the_frame_limit_truncates_and_the_next_step_starts_an_episode(limit):
-    # A limit below the no-ops: the frame counter of the episode may rise across a reset.
+    # With a limit below the number of no-ops, the episode's frame counter may rise across a reset.
     protocol = dataclasses.replace(atari.PROTOCOLS["nature"], max_num_frames_per_episode=limit)
     env = atari.Atari("Pong", 4, protocol)
     env.reset(seed=SEEDS)
@@ -115,7 +115,7 @@ def test_the_frame_limit_truncates_and_the_next_step_starts_an_episode(limit):
 def test_no_op_starts_differ_and_stay_below_the_maximum():
     env = atari.make("Pong", 4, "atari100k")
     env.reset(seed=0)
-    # A reset without seeds goes on with the streams; it is quick, since it does not load the ROM again.
+    # A reset without seeds continues the random streams; it is quick because it does not load the ROM again.
     frames = np.concatenate([env.reset()[1]["episode_frame_number"] for _ in range(50)])
     assert frames.min() >= 0 and frames.max() == 29 and len(np.unique(frames)) == 30
     env.close()
@@ -177,7 +177,7 @@ def test_send_and_recv_are_step():
     one.send(actions)
     with pytest.raises(RuntimeError, match="twice"):
         one.send(actions)
-    # A step under way when the environment is reset is waited for and dropped.
+    # A reset waits for the step that `send` began, and drops it.
     np.testing.assert_array_equal(one.reset(seed=5)[0], other.reset(seed=5)[0])
     one.close()
     other.close()

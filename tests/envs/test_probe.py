@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from rlcls._errors import UserError
-from rlcls.envs import probe
+from rlcls.envs import base, probe
 
 probes = pytest.mark.parametrize("game", probe.PROBES)
 
@@ -14,7 +14,7 @@ def test_value_iteration_over_the_pure_step_finds_the_closed_form(game, gamma):
     mdp = probe.PROBES[game]
     key = jax.random.key(0)
     q_values = np.zeros((mdp.num_states, mdp.num_actions))
-    for _ in range(3):  # no episode is longer than two steps
+    for _ in range(3):  # an episode has at most two steps
         update = np.empty_like(q_values)
         for state, action in np.ndindex(q_values.shape):
             after, _, reward, terminated, _ = mdp.step(np.int32(state), np.int32(action), key)
@@ -26,6 +26,7 @@ def test_value_iteration_over_the_pure_step_finds_the_closed_form(game, gamma):
 @probes
 def test_the_pure_functions_run_under_jit_and_vmap(game):
     mdp = probe.PROBES[game]
+    assert isinstance(mdp, base.JaxEnv)
     keys = jax.random.split(jax.random.key(0), 64)
     states, observations = jax.jit(jax.vmap(mdp.reset))(keys)
     assert set(np.unique(states)) == set(mdp.starts)
@@ -85,7 +86,7 @@ def test_a_reset_with_seeds_is_a_fresh_environment():
     used.reset(seed=1)
     for _ in range(7):
         used.step(np.zeros(8, np.int32))
-    seeds = np.random.SeedSequence([0, 3]).generate_state(8)
+    seeds = base.environment_seeds((0, 3), 8)
     np.testing.assert_array_equal(used.reset(seed=seeds)[0], fresh.reset(seed=seeds)[0])
     for _ in range(10):
         one, other = (env.step(np.ones(8, np.int32)) for env in (used, fresh))

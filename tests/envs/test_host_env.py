@@ -1,0 +1,290 @@
+"""Every environment that runs on the host keeps the same contract."""
+
+import json
+from typing import Any
+
+import gymnasium
+import jax
+import numpy as np
+import pytest
+from gymnasium.wrappers.vector import ClipReward, FlattenObservation
+
+from rlcls._errors import UserError
+from rlcls.envs import atari, base, probe
+from rlcls.envs import gymnasium as registry
+from rlcls.spec import Spec
+
+
+class Picture(gymnasium.Env):
+    """A random 12 x 10 colour picture whose episodes last three to five steps; its time limit is four."""
+
+    observation_space: Any = gymnasium.spaces.Box(0, 255, (12, 10, 3), np.uint8)
+    action_space: Any = gymnasium.spaces.Discrete(3, start=1)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = self.np_random.integers(3, 6)
+        return self._observation(), {}
+
+    def step(self, action):
+        assert action in (1, 2, 3)
+        self.left -= 1
+        return self._observation(), float(action), bool(self.left == 0), False, {"left": self.left}
+
+    def _observation(self) -> Any:
+        return self.np_random.integers(0, 256, (12, 10, 3), dtype=np.uint8)
+
+
+class Parts(Picture):
+    """A dict of a grey picture, float64 numbers and a count; its actions are a vector of three choices of four."""
+
+    observation_space = gymnasium.spaces.Dict(
+        screen=gymnasium.spaces.Box(0, 255, (12, 10), np.uint8),
+        sensors=gymnasium.spaces.Tuple(
+            [gymnasium.spaces.Box(-1, 1, (2,), np.float64), gymnasium.spaces.Discrete(9)]
+        ),
+    )
+    action_space = gymnasium.spaces.MultiDiscrete([4, 4, 4])
+
+    def step(self, action):
+        assert action.shape == (3,)
+        self.left -= 1
+        return self._observation(), 1.0, bool(self.left == 0), False, {}
+
+    def _observation(self):
+        sensors = (self.np_random.uniform(-1, 1, 2), self.np_random.integers(9))
+        return {"screen": self.np_random.integers(0, 256, (12, 10), dtype=np.uint8), "sensors": sensors}
+
+
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch):
+    monkeypatch.setattr("gymnasium.envs.registration.registry", gymnasium.registry.copy())
+    gymnasium.register("Picture-v0", Picture, max_episode_steps=4)
+    gymnasium.register("Parts-v0", Parts)
+
+
+def flat_probe(num_envs):
+    """A wrapper that holds an array for its number of environments."""
+    return FlattenObservation(probe.make("probe/two_step", num_envs, pixels=True))
+
+
+ENVS = {
+    "atari": lambda n: atari.make("Breakout", n),
+    "atari, lives": lambda n: atari.make("Pong", n, "nature"),
+    "probe": lambda n: probe.make("probe/policy", n),
+    "probe pixels": lambda n: probe.make("probe/two_step", n, pixels=True),
+    "CartPole": lambda n: registry.make("CartPole-v1", n),
+    "Pendulum": lambda n: registry.make("Pendulum-v1", n, max_episode_steps=30),
+    "picture": lambda n: registry.make("Picture-v0", n),
+    "parts": lambda n: registry.make("Parts-v0", n),
+    "wrapped": lambda n: base.as_host_env(ClipReward(registry.make("CartPole-v1", n), -1, 0.5)),
+    "wrapped probe": lambda n: base.as_host_env(flat_probe(n), flat_probe),
+}
+every_env = pytest.mark.parametrize("name", ENVS)
+
+
+def actions_of(env, steps, seed=0):
+    """Random actions, [steps, N, *action]."""
+    rng, spec = np.random.default_rng(seed), env.spec
+    shape = (steps, env.num_envs, *spec.action.shape)
+    if spec.action_range is None:
+        return rng.integers(spec.num_actions, size=shape).astype(spec.action.dtype)
+    return rng.uniform(*spec.action_range, size=shape).astype(spec.action.dtype)
+
+
+def assert_equal_rows(one, other, rows):
+    """Two steps agree in observations, rewards, terminated, truncated and `episode_start` of some environments."""
+    for a, b in zip(jax.tree.leaves(one[:-1]), jax.tree.leaves(other[:-1]), strict=True):
+        np.testing.assert_array_equal(a[rows], b[rows])
+    np.testing.assert_array_equal(one[-1]["episode_start"][rows], other[-1]["episode_start"][rows])
+
+
+@every_env
+def test_an_environment_says_what_it_is(name):
+    env = ENVS[name](2)
+    assert isinstance(env, base.HostEnv) and isinstance(env.spec, Spec)
+    base.check_host_env(env)
+    assert base.as_host_env(env) is env
+    assert json.loads(json.dumps(env.facts())) == env.facts()
+    assert "\n" not in env.describe() and env.name
+    assert env.frame_stack == (4 if name in ("atari", "atari, lives", "probe pixels") else 0)
+    evaluation = env.evaluation(3)
+    base.check_host_env(evaluation)
+    assert (evaluation.num_envs, evaluation.name, evaluation.frame_stack) == (3, env.name, env.frame_stack)
+    assert jax.tree.map(str, evaluation.spec) == jax.tree.map(str, env.spec)
+    evaluation.close()
+    env.close()
+
+
+@every_env
+def test_the_step_after_an_end_ignores_its_action_and_starts_an_episode(name):
+    env = ENVS[name](3)
+    observations, info = env.reset(seed=0)
+    assert info["episode_start"].dtype == bool and info["episode_start"].all()
+    over, starts = np.zeros(3, bool), 0
+    for actions in actions_of(env, 200):
+        env.send(actions)
+        observations, rewards, terminated, truncated, info = env.recv()
+        expected = jax.tree.map(lambda leaf: ((3, *leaf.shape), leaf.dtype), env.spec.observation)
+        assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), observations) == expected
+        assert (rewards.dtype, terminated.dtype, truncated.dtype) == (np.float32, bool, bool)
+        if name != "atari, lives":
+            np.testing.assert_array_equal(info["episode_start"], over)
+        assert not (
+            rewards[info["episode_start"]].any() or (terminated | truncated)[info["episode_start"]].any()
+        )
+        over = terminated | truncated
+        starts += info["episode_start"].sum()
+    assert starts or name == "atari, lives"
+    env.close()
+
+
+@every_env
+def test_single_environments_are_reset_without_a_trace_in_the_others(name):
+    env, untouched, fresh = (ENVS[name](3) for _ in range(3))
+    seeds, others = base.environment_seeds(0, 3), base.environment_seeds(1, 3)
+    env.reset(seed=seeds)
+    untouched.reset(seed=seeds)
+    actions = actions_of(env, 220)
+    for step in range(20):
+        before = env.step(actions[step])
+        untouched.step(actions[step])
+    mask = np.array([False, True, True])
+    rows, rest = np.flatnonzero(mask), np.flatnonzero(~mask)
+    nothing = (np.zeros(3, np.float32), np.zeros(3, bool), np.zeros(3, bool))
+    observations, info = env.reset(seed=others, options={"reset_mask": mask})
+    assert info["episode_start"][rows].all()
+    assert_equal_rows((observations, *nothing, info), (before[0], *nothing, before[-1]), rest)
+    first, first_info = fresh.reset(seed=others)
+    assert_equal_rows((observations, *nothing, info), (first, *nothing, first_info), rows)
+    for step in range(20, 220):
+        outcome = env.step(actions[step])
+        assert_equal_rows(outcome, untouched.step(actions[step]), rest)
+        assert_equal_rows(outcome, fresh.step(actions[step]), rows)
+    for used in (env, untouched, fresh):
+        used.close()
+
+
+@every_env
+def test_an_environment_reset_at_its_end_is_not_reset_again_by_the_next_step(name):
+    env, fresh = ENVS[name](2), ENVS[name](2)
+    env.reset(seed=0)
+    seeds, over = base.environment_seeds(1, 2), np.zeros(2, bool)
+    actions = iter(actions_of(env, 2000))
+    while not over.any():
+        _, _, terminated, truncated, _ = env.step(next(actions))
+        over = terminated | truncated
+    env.reset(seed=seeds, options={"reset_mask": over})
+    fresh.reset(seed=seeds)
+    rows = np.flatnonzero(over)
+    for _ in range(20):
+        action = next(actions)
+        assert_equal_rows(env.step(action), fresh.step(action), rows)
+    env.close()
+    fresh.close()
+
+
+@every_env
+def test_send_and_recv_take_turns(name):
+    env, other = ENVS[name](2), ENVS[name](2)
+    env.reset(seed=0)
+    other.reset(seed=0)
+    actions = actions_of(env, 1)[0]
+    env.send(actions)
+    with pytest.raises(RuntimeError, match="twice"):
+        env.send(actions)
+    with pytest.raises(RuntimeError, match="between send and recv"):
+        env.reset(options={"reset_mask": np.array([True, False])})
+    assert_equal_rows(env.recv(), other.step(actions), [0, 1])
+    env.send(actions)  # a step that a whole reset drops
+    first, again = env.reset(seed=1), other.reset(seed=1)
+    nothing = (np.zeros(2), np.zeros(2), np.zeros(2))
+    assert_equal_rows((first[0], *nothing, first[1]), (again[0], *nothing, again[1]), [0, 1])
+    env.close()
+    other.close()
+
+
+@pytest.mark.untyped
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    (
+        ({"options": {"mask": 1}}, "reset takes the option reset_mask, not ['mask']"),
+        (
+            {"options": {"reset_mask": np.zeros(2, bool)}},
+            "reset_mask must be bool [2] with at least one True",
+        ),
+        ({"options": {"reset_mask": np.ones(3, bool)}}, "reset_mask must be bool [2] with at least one True"),
+        ({"seed": np.zeros(1, int)}, "reset needs a seed for each of 2 environments, not (1,)"),
+    ),
+)
+def test_a_reset_that_does_not_fit_is_refused(arguments, message):
+    with pytest.raises(ValueError) as error:
+        probe.make("probe/policy", 2).reset(**arguments)
+    assert str(error.value).startswith(message)
+
+
+def test_a_wrapped_game_is_scored_by_the_evaluation_protocol_under_its_wrappers():
+    env = base.as_host_env(ClipReward(atari.make("Breakout", 2, "nature"), -0.5, 0.5))
+    evaluation = env.evaluation(3)
+    assert evaluation.env.env.protocol == atari.PROTOCOLS["nature"].evaluation()
+    assert (env.frame_stack, env.frame_skip, env.evaluation_epsilon) == (4, 4, 0.05)
+    assert env.describe().endswith("; wrapped in ClipReward")
+    evaluation.reset(seed=0)
+    rewards = np.stack([evaluation.step(actions)[1] for actions in actions_of(evaluation, 200)])
+    assert set(np.unique(rewards)) == {0, 0.5}
+    evaluation.close()
+    env.close()
+
+
+def test_a_wrapper_that_changes_observations_has_them_stored_whole():
+    env = base.as_host_env(flat_probe(2))
+    assert (env.frame_stack, env.spec.observation.shape) == (0, (4 * 84 * 84,))
+    with pytest.raises(
+        UserError, match=r"FlattenObservation cannot be copied for the evaluation \(.*\); give it"
+    ):
+        env.evaluation(3)
+
+
+def test_what_an_environment_lacks_is_one_clear_line():
+    class Mute(probe.ProbeVectorEnv):
+        send = property()
+        evaluation = property()
+
+    class Unmarked(probe.ProbeVectorEnv):
+        def reset(self, **arguments):
+            return super().reset(**arguments)[0], {}
+
+    class Wide(probe.ProbeVectorEnv):
+        def reset(self, **arguments):
+            observations, info = super().reset(**arguments)
+            return observations.astype(np.float64), info
+
+    prefix = f"env: {__name__}.test_what_an_environment_lacks_is_one_clear_line.<locals>"
+    for kind, message in (
+        (Mute, f"{prefix}.Mute has no send and evaluation; rlcls.envs.base.HostEnv lists what it needs"),
+        (Unmarked, f"{prefix}.Unmarked has no episode_start in the info of reset; "),
+        (Wide, f"{prefix}.Wide.reset returns ((2, 1), 'float64') and its spec says ((2, 1), 'float32')"),
+    ):
+        with pytest.raises(UserError) as error:
+            base.as_host_env(kind(probe.PROBES["probe/policy"], 2))
+        assert str(error.value).startswith(message) and "\n" not in str(error.value)
+    vector_env = gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="sync")
+    with pytest.raises(UserError, match=r"SyncVectorEnv has no frame_stack, .* and facts; "):
+        base.as_host_env(ClipReward(vector_env, -1, 1))
+
+
+@pytest.mark.parametrize(
+    ("observations", "actions", "message"),
+    (
+        (gymnasium.spaces.Text(3), gymnasium.spaces.Discrete(2), "observations of Text"),
+        (
+            gymnasium.spaces.Discrete(2),
+            gymnasium.spaces.MultiDiscrete([2, 3]),
+            r"actions of MultiDiscrete\(\[2 3\]",
+        ),
+        (gymnasium.spaces.Discrete(2), gymnasium.spaces.Box(0, 1, (2, 2)), "actions of Box"),
+    ),
+)
+def test_a_space_without_a_spec_is_one_clear_line(observations, actions, message):
+    with pytest.raises(UserError, match=f"^{message}.* are not supported: they must be .*"):
+        base.spec_from_spaces(observations, actions)
