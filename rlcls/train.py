@@ -77,8 +77,9 @@ def _train(config: DictConfig) -> int:
         # Everything that can be refused is refused before a file is written.
         env = build.environment(config)
         stack.callback(env.close)
-        agent = build.agent(config, env.spec)
-        loop = stack.enter_context(contextlib.closing(build.loop(config, agent, env)))
+        data = build.dataset(config)
+        agent = build.agent(config, data.spec if data else env.spec)
+        loop = stack.enter_context(contextlib.closing(build.loop(config, agent, env, data)))
         evaluators = build.evaluators(config, agent, env)
         path, options = build.run_dir(config, env.name), build.plain_dict(config)
         folder = RunFolder(path, options, environment=env.name, protocol=env.facts())
@@ -117,10 +118,10 @@ def _train(config: DictConfig) -> int:
         progress = Progress(
             config.steps,
             start=loop.counts[loop.unit],
-            steady_from=config.replay.min_size,
+            steady_from=config.replay.min_size if data is None else 0,
             expected_pace=seconds,
             unit=unit,
-            frame_skip=env.frame_skip,
+            frame_skip=env.frame_skip if data is None else None,
         )
         try:
             with progress:

@@ -19,7 +19,7 @@ from rlcls.envs.base import HostEnv, as_host_env
 from rlcls.evaluation import EpisodeEvaluator, Periodic
 from rlcls.runs.identity import identity
 from rlcls.spec import Spec
-from rlcls.training.loop import Loop
+from rlcls.training.loop import Dataset, Loop
 
 from .compose import one_line
 
@@ -98,12 +98,35 @@ def describe_network(config: DictConfig, agent: Agent[Any]) -> str:
     return f"{config.choices.backbone}, {count:,} parameters"
 
 
-def loop(config: DictConfig, agent: Agent[Any], env: HostEnv) -> Loop:
+def dataset(config: DictConfig) -> Dataset | None:
+    """The data set of a configuration; None where the run learns from what it plays.
+
+    Raises:
+      UserError: it cannot be opened, or is not a data set.
+    """
+    if "data" not in config:
+        return None
+    made = build(config, "data")
+    missing = [name for name in ("sample", "spec") if not hasattr(made, name)]
+    if missing:
+        kind = f"{type(made).__module__}.{type(made).__qualname__}"
+        raise UserError(f"data: {kind} has no {' and no '.join(missing)}; a data set has sample and spec")
+    return made
+
+
+def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | None = None) -> Loop:
     """The loop of a configuration.
 
     Raises:
       UserError: the parts do not fit together, or do not fit into the memory.
     """
+    common = {"seed": config.seed, "log_every": config.logging.every}
+    if data is not None:
+        if "replay" in config:
+            raise UserError("a data set needs loop=offline; loop=online learns from what it plays")
+        return build(config, "training", agent, data, **common)
+    if "replay" not in config:
+        raise UserError(f"loop={config.choices.loop} needs a data set: data= or data._target_=")
     check_memory(config, env.spec, env.frame_stack)
     return build(
         config,
@@ -111,11 +134,10 @@ def loop(config: DictConfig, agent: Agent[Any], env: HostEnv) -> Loop:
         agent,
         env,
         build(config, "replay", env),
-        seed=config.seed,
         exploration=build(config, "exploration"),
         diagnostics_every=config.diagnostics.every,
         diagnostics_batch_size=config.diagnostics.batch_size,
-        log_every=config.logging.every,
+        **common,
     )
 
 

@@ -83,8 +83,19 @@ class Run:
     def series(self, kind: str, name: str) -> Series:
         """Agent steps and values of one number, where it was measured and finite."""
         rows = [row for row in self.rows if row["kind"] == kind and row.get(name) is not None]
-        steps = np.array([row["agent_steps"] for row in rows], np.float64)
+        steps = np.array([_position(row) for row in rows], np.float64)
         return steps, np.array([row[name] for row in rows], np.float64)
+
+
+def _position(row: dict[str, Any]) -> int:
+    """Where a line stands: agent steps, or updates where nothing was played."""
+    return row["agent_steps"] if "agent_steps" in row else row["updates"]
+
+
+def _unit(runs: Sequence[Run]) -> str:
+    """The name of what `_position` counts."""
+    played = any("agent_steps" in row for run in runs for row in run.rows)
+    return "agent steps" if played else "updates"
 
 
 def load(run_dir: str | os.PathLike[str]) -> Run:
@@ -121,7 +132,7 @@ def learning_curve(run_dir: str | os.PathLike[str]) -> Path:
         figure.text(0.988, 0.985, ", ".join(filter(None, details)), ha="right", va="top", color="#404040")
         colour = _COLOURS.get(run.loss, _COLOURS["hlgauss"])
         _draw_returns(axes, run, colour)
-        last = max((row["agent_steps"] for row in run.rows), default=0)
+        last = max(map(_position, run.rows), default=0)
         _step_axis(axes, last)
         _add_minutes(axes, run)
         for column, (name, title) in enumerate(_PANELS.items()):
@@ -166,8 +177,8 @@ def compare(run_dirs: Sequence[str | os.PathLike[str]], path: str | os.PathLike[
                 _draw_group(
                     axes, label, [run.series(kind, name) for run in group], _take(colours, group[0].loss)
                 )
-            _step_axis(axes, max((row["agent_steps"] for run in of_game for row in run.rows), default=0))
-            axes.set_xlabel("agent steps")
+            _step_axis(axes, max((_position(row) for run in of_game for row in run.rows), default=0))
+            axes.set_xlabel(_unit(of_game))
             if index % columns == 0:
                 axes.set_ylabel("evaluation return" if evaluated else "training return, mean of 20 episodes")
             if axes.get_lines():
@@ -188,7 +199,7 @@ def _draw_returns(axes: "Axes", run: Run, colour: str) -> None:
     _, spread = run.series("eval", "return_std")
     axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0)
     axes.plot(steps, mean, "o-", color=colour, markersize=4, label="evaluation, mean and standard deviation")
-    axes.set(xlabel="agent steps", ylabel="return")
+    axes.set(xlabel=_unit([run]), ylabel="return")
     # An empty line would only puzzle in the legend.
     drawn = [line for line in axes.get_lines() if len(line.get_xdata())]  # type: ignore[arg-type]
     if drawn:
@@ -267,7 +278,7 @@ def _add_minutes(axes: "Axes", run: Run) -> None:
     """A second axis on top: the minutes of the run at which a step was reached."""
     from matplotlib.ticker import MaxNLocator
 
-    clock = {0.0: 0} | {row["seconds"] / 60: row["agent_steps"] for row in run.rows}
+    clock = {0.0: 0} | {row["seconds"] / 60: _position(row) for row in run.rows}
     if len(clock) < 2:
         return
     minutes, steps = np.array(sorted(clock.items())).T

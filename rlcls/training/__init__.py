@@ -1,11 +1,24 @@
 """What learns: one file for each loop. `loop.py` says what a loop is.
 
-`Online` learns from environments that run on this machine.
+`Online` learns from environments that run on this machine, `Offline` from a source of recorded data.
 """
 
 from .exploration import LinearDecay
 from .learner import Diverged, Learner
-from .loop import Loop, Rows, Saved, Source, Where
+from .loop import Dataset, Loop, Rows, Saved, Source, Where
+from .offline import Offline
 from .online import Online
 
-__all__ = ["Diverged", "Learner", "LinearDecay", "Loop", "Online", "Rows", "Saved", "Source", "Where"]
+__all__ = [
+    "Dataset",
+    "Diverged",
+    "Learner",
+    "LinearDecay",
+    "Loop",
+    "Offline",
+    "Online",
+    "Rows",
+    "Saved",
+    "Source",
+    "Where",
+]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import PyTree
 
+from rlcls.spec import Spec
 from rlcls.transition import Transition
 
 Where = tuple[np.ndarray, ...]
@@ -15,7 +16,7 @@ Where = tuple[np.ndarray, ...]
 
 @runtime_checkable
 class Source(Protocol):
-    """What batches are sampled from: a replay or a dataset."""
+    """What batches are sampled from: a replay or a data set."""
 
     def sample(self, size: int, seed: int, number: int) -> tuple[Transition, Where]:
         """A batch that is a pure function of the seed, the update number and the contents.
@@ -25,6 +26,16 @@ class Source(Protocol):
           seed: of the run.
           number: of the update that the batch is for.
         """
+        ...
+
+
+@runtime_checkable
+class Dataset(Source, Protocol):
+    """A source of recorded experience."""
+
+    @property
+    def spec(self) -> Spec:
+        """The observations and actions that were recorded."""
         ...
 
 

@@ -1,0 +1,124 @@
+"""Training offline: updates from a source that no environment feeds."""
+
+from __future__ import annotations
+
+import collections
+import time
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+from rlcls.agents.base import Agent
+
+from .learner import Learner
+from .loop import Saved, Source
+
+_INIT, _, _UPDATE = range(3)  # what the run's key is folded with, as in the online loop
+_BLOCK = 10  # updates in one call of `advance`
+_REHEARSAL = 0.5  # seconds for which a warm-up measures
+
+
+class Offline:
+    """A loop that samples a batch for each update number, so its position in the data is the update number.
+
+    Batches are sampled while the updates before them run in a thread of their own.
+
+    Args:
+      agent: what learns.
+      source: where batches come from.
+      seed: of the networks and of the samples.
+      batch_size: transitions in an update.
+      act_with_target: the agent's target network is evaluated, not the online network.
+      log_every: updates between two "train" lines.
+
+    Attributes:
+      number: updates made so far.
+
+    Raises:
+      ValueError: an option is out of range.
+    """
+
+    unit = "updates"
+
+    def __init__(
+        self,
+        agent: Agent[Any],
+        source: Source,
+        *,
+        seed: int = 0,
+        batch_size: int = 32,
+        act_with_target: bool = False,
+        log_every: int = 1_000,
+    ):
+        if batch_size < 1 or log_every < 1:
+            raise ValueError(f"batch_size ({batch_size}) and log_every ({log_every}) must be at least 1")
+        self.number = 0
+        self._source, self._seed = source, seed
+        self._batch_size, self._log_every = batch_size, log_every
+        key = jax.random.key(seed)
+        init_key, update_key = (jax.random.fold_in(key, use) for use in (_INIT, _UPDATE))
+        self._learner = Learner(agent, init_key, update_key, act_with_target=act_with_target)
+        self._sums: collections.Counter[str] = collections.Counter()  # of update metrics since the last line
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Updates so far."""
+        return {"updates": self.number}
+
+    def acting(self) -> PyTree:
+        """What the evaluators play with."""
+        return self._learner.acting
+
+    def advance(self) -> list[tuple[str, dict[str, Any]]]:
+        """Ten updates, or fewer up to the next "train" line."""
+        self._update(min(_BLOCK, self._log_every - self.number % self._log_every))
+        if self.number % self._log_every:
+            return []
+        sums, self._sums = self._sums, collections.Counter()
+        updates = sums.pop("updates")
+        return [("train", {name: value / updates for name, value in sums.items()})]
+
+    def _update(self, count: int) -> None:
+        for number in range(self.number, self.number + count):
+            self._learner.submit(*self._source.sample(self._batch_size, self._seed, number))
+        for result in self._learner.end_round():
+            self._sums.update(result.metrics)
+            self._sums["updates"] += 1
+        self.number += count
+
+    def warm_up(self, until: int) -> float:
+        """Compiles the update and makes updates for half a second, which are thrown away.
+
+        Returns:
+          Seconds for one update.
+        """
+        learner = self._learner.rehearsal()
+        seconds, updates = 0.0, 0
+        try:
+            for block in (1, *[_BLOCK] * 1000):
+                begun = time.perf_counter()
+                for number in range(block):
+                    learner.submit(*self._source.sample(self._batch_size, self._seed, number))
+                learner.end_round()
+                if block > 1:  # the first update compiles
+                    seconds, updates = seconds + time.perf_counter() - begun, updates + block
+                if seconds > _REHEARSAL:
+                    break
+        finally:
+            learner.close()
+        return seconds / updates
+
+    def save(self) -> Saved:
+        tree, arrays = self._learner.save()
+        return Saved(tree, arrays, {"number": self.number, "sums": dict(self._sums)})
+
+    def restore(self, saved: Saved) -> None:
+        """Goes on from a saved moment; the next batch is that of the next update number."""
+        self._learner.restore(saved.tree, saved.arrays)
+        self.number = saved.counters["number"]
+        self._sums = collections.Counter(saved.counters["sums"])
+
+    def close(self) -> None:
+        """Ends the learner's thread."""
+        self._learner.close()
