@@ -199,7 +199,7 @@ def check_host_env(env: Any) -> None:
         )
     if not isinstance(env.spec, Spec):
         raise UserError(f"env: {kind}.spec must be an rlcls.spec.Spec, not {type(env.spec).__name__}")
-    observations, info = env.reset(seed=environment_seeds(0, env.num_envs))
+    observations, info = env.reset()  # with seeds, Atari would load its ROMs again
     if "episode_start" not in info:
         raise UserError(
             f"env: {kind} has no episode_start in the info of reset; bool [{env.num_envs}], it says which "
@@ -236,7 +236,8 @@ class Wrapped(gymnasium.vector.VectorWrapper):
 
     `send` keeps the actions and `recv` steps, unless the outermost wrapper has a `send` and `recv` of its own: the
     wrapped environment therefore does not step while the caller does other work. Stacks of frames are stored whole
-    (`frame_stack` is 0) under a wrapper that changes observations, unless the wrapper has its own `frame_stack`.
+    (`frame_stack` is 0) under a wrapper that changes observations, unless the wrapper has its own `frame_stack`. The
+    agent is scored in the same wrappers around the evaluation environment of what they wrap.
 
     Args:
       env: the outermost wrapper.
@@ -288,7 +289,8 @@ class Wrapped(gymnasium.vector.VectorWrapper):
         if hasattr(self.env, "recv"):
             return self.env.recv()
         actions, self._actions = self._actions, None
-        return _as_float32(self.env.step(actions))
+        observations, rewards, terminated, truncated, info = self.env.step(actions)
+        return _as_agents_see(observations), np.asarray(rewards, np.float32), terminated, truncated, info
 
     def step(self, actions: Shaped[np.ndarray, "N *action"]) -> Step:
         self.send(actions)
@@ -300,7 +302,8 @@ class Wrapped(gymnasium.vector.VectorWrapper):
         if self._actions is not None and options:
             raise RuntimeError("a reset of single environments must not stand between send and recv")
         self._actions = None
-        return self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # gymnasium knows only int
+        observations, info = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]  # gymnasium: int
+        return _as_agents_see(observations), info
 
     def evaluation(self, num_envs: int) -> HostEnv:
         """The same wrappers around the evaluation environment of what they wrap.
@@ -356,9 +359,9 @@ def _innermost(env: Any) -> Any:
     return _layers(env)[-1].env if _is_plain_wrapper(env) else env
 
 
-def _as_float32(step: Any) -> Step:
-    observations, rewards, terminated, truncated, info = step
-    return observations, np.asarray(rewards, np.float32), terminated, truncated, info
+def _as_agents_see(observations: Any) -> Any:
+    """Observations in the dtypes of `spec_from_spaces`."""
+    return jax.tree.map(lambda array: array.astype(observation_dtype(array.dtype), copy=False), observations)
 
 
 def _observation(space: gymnasium.Space) -> Any:

@@ -46,7 +46,7 @@ _ALSO_READ = {"eval": {"every"}}  # options of a section that its object does no
 def compose(argv: list[str]) -> DictConfig:
     """The whole configuration that `argv` asks for, every value checked and every interpolation resolved.
 
-    Later entries win: config.yaml, agent, loss, backbone, env, data, loop, eval, recipe, then the files
+    Later entries win: config.yaml, loop, data, agent, loss, backbone, eval, recipe, env, then the files
     <agent>_<loss>, <backbone> and <agent/schedule> of recipe/<recipe>/, then `argv`. The key `choices` holds the
     name of what was chosen of each group; a class of one's own (`loss._target_=package.Class`) goes by its name.
     Options that the class of a section does not take are dropped, unless `argv` gives them.

@@ -7,7 +7,7 @@ import gymnasium
 import jax
 import numpy as np
 import pytest
-from gymnasium.wrappers.vector import ClipReward, FlattenObservation
+from gymnasium.wrappers.vector import ClipReward, FlattenObservation, NormalizeObservation
 
 from rlcls._errors import UserError
 from rlcls.envs import atari, base, probe
@@ -243,6 +243,11 @@ def test_a_wrapper_that_changes_observations_has_them_stored_whole():
         UserError, match=r"FlattenObservation cannot be copied for the evaluation \(.*\); give it"
     ):
         env.evaluation(3)
+
+
+def test_a_wrapper_that_computes_in_float64_shows_float32():
+    env = base.as_host_env(NormalizeObservation(registry.make("CartPole-v1", 2)))
+    assert env.reset(seed=0)[0].dtype == env.step(np.zeros(2, int))[0].dtype == np.float32
 
 
 def test_what_an_environment_lacks_is_one_clear_line():
