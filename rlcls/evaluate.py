@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlcls._errors import UserError, command, nearest
+from rlcls._errors import UserError, command
+from rlcls.cli.arguments import parse
 
 if TYPE_CHECKING:
     from rlcls.evaluation import EpisodeEvaluator, Evaluation
@@ -33,10 +34,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    if "--help" in argv or "-h" in argv:
+    arguments = parse(argv, _OPTIONS)
+    if arguments.help:
         print(_HELP)
         return 0
-    options = _parse(argv)
+    options = arguments.options
+    if "run" not in options:
+        raise UserError("name the run folder to evaluate: run=runs/...; --help says more")
     run_dir = Path(options["run"])
     video = options.get("video", "false")
     if video not in ("true", "false") and not video.endswith(".mp4"):
@@ -95,20 +99,6 @@ def _command(argv: list[str]) -> int:
             assert filmed == result.returns[0], (filmed, result.returns[0])
             print(path)
     return 0
-
-
-def _parse(argv: list[str]) -> dict[str, str]:
-    options = {}
-    for argument in argv:
-        name, _, value = argument.partition("=")
-        if name not in _OPTIONS:
-            raise UserError(f"unknown option {name!r}{nearest(name, _OPTIONS)}")
-        if not value:
-            raise UserError(f"{name} needs a value: {name}=...")
-        options[name] = value
-    if "run" not in options:
-        raise UserError("name the run folder to evaluate: run=runs/...; --help says more")
-    return options
 
 
 def _positive(text: str) -> int:

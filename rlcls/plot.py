@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-from rlcls._errors import UserError, command, nearest
+from rlcls._errors import UserError, command
+from rlcls.cli.arguments import parse
 
 _HELP = """Draws learning curves of runs.
 
@@ -24,27 +24,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    if "--help" in argv or "-h" in argv:
+    arguments = parse(argv, ["out"], names=True)
+    if arguments.help:
         print(_HELP)
         return 0
-    folders, out = [], None
-    for argument in argv:
-        name, equals, value = argument.partition("=")
-        if name == "out" and value:
-            out = Path(value)
-        elif argument.startswith("-") or (equals and not Path(argument).exists()):
-            raise UserError(f"unknown option {argument!r}{nearest(name.lstrip('-'), ['out', 'help'])}")
-        else:
-            folders.append(argument)
-    if not folders:
+    if not arguments.names:
         raise UserError("name the run folders to draw, such as runs/*; --help says more")
 
     from rlcls.plotting.curves import compare, learning_curve
 
-    if len(folders) == 1 and out is None:
-        path = learning_curve(folders[0])
+    out = arguments.options.get("out")
+    if len(arguments.names) == 1 and out is None:
+        path = learning_curve(arguments.names[0])
     else:
-        path = compare(folders, out or "comparison.png")
+        path = compare(arguments.names, out or "comparison.png")
     print(path)
     return 0
 

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import shlex
 import signal
-import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from rlcls._errors import UserError, command
@@ -31,9 +27,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    from rlcls.cli import compose
+    from rlcls.cli import compose, sweep
 
+    launcher, argv = sweep.split_launcher(argv)
     flags, overrides = compose.split_flags(argv)
+    if launcher and "--multirun" not in flags:
+        raise UserError(f"{launcher[0]} makes the runs of a sweep; add --multirun")
     if "--help" in flags:
         print(compose.help_text())
         return 0
@@ -44,21 +43,8 @@ def _command(argv: list[str]) -> int:
         print("---\n".join(OmegaConf.to_yaml(compose.compose(each)) for each in commands), end="")
         return 0
     if "--multirun" in flags:
-        return _train_each(commands)
+        return sweep.launch(commands, launcher) if launcher else sweep.run_each(commands)
     return _train(compose.compose(overrides))
-
-
-def _train_each(commands: list[list[str]]) -> int:
-    """Makes the runs of a sweep in processes of their own, until one of them fails or a signal comes."""
-    for number, overrides in enumerate(commands, 1):
-        print(f"[{number}/{len(commands)}] python -m rlcls.train {shlex.join(overrides)}", flush=True)
-        process = subprocess.Popen([sys.executable, "-m", "rlcls.train", *overrides])
-        # A terminal sends Ctrl-C to the run too; a signal to this process alone is passed on.
-        with _signals({signal.SIGTERM: process.terminate}) as received:
-            code = process.wait()
-        if code or received:
-            return 128 - code if code < 0 else code or 128 + received[0]
-    return 0
 
 
 def _train(config: DictConfig) -> int:
@@ -66,6 +52,7 @@ def _train(config: DictConfig) -> int:
     from rlcls.runs import Checkpoints, Metrics, Progress, RunFolder, run
     from rlcls.runs.metrics import check_wandb
     from rlcls.runs.run import OVERHEAD
+    from rlcls.runs.signals import collected
     from rlcls.training import Diverged, memory, xla
 
     device = xla.choose_device(config.device)
@@ -84,7 +71,7 @@ def _train(config: DictConfig) -> int:
         path, options = build.run_dir(config, env.name), build.plain_dict(config)
         folder = RunFolder(path, options, environment=env.name, protocol=env.facts())
         stack.enter_context(folder)
-        received = stack.enter_context(_signals())
+        received = stack.enter_context(collected())
         for remark in folder.remarks:
             print(f"note: {remark}", file=sys.stderr)
         checkpoints = Checkpoints(folder.path, config.checkpoint.keep)
@@ -141,32 +128,6 @@ def _train(config: DictConfig) -> int:
         picture = _picture(folder.path)
         print(f"{_outcome(loop, config.steps, received)}; learning curve: {picture}")
         return 128 + received[0] if received else 0
-
-
-@contextlib.contextmanager
-def _signals(reactions: Mapping[int, Callable[[], object]] = MappingProxyType({})) -> Iterator[list[int]]:
-    """Collects SIGTERM and Ctrl-C, so that the loop stops between two steps; a second one ends the process.
-
-    Args:
-      reactions: what else to do when the signal comes, by its number.
-    """
-    received: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        received.append(number)
-        # A second Ctrl-C raises an exception, so that the display restores the cursor.
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else before[number])
-        if number in reactions:
-            reactions[number]()
-
-    before: dict[int, Any] = {
-        number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _header(

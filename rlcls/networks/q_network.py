@@ -1,4 +1,4 @@
-"""A backbone with a value head for every action on top."""
+"""A backbone followed by a value head for every action."""
 
 from typing import Any
 
@@ -10,11 +10,14 @@ from rlcls.heads.nnx import QHead
 
 
 class QNetwork(nnx.Module):
-    """Observations -> the head's outputs for every action.
+    """Observations -> the head's outputs for every action, [B, A, n].
 
-    `backbone`, an NNX module, maps observations to features and says how many by its attribute `num_features`. One
-    that gives features for each of several tokens has an attribute `yields_tokens` that is true, and is refused. With
-    `functional`'s capture it shows its `features`, what the head reads: [B, D].
+    `backbone` is an NNX module from observations to features [B, D], and its attribute `num_features` is D. A backbone
+    whose attribute `yields_tokens` is true gives features for each token and is refused. With `functional`'s capture
+    the network shows `features`, which the head reads.
+
+    Raises:
+      ValueError: the backbone gives no vector of features.
     """
 
     def __init__(self, backbone: Any, head: Head, num_actions: int, *, dueling: bool = False, rngs: nnx.Rngs):
@@ -34,7 +37,7 @@ class QNetwork(nnx.Module):
 
 
 def check_vector(backbone: Any) -> None:
-    """Raises a ValueError if the backbone gives features for each token and not one vector for all."""
+    """Raises a ValueError if the backbone gives features for each token instead of one vector."""
     if getattr(backbone, "yields_tokens", False):
         name = type(backbone).__name__
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Pictures of runs, from what they measured: one run's learning curve, several runs compared."""
+"""Pictures of runs, drawn from their metrics: the learning curve of one run, or several runs compared."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from omegaconf import DictConfig
 
-# Okabe and Ito's colours, told apart by the colour-blind; a loss has the same one in every picture.
+# Okabe and Ito's colours, which colour-blind people can tell apart. A loss has the same colour in every picture.
 _COLOURS = {
     "hlgauss": "#0072B2",
     "mse": "#D55E00",
@@ -102,7 +102,7 @@ def load(run_dir: str | os.PathLike[str]) -> Run:
     """Reads a run folder.
 
     Raises:
-      UserError: it is not one.
+      UserError: it is not a run folder.
     """
     from rlcls.runs.folder import read_config, read_facts
 
@@ -150,10 +150,10 @@ def learning_curve(run_dir: str | os.PathLike[str]) -> Path:
 
 
 def compare(run_dirs: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str]) -> Path:
-    """Draws the evaluation returns of several runs, a panel for each game.
+    """Draws the evaluation returns of several runs, one panel for each game.
 
-    Runs of one configuration but for the seed are one line, their mean, in a band from the worst seed to the
-    best. Where a run has no evaluations yet, all show training returns.
+    Runs that differ only in their seed are drawn as one line, their mean, inside a band from the worst seed to the
+    best. If any run has no evaluations yet, all panels show training returns.
 
     Raises:
       UserError: a folder is not a run folder, one is named twice, or the picture cannot be written.
@@ -224,7 +224,7 @@ def _draw_group(axes: "Axes", label: str, seeds: list[Series], colour: str) -> N
 
 
 def _groups(runs: list[Run]) -> list[tuple[str, list[Run]]]:
-    """The runs by label; those under one label differ in nothing but the seed."""
+    """The runs by label; runs with the same label differ only in their seed."""
     from omegaconf import OmegaConf
 
     from rlcls.runs.identity import difference
@@ -246,7 +246,7 @@ def _groups(runs: list[Run]) -> list[tuple[str, list[Run]]]:
             f"{option.rpartition('.')[2]}={OmegaConf.select(first.config, option)}"
             for option in sorted(options)
         ]
-        # More would fill the picture: the folder's name leads to them.
+        # More than three options would fill the picture, so the folder's name stands for them.
         said = said if len(said) <= 3 else [first.folder.name]
         groups.append((", ".join([first.loss, *said]), variant))
     return groups
@@ -258,7 +258,7 @@ def _options(lines: list[str]) -> set[str]:
 
 
 def _take(colours: dict[str, str], loss: str) -> str:
-    """The colour of the loss, or of the next that nobody has."""
+    """The colour of the loss, or the next colour that is not taken."""
     for name in (loss, "", " ", *_COLOURS):
         if name in colours:
             return colours.pop(name)
@@ -268,7 +268,7 @@ def _take(colours: dict[str, str], loss: str) -> str:
 def _step_axis(axes: "Axes", last: float) -> None:
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    axes.set_xlim(0, 1.015 * max(last, 1))  # the last marker whole
+    axes.set_xlim(0, 1.015 * max(last, 1))  # room for the last marker
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(6 if axes.bbox.width > 400 else 4, steps=[1, 2, 5, 10]))
     axes.margins(y=0.08)

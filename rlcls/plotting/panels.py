@@ -1,4 +1,4 @@
-"""The small panels of a run's picture that show what its diagnostics saw inside the network."""
+"""The small panels of a run's picture that show its diagnostics."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Title -> the series in it and what the legend calls them.
+# Title of a panel -> its series, and their names in the legend.
 _PANELS = {
     "effective rank": {"rankme": "RankMe", "srank": "srank"},
     "dormant units": {"dormant_ratio": ""},
@@ -18,14 +18,14 @@ _PANELS = {
     "slot similarity": {"dispatch_similarity_mean": "dispatch", "combine_similarity_mean": "combine"},
 }
 COLUMNS = 3
-_ABOVE = 2  # lines of the grid that are others'
+_ABOVE = 2  # lines of the grid above these panels
 
 
 def measured(series: Callable[[str], Any]) -> list[str]:
-    """The titles of the panels that there is something to draw in.
+    """The titles of the panels that have data.
 
     Args:
-      series: name -> agent steps and values.
+      series: name -> steps and values.
     """
     return [title for title, names in _PANELS.items() if any(len(steps) for steps, _ in map(series, names))]
 
@@ -33,14 +33,17 @@ def measured(series: Callable[[str], Any]) -> list[str]:
 def draw(
     figure: "Figure", grid: Any, titles: list[str], series: Callable[[str], Any], colours: tuple[str, str]
 ) -> "list[Axes]":
-    """Draws these panels, three in a row, below what is in the first two lines of `grid`.
+    """Draws panels, three in a row, below the first two lines of `grid`.
 
     Args:
-      figure: to draw into.
-      grid: matplotlib's, with enough lines.
-      titles: as `measured` gave them.
-      series: name -> agent steps and values.
-      colours: of the first and the second line of a panel.
+      figure: the figure to draw into.
+      grid: matplotlib's grid, with enough lines.
+      titles: from `measured`.
+      series: name -> steps and values.
+      colours: for the first and the second series of a panel.
+
+    Returns:
+      The panels' axes.
     """
     drawn = []
     for number, title in enumerate(titles):
@@ -50,7 +53,7 @@ def draw(
             axes.plot(*series(name), color=colour, linewidth=1.2, label=label)
         if len(_PANELS[title]) > 1:
             axes.legend(fontsize=8, borderaxespad=0, handlelength=1.2)
-        if title == "norm":  # two quantities, which may lie decades apart
+        if title == "norm":  # its two series can lie decades apart
             axes.set_yscale("log")
         else:
             axes.set_ylim(0, 1.1 * axes.get_ylim()[1])

@@ -1,4 +1,4 @@
-"""What a command says while it runs: a header, then a live display on a terminal, or lines in a log."""
+"""What a command prints while it runs: a header, then a live display on a terminal, or lines in a log."""
 
 import collections
 import math
@@ -8,10 +8,8 @@ import time
 from types import TracebackType
 from typing import Any
 
-_LIVE_PERIOD = (
-    0.5  # seconds between two refreshes: one takes about 2 ms, and the main thread feeds the learner
-)
-_PLAIN_PERIOD = 30.0
+_LIVE_PERIOD = 0.5  # seconds between two refreshes; one takes about 2 ms of the thread that feeds the learner
+_PLAIN_PERIOD = 30.0  # seconds between two lines of a log
 _WINDOW = 60.0  # seconds over which the rates are measured
 
 
@@ -32,9 +30,9 @@ def header(rows: dict[str, str]) -> None:
 
 
 class Progress:
-    """How far a command is, how fast, and the latest of what it measures.
+    """Shows how far a command is, its speed, and the latest values that it measured.
 
-    Use it as a context manager. What is printed meanwhile appears above the display.
+    Use it as a context manager. Lines printed meanwhile appear above the display.
     """
 
     def __init__(
@@ -52,9 +50,8 @@ class Progress:
         Args:
           total: the count at which the command ends, in `unit`s.
           start: the count at which it begins; more than 0 after a resume.
-          steady_from: the count from which the pace is the one that lasts: what was quicker before says nothing of
-            the time left.
-          expected_pace: seconds a count, from which the time left is told until then; 0: not known.
+          steady_from: the count from which the pace is steady. Quicker counts before it do not predict the time left.
+          expected_pace: seconds for one count, which predicts the time left until then; 0 predicts nothing.
           unit: what is counted.
           frame_skip: emulator frames per agent step; None shows no frames.
         """
@@ -67,11 +64,12 @@ class Progress:
         self._next = 0.0 if self._live else time.monotonic() + _PLAIN_PERIOD
 
     def update(self, count: int, **latest: float | None) -> None:
-        """Notes the count and the `latest` values, and shows them when it is time to.
+        """Takes in the count and the `latest` values, and refreshes the display if its period has passed.
 
         Args:
-          latest: numbers to show under their names, such as training_return=3.2; each stays until a newer
-            one comes, None shows a dash.
+          count: the present count.
+          latest: numbers to show under their names, such as training_return=3.2. Each stays until a newer value
+            replaces it; None shows a dash.
         """
         if self._count < self._steady_from <= count:
             self._samples = collections.deque([(time.monotonic(), count)])
@@ -122,7 +120,7 @@ class Progress:
     def _time_left(self, rate: float) -> str:
         if rate and self._count >= self._steady_from:
             return _duration(max(self._total - self._count, 0) / rate)
-        if self._expected_pace:  # what lies before the steady pace takes next to nothing
+        if self._expected_pace:  # counts before the steady pace take nearly no time
             return _duration(max(self._total - max(self._count, self._steady_from), 0) * self._expected_pace)
         return "-"
 
@@ -135,7 +133,7 @@ def _open_live() -> Any:
     from rich.console import Console
     from rich.live import Live
 
-    # No thread of its own: it would take the interpreter from the learner whenever it likes.
+    # A refreshing thread would interrupt the learner at any moment.
     live = Live(console=Console(), auto_refresh=False)
     live.start()
     return live

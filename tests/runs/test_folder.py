@@ -1,7 +1,9 @@
 """What a run folder refuses, and what is left where a run could not be made."""
 
+import contextlib
 import dataclasses
 import functools
+import io
 import json
 import os
 import signal
@@ -18,6 +20,7 @@ from rlcls.cli import build
 from rlcls.cli.compose import compose
 from rlcls.envs.atari import PROTOCOLS
 from rlcls.runs import checkpoint, folder
+from rlcls.train import main
 
 ROOT = Path(__file__).parents[2]
 SHORT = [
@@ -35,7 +38,19 @@ SHORT = [
 ]
 
 
-def train(*overrides, cwd, first=ROOT):
+def train(*overrides, cwd):
+    """The command in this process, which has imported everything already."""
+    out, err, before = io.StringIO(), io.StringIO(), Path.cwd()
+    os.chdir(cwd)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main([*SHORT, *overrides])
+    finally:
+        os.chdir(before)
+    return subprocess.CompletedProcess(overrides, code, out.getvalue(), err.getvalue())
+
+
+def train_in_a_process(*overrides, cwd, first=ROOT):
     path = os.pathsep.join([str(first), str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     return subprocess.run(
         [sys.executable, "-m", "rlcls.train", *SHORT, *overrides],
@@ -82,7 +97,7 @@ def test_a_folder_with_a_config_of_something_else_is_left_alone(tmp_path):
 
 @pytest.mark.parametrize("device", ["gpu", "tpu"])
 def test_a_device_that_is_not_there_is_named_with_what_is(device, tmp_path):
-    done = train(f"device={device}", cwd=tmp_path)
+    done = train_in_a_process(f"device={device}", cwd=tmp_path)
     assert_refused(done, f"device={device} was asked for and JAX finds none (it finds cpu)")
     assert not list(tmp_path.iterdir())
 
@@ -121,16 +136,11 @@ def test_a_resume_under_other_versions_says_so(tmp_path):
     assert "note: cores was 77 when this run began" in done.stderr and "note: jax was 0.1.0" in done.stderr
 
 
-def test_a_sweep_makes_its_runs_one_after_another(tmp_path):
+def test_a_sweep_given_again_continues_its_runs_and_adds_what_is_new(tmp_path):
     done = train("--multirun", "seed=0,1", "steps=200", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and "[2/2] python -m rlcls.train" in done.stdout
     assert len(list((tmp_path / "runs").iterdir())) == 2
-
-
-def test_a_sweep_given_again_goes_on_where_it_is_and_adds_what_is_new(tmp_path):
-    assert train("--multirun", "seed=0,1", "steps=200", cwd=tmp_path).returncode == 0
-    done = train("--multirun", "seed=1,2", "steps=400", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    assert train("--multirun", "seed=1,2", "steps=400", cwd=tmp_path).returncode == 0
     lasts = {}
     for run in (tmp_path / "runs").iterdir():
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -138,8 +148,23 @@ def test_a_sweep_given_again_goes_on_where_it_is_and_adds_what_is_new(tmp_path):
         steps = [line["agent_steps"] for line in lines if line["kind"] == "train"]
         assert steps == sorted(set(steps))
     assert lasts == {0: 200, 1: 400, 2: 400}
-    again = train("--multirun", "seed=1,2", "steps=400", cwd=tmp_path)
-    assert again.returncode == 0 and again.stdout.count("is finished") == 2, again.stdout
+
+
+@pytest.mark.slow
+def test_a_launcher_of_hydra_makes_the_runs_and_leaves_nothing_else(tmp_path):
+    options = ["--multirun", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1", "steps=200"]
+    assert train(*options, cwd=tmp_path).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert len(list((tmp_path / "runs").glob("*/learning_curve.png"))) == 2
+
+
+def test_a_launcher_that_is_not_there_or_not_asked_to_sweep_is_one_line(tmp_path):
+    done = train("--multirun", "hydra/launcher=jobli", "seed=0,1", cwd=tmp_path)
+    assert_refused(done, "unknown launcher 'jobli'; did you mean 'joblib'?")
+    assert_refused(
+        train("hydra/launcher=joblib", cwd=tmp_path), "hydra/launcher=joblib makes the runs of a sweep"
+    )
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -230,7 +255,7 @@ def test_the_smallest_run_that_is_not_refused_always_has_a_transition(lag):
 
 def test_a_missing_library_is_one_line_that_says_what_to_install(tmp_path):
     (tmp_path / "hydra.py").write_text("raise ModuleNotFoundError(\"No module named 'hydra'\", name='hydra')")
-    done = train(cwd=tmp_path, first=tmp_path)
+    done = train_in_a_process(cwd=tmp_path, first=tmp_path)
     assert_refused(done, 'hydra is not installed; the commands need pip install "rlcls[atari]"')
 
 

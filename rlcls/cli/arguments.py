@@ -1,0 +1,54 @@
+"""Reads the arguments of the commands that take no configuration: options name=value, flags and file names."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import NamedTuple
+
+from rlcls._errors import UserError, nearest
+
+
+class Arguments(NamedTuple):
+    """What a command was given.
+
+    Attributes:
+      options: values by name.
+      names: arguments that are no options.
+      help: whether --help was given.
+    """
+
+    options: dict[str, str]
+    names: list[str]
+    help: bool
+
+
+def parse(argv: list[str], options: Collection[str], *, names: bool = False) -> Arguments:
+    """Reads a command line.
+
+    Args:
+      argv: the arguments.
+      options: the names of the options.
+      names: whether arguments without a known option are names, of run folders for example.
+
+    Raises:
+      UserError: an unknown option, or one without a value.
+
+    >>> parse(["run=runs/a", "eval.episodes=3"], ["run", "eval.episodes"]).options
+    {'run': 'runs/a', 'eval.episodes': '3'}
+    """
+    values: dict[str, str] = {}
+    rest: list[str] = []
+    for argument in argv:
+        name, equals, value = argument.partition("=")
+        if argument in ("--help", "-h"):
+            return Arguments({}, [], True)
+        if name in options and equals:
+            if not value:
+                raise UserError(f"{name} needs a value: {name}=...")
+            values[name] = value
+        elif names and not argument.startswith("-") and (not equals or Path(argument).exists()):
+            rest.append(argument)
+        else:
+            raise UserError(f"unknown option {name!r}{nearest(name.lstrip('-'), options)}")
+    return Arguments(values, rest, False)
