@@ -1,15 +1,17 @@
-"""The agent's jitted update and nothing else: the rate that training cannot pass. Prints one line of JSON."""
+"""Times the agent's jitted update alone, the rate that training cannot pass. Prints one line of JSON."""
 
 import argparse
 import json
 import time
-from typing import Any
 
 import jax
 import numpy as np
 
-from rlcls.replay.transition import Transition
-from rlcls.training import build, config, memory, xla
+from rlcls.cli import build
+from rlcls.cli.compose import compose
+from rlcls.spec import Spec
+from rlcls.training import memory, xla
+from rlcls.transition import Transition
 
 MARK = "MEASURED "
 
@@ -19,18 +21,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
-    settings = config.compose(arguments.overrides)
+    settings = compose(arguments.overrides)
     xla.choose_device(settings.device)
     xla.cache_compilations()
-    memory.keep()
+    memory.reuse_freed_memory()
     env = build.environment(settings)
-    agent, _ = build.agent(settings, env)
-    # Compiled as training compiles it, the key of the update derived inside.
+    agent = build.agent(settings, env.spec)
+    # Compiled as training compiles it: the key of the update is derived inside.
     update = xla.jit(
         lambda state, batch, number: agent.update(state, batch, jax.random.key(number)), donate_argnums=0
     )
     state = xla.jit(agent.init)(jax.random.key(0))
-    batches = [sample_batch(env, int(settings.training.batch_size), seed) for seed in range(8)]
+    batches = [sample_batch(env.spec, int(settings.training.batch_size), seed) for seed in range(8)]
     for number in range(20):
         state, info = update(state, batches[number % 8], number)
     jax.block_until_ready(state)
@@ -43,13 +45,13 @@ def main() -> None:
     print(MARK + json.dumps({"updates": count, "seconds": elapsed, "updates_per_second": count / elapsed}))
 
 
-def sample_batch(env: Any, size: int, seed: int) -> Transition:
+def sample_batch(spec: Spec, size: int, seed: int) -> Transition:
     """Random frames, actions and rewards, as NumPy arrays."""
     random = np.random.default_rng(seed)
-    shape = (size, *env.single_observation_space.shape)
+    shape = (size, *spec.observation.shape)
     return Transition(
         observation=random.integers(0, 256, shape, np.uint8),
-        action=random.integers(0, env.single_action_space.n, size, np.int32),
+        action=random.integers(0, spec.num_actions, size, np.int32),
         reward=random.integers(-1, 2, size).astype(np.float32),
         discount=np.full(size, 0.99, np.float32),
         next_observation=random.integers(0, 256, shape, np.uint8),

@@ -22,8 +22,10 @@ import jax.numpy as jnp
 import matplotlib
 from _bare_update import sample_batch
 
+from rlcls.cli import build
+from rlcls.cli.compose import compose
 from rlcls.networks import count_flops, count_parameters
-from rlcls.training import build, config, memory, xla
+from rlcls.training import memory, xla
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -70,14 +72,14 @@ def main() -> None:
     arguments = parser.parse_args()
     facts = _report.machine()
     device = xla.choose_device(arguments.device)
-    memory.keep()
+    memory.reuse_freed_memory()
     facts["device"] = device.device_kind
     on_cpu = device.platform == "cpu"
     # What trains there: a CPU's convolutions gain nothing by bfloat16, and two programs at a time fit in its memory.
     arguments.dtypes = arguments.dtypes or (["float32"] if on_cpu else list(_DTYPES))
     left_out = _NOT_ON_A_CPU if on_cpu else ()
     arguments.backbones = arguments.backbones or [name for name in BACKBONES if name not in left_out]
-    settings = config.compose(["game=Pong"])
+    settings = compose(["game=Pong"])
     env = build.environment(settings)
     data: dict[str, Any] = {
         "machine": facts,
@@ -113,17 +115,17 @@ def matmul_peak(dtype: Any, platform: str) -> float:
 
 def _measure(name: str, env: Any, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Facts and times of a backbone's programs."""
-    batch = jax.device_put(sample_batch(env, arguments.batch, seed=0))
+    batch = jax.device_put(sample_batch(env.spec, arguments.batch, seed=0))
     programs, runs = [], []
     for loss in arguments.losses:
         for dtype in arguments.dtypes:
-            settings = config.compose(["game=Pong", f"loss={loss}", *BACKBONES[name]])
+            settings = compose(["game=Pong", f"loss={loss}", *BACKBONES[name]])
             settings.backbone.dtype = dtype
-            agent, _ = build.agent(settings, env)
+            agent = build.agent(settings, env.spec)
             key = jax.random.key(0)
             state = jax.eval_shape(agent.init, key)
             one = jax.ShapeDtypeStruct((1, *batch.observation.shape[1:]), batch.observation.dtype)
-            forward = count_flops(agent.q_values, state.params, state.network_state, one)
+            forward = count_flops(agent.q_values, state.online, one)
             programs.append(
                 {
                     "backbone": name,
@@ -169,13 +171,13 @@ def _in_turn(runs: list[Callable[[], Any]], rounds: int, seconds: float) -> list
 
 def _beside_linen(env: Any, arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Milliseconds of the IMPALA update with HL-Gauss, ours and in plain Linen, compiled plainly and as we do."""
-    settings = config.compose(["game=Pong", "loss=hlgauss", "backbone=impala"])
-    agent, _ = build.agent(settings, env)
-    batch, key = jax.device_put(sample_batch(env, arguments.batch, seed=0)), jax.random.key(0)
+    settings = compose(["game=Pong", "loss=hlgauss", "backbone=impala"])
+    agent = build.agent(settings, env.spec)
+    batch, key = jax.device_put(sample_batch(env.spec, arguments.batch, seed=0)), jax.random.key(0)
     state = xla.jit(agent.init)(key)
-    rate, eps = float(settings.agent.learning_rate), float(settings.agent.adam_eps)
+    rate, eps = float(settings.agent.learning_rate), float(settings.agent.optimizer.eps)
     linen_state, linen_update = _linen_impala.make(
-        agent.head, int(env.single_action_space.n), batch.observation, rate, eps
+        agent.head, env.spec.num_actions, batch.observation, rate, eps
     )
     if count_parameters(linen_state[0]) != count_parameters(state.params):
         raise AssertionError("the two networks are not the same")

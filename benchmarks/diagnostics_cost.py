@@ -18,7 +18,9 @@ import jax
 import numpy as np
 from _bare_update import sample_batch
 
-from rlcls.training import build, config, memory, trainer, xla
+from rlcls.cli import build
+from rlcls.cli.compose import compose
+from rlcls.training import memory, xla
 
 
 def main() -> None:
@@ -29,25 +31,25 @@ def main() -> None:
     arguments = parser.parse_args()
     facts = _report.machine()
     xla.choose_device("cpu")
-    memory.keep()
+    memory.reuse_freed_memory()
     times = {name: _times(name, arguments.rounds) for name in arguments.backbones}
-    data = {"machine": facts, **config.compose([]).diagnostics, "milliseconds": times}
+    data = {"machine": facts, **compose([]).diagnostics, "milliseconds": times}
     _report.write("diagnostics_cost", data, _text(data), arguments.out)
 
 
 def _times(backbone: str, rounds: int) -> dict[str, list[float]]:
     """Milliseconds of an update, of a look inside the network, and of drawing what is looked at."""
-    settings = config.compose(["game=Pong", f"backbone={backbone}"])
+    settings = compose(["game=Pong", f"backbone={backbone}"])
     env = build.environment(settings)
-    agent, _ = build.agent(settings, env)
-    replay = trainer.make_replay(settings, env)
+    agent = build.agent(settings, env.spec)
+    replay = build.build(settings, "replay", env)
     random = np.random.default_rng(0)
-    rows = random.integers(0, 256, (64, env.num_envs, *env.single_observation_space.shape[1:]), np.uint8)
+    rows = random.integers(0, 256, (64, env.num_envs, *env.spec.observation.shape), np.uint8)
     actions, flags = np.zeros(env.num_envs, np.int32), np.zeros(env.num_envs, bool)
     for number in range(replay.length):
         replay.add(rows[number % 64], actions, actions.astype(np.float32), flags, flags)
     replay.drawn[:] = random.random(replay.drawn.shape) < 0.9
-    batch = sample_batch(env, int(settings.training.batch_size), seed=0)
+    batch = sample_batch(env.spec, int(settings.training.batch_size), seed=0)
     env.close()
     state, key = xla.jit(agent.init)(jax.random.key(0)), jax.random.key(0)
     update, diagnose = xla.jit(agent.update, donate_argnums=0), xla.jit(agent.diagnose)  # as training does

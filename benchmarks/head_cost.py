@@ -22,7 +22,9 @@ import numpy as np
 from _bare_update import sample_batch
 
 from rlcls import heads
-from rlcls.training import build, config, memory, xla
+from rlcls.cli import build
+from rlcls.cli.compose import compose
+from rlcls.training import memory, xla
 
 _FEATURES = 512  # of the Nature network
 
@@ -37,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     facts = _report.machine()
     xla.choose_device("cpu")
-    memory.keep()
+    memory.reuse_freed_memory()
     programs = {}
     for loss in arguments.losses:
         for part, run in _programs(loss, arguments.batch, arguments.game).items():
@@ -50,11 +52,11 @@ def main() -> None:
 def _programs(loss: str, batch_size: int, game: str) -> dict[str, Callable[[], Any]]:
     """The whole update, its loss, its head and its last layer, compiled, each with its inputs at hand."""
     options = [f"game={game}", "backbone=nature", f"loss={loss}", f"training.batch_size={batch_size}"]
-    settings = config.compose([*options, *(["loss.num_quantiles=51"] if loss == "quantile" else [])])
+    settings = compose([*options, *(["loss.num_quantiles=51"] if loss == "quantile" else [])])
     env = build.environment(settings)
-    agent, _ = build.agent(settings, env)
-    num_actions, head = int(env.single_action_space.n), agent.head
-    batch = jax.device_put(sample_batch(env, batch_size, seed=0))
+    agent = build.agent(settings, env.spec)
+    num_actions, head = env.spec.num_actions, agent.head
+    batch = jax.device_put(sample_batch(env.spec, batch_size, seed=0))
     env.close()
     state = xla.jit(agent.init)(jax.random.key(0))
     update = xla.jit(agent.update, donate_argnums=0)  # as training does

@@ -18,7 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from _bare_update import sample_batch
 
-from rlcls.training import build, config, memory, trainer, xla
+from rlcls.cli import build
+from rlcls.cli.compose import compose
+from rlcls.training import memory, xla
 
 _SAMPLING = {"uniform": "replay.prioritized=false", "prioritised": "replay.prioritized=true"}
 
@@ -30,7 +32,7 @@ def main() -> None:
     arguments = parser.parse_args()
     facts = _report.machine()
     xla.choose_device("cpu")
-    memory.keep()
+    memory.reuse_freed_memory()
     times = {
         f"{backbone}, {kind}": _times([f"backbone={backbone}", option], arguments.rounds)
         for backbone in ("nature", "data_efficient")
@@ -43,18 +45,18 @@ def main() -> None:
 
 def _times(overrides: list[str], rounds: int) -> dict[str, list[float]]:
     """Milliseconds for each update: of the update alone, and of what replay does for it."""
-    settings = config.compose(["game=Pong", *overrides])
+    settings = compose(["game=Pong", *overrides])
     env = build.environment(settings)
-    agent, _ = build.agent(settings, env)
-    replay = trainer.make_replay(settings, env)
+    agent = build.agent(settings, env.spec)
+    replay = build.build(settings, "replay", env)
     random = np.random.default_rng(0)
-    rows = random.integers(0, 256, (64, env.num_envs, *env.single_observation_space.shape[1:]), np.uint8)
+    rows = random.integers(0, 256, (64, env.num_envs, *env.spec.observation.shape), np.uint8)
     actions, flags = np.zeros(env.num_envs, np.int32), np.zeros(env.num_envs, bool)
     for number in range(replay.length):
         replay.add(rows[number % 64], actions, actions.astype(np.float32), flags, flags)
     size = int(settings.training.batch_size)
     updates_per_row = env.num_envs / settings.training.update_period
-    state, batch = agent.init(jax.random.key(0)), sample_batch(env, size, seed=0)
+    state, batch = agent.init(jax.random.key(0)), sample_batch(env.spec, size, seed=0)
     env.close()
     update = xla.jit(agent.update, donate_argnums=0)  # as training does
     state, _ = update(jax.tree.map(jnp.copy, state), batch, jax.random.key(0))

@@ -10,7 +10,9 @@ import pytest
 from flax import nnx
 
 from rlcls import heads, networks
-from rlcls.training.config import build, choices, compose
+from rlcls.cli.build import build
+from rlcls.cli.compose import compose
+from rlcls.cli.help import choices
 
 PAGE = (Path(__file__).parents[2] / "docs" / "backbones.md").read_text()
 ROWS = re.findall(r"^\| `(\w+)` \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", PAGE, flags=re.M)

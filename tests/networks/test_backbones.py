@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from rlcls._errors import UserError
-from rlcls.agents.dqn import DQN
+from rlcls.agents import DQN
+from rlcls.cli import build
+from rlcls.cli.compose import compose
+from rlcls.cli.help import choices
 from rlcls.envs.probe import Probe
-from rlcls.replay import Transition
-from rlcls.training import build
-from rlcls.training.config import choices, compose
+from rlcls.transition import Transition
 
 PIXELS = ["env=probe", "game=probe/policy", "+env.pixels=true"]
 # What makes one of 84 x 84 pixels quick on a CPU. Those for tokens of chess take pixels with no vocabulary.
@@ -38,8 +39,7 @@ SMALL = {
 
 def agent(*overrides: str) -> DQN:
     config = compose([*PIXELS, *overrides])
-    made, _ = build.agent(config, build.environment(config))
-    return made
+    return build.agent(config, build.environment(config).spec)
 
 
 def test_every_backbone_is_among_them():
@@ -98,8 +98,8 @@ def test_a_backbone_fits_every_loss(loss):
 def test_a_wrong_combination_is_one_line_before_anything_runs(overrides, message):
     config = compose(overrides)
     with pytest.raises(UserError) as raised:
-        build.agent(config, build.environment(config))
-    assert str(raised.value) == message
+        build.agent(config, build.environment(config).spec)
+    assert str(raised.value) == f"agent: {message}"
 
 
 LEARNERS = {
@@ -149,7 +149,7 @@ def test_dqn_learns_a_probe_through_pixels(name):
     for _ in range(24):
         for _ in range(25):
             state, _ = update(state, batch, key)
-        found = values(state.params, state.network_state, observations)
+        found = values(state.online, observations)
         if np.abs(found - exact).max() < 0.05:
             break
     np.testing.assert_allclose(found, exact, atol=0.05)
