@@ -50,7 +50,11 @@ def build(config: DictConfig, section: str, *positional: Any, **arguments: Any) 
 
 def environment(config: DictConfig) -> HostEnv:
     """The environments to train in."""
-    return as_host_env(build(config, "env"))
+
+    def make(num_envs: int) -> Any:
+        return build(OmegaConf.create({"env": {**config.env, "num_envs": num_envs}}), "env")
+
+    return as_host_env(build(config, "env"), make)
 
 
 def agent(config: DictConfig, spec: Spec) -> Agent[Any]:
