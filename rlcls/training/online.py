@@ -229,17 +229,15 @@ class Online:
         rehearsal._returns = EpisodeReturns(self._env.num_envs)
         rehearsal._sums = collections.Counter()
         last_update = self._updates_due(until // self._env.num_envs)
-        rehearsal._diagnostics_every = 0
-        if 0 < self._diagnostics_every < last_update:
-            rehearsal._diagnostics_every = 1
+        rehearsal._diagnostics_every = 2 if 0 < self._diagnostics_every < last_update else 0
         rehearsal._reseed_every = 1 << 62
         rehearsal._observations, _ = self._env.reset()
         try:
-            # One whole round of updates is behind it then, its results read.
-            updates = max(2, self._env.num_envs // self._update_period)
-            while rehearsal._learner.submitted < updates or rehearsal.number <= rows + self._lag + 1:
+            while rehearsal._learner.submitted < 3:  # the third update follows a diagnosis
                 rehearsal.advance()
             rehearsal._diagnostics_every = 0
+            for _ in range(self._lag + 2):  # reads their results, so that nothing that compiles is timed
+                rehearsal.advance()
             begun, first_number = time.perf_counter(), rehearsal.number
             least = max(_REHEARSAL_STEPS, -(-3 * self._update_period // self._env.num_envs))
             while time.perf_counter() - begun < _REHEARSAL or rehearsal.number < first_number + least:
