@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlcls import kernels
-from rlcls.kernels.linear_histogram.api import IMPLEMENTATIONS
+from rlcls.kernels.histogram.dispatch import KNOWN
 
 # What compiling or running raises where an implementation cannot serve, or memory does not suffice.
 REFUSALS = (ValueError, ImportError, NotImplementedError, jax.errors.JaxRuntimeError)
@@ -58,7 +58,7 @@ def _losses(projection: Any) -> dict[str, Callable[[Any, Any], Any]]:
         return kernels.linear_histogram_cross_entropy(*layer, None, targets, projection, implementation=name)
 
     return {"materialised": materialised} | {
-        name: functools.partial(fused, name=name) for name in IMPLEMENTATIONS[1:]
+        name: functools.partial(fused, name=name) for name in KNOWN["linear_histogram"][1:]
     }
 
 

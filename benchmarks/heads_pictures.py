@@ -21,7 +21,6 @@ from heads import make
 from matplotlib.axes import Axes
 
 from rlcls import heads
-from rlcls.heads.bins import BinsHead
 
 LOW, HIGH, BINS = -2.0, 2.0, 20
 COLOURS = ("tab:blue", "tab:orange")
@@ -38,7 +37,7 @@ def main() -> None:
         figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
         if isinstance(head, heads.C51):
             _draw_backup(left, head)
-        elif isinstance(head, BinsHead) and not isinstance(head, heads.MSESoftmax):
+        elif isinstance(head, heads.CategoricalHead) and not isinstance(head, heads.MSESoftmax):
             _draw_histograms(left, head)
         else:
             _draw_loss(left, head)
@@ -49,7 +48,7 @@ def main() -> None:
         print(path)
 
 
-def _draw_histograms(axes: Axes, head: BinsHead) -> None:
+def _draw_histograms(axes: Axes, head: heads.CategoricalHead) -> None:
     support = head.support
     widths = np.diff(support.edges)
     for target, colour in zip((0.55, support.vmax), COLOURS, strict=True):
@@ -94,12 +93,12 @@ def _draw_error(axes: Axes, head: heads.Head) -> None:
     low, high = _range(head)
     margin = 0.1 * (high - low)
     targets = np.linspace(low - margin, high + margin, 601)
-    if isinstance(head, BinsHead) and not isinstance(head, heads.MSESoftmax):
+    if isinstance(head, heads.CategoricalHead) and not isinstance(head, heads.MSESoftmax):
         values = head.decode(head.encode(targets))
     else:
         values = _fitted(head, targets)
     axes.axhline(0, color="grey", linewidth=0.5)
-    if isinstance(head, (BinsHead, heads.BCE)):
+    if isinstance(head, (heads.CategoricalHead, heads.BCE)):
         axes.axvspan(low - margin, low, color="grey", alpha=0.2, linewidth=0)
         axes.axvspan(high, high + margin, color="grey", alpha=0.2, linewidth=0)
     axes.plot(targets, values - targets, color="black")

@@ -4,10 +4,18 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class UserError(Exception):
     """A mistake in what the user asked for. The message is one line; a command prints it and exits with 2."""
+
+
+def check_choice(what: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raises a ValueError, which calls the value `what`, if it is none of the choices."""
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{what} must be one of {', '.join(map(str, choices))}, not {value}")
 
 
 def command(run: Callable[[list[str]], int], argv: list[str] | None) -> int:

@@ -1,7 +1,7 @@
-"""What to watch inside a value network: rank and spectrum of its features, dormant units, norms, attention, TD error.
+"""Diagnostics of a value network: rank and spectrum of its features, dormant units, norms, attention, TD error.
 
-Pure functions of arrays, made to run inside a compiled program. They compute in float32 at least, and in float64 where
-their input is. Zeros, which a network that died gives, are answered with numbers and never with NaN.
+Each is a pure function of arrays that can run inside a compiled program. It computes in float32, or in float64 for
+float64 inputs. For the zeros of a network that died it returns numbers and never NaN.
 """
 
 from __future__ import annotations
@@ -15,26 +15,28 @@ from jax.scipy.special import entr
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num, PyTree
 
-_TAU = 0.1  # of a dormant unit
+from rlcls.kernels.arrays import at_least_float32
+
+_TAU = 0.1  # a dormant unit is at most this many times as active as its layer
 
 
 def singular_values(features: Float[ArrayLike, "b d"], *, centered: bool = False) -> Float[Array, "k"]:
-    """The singular values of a batch of features, from the largest on; those that are mere rounding are 0.
+    """The singular values of a batch of features in descending order, with rounding errors replaced by 0.
 
     Args:
       features: a row for each of B observations.
-      centered: subtract each feature's mean over the batch first.
+      centered: whether to subtract each feature's mean over the batch first.
 
     Returns:
       The K = min(B, D) singular values.
 
     Raises:
-      ValueError: not a matrix, or an empty one.
+      ValueError: the features are not a matrix, or it is empty.
     """
-    x = _floating(features)
+    x = at_least_float32(features)
     if x.ndim != 2 or not x.size:
         raise ValueError(f"features must have shape (batch, features), neither of them 0, not {x.shape}")
-    # The norm of what came in decides what rounding is: centring a column of equal numbers leaves nothing else.
+    # The threshold uses the norm before centring: a column of equal numbers is rounding errors only after it.
     rounding = jnp.finfo(x.dtype).eps * (16 + math.sqrt(max(x.shape))) * jnp.linalg.norm(x)
     if centered:
         x = x - jnp.mean(x, axis=0, keepdims=True)
@@ -45,14 +47,14 @@ def singular_values(features: Float[ArrayLike, "b d"], *, centered: bool = False
 def rankme(singular_values: Float[ArrayLike, "k"]) -> Float[Array, ""]:
     """The effective rank exp(entropy of the normalised singular values): 1 to K, and 0 for a matrix of zeros.
 
-    Scaling, rotating or permuting the features does not change it. The paper adds 1e-7 to each share to keep the
+    It is invariant to scaling, rotating and permuting the features. The paper adds 1e-7 to each share to keep the
     logarithm finite; here 0 log 0 is 0.
 
     Args:
-      singular_values: of the features as they are, not centred.
+      singular_values: singular values of the features without centring.
 
     Raises:
-      ValueError: they are not a vector.
+      ValueError: the singular values are not a vector.
 
     Source: Garrido et al. 2023 (RankMe); Roy and Vetterli 2007.
     """
@@ -62,10 +64,10 @@ def rankme(singular_values: Float[ArrayLike, "k"]) -> Float[Array, ""]:
 
 
 def srank(singular_values: Float[ArrayLike, "k"], delta: float = 0.01) -> Int[Array, ""]:
-    """How many of the largest singular values make up 1 - delta of their sum: 1 to K, and 0 for a matrix of zeros.
+    """The number of largest singular values whose sum is 1 - delta of the whole: 1 to K, and 0 for a matrix of zeros.
 
     Args:
-      singular_values: of the features as they are, not centred.
+      singular_values: singular values of the features without centring.
       delta: share of the sum that may be missing, above 0 and below 1.
 
     Returns:
@@ -80,25 +82,25 @@ def srank(singular_values: Float[ArrayLike, "k"], delta: float = 0.01) -> Int[Ar
         raise ValueError(f"delta must be above 0 and below 1, not {delta}")
     values = _spectrum(singular_values)
     missing = jnp.cumsum(_shares(values)) < 1 - delta
-    # Rounding may leave the sum of all shares below 1 - delta where delta is tiny.
+    # Rounding may leave the sum of all shares below 1 - delta if delta is tiny.
     rank = jnp.minimum(1 + jnp.sum(missing), jnp.count_nonzero(values))
     return rank.astype(jnp.int32)
 
 
 def alpha_req(singular_values: Float[ArrayLike, "k"], first: int = 4, last: int = 100) -> Float[Array, ""]:
-    """How fast the spectrum decays: alpha where the j-th eigenvalue of the covariance goes like j**-alpha.
+    """The decay of the spectrum: alpha if the j-th eigenvalue of the covariance is proportional to j**-alpha.
 
-    The slope of the line through (log j, log eigenvalue), least squares with weights 1/j, over the ranks `first` to
-    `last` as far as the eigenvalues are not 0. The authors' code fits so; their range has varied. A flat spectrum has
-    alpha 0. Where fewer than two eigenvalues are left to fit it is infinite, for matrices of zeros 0.
+    -alpha is the slope of a line through (log j, log eigenvalue), fitted by least squares with weights 1/j to the
+    eigenvalues above 0 of ranks `first` to `last`. The authors' code has the same fit, over ranges that have varied. A
+    flat spectrum has alpha 0. With fewer than two eigenvalues to fit alpha is infinite, and 0 for a matrix of zeros.
 
     Args:
-      singular_values: of the *centred* features; their squares are in proportion to the covariance's eigenvalues.
-      first: the first rank of the fit, counted from 1.
-      last: the last one.
+      singular_values: singular values of the *centred* features, whose squares are proportional to the eigenvalues.
+      first: first rank of the fit, counted from 1.
+      last: last rank of the fit.
 
     Raises:
-      ValueError: not 1 <= first < last, or the singular values are not a vector.
+      ValueError: first and last are not 1 <= first < last, or the singular values are not a vector.
 
     Source: Agrawal et al. 2022 (alpha-ReQ); the weights are Stringer et al. 2019's.
     """
@@ -109,7 +111,7 @@ def alpha_req(singular_values: Float[ArrayLike, "k"], first: int = 4, last: int 
     fitted = (values > 0) & (ranks >= first) & (ranks <= last)
     weights = jnp.where(fitted, 1 / ranks, 0)
     x = jnp.log(ranks)
-    # Relative to the largest, or squares of small features would be lost.
+    # Dividing by the largest value keeps the squares of small features from underflow.
     y = 2 * jnp.log(jnp.where(fitted, values, 1) / jnp.where(values[0] > 0, values[0], 1))
     total = jnp.where(jnp.any(fitted), jnp.sum(weights), 1)
     x = x - jnp.sum(weights * x) / total
@@ -122,34 +124,35 @@ def alpha_req(singular_values: Float[ArrayLike, "k"], first: int = 4, last: int 
 def dormant_ratio(activations: Float[ArrayLike, "*b d"], tau: float = _TAU) -> Float[Array, ""]:
     """The share of a layer's units whose mean absolute activation is at most `tau` times the layer's: 0 to 1.
 
-    Scaling the activations does not change it. In a layer of zeros every unit is dormant. `shown` counts the units of
+    It is invariant to scaling the activations. In a layer of zeros every unit is dormant. `shown` counts the units of
     all layers together, as the paper does.
 
     Args:
-      activations: after the nonlinearity, the units of one layer last; positions of a convolution count as samples.
-      tau: 0 counts the units that are exactly 0 on the whole batch.
+      activations: activations of one layer after the nonlinearity, with units on the last axis; positions of a
+        convolution are samples.
+      tau: threshold; 0 counts the units that are exactly 0 on the whole batch.
 
     Raises:
-      ValueError: tau is negative, or there is no activation.
+      ValueError: tau is negative, or there are no activations.
 
     Source: Sokar et al. 2023, definition 3.1.
     """
     if tau < 0:
         raise ValueError(f"tau must be at least 0, not {tau}")
-    x = _floating(activations)
+    x = at_least_float32(activations)
     if x.ndim < 1 or not x.size:
         raise ValueError(f"activations must have shape (..., units), none of them 0, not {x.shape}")
     return jnp.mean(_dormant(jnp.mean(jnp.abs(x), axis=tuple(range(x.ndim - 1))), tau), dtype=x.dtype)
 
 
 def feature_norm(features: Float[ArrayLike, "*b d"]) -> Float[Array, ""]:
-    """The Euclidean norm of a feature vector, the mean over all of them."""
-    return jnp.mean(jnp.linalg.norm(_floating(features), axis=-1))
+    """The mean Euclidean norm of the feature vectors."""
+    return jnp.mean(jnp.linalg.norm(at_least_float32(features), axis=-1))
 
 
 def global_norm(tree: PyTree[Num[ArrayLike, "..."]]) -> Float[Array, ""]:
-    """The Euclidean norm of all numbers of a tree, such as a gradient, taken as one vector."""
-    squares = [jnp.sum(jnp.square(_floating(leaf))) for leaf in jax.tree.leaves(tree)]
+    """The Euclidean norm of all numbers of a tree, such as a gradient, as one vector."""
+    squares = [jnp.sum(jnp.square(at_least_float32(leaf))) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(squares, jnp.zeros((), jnp.float32)))
 
 
@@ -158,15 +161,19 @@ def td_error(
     backups: Float[ArrayLike, "*b"],
     weights: Float[ArrayLike, "*b"] | None = None,
 ) -> Float[Array, ""]:
-    """The mean of |values - backups|, in the units of the values; NaN where all weights are 0: nothing was measured.
+    """The weighted mean of |values - backups|, in the units of the values; NaN if all weights are 0.
 
     Args:
-      values: Q(s, a), whichever head made it.
+      values: Q(s, a).
       backups: r + discount * max Q(s', a').
-      weights: of the mean; equal ones where none are given.
+      weights: weights of the mean; None means equal weights.
     """
-    errors = jnp.abs(_floating(values) - _floating(backups))
-    return jnp.mean(errors) if weights is None else jnp.sum(errors * weights) / jnp.sum(_floating(weights))
+    errors = jnp.abs(at_least_float32(values) - at_least_float32(backups))
+    return (
+        jnp.mean(errors)
+        if weights is None
+        else jnp.sum(errors * weights) / jnp.sum(at_least_float32(weights))
+    )
 
 
 def attention_entropy(
@@ -176,22 +183,22 @@ def attention_entropy(
     causal: bool = False,
     scale: float | None = None,
 ) -> Float[Array, "*b h t"]:
-    """The entropy of every query's attention over the keys: 0 for all on one key to log(S) for uniform, in nats.
+    """The entropy of every query's attention over the keys, in nats: from 0 (one key) to log(S) (uniform).
 
-    It is computed anew from queries and keys, so that attention itself can stay fused.
+    It is computed again from queries and keys, so that the attention itself can stay fused.
 
     Args:
-      queries: T positions, H heads, as `jax.nn.dot_product_attention` takes them.
+      queries: T positions and H heads, as in `jax.nn.dot_product_attention`.
       keys: S positions.
-      causal: query i sees the keys up to i only, which leaves it log(i + 1) at most, i from 0.
-      scale: of the logits; 1/sqrt(D) where none is given.
+      causal: whether query i attends to keys 0 to i only, so that its entropy is at most log(i + 1).
+      scale: factor of the logits; None means 1/sqrt(D).
 
     Raises:
-      ValueError: causal attention with T other than S, or shapes that do not fit.
+      ValueError: the attention is causal and T differs from S, or the shapes do not fit.
 
     Source: Zhai et al. 2023 (sigma-reparam).
     """
-    q, k = _floating(queries), _floating(keys)
+    q, k = at_least_float32(queries), at_least_float32(keys)
     if q.ndim < 3 or q.ndim != k.ndim or q.shape[:-3] != k.shape[:-3] or q.shape[-2:] != k.shape[-2:]:
         raise ValueError(
             f"queries and keys must have shapes (..., positions, heads, size) that differ in positions at most, "
@@ -206,33 +213,33 @@ def attention_entropy(
 
 
 def attention_entropy_bound(logit_norm: ArrayLike, num_keys: ArrayLike) -> Float[Array, "..."]:
-    """The least entropy that attention over `num_keys` keys can have; it falls exponentially with `logit_norm`.
+    """A lower bound of the entropy of attention over `num_keys` keys; it falls exponentially with `logit_norm`.
 
-    A softmax does not see a shift, so the norm may be that of the logits less their mean. The bound is reached by one
-    logit above others that are equal.
+    A softmax is invariant to a shift, so the norm may be that of the logits minus their mean. The bound is reached if
+    one logit is larger than the others and these are equal.
 
     Args:
-      logit_norm: an upper bound on the Euclidean norm of one query's logits. With tokens X [T, D] as rows and
-        weights D x d, scale * ||W_q W_k^T||_2 * ||X||_2**2, spectral norms, is one.
-      num_keys: T, at least 1; for query i of causal attention i + 1.
+      logit_norm: an upper bound of the Euclidean norm of one query's logits, such as scale * ||W_q W_k^T||_2 *
+        ||X||_2**2 (spectral norms) for tokens X [T, D] as rows and weights D x d.
+      num_keys: T, at least 1; i + 1 for query i of causal attention.
 
     Returns:
-      Nats, of the shape that both arguments broadcast to.
+      The bound in nats, in the shape that both arguments broadcast to.
 
     Source: Zhai et al. 2023 (sigma-reparam), their lower bound of the attention entropy.
     """
-    norm, others = _floating(logit_norm), _floating(num_keys) - 1
-    # How far the one logit is above the others when the norm is used up.
+    norm, others = at_least_float32(logit_norm), at_least_float32(num_keys) - 1
+    # The difference between the largest logit and the others, for logits of this norm.
     gap = norm * jnp.sqrt((others + 1) / jnp.maximum(others, 1))
-    mass = others * jnp.exp(-gap)  # of the others, in units of the one's
+    mass = others * jnp.exp(-gap)  # total of the other keys, in units of the largest
     return jnp.log1p(mass) + gap * mass / (1 + mass)
 
 
 def feature_metrics(features: Float[ArrayLike, "b d"]) -> dict[str, Array]:
-    """All that is told of the features of one batch, by name: as if they were the only layer.
+    """The diagnostics of one batch of features, by name; `dormant_ratio` takes the features as the only layer.
 
     Raises:
-      ValueError: not a matrix, or an empty one.
+      ValueError: the features are not a matrix, or it is empty.
     """
     values = singular_values(features)
     return {
@@ -245,17 +252,18 @@ def feature_metrics(features: Float[ArrayLike, "b d"]) -> dict[str, Array]:
 
 
 def shown(intermediates: PyTree, *, causal: bool = False) -> dict[str, Array]:
-    """What modules show of themselves, in numbers.
+    """The diagnostics of captured intermediates.
 
     Args:
-      intermediates: nested dicts of tuples, an entry for each call of a module, as `networks.functional` captures them.
-      causal: whether the attentions among them are.
+      intermediates: nested dicts of tuples with an entry for each call of a module, as `networks.functional` captures
+        them.
+      causal: whether their attention is causal.
 
     Returns:
-      The scalars by name, the mean of all that go by it. Of `queries` and `keys` beside each other, as
-      `attention_entropy` takes them, attention_entropy, a mean over everything, and attention_entropy_least, that of
-      the head where it is least. Of `activity`, a vector for each hidden layer of its units' mean absolute activations,
-      dormant_ratio: the share of all layers' units that are at most 0.1 times as active as their layer.
+      For each name of scalars, their mean. For `queries` and `keys` in one dict, attention_entropy, the mean over
+      everything, and attention_entropy_least, the mean of the head with the lowest. For `activity`, each hidden layer's
+      vector of mean absolute activations, dormant_ratio: the share of the units of all layers that are at most 0.1
+      times as active as their layer.
     """
     scalars: dict[str, list[Array]] = {}
     heads: list[Array] = []
@@ -266,11 +274,13 @@ def shown(intermediates: PyTree, *, causal: bool = False) -> dict[str, Array]:
             if isinstance(value, dict):
                 visit(value)
             else:
-                scalars.setdefault(str(name), []).extend(_floating(x) for x in value if jnp.ndim(x) == 0)
+                scalars.setdefault(str(name), []).extend(
+                    at_least_float32(x) for x in value if jnp.ndim(x) == 0
+                )
         for queries, keys in zip(node.get("queries", ()), node.get("keys", ()), strict=True):
             entropy = attention_entropy(queries, keys, causal=causal)
             heads.append(jnp.mean(entropy, axis=(*range(entropy.ndim - 2), -1)))
-        dormant.extend(_dormant(_floating(scores), _TAU) for scores in node.get("activity", ()))
+        dormant.extend(_dormant(at_least_float32(scores), _TAU) for scores in node.get("activity", ()))
 
     visit(intermediates)
     found = {name: jnp.mean(jnp.stack(values)) for name, values in scalars.items() if values}
@@ -286,19 +296,14 @@ def _dormant(scores: Float[Array, "d"], tau: float) -> Bool[Array, "d"]:
     return scores <= tau * jnp.mean(scores)
 
 
-def _floating(x: Any) -> Array:
-    x = jnp.asarray(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
 def _spectrum(values: Any) -> Float[Array, "k"]:
-    values = _floating(values)
+    values = at_least_float32(values)
     if values.ndim != 1 or not values.size:
         raise ValueError(f"singular_values must be a vector, not of shape {values.shape}")
     return values
 
 
 def _shares(values: Float[Array, "k"]) -> Float[Array, "k"]:
-    # Divided by the largest first: the sum of large ones would overflow.
+    # Dividing by the largest first keeps the sum of large values from overflowing.
     relative = values / jnp.where(values[0] > 0, values[0], 1)
     return relative / jnp.maximum(jnp.sum(relative), 1)

@@ -1,4 +1,4 @@
-"""The cross-entropy of logits to a moved and projected distribution, which is never formed."""
+"""The cross-entropy of logits to a moved and projected distribution, without that distribution in memory."""
 
 import functools
 from typing import Any
@@ -7,15 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Float, Real
+from jaxtyping import Array, Float, Real
 
+from ..arrays import AxisName, as_real, check_floating
 from ..histogram import dispatch
-from ..histogram.api import as_real, over_devices, poison
-from ..histogram.band import AxisName
+from ..histogram.api import finish, poison
 from ..histogram.projection import TwoHot
 from . import reference, xla
-
-IMPLEMENTATIONS = ("reference", "xla")
 
 
 def categorical_projection_cross_entropy(
@@ -32,21 +30,23 @@ def categorical_projection_cross_entropy(
 ) -> Any:
     """The cross-entropy of softmax(logits) to the distribution of r + discount * (next return), in nats.
 
-    The next return is distributed by `next_probs` over the centers of the projection; each atom's mass, moved,
-    is shared between its two nearest centers, or clipped to the ends. Nothing but the logits has a gradient.
+    loss = -sum_i p_i * log softmax(logits)_i with p = sum_j next_probs_j * two_hot(r + discount * z_j)
+
+    over the centers z_j of the projection: each atom's mass is divided between the two centers nearest to where it
+    moves, or put on the outermost center. Only the logits get a gradient.
 
     Args:
-      logits: at least `projection.num_bins` per row; what is beyond is padding, and ignored.
+      logits: at least `projection.num_bins` per row; the columns beyond are padding, and ignored.
       next_probs: the probabilities at the next state, `projection.num_bins` per row, summing to 1.
       rewards: n-step sums of rewards, in the units of the projection.
       discounts: gamma**n, and 0 where the episode ended.
-      projection: `TwoHot`, of equal widths.
+      projection: a `TwoHot` of equal widths.
       weights: a factor of each loss.
-      return_lse: also gives the log-sum-exp of each row, as a second result.
+      return_lse: whether to return also the log-sum-exp of each row, as a second result.
       implementation: "reference" (a sum over atoms for every bin), "xla", or None for the faster.
-      axis_name: inside `jax.shard_map`, the mesh axis (or axes) that the bins are sharded over: `logits` are then this
-        device's equal share of the columns, in the order of the axis, `next_probs` whole on every device, as its
-        atoms move from share to share, and so are the results.
+      axis_name: inside `jax.shard_map`, the mesh axis (or axes) over which the bins are sharded. `logits` are then
+        this device's equal share of the columns, in the order of the axis. Every device gets whole rows of
+        `next_probs`, whose atoms move from share to share, and the results of whole rows.
 
     Raises:
       TypeError: logits or next_probs are not floating point, others not real, or the projection is no `TwoHot`.
@@ -57,63 +57,68 @@ def categorical_projection_cross_entropy(
     if type(projection) is not TwoHot:
         raise TypeError(f"projection must be a TwoHot of equal widths, not {projection!r}")
     logits, next_probs = jnp.asarray(logits), jnp.asarray(next_probs)
-    scalars = {"rewards": as_real("rewards", rewards), "discounts": as_real("discounts", discounts)}
-    if weights is not None:
-        scalars["weights"] = as_real("weights", weights)
-    dispatch.check_known(implementation, IMPLEMENTATIONS)
-    if axis_name is not None and implementation == "reference":
-        raise ValueError(f"implementation 'reference' cannot serve: {dispatch.SHARDED}")
-    for argument, x in (("logits", logits), ("next_probs", next_probs)):
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"{argument} must be floating point, not {x.dtype}")
+    rewards, discounts = as_real(rewards, "rewards"), as_real(discounts, "discounts")
+    check_floating(logits, "logits")
+    check_floating(next_probs, "next_probs")
     devices = 1 if axis_name is None else lax.axis_size(axis_name)
     if logits.ndim == 0 or logits.shape[-1] * devices < projection.num_bins:
         raise ValueError(f"logits of shape {logits.shape} have fewer columns than {projection}")
     leading = logits.shape[:-1]
-    for argument, x in scalars.items():
+    for argument, x in (("rewards", rewards), ("discounts", discounts)):
         if x.shape != leading:
             raise ValueError(f"{argument} of shape {x.shape} do not match logits of shape {logits.shape}")
     if next_probs.shape != (*leading, projection.num_bins):
         raise ValueError(
             f"next_probs of shape {next_probs.shape} must have shape {(*leading, projection.num_bins)}"
         )
-    flat = logits.reshape(-1, logits.shape[-1])
-    rest = (
-        next_probs.reshape(-1, projection.num_bins),
-        scalars["rewards"].reshape(-1),
-        scalars["discounts"].reshape(-1),
+    flat, sharded = logits.reshape(-1, logits.shape[-1]), axis_name is not None
+    name = dispatch.choose(
+        implementation,
+        flat.shape,
+        flat.dtype,
+        projection,
+        operation="categorical_projection",
+        sharded=sharded,
     )
+    rest = (next_probs.reshape(-1, projection.num_bins), rewards.reshape(-1), discounts.reshape(-1))
     rest = lax.stop_gradient(rest)
-    if implementation == "reference":
+    if name == "reference":
         loss, lse = reference.forward(flat, *rest, projection)
     else:
         loss, lse = _fused(flat, *rest, projection, axis_name)
-    if axis_name is not None:
-        loss, lse = over_devices(loss, lse, axis_name)
-    loss, lse = loss.reshape(leading), lse.reshape(leading)
-    if weights is not None:
-        loss = loss * scalars["weights"].astype(loss.dtype)
-    return (loss, lse) if return_lse else loss
+    return finish(loss, lse, leading, weights, return_lse, axis_name)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _fused(
-    logits: Any, next_probs: Any, rewards: Any, discounts: Any, projection: Any, axis_name: AxisName | None
-) -> Any:
+    logits: Array,
+    next_probs: Array,
+    rewards: Array,
+    discounts: Array,
+    projection: TwoHot,
+    axis_name: AxisName | None,
+) -> tuple[Array, Array]:
     return xla.forward(logits, next_probs, rewards, discounts, projection, axis_name)
 
 
 def _forward(
-    logits: Any, next_probs: Any, rewards: Any, discounts: Any, projection: Any, axis_name: AxisName | None
-) -> Any:
+    logits: Array,
+    next_probs: Array,
+    rewards: Array,
+    discounts: Array,
+    projection: TwoHot,
+    axis_name: AxisName | None,
+) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
     loss, lse = _fused(logits, next_probs, rewards, discounts, projection, axis_name)
     return (loss, lse), (logits, next_probs, rewards, discounts, lse)
 
 
-def _backward(projection: Any, axis_name: AxisName | None, saved: Any, cotangents: Any) -> Any:
+def _backward(
+    projection: TwoHot, axis_name: AxisName | None, saved: tuple[Array, ...], cotangents: tuple[Array, Array]
+) -> tuple[Array, None, None, None]:
     logits, next_probs, rewards, discounts, lse = saved
     d_loss, d_lse = cotangents
-    # Any of these without a number makes the loss of its row NaN; so it does with the gradient.
+    # A NaN in any of these makes the loss of its row NaN, and here the gradient.
     d_loss = poison(d_loss, rewards + discounts + next_probs.sum(-1))
     d_logits = xla.backward(logits, next_probs, rewards, discounts, lse, d_loss, d_lse, projection, axis_name)
     return d_logits, None, None, None

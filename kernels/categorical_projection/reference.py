@@ -1,11 +1,12 @@
 """The definition: the projected distribution, and the cross-entropy to it. JAX differentiates it by itself."""
 
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from ..arrays import at_least_float32
+from ..histogram.projection import TwoHot
+from ..histogram.reference import cross_entropy
 
 
 def forward(
@@ -13,18 +14,17 @@ def forward(
     next_probs: Float[Array, "b k"],
     rewards: Float[Array, " b"],
     discounts: Float[Array, " b"],
-    projection: Any,
+    projection: TwoHot,
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
     """Loss and log-sum-exp of each row."""
-    logits = logits[:, : projection.num_bins].astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = at_least_float32(logits[:, : projection.num_bins])
     probs = projection.project(next_probs, moved_atoms(rewards, discounts, projection)).astype(logits.dtype)
-    loss = -jnp.where(probs == 0, 0, probs * jax.nn.log_softmax(logits)).sum(-1)
-    return loss, jax.nn.logsumexp(logits, axis=-1)
+    return cross_entropy(logits, probs), jax.nn.logsumexp(logits, axis=-1)
 
 
 def moved_atoms(
-    rewards: Float[Array, " b"], discounts: Float[Array, " b"], projection: Any
+    rewards: Float[Array, " b"], discounts: Float[Array, " b"], projection: TwoHot
 ) -> Float[Array, "b k"]:
-    """Where each atom of the next state's distribution goes."""
+    """r + discount * atom, for each atom of the distribution at the next state."""
     atoms = np.linspace(projection.first_center, projection.last_center, projection.num_bins)
     return rewards[:, None] + discounts[:, None] * atoms.astype(rewards.dtype)

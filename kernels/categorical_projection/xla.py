@@ -1,11 +1,10 @@
-"""Plain XLA, some rows at a time: where their atoms fall, and what these share out, is [rows, K] and no more.
+"""Plain XLA, a block of rows at a time: the places and shares of their atoms take [rows, K] of memory.
 
-The cross-entropy to a projected distribution is linear in the logits: an atom of mass p that falls between bins
-j and j + 1 costs p times the interpolated logit. On CPUs and GPUs each atom looks up its two logits, and the
-gradient is put back there: a gather forward and a scatter backward, B x K of each. A TPU does either element by
-element, and takes two minutes to compile it; there each atom is compared with all bins: B x K x K, in registers.
-So it is for few bins on a GPU: fewer passes, and the bits are the same in every run, which additions in memory
-do not promise.
+The cross-entropy to a projected distribution is linear in the logits: an atom of mass p between bins j and j + 1
+costs p times the interpolated logit. On CPUs and GPUs each atom looks up its two logits, and the gradient is added
+back there: a gather forward and a scatter backward, B x K of each. A TPU gathers and scatters element by element, and
+compiles that for two minutes; there each atom is compared with all bins, B x K x K in registers. A GPU compares too
+if the bins are few: that takes fewer passes and gives the same bits in every run, unlike additions in memory.
 """
 
 import functools
@@ -14,17 +13,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from ..histogram.band import AxisName
+from ..arrays import AxisName, sum_dtype, weigh
 from ..histogram.mixture import compared
+from ..histogram.projection import TwoHot
 from ..histogram.xla import column_numbers, masked
 from .reference import moved_atoms
 
-# Logits at a time: on a CPU the temporaries stay in the cache, elsewhere the chip needs so many to be busy.
+# Logits in a block. A CPU's cache holds the temporaries of _FEW; an accelerator needs _MANY to be busy.
 _FEW, _MANY = 2**14, 2**18
-_FEW_BINS = 64  # to be compared with on a GPU, too
+_FEW_BINS = 64  # a GPU compares atoms with at most this many bins
 
 
 def forward(
@@ -32,10 +33,10 @@ def forward(
     next_probs: Float[Array, "b k"],
     rewards: Float[Array, " b"],
     discounts: Float[Array, " b"],
-    projection: Any,
+    projection: TwoHot,
     axis_name: AxisName | None = None,
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Loss and log-sum-exp of each row; with `axis_name`, of this device's columns alone."""
+    """Loss and log-sum-exp of each row; with `axis_name`, of this device's columns only."""
     return _on_this_platform(_forward, projection, axis_name, logits, next_probs, rewards, discounts)
 
 
@@ -47,7 +48,7 @@ def backward(
     lse: Float[Array, " b"],
     d_loss: Float[Array, " b"],
     d_lse: Float[Array, " b"],
-    projection: Any,
+    projection: TwoHot,
     axis_name: AxisName | None = None,
 ) -> Float[Array, "b kp"]:
     """The gradient of the logits; with `axis_name`, of this device's columns."""
@@ -56,7 +57,7 @@ def backward(
 
 
 def _on_this_platform(
-    function: Callable[..., Any], projection: Any, axis_name: AxisName | None, *arrays: Array
+    function: Callable[..., Any], projection: TwoHot, axis_name: AxisName | None, *arrays: Array
 ) -> Any:
     def branch(dense: bool, size: int) -> Callable[..., Any]:
         run = functools.partial(function, projection, axis_name, dense)
@@ -71,71 +72,71 @@ def _on_this_platform(
 
 
 def rows_of(num_bins: int, size: int) -> int:
-    """How many rows about `size` logits are: a power of two, at least the 8 that lie in a register of a TPU."""
+    """The number of rows with about `size` logits: a power of two, at least the 8 that a TPU's register holds."""
     return 1 << max(3, (size // num_bins).bit_length() - 1)
 
 
 def _by_blocks(function: Callable[..., Any], rows: int, *arrays: Array) -> Any:
-    """function(*arrays), so many rows at a time; the last block begins early, and does some rows again."""
+    """function(*arrays), `rows` rows at a time; the last block overlaps with the one before it."""
     count = len(arrays[0])
     if count <= rows:
         return function(*arrays)
 
-    def step(number: Any, whole: Any) -> Any:
+    def step(number: Array, whole: Any) -> Any:
         start = jnp.minimum(number * rows, count - rows)
         part = function(*(lax.dynamic_slice_in_dim(x, start, rows) for x in arrays))
         return jax.tree.map(lambda w, x: lax.dynamic_update_slice_in_dim(w, x, start, 0), whole, part)
 
-    # The results' zeros are made of an argument: under shard_map they have to vary as it does.
+    # zeros_like of an argument: under shard_map the results must vary over the mesh axes that it varies over.
     shapes = jax.eval_shape(function, *(x[:rows] for x in arrays))
     zeros = jax.tree.map(lambda x: jnp.zeros_like(arrays[0], x.dtype, shape=(count, *x.shape[1:])), shapes)
     return lax.fori_loop(0, -(-count // rows), step, zeros)
 
 
 def _forward(
-    projection: Any,
+    projection: TwoHot,
     axis_name: AxisName | None,
     dense: bool,
-    logits: Any,
-    next_probs: Any,
-    rewards: Any,
-    discounts: Any,
-) -> Any:
-    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+    logits: Array,
+    next_probs: Array,
+    rewards: Array,
+    discounts: Array,
+) -> tuple[Array, Array]:
+    dtype = sum_dtype(logits)
     columns, real = column_numbers(logits.shape[1], projection, axis_name)
     row = masked(real, logits.astype(dtype), -jnp.inf)
     top = row.max(-1)
     base = jnp.where(jnp.isfinite(top), top, 0)
     log_total = jnp.log(jnp.exp(row - base[:, None]).sum(-1))
-    # Measured from the largest logit, the loss keeps its digits; that takes all the mass.
+    # Logits minus the largest keep the digits of the loss. This needs the whole row, with all of its mass.
     whole = axis_name is None
     origin = base if whole else jnp.zeros_like(base)
     bins, (low, high) = _shares(next_probs, rewards, discounts, projection, dtype)
     if dense:
         probs = compared(bins - columns[0, 0], low, high, logits.shape[1])
-        score = _times(probs, row - origin[:, None]).sum(-1)
+        score = weigh(probs, row - origin[:, None]).sum(-1)
     else:
         score = jnp.zeros_like(base)
         for place, share in _here(columns, whole, (bins, low), (bins + 1, high)):
             found = jnp.take_along_axis(logits, place, axis=1, mode="promise_in_bounds").astype(dtype)
-            score += _times(share, found - origin[:, None]).sum(-1)
+            score += weigh(share, found - origin[:, None]).sum(-1)
     if whole:
         return next_probs.sum(-1) * log_total - score, base + log_total
     return base + log_total - score, base + log_total
 
 
 def _backward(
-    projection: Any,
+    projection: TwoHot,
     axis_name: AxisName | None,
     dense: bool,
-    logits: Any,
-    next_probs: Any,
-    rewards: Any,
-    discounts: Any,
-    lse: Any,
-    d_loss: Any,
-    d_lse: Any,
-) -> Any:
+    logits: Array,
+    next_probs: Array,
+    rewards: Array,
+    discounts: Array,
+    lse: Array,
+    d_loss: Array,
+    d_lse: Array,
+) -> Array:
     columns, real = column_numbers(logits.shape[1], projection, axis_name)
     whole = axis_name is None
     base = jnp.where(jnp.isfinite(lse), lse, 0)
@@ -153,26 +154,30 @@ def _backward(
     return gradient.astype(logits.dtype)
 
 
-def _here(columns: Any, whole: bool, *pairs: Any) -> Any:
-    """Places and shares of the atoms, as indices into the columns at hand; elsewhere than there they share nothing."""
+_Pair = tuple[Array, Array]  # bins, and the mass that each atom adds there
+
+
+def _here(columns: Int[Array, "1 kp"], whole: bool, *pairs: _Pair) -> tuple[_Pair, ...]:
+    """The pairs with indices into this device's columns as bins, and a mass of 0 for bins of other devices."""
     if whole:
         return pairs
     last = columns.shape[1] - 1
 
-    def local(place: Any, share: Any) -> Any:
+    def local(place: Array, share: Array) -> _Pair:
         place = place - columns[0, 0]
         return jnp.clip(place, 0, last), jnp.where((place >= 0) & (place <= last), share, 0)
 
     return tuple(local(*pair) for pair in pairs)
 
 
-def _times(share: Any, x: Any) -> Any:
-    """A logit of -inf costs nothing where there is no mass."""
-    return jnp.where(share == 0, 0, share * x)
-
-
-def _shares(next_probs: Any, rewards: Any, discounts: Any, projection: Any, dtype: Any) -> Any:
-    """The lower bin [B, K] of each atom's two, and the mass that it gives to either."""
+def _shares(
+    next_probs: Float[Array, "b k"],
+    rewards: Float[Array, " b"],
+    discounts: Float[Array, " b"],
+    projection: TwoHot,
+    dtype: np.dtype,
+) -> tuple[Int[Array, "b k"], tuple[Float[Array, "b k"], Float[Array, "b k"]]]:
+    """The lower of each atom's two bins, and the masses of the lower and the upper one."""
     bins, fractions = projection.split(moved_atoms(rewards, discounts, projection))
     fractions, probs = fractions.astype(dtype), next_probs.astype(dtype)
     return bins, (probs * (1 - fractions), probs * fractions)

@@ -1,25 +1,24 @@
 """The cross-entropy of logits to histograms of scalars, without the histograms in memory.
 
-Every backend (`xla`, `cpu`, `mosaic_tpu`, `mosaic_gpu`; a file each, imported when it is first used) has exactly
-three functions. Rows are flat there: B of them, each of Kp >= projection.num_bins logits.
+Each backend is a file (`xla`, `cpu`, `mosaic_tpu`, `mosaic_gpu`), imported at its first use, with three functions;
+`xla` has no `unsupported`, because it serves everything. B rows of Kp >= projection.num_bins logits are flat there:
 
     forward(logits [B, Kp], targets [B], projection) -> (loss [B], lse [B])
     backward(logits, targets, lse [B], d_loss [B], d_lse [B], projection) -> d_logits [B, Kp]
     unsupported(batch, padded_bins, dtype, projection) -> None, or one line: why it cannot serve these
 
-* logits are float32, bfloat16 or float16, or float64 where the backend allows it; targets are float32 or
-  float64. loss, lse, d_loss and d_lse are float32, or float64 for float64 logits. d_logits has the dtype of
-  the logits.
-* Columns from projection.num_bins on are padding: whatever they hold, NaN included, has no part in loss or
-  lse, and their gradient is exactly 0.
+* logits are float32, bfloat16 or float16, or float64 if the backend allows it; targets are float32 or float64.
+  loss, lse, d_loss and d_lse are float32, or float64 for float64 logits. d_logits has the dtype of the logits.
+* Columns from projection.num_bins on are padding. They contribute nothing to loss or lse, even if they hold NaN, and
+  their gradient is exactly 0.
 * With p the histogram, loss = lse - sum(p * logits) over the columns where p is not 0 (a logit of -inf elsewhere
   costs nothing), and d_logits = (d_loss + d_lse) * softmax - d_loss * p.
-* What a backend makes of the loss and gradient of a row with a NaN target does not matter: here they are made
-  NaN. Its lse is that of the logits.
-* Only logits, targets and lse are kept from forward to backward; the histogram is computed again.
+* A backend may return anything as the loss and gradient of a row with a NaN target: this file sets them to NaN. The
+  lse of such a row is that of its logits.
+* The forward pass saves logits, targets and lse only; the backward pass computes the histogram again.
 
-Here are the checks, the one custom VJP, and what is the same for all of them: leading dimensions and weights.
-`reference` is the definition in plain JAX, through which JAX differentiates by itself.
+This file has the checks, the one custom VJP, and the handling of leading dimensions and weights. `reference` is the
+definition in plain JAX, which JAX differentiates by itself.
 """
 
 import functools
@@ -31,15 +30,16 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Real
 
+from ..arrays import AxisName, as_real, check_floating
 from . import dispatch, reference
-from .band import AxisName
+from .projection import Projection
 
 
 @overload
 def histogram_cross_entropy(
     logits: Float[ArrayLike, "*b k"],
     targets: Real[ArrayLike, "*b"],
-    projection: Any,
+    projection: Projection,
     *,
     weights: Real[ArrayLike, "*b"] | None = ...,
     return_lse: Literal[False] = ...,
@@ -52,7 +52,7 @@ def histogram_cross_entropy(
 def histogram_cross_entropy(
     logits: Float[ArrayLike, "*b k"],
     targets: Real[ArrayLike, "*b"],
-    projection: Any,
+    projection: Projection,
     *,
     weights: Real[ArrayLike, "*b"] | None = ...,
     return_lse: Literal[True],
@@ -64,7 +64,7 @@ def histogram_cross_entropy(
 def histogram_cross_entropy(
     logits: Float[ArrayLike, "*b k"],
     targets: Real[ArrayLike, "*b"],
-    projection: Any,
+    projection: Projection,
     *,
     weights: Real[ArrayLike, "*b"] | None = None,
     return_lse: bool = False,
@@ -73,18 +73,20 @@ def histogram_cross_entropy(
 ) -> Any:
     """The cross-entropy of softmax(logits) to the histogram of each target, in nats.
 
-    No gradient goes to the targets. The loss is in float32, or in float64 if the logits are.
+    loss(t) = -sum_i p_i(t) * log softmax(logits)_i, with p(t) the histogram `projection.encode(t)`.
+
+    The targets get no gradient. The loss is float32, or float64 if the logits are.
 
     Args:
-      logits: at least `projection.num_bins` per row; what is beyond is padding, and ignored.
-      targets: scalars in the units of the projection; outside its ends they count as its ends.
-      projection: `Gaussian`, `TwoHot` or `OneHot`; the irregular ones go with implementation="reference".
+      logits: at least `projection.num_bins` per row; the columns beyond are padding, and ignored.
+      targets: scalars in the units of the projection, which clips them at its ends.
+      projection: `Gaussian`, `TwoHot` or `OneHot`; irregular projections need implementation="reference".
       weights: a factor of each loss.
-      return_lse: also gives the log-sum-exp of each row, differentiable too and without the weights.
+      return_lse: whether to return also the log-sum-exp of each row, which is differentiable and has no weight.
       implementation: "reference", "xla", "cpu", "mosaic_tpu", "mosaic_gpu", or None for the fastest here.
-      axis_name: inside `jax.shard_map`, the mesh axis (or axes) that the bins are sharded over: `logits` are then this
-        device's equal share of the columns, in the order of the axis, and the results are whole on every
-        device.
+      axis_name: inside `jax.shard_map`, the mesh axis (or axes) over which the bins are sharded. `logits` are then
+        this device's equal share of the columns, in the order of the axis; every device gets the results of whole
+        rows.
 
     Raises:
       TypeError: the logits are not floating point, or the targets or weights not real.
@@ -93,15 +95,10 @@ def histogram_cross_entropy(
 
     Source: the loss is that of Farebrother et al. 2024, equation 3.1.
     """
-    logits, targets = jnp.asarray(logits), as_real("targets", targets)
-    if not jnp.issubdtype(logits.dtype, jnp.floating):
-        raise TypeError(f"logits must be floating point, not {logits.dtype}")
+    logits, targets = jnp.asarray(logits), as_real(targets, "targets")
+    check_floating(logits, "logits")
     if logits.ndim == 0 or targets.shape != logits.shape[:-1]:
         raise ValueError(f"targets of shape {targets.shape} do not match logits of shape {logits.shape}")
-    if weights is not None:
-        weights = as_real("weights", weights)
-        if weights.shape != targets.shape:
-            raise ValueError(f"weights of shape {weights.shape} do not match targets of {targets.shape}")
     columns = logits.shape[-1]
     if axis_name is not None:
         columns *= lax.axis_size(axis_name)
@@ -114,34 +111,31 @@ def histogram_cross_entropy(
         loss, lse = reference.forward(flat, labels, projection)
     else:
         loss, lse = _fused(flat, labels, projection, name, axis_name)
-    if axis_name is not None:
-        loss, lse = over_devices(loss, lse, axis_name)
-    loss, lse = loss.reshape(targets.shape), lse.reshape(targets.shape)
-    if weights is not None:
-        loss = loss * weights.astype(loss.dtype)
-    return (loss, lse) if return_lse else loss
-
-
-def as_real(argument: str, x: ArrayLike) -> Float[Array, "..."]:
-    """The array in at least float32."""
-    x = jnp.asarray(x)
-    if jnp.issubdtype(x.dtype, jnp.complexfloating):
-        raise TypeError(f"{argument} must be real, not {x.dtype}")
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return finish(loss, lse, targets.shape, weights, return_lse, axis_name)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _fused(logits: Any, targets: Any, projection: Any, name: str, axis_name: AxisName | None) -> Any:
+def _fused(
+    logits: Array, targets: Array, projection: Projection, name: str, axis_name: AxisName | None
+) -> tuple[Array, Array]:
     loss, lse = dispatch.backend(name).forward(logits, targets, projection, **sharding(axis_name))
     return poison(loss, targets), lse
 
 
-def _forward(logits: Any, targets: Any, projection: Any, name: str, axis_name: AxisName | None) -> Any:
+def _forward(
+    logits: Array, targets: Array, projection: Projection, name: str, axis_name: AxisName | None
+) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
     loss, lse = _fused(logits, targets, projection, name, axis_name)
     return (loss, lse), (logits, targets, lse)
 
 
-def _backward(projection: Any, name: str, axis_name: AxisName | None, saved: Any, cotangents: Any) -> Any:
+def _backward(
+    projection: Projection,
+    name: str,
+    axis_name: AxisName | None,
+    saved: tuple[Array, Array, Array],
+    cotangents: tuple[Array, Array],
+) -> tuple[Array, None]:
     d_loss, d_lse = cotangents
     d_loss = poison(d_loss, saved[1])
     d_logits = dispatch.backend(name).backward(*saved, d_loss, d_lse, projection, **sharding(axis_name))
@@ -151,19 +145,42 @@ def _backward(projection: Any, name: str, axis_name: AxisName | None, saved: Any
 _fused.defvjp(_forward, _backward)
 
 
-def over_devices(loss: Any, lse: Any, axis_name: AxisName) -> Any:
-    """The whole rows' loss and lse, given those of each device's columns."""
-    empty = lse == -jnp.inf  # a device with nothing but padding
-    score = lax.psum(jnp.where(empty, 0, lse - loss), axis_name)
-    top = lax.pmax(lax.stop_gradient(lse), axis_name)
-    total = lax.psum(jnp.where(empty, 0, jnp.exp(lse - top)), axis_name)
-    return top + jnp.log(total) - score, top + jnp.log(total)
+def finish(
+    loss: Float[Array, " b"],
+    lse: Float[Array, " b"],
+    shape: tuple[int, ...],
+    weights: Real[ArrayLike, "..."] | None,
+    return_lse: bool,
+    axis_name: AxisName | None,
+) -> Any:
+    """The results of an operation, from the loss and lse of flat rows: in `shape`, and the loss times `weights`."""
+    if axis_name is not None:
+        loss, lse = _over_devices(loss, lse, axis_name)
+    loss, lse = loss.reshape(shape), lse.reshape(shape)
+    if weights is not None:
+        weights = as_real(weights, "weights")
+        if weights.shape != shape:
+            raise ValueError(f"weights of shape {weights.shape} do not match targets of shape {shape}")
+        loss = loss * weights.astype(loss.dtype)
+    return (loss, lse) if return_lse else loss
 
 
-def poison(x: Any, targets: Any) -> Any:
-    """x, NaN in the rows whose target is."""
+def poison(x: Float[Array, " b"], targets: Float[Array, " b"]) -> Float[Array, " b"]:
+    """`x`, with NaN in the rows whose target is NaN."""
     return jnp.where(jnp.isnan(targets), jnp.nan, x)
 
 
 def sharding(axis_name: AxisName | None) -> dict[str, AxisName]:
+    """The option `axis_name` of the backends that take one."""
     return {} if axis_name is None else {"axis_name": axis_name}
+
+
+def _over_devices(
+    loss: Float[Array, " b"], lse: Float[Array, " b"], axis_name: AxisName
+) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
+    """Loss and lse of whole rows, from those of each device's columns."""
+    empty = lse == -jnp.inf  # all columns of this device are padding
+    score = lax.psum(jnp.where(empty, 0, lse - loss), axis_name)
+    top = lax.pmax(lax.stop_gradient(lse), axis_name)
+    total = lax.psum(jnp.where(empty, 0, jnp.exp(lse - top)), axis_name)
+    return top + jnp.log(total) - score, top + jnp.log(total)

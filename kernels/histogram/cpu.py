@@ -1,10 +1,8 @@
-"""For the CPU, where the distribution function is dear and a gather cheap: only the target's band is computed.
+"""For the CPU, on which a distribution function is expensive and a gather cheap: mass of the target's band only.
 
-Outside the band the mass is 0, so the loss is the log-sum-exp less a sum over the band, and the gradient is the
-softmax, put right inside the band.
+The mass outside the band is 0, so the loss is the log-sum-exp minus a sum over the band, and the gradient is the
+softmax, corrected inside the band.
 """
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,24 +10,25 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from ..arrays import sum_dtype, weigh
 from . import xla
-from .band import place, reach
+from .projection import Projection, place, reach
 
-# Below so many bins, or where the band is so much of the row, computing every bin is as fast.
+# Computing every bin is as fast for at most this many bins, or if the band is more than this share of the row.
 _FEW_BINS = 64
 _WIDE_SHARE = 0.25
 
 
-def unsupported(batch: int, padded_bins: int, dtype: Any, projection: Any) -> str | None:
-    """None: it serves everything, on every platform, though on accelerators slowly."""
+def unsupported(batch: int, padded_bins: int, dtype: np.dtype, projection: Projection) -> str | None:
+    """None: this implementation serves everything, though slowly on accelerators."""
     return None
 
 
 def forward(
-    logits: Float[Array, "b kp"], targets: Float[Array, " b"], projection: Any
+    logits: Float[Array, "b kp"], targets: Float[Array, " b"], projection: Projection
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
     """Loss and log-sum-exp of each row."""
-    dtype = jnp.promote_types(logits.dtype, jnp.float32)
+    dtype = sum_dtype(logits)
     if _is_dense(projection, dtype):
         return xla.forward(logits, targets, projection)
     row = logits[:, : projection.num_bins].astype(dtype)
@@ -38,7 +37,7 @@ def forward(
     log_total = jnp.log(jnp.exp(row - base[:, None]).sum(-1))
     start, mass = _band(projection, targets, dtype)
     shifted = _take(logits, start, mass.shape[1]).astype(dtype) - base[:, None]
-    score = jnp.where(mass == 0, 0, mass * shifted).sum(-1)
+    score = weigh(mass, shifted).sum(-1)
     return log_total - score, base + log_total
 
 
@@ -48,7 +47,7 @@ def backward(
     lse: Float[Array, " b"],
     d_loss: Float[Array, " b"],
     d_lse: Float[Array, " b"],
-    projection: Any,
+    projection: Projection,
 ) -> Float[Array, "b kp"]:
     """The gradient of the logits."""
     if _is_dense(projection, lse.dtype):
@@ -60,20 +59,20 @@ def backward(
         gradient = jnp.where(real, gradient, 0)
     start, mass = _band(projection, targets, lse.dtype)
     band = _take(logits, start, mass.shape[1]).astype(lse.dtype)
-    # The whole value, not a difference to add: rounding to bfloat16 then happens once.
+    # The band's whole value replaces the softmax: adding a difference would round to bfloat16 twice.
     inside = d_both * jnp.exp(band - lse) - d_loss * mass
     return _put(gradient.astype(logits.dtype), start, inside.astype(logits.dtype))
 
 
-def _is_dense(projection: Any, dtype: Any) -> bool:
+def _is_dense(projection: Projection, dtype: np.dtype) -> bool:
     bins = projection.num_bins
     return bins <= _FEW_BINS or sum(reach(projection, dtype)) + 1 > _WIDE_SHARE * bins
 
 
 def _band(
-    projection: Any, targets: Float[Array, " b"], dtype: Any
+    projection: Projection, targets: Float[Array, " b"], dtype: np.dtype
 ) -> tuple[Int[Array, " b"], Float[Array, "b w"]]:
-    """The first column of each target's band, and the mass from there on."""
+    """The first column of each target's band, and the mass of the band."""
     below, above = reach(projection, dtype)
     width = below + 1 + above
     bins, fractions, scale = place(projection, targets, dtype)

@@ -1,8 +1,8 @@
 """The projections of `projection` on bins of unequal widths.
 
-A target is split into a bin and a fraction of it there too, so the masses are the same functions: two-hot
-shares a target between the two nearest centers, and a Gaussian whose sigma is counted in bins follows their
-widths. Only a Gaussian of one sigma in the units of the target needs formulas of its own.
+A target is again split into a bin and a fraction, so the masses are the same functions: two-hot divides a target
+between the two nearest centers, and a Gaussian whose sigma is counted in bins follows their widths. Only a Gaussian
+with one sigma in the units of the target has formulas of its own.
 """
 
 import dataclasses
@@ -14,15 +14,16 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Real
 
-from .projection import Gaussian, OneHot, TwoHot, _clip, _erf, _floating
+from ..arrays import at_least_float32, clip, namespace
+from .projection import Gaussian, OneHot, TwoHot, _erf
 
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
-    """The cells between increasing points; what `projection.Grid` is for cells of equal width."""
+    """The cells between increasing points; `projection.Grid` has cells of equal width."""
 
     points: tuple[float, ...]
-    width = 1.0  # a standard deviation is counted in cells
+    width = 1.0  # sigma is counted in cells
 
     @property
     def low(self) -> float:
@@ -38,20 +39,21 @@ class Cells:
 
     def split(self, targets: Real[ArrayLike, "*b"]) -> tuple[Int[Any, "*b"], Float[Any, "*b"]]:
         """The cell (int32, 0..count-1) and the fraction of it (0..1) at each target, clipped to the ends."""
-        xp, t = _floating(targets)
+        xp = namespace(targets)
+        t = at_least_float32(targets, xp)
         number = t.dtype.type
         points, rest = (xp.asarray(part) for part in _in_two_parts(self.points, t.dtype.name))
         widths = xp.asarray(np.diff(self.points).astype(t.dtype))
-        t = _clip(xp, t, points[0], points[-1])
+        t = clip(t, points[0], points[-1])
         j = xp.searchsorted(points, t, side="right").astype(np.int32) - np.int32(1)
         j = xp.clip(j, np.int32(0), np.int32(self.count - 1))
         f = ((t - points[j]) - rest[j]) / widths[j]
-        return j, _clip(xp, f, number(0), number(1))
+        return j, clip(f, number(0), number(1))
 
 
 @functools.lru_cache(maxsize=64)
 def _in_two_parts(points: tuple[float, ...], dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """The points rounded to the dtype, and what that rounding took."""
+    """The points rounded to the dtype, and the rounding errors."""
     exact = np.asarray(points, np.float64)
     rounded = exact.astype(dtype)
     return rounded, (exact - rounded).astype(dtype)
@@ -91,7 +93,7 @@ class IrregularOneHot(OneHot):
 
 @dataclasses.dataclass(frozen=True)
 class LocalGaussian(Gaussian):
-    """`Gaussian` in the bins between given edges, its sigma counted in bins: wide where they are wide."""
+    """`Gaussian` in the bins between given edges, with sigma counted in bins, so that it grows with their width."""
 
     edges: tuple[float, ...]
 
@@ -107,16 +109,17 @@ class LocalGaussian(Gaussian):
 
 @dataclasses.dataclass(frozen=True)
 class IrregularGaussian(LocalGaussian):
-    """`Gaussian` in the bins between given edges, of one sigma in the units of the target."""
+    """`Gaussian` in the bins between given edges, with one sigma in the units of the target."""
 
     def encode(self, targets: Real[ArrayLike, "*b"]) -> Float[Any, "*b {self.num_bins}"]:
-        """The histogram of each target; dense: the distribution function at every edge."""
-        xp, t = _floating(targets)
+        """The histogram of each target, from the distribution function at every edge."""
+        xp = namespace(targets)
+        t = at_least_float32(targets, xp)
         number = t.dtype.type
         ones = (1,) * t.ndim
         edges, rest = (part.reshape((*ones, -1)) for part in _in_two_parts(self.edges, t.dtype.name))
-        t = _clip(xp, t, edges[(0,) * edges.ndim], edges[(0,) * t.ndim + (-1,)])
-        # A finite factor: at an edge 0 * inf would make a NaN of a sigma that is nearly 0.
+        t = clip(t, edges[(0,) * edges.ndim], edges[(0,) * t.ndim + (-1,)])
+        # The factor is finite for a sigma near 0 too: at an edge 0 * inf would be NaN.
         factor = number(min(np.sqrt(0.5) / self.sigma, 1e30))
         below = _erf(((edges - t[..., None]) + rest) * factor)
         mass = below[..., 1:] - below[..., :-1]

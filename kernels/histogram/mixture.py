@@ -1,4 +1,4 @@
-"""Many weighted targets in one histogram: C51's projection, whose every atom lands in two neighbouring bins."""
+"""Many weighted targets in one histogram: C51's projection, which adds each atom to two neighbouring bins."""
 
 from functools import partial
 from typing import Any
@@ -9,26 +9,29 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-# Sums that are made side by side, for the rounding: an end of an episode puts all atoms in one place.
+from ..arrays import namespace
+
+# Each bin is the sum of this many partial sums, which limits rounding errors: the end of an episode moves all atoms to
+# one place.
 _LANES = 4
 
 
 def add_pairs(
     bins: Int[Any, "*b n"], lower: Float[Any, "*b n"], upper: Float[Any, "*b n"], num_bins: int
 ) -> Float[Any, "*b {num_bins}"]:
-    """Histograms with `lower` added to each of the bins and `upper` to the one after it.
+    """Histograms with `lower` added to each of the bins and `upper` to the bin after it.
 
-    NumPy in, NumPy out. A NaN, or what is infinite, makes the whole row NaN. On a CPU the work grows with
-    n; elsewhere with n * num_bins, in registers, because there additions to an address that is shared come
-    in any order, and equal runs would end in different bits.
+    NumPy in, NumPy out. A value that is not finite makes its whole row NaN. The work grows with n on a CPU. On an
+    accelerator it grows with n * num_bins, in registers: there the order of additions to one address varies, and
+    equal runs would end in different bits.
 
     Args:
-      bins: from 0 to num_bins - 2.
-      lower: what the bin gets.
-      upper: what the next bin gets.
-      num_bins: of the histogram.
+      bins: numbers from 0 to num_bins - 2.
+      lower: the mass added to the bin.
+      upper: the mass added to the next bin.
+      num_bins: length of the histogram.
     """
-    xp: Any = np if isinstance(lower, np.ndarray) else jnp
+    xp = namespace(lower)
     if xp is np:
         histogram = _added_in_numpy(bins, lower, upper, num_bins)
     else:
@@ -46,7 +49,7 @@ def add_pairs(
 def _scattered(
     bins: Int[Array, "*b n"], lower: Float[Array, "*b n"], upper: Float[Array, "*b n"], num_bins: int
 ) -> Float[Array, "*b k"]:
-    """Each pair added to a window of two bins, in their order."""
+    """Adds each pair to a window of two bins, in the order of the pairs."""
     window = lax.ScatterDimensionNumbers(
         update_window_dims=(1,), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,)
     )
@@ -58,7 +61,7 @@ def _scattered(
         added = lax.scatter_add(empty, places, pairs, window, mode=lax.GatherScatterMode.CLIP)
         return added.reshape(_LANES, num_bins).sum(0)
 
-    # Mapped, not indexed by a row number: a batch that is spread over devices stays where it is.
+    # vmap, unlike an index of rows, leaves a batch that is sharded over devices where it is.
     for _ in range(bins.ndim - 1):
         row = jax.vmap(row)
     return row(bins, jnp.stack([lower, upper], -1))
@@ -67,7 +70,7 @@ def _scattered(
 def compared(
     bins: Int[Array, "*b n"], lower: Float[Array, "*b n"], upper: Float[Array, "*b n"], num_bins: int
 ) -> Float[Array, "*b k"]:
-    """Each pair compared with all bins; one fused sum where the compiler does not write out the products."""
+    """Compares each pair with all bins; the compiler fuses the products into one sum."""
     columns = np.arange(num_bins, dtype=np.int32).reshape((1,) * bins.ndim + (-1,))
     distance = columns - bins[..., None]
     zero = lower.dtype.type(0)

@@ -1,18 +1,19 @@
 """Pallas for Hopper (Mosaic GPU): the logits are read once forward, and read and written once backward.
 
-Forward one warpgroup has a row: a maximum and a sum per place of a tile run over the tiles, and of the row's
-band a window is loaded by itself, so that only as many masses are computed as the band has bins. Backward one
-warpgroup has a tile of a row, and computes masses only if the band meets it. Both would otherwise wait for the
-arithmetic of two error functions per logit, not for the memory.
+Forward one warpgroup has a row. It keeps a maximum and a sum for each place of a tile while it goes over the tiles,
+and loads a window of the row's band separately, so that it computes only as many masses as the band has bins. Backward
+one warpgroup has a tile of a row, and computes masses only if the band meets the tile. Two error functions for each
+logit would take longer than the memory traffic.
 
-The older Triton lowering of Pallas is deprecated since JAX 0.11 and not used here.
+JAX 0.11 deprecates the older Triton lowering of Pallas.
 
-No GPU has run this yet: it is tested in interpret mode, and compiled for the H100 (sm_90a).
+No GPU has run this file yet: it is tested in interpret mode, and compiled for the H100 (sm_90a).
 """
 
 import functools
 import importlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,27 +21,27 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from .band import place, reach
-from .projection import Gaussian
+from .projection import Gaussian, Projection, place, reach
 
 plgpu: Any = None
 _missing = ""
 try:
     plgpu = importlib.import_module("jax.experimental.pallas.mosaic_gpu")
-except ImportError as error:  # it needs absl-py, on which JAX does not depend
+except ImportError as error:  # the module needs absl-py, on which JAX does not depend
     _missing = str(error)
 
-_THREADS = 128  # of a warpgroup
+_THREADS = 128  # in a warpgroup
 _FORWARD_TILE = 1024
-_LOADS = 4  # tiles on their way at a time; the sum is rescaled once for all of them
+_LOADS = 4  # tiles that are loaded together; the sum is rescaled once for all of them
 _BACKWARD_TILE = 2048
-_WINDOW = 512  # of a band that is wider than the threads are many
-_LOWEST = float(np.finfo(np.float32).min)  # where a maximum starts: less -inf it is no NaN
+_WINDOW = 512  # columns of a band that has more of them than a warpgroup has threads
+_LOWEST = float(np.finfo(np.float32).min)  # a maximum starts here: -inf minus it is not NaN
 
 
-def unsupported(batch: int, padded_bins: int, dtype: Any, projection: Any) -> str | None:
+def unsupported(batch: int, padded_bins: int, dtype: np.dtype, projection: Projection) -> str | None:
     """None if it can serve, or one line that says why not."""
     if jax.__version_info__ < (0, 11):
         return f"mosaic_gpu needs JAX 0.11 or newer, not {jax.__version__}"
@@ -54,9 +55,13 @@ def unsupported(batch: int, padded_bins: int, dtype: Any, projection: Any) -> st
 
 
 def forward(
-    logits: Float[Array, "b kp"], targets: Float[Array, " b"], projection: Any, *, interpret: Any = False
+    logits: Float[Array, "b kp"],
+    targets: Float[Array, " b"],
+    projection: Projection,
+    *,
+    interpret: Any = False,
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Loss and log-sum-exp of each row, float32; the logits are read once, nothing of their size is written."""
+    """Loss and log-sum-exp of each row, float32; the logits are read once, and nothing of their size is written."""
     batch, padded_bins = logits.shape
     bins, fractions, scale = place(projection, targets, jnp.float32)
     below, above = reach(projection, jnp.float32)
@@ -80,11 +85,11 @@ def backward(
     lse: Float[Array, " b"],
     d_loss: Float[Array, " b"],
     d_lse: Float[Array, " b"],
-    projection: Any,
+    projection: Projection,
     *,
     interpret: Any = False,
 ) -> Float[Array, "b kp"]:
-    """The gradient of the logits, from the logits again and lse: the softmax is not kept."""
+    """The gradient of the logits, from the logits and lse: the forward pass saves no softmax."""
     batch, padded_bins = logits.shape
     bins, fractions, scale = place(projection, targets, jnp.float32)
     tile = math.gcd(padded_bins, _BACKWARD_TILE)
@@ -99,27 +104,39 @@ def backward(
         logits,
         bins,
         fractions,
-        # The histogram is scaled by the loss's cotangent; a NaN target is to be seen in all of its row.
         scale,
         lse,
+        # 0 * fractions makes the gradient NaN in the whole row of a NaN target.
         d_loss + d_lse + 0 * fractions,
         d_loss,
     )
 
 
-def _forward_kernel(x, bins, fractions, scale, start, loss, lse, *, projection, width, windows):
+def _forward_kernel(
+    x: Any,
+    bins: Any,
+    fractions: Any,
+    scale: Any,
+    start: Any,
+    loss: Any,
+    lse: Any,
+    *,
+    projection: Projection,
+    width: int,
+    windows: int,
+) -> None:
     row = lax.axis_index("row")
     tile = math.gcd(x.shape[1], _FORWARD_TILE)
     layout = _layout(tile, x.dtype)
 
-    def load(c, masked):
+    def load(c: ArrayLike, masked: bool) -> jax.Array:
         v = plgpu.load(x.at[row, pl.ds(c * tile, tile)], layout=layout, optimized=False).astype(jnp.float32)
         if not masked:
             return v
         column = plgpu.broadcasted_iota(jnp.int32, (tile,), 0, layout=layout) + c * tile
         return jnp.where(column < projection.num_bins, v, -jnp.inf)
 
-    def step(first, count, carry, masked=False):
+    def step(first: ArrayLike, count: int, carry: _Pair, masked: bool = False) -> _Pair:
         top, total = carry
         tiles = [load(first + i, masked) for i in range(count)]
         new = functools.reduce(jnp.maximum, tiles, top)
@@ -127,7 +144,8 @@ def _forward_kernel(x, bins, fractions, scale, start, loss, lse, *, projection, 
         return new, functools.reduce(lambda total, v: total + jnp.exp(v - new), tiles, total)
 
     full, rest = divmod(projection.num_bins, tile)
-    carry = tuple(plgpu.layout_cast(jnp.full((tile,), x, jnp.float32), layout) for x in (_LOWEST, 0.0))
+    lowest, zero = (plgpu.layout_cast(jnp.full((tile,), x, jnp.float32), layout) for x in (_LOWEST, 0.0))
+    carry = (lowest, zero)
     carry = lax.fori_loop(0, full // _LOADS, lambda i, carry: step(i * _LOADS, _LOADS, carry), carry)
     if full % _LOADS:
         carry = step(full - full % _LOADS, full % _LOADS, carry)
@@ -137,16 +155,16 @@ def _forward_kernel(x, bins, fractions, scale, start, loss, lse, *, projection, 
     most = jnp.max(top)
     log_total = jnp.log(jnp.sum(total * jnp.exp(top - most)))
 
-    layout_of_window = plgpu.Layout.WG_STRIDED((width,), vec_size=1)  # it starts anywhere
+    layout_of_window = plgpu.Layout.WG_STRIDED((width,), vec_size=1)  # a window starts anywhere
 
-    def window(i, score):
+    def window(i: ArrayLike, score: jax.Array) -> jax.Array:
         at = start[row] + i * width
         v = plgpu.load(x.at[row, pl.ds(at, width)], layout=layout_of_window, optimized=False).astype(
             jnp.float32
         )
         column = plgpu.broadcasted_iota(jnp.int32, (width,), 0, layout=layout_of_window) + at
         mass = _mass(projection)(column, bins[row], fractions[row], scale[row])
-        # A logit of -inf costs nothing where there is no mass.
+        # A logit of -inf costs nothing where the target has no mass.
         counts = mass != 0
         if projection.num_bins < x.shape[1]:
             counts &= column < projection.num_bins
@@ -158,7 +176,19 @@ def _forward_kernel(x, bins, fractions, scale, start, loss, lse, *, projection, 
     loss[row] = log_total - jnp.sum(score)
 
 
-def _backward_kernel(x, bins, fractions, scale, lse, d_softmax, d_mass, d, *, projection, tile):
+def _backward_kernel(
+    x: Any,
+    bins: Any,
+    fractions: Any,
+    scale: Any,
+    lse: Any,
+    d_softmax: Any,
+    d_mass: Any,
+    d: Any,
+    *,
+    projection: Projection,
+    tile: int,
+) -> None:
     row, start = lax.axis_index("row"), lax.axis_index("tile") * tile
     layout = _layout(tile, x.dtype)
     here = (row, pl.ds(start, tile))
@@ -166,7 +196,7 @@ def _backward_kernel(x, bins, fractions, scale, lse, d_softmax, d_mass, d, *, pr
     gradient = jnp.exp(v - lse[row]) * d_softmax[row]
     column = plgpu.broadcasted_iota(jnp.int32, (tile,), 0, layout=layout) + start
 
-    def write(gradient):
+    def write(gradient: jax.Array) -> None:
         if projection.num_bins < x.shape[1]:
             gradient = jnp.where(column < projection.num_bins, gradient, 0.0)
         d[here] = gradient.astype(d.dtype)
@@ -175,21 +205,25 @@ def _backward_kernel(x, bins, fractions, scale, lse, d_softmax, d_mass, d, *, pr
     meets = (bins[row] - below < start + tile) & (bins[row] + above >= start)
 
     @pl.when(meets)
-    def _():
+    def _() -> None:
         write(gradient - d_mass[row] * _mass(projection)(column, bins[row], fractions[row], scale[row]))
 
     @pl.when(jnp.logical_not(meets))
-    def _():
+    def _() -> None:
         write(gradient)
 
 
-def _kernel(body: Any, *, interpret: Any, **arguments: Any) -> Any:
+_Pair = tuple[jax.Array, jax.Array]
+
+
+def _kernel(body: Callable[..., None], *, interpret: Any, **arguments: Any) -> Callable[..., Any]:
+    """The compiled kernel as a function, which `jax.shard_map` may contain."""
     if interpret is True:
         interpret = plgpu.InterpretGPUParams()
     kernel = plgpu.kernel(body, interpret=interpret or None, **arguments)
 
-    def run(*inputs: Any) -> Any:
-        # Inside a shard_map a kernel's results would pass for equal on all devices, and their gradients for sums.
+    def run(*inputs: jax.Array) -> Any:
+        # Without the cast, shard_map would take the results as equal on all devices, and sum their gradients.
         axes = tuple(jax.typeof(inputs[0]).manual_axis_type.varying)
         results = kernel(*inputs)
         return jax.tree.map(lambda x: lax.pcast(x, axes, to="varying"), results) if axes else results
@@ -197,18 +231,18 @@ def _kernel(body: Any, *, interpret: Any, **arguments: Any) -> Any:
     return run
 
 
-def _layout(count: int, dtype: Any) -> Any:
-    """Consecutive logits of a tile on consecutive threads, 16 bytes at a time where the tile is large enough."""
+def _layout(count: int, dtype: np.dtype) -> Any:
+    """Consecutive logits of a tile on consecutive threads, 16 bytes at a time if the tile is large enough."""
     return plgpu.Layout.WG_STRIDED((count,), vec_size=min(16 // dtype.itemsize, count // _THREADS))
 
 
-def _mass(projection: Any) -> Any:
-    return (
-        functools.partial(projection.mass, erf=_erf) if isinstance(projection, Gaussian) else projection.mass
-    )
+def _mass(projection: Projection) -> Callable[..., Any]:
+    is_gaussian = isinstance(projection, Gaussian)
+    return functools.partial(projection.mass, erf=_erf) if is_gaussian else projection.mass
 
 
-# -log(1 - erf(x)) / x on [0, 4] as a polynomial, its constant first: the least worst error of 1 - exp(-x * it).
+# Coefficients of a polynomial for -log(1 - erf(x)) / x on [0, 4], the constant first, which minimises the largest
+# error of erf(x) = 1 - exp(-x * polynomial(x)).
 _ERF = (
     1.12838025,
     0.636597735,
@@ -222,9 +256,9 @@ _ERF = (
 
 
 def _erf(x: jax.Array) -> jax.Array:
-    """The error function, to 2e-7 in float32: the lowering for warpgroups has none."""
+    """The error function with an error of 2e-7 in float32: the lowering for warpgroups has none."""
     size = jnp.where(x < 0, -x, x)
-    size = jnp.where(size > 4, np.float32(4), size)  # not minimum: it may lose a NaN
+    size = jnp.where(size > 4, np.float32(4), size)  # jnp.minimum can lose a NaN
     exponent = jnp.zeros_like(x)
     for coefficient in reversed(_ERF):
         exponent = exponent * size + np.float32(coefficient)

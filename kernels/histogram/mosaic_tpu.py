@@ -1,22 +1,23 @@
-"""Pallas for TPU: the logits are read once forward; backward they are read once and their gradient written once.
+"""Pallas for TPU: the logits are read once forward; backward they are read once and their gradient is written once.
 
-The chip has no gather to fetch a row's band with, and two error functions for each logit would take it several
-times longer than reading the logit. But a band that reaches at most 63 bins to either side lies within two
-neighbouring chunks of 128 lanes. While the chunks stream by, each row selects its two; the mass is computed
-on these alone, forward at the end of the row, backward before it. Of a wider band the mass is computed where
-it lies, by the density (two exponentials): forward in the blocks that the band of any of 16 rows meets,
-backward in all, which costs no more than the memory's time.
+The chip has no gather for a row's band, and two error functions for each logit take several times longer than reading
+the logit. But a band that reaches at most 63 bins to either side lies in two neighbouring chunks of 128 lanes. Each
+row selects its two chunks while all chunks stream by, and the mass is computed for these two only: forward at the end
+of the row, backward before it. The mass of a wider band is computed where it lies, from the density (two
+exponentials): forward in the blocks that the band of any of 16 rows meets, backward in all blocks, which takes no
+longer than the memory traffic.
 
-Maximum and sum run per lane, over 16 rows at a time: enough independent chains to hide the latency of each.
-Columns beyond the last bin are masked in the blocks that hold any, rows beyond the last one never leave the
-chip. Of the compiled schedule's length `benchmarks/kernels_static.py` makes a table.
+The maximum and the sum run per lane over 16 rows at a time, which gives enough independent chains to hide the latency
+of each. Columns beyond the last bin are masked in the blocks that contain any; rows beyond the last one are never
+written. `benchmarks/kernels_static.py` tabulates the length of the compiled schedule.
 
-No TPU has run this yet: it is tested in interpret mode, and compiled for v5e, v5p and v6e.
+No TPU has run this file yet: it is tested in interpret mode, and compiled for v5e, v5p and v6e.
 """
 
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -24,7 +25,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from .band import place
+from .projection import Projection, place
 from .tpu import (
     LANES,
     ROWS,
@@ -39,11 +40,11 @@ from .tpu import (
     table_of,
 )
 
-# Rows and columns of a block. Every block is buffered twice: 1 MiB forward and 8 MiB backward of float32.
+# Rows and columns of a block. Each block has two buffers: of float32, 1 MiB forward and 8 MiB backward.
 _BLOCKS = {"forward": (64, 2048), "backward": (64, 8192)}
 
 
-def unsupported(batch: int, padded_bins: int, dtype: Any, projection: Any) -> str | None:
+def unsupported(batch: int, padded_bins: int, dtype: np.dtype, projection: Projection) -> str | None:
     """None if it can serve, or one line that says why not."""
     if np.dtype(dtype) not in (np.float32, jnp.bfloat16):
         return f"mosaic_tpu takes logits of float32 or bfloat16, not {np.dtype(dtype)}"
@@ -53,9 +54,13 @@ def unsupported(batch: int, padded_bins: int, dtype: Any, projection: Any) -> st
 
 
 def forward(
-    logits: Float[Array, "b kp"], targets: Float[Array, " b"], projection: Any, *, interpret: Any = False
+    logits: Float[Array, "b kp"],
+    targets: Float[Array, " b"],
+    projection: Projection,
+    *,
+    interpret: Any = False,
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Loss and log-sum-exp of each row, float32; the logits are read once, nothing of their size is written."""
+    """Loss and log-sum-exp of each row, float32; the logits are read once, and nothing of their size is written."""
     rows, columns = _block("forward", logits.shape[0], projection.num_bins)
     wide = is_wide(projection)
     of_row = pl.BlockSpec((rows, 3), lambda i, k: (i, 0))
@@ -80,15 +85,15 @@ def backward(
     lse: Float[Array, " b"],
     d_loss: Float[Array, " b"],
     d_lse: Float[Array, " b"],
-    projection: Any,
+    projection: Projection,
     *,
     interpret: Any = False,
 ) -> Float[Array, "b kp"]:
-    """The gradient of the logits, from the logits again and lse: the softmax is not kept."""
+    """The gradient of the logits, from the logits and lse: the forward pass saves no softmax."""
     batch, padded_bins = logits.shape
     rows, columns = _block("backward", batch, padded_bins)
     bins, fractions, scale = place(projection, targets, jnp.float32)
-    # A NaN target is to be seen in all of its row.
+    # 0 * fractions makes the gradient NaN in the whole row of a NaN target.
     table = table_of(bins, fractions, scale, lse, d_loss + d_lse + 0 * fractions, d_loss)
     block = pl.BlockSpec((rows, columns), lambda i, k: (i, k))
     return pl.pallas_call(
@@ -108,13 +113,15 @@ def backward(
     )(table, logits)
 
 
-def _backward_kernel(table, x_ref, d_ref, *, projection, padded, wide):
+def _backward_kernel(
+    table: Any, x_ref: Any, d_ref: Any, *, projection: Projection, padded: bool, wide: bool
+) -> None:
     k = pl.program_id(1)
     rows, columns = x_ref.shape
     chunks = columns // LANES
     lane = lax.broadcasted_iota(jnp.int32, (ROWS, LANES), 1)
 
-    def group(g, masked):
+    def group(g: jax.Array, masked: bool) -> None:
         at = pl.ds(pl.multiple_of(g * ROWS, ROWS), ROWS)
         row = spread(table, at)
         lse, d_softmax, d_mass = row[3:]
@@ -124,7 +131,7 @@ def _backward_kernel(table, x_ref, d_ref, *, projection, padded, wide):
             low, high = (d_mass * mass_of(column + offset, row, projection) for offset in (0, LANES))
             first = first - k * chunks
 
-        def step(c, carry):
+        def step(c: jax.Array, carry: int) -> int:
             here = (at, pl.ds(pl.multiple_of(c * LANES, LANES), LANES))
             column = lane + (k * columns + c * LANES)
             d = jnp.exp(x_ref[here].astype(jnp.float32) - lse) * d_softmax

@@ -1,13 +1,14 @@
-"""How a scalar target becomes a histogram: its place on the grid, and the mass each bin gets.
+"""How a scalar target becomes a histogram: its place on the grid, and the mass of each bin.
 
-A target t is split into a bin j and a fraction f, t = low + (j + f) * width, without the rounding that low +
-j * width in float32 would bring; every mass is then a function of (i - j) - f, whose first part is an exact
-integer. Targets beyond the grid are clipped after the split: float32(high) is not high, and at 131,072 bins
-that difference alone would cost 1e-3 of a cross-entropy. A NaN stays in its own row.
+A target t is split into a bin j and a fraction f with t = low + (j + f) * width, without the rounding error of
+low + j * width in float32. The mass of bin i is a function of (i - j) - f, whose first part is an exact integer.
+The split clips targets beyond the grid at its end: float32(high) differs from high, and at 131,072 bins that
+difference alone would change a cross-entropy by 1e-3. A NaN target affects its own row only.
 
-Everything here takes numpy arrays as well as JAX's, and gives back what it took.
+Every method takes arrays of NumPy or JAX and returns arrays of the same kind.
 """
 
+import abc
 import dataclasses
 import functools
 import math
@@ -18,19 +19,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
-from jaxtyping import Float, Int, Real
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float, Int, Real
 
+from ..arrays import at_least_float32, clip, namespace
 from .mixture import add_pairs
 
-# Bins wider than this many standard deviations need the difference of two erf's; narrower ones, in float32,
-# the density.
+# The mass of bins up to this many standard deviations wide is, in float32, computed from the density; that of wider
+# bins is a difference of two error functions.
 _NARROW = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """`count` cells of equal width between two ends; hashable, so it may be a static argument of a jit."""
+    """`count` cells of equal width between two ends; hashable, so that it can be a static argument of a jit."""
 
     low: float
     high: float
@@ -43,38 +45,40 @@ class Grid:
     def split(self, targets: Real[ArrayLike, "*b"]) -> tuple[Int[Any, "*b"], Float[Any, "*b"]]:
         """The cell (int32, 0..count-1) and the fraction of it (0..1) at each target, clipped to the grid.
 
-        The place on the grid, cell + fraction, is right to about 1e-7 cells in float32 and 1e-16 in float64
-        whatever the number of cells. At the upper end the fraction is 1. A NaN target has cell 0 and fraction
-        NaN.
+        cell + fraction is accurate to about 1e-7 cells in float32 and 1e-16 in float64 for any number of cells. The
+        fraction is 1 at the upper end. A NaN target has cell 0 and fraction NaN.
         """
-        xp, t = _floating(targets)
+        xp = namespace(targets)
+        t = at_least_float32(targets, xp)
         number = t.dtype.type
         (low, low_rest), (width_high, width_middle, width_low) = _constants(self, t.dtype.name)
-        # Far outside everything is clipped alike; doing it first keeps infinities out of the differences
-        # below.
+        # Clips far outside the grid first, which keeps infinities out of the differences below.
         span = self.high - self.low
-        t = _clip(xp, t, number(self.low - span), number(self.high + span))
+        t = clip(t, number(self.low - span), number(self.high + span))
         # offset + error = t - low, exactly (Knuth's TwoDiff).
         offset = t - low
         bb = offset - t
         error = ((t - (offset - bb)) - (low + bb)) - low_rest
         inverse = number(1 / self.width)
-        guess = _clip(xp, xp.floor(offset * inverse), number(0), number(self.count - 1))
+        guess = clip(xp.floor(offset * inverse), number(0), number(self.count - 1))
         j = xp.where(xp.isnan(guess), number(0), guess).astype(np.int32)
-        # Halves of j times parts of the width are exact products, so fused multiply-adds cannot change them.
+        # Each product of half of j and a part of the width is exact, so a fused multiply-add gives the same bits.
         j_high, j_low = (j & ~0xFFF).astype(t.dtype), (j & 0xFFF).astype(t.dtype)
         rest = (offset - j_high * width_high) - j_low * width_high
         rest = (rest - j_high * width_middle) - j_low * width_middle
         f = (rest + (error - j.astype(t.dtype) * width_low)) * inverse
-        # The guess was rounded, so f may lie just outside its cell.
+        # The guess is rounded, so f can lie just outside its cell.
         step = xp.where(f < 0, np.int32(-1), xp.where(f >= 1, np.int32(1), np.int32(0)))
         moved = xp.clip(j + step, np.int32(0), np.int32(self.count - 1))
-        return moved, _clip(xp, f - (moved - j).astype(t.dtype), number(0), number(1))
+        return moved, clip(f - (moved - j).astype(t.dtype), number(0), number(1))
 
 
 @functools.lru_cache(maxsize=256)
 def _constants(grid: Grid, dtype: str) -> tuple[tuple[Any, Any], tuple[Any, Any, Any]]:
-    """low as two numbers of the dtype; the width as three, the first two exact times 12-bit integers."""
+    """`low` as a sum of two numbers of the dtype, and the width as one of three.
+
+    The products of a 12-bit integer and either of the first two parts of the width are exact.
+    """
     number = np.dtype(dtype).type
     low = number(grid.low)
     low_rest = number(grid.low - float(low))
@@ -88,11 +92,42 @@ def _constants(grid: Grid, dtype: str) -> tuple[tuple[Any, Any], tuple[Any, Any,
     return (low, low_rest), (number(float(parts[0])), number(float(parts[1])), number(float(width)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Gaussian:
-    """The mass that a normal distribution around the target puts on each of `num_bins` bins.
+class Projection(abc.ABC):
+    """The histogram of a scalar target over `num_bins` bins; hashable."""
 
-    What lies beyond the edges is cut off and the rest renormalised.
+    num_bins: int
+
+    @property
+    @abc.abstractmethod
+    def grid(self) -> Any:
+        """The cells in which `split` finds a target: the bins, or the intervals between centers."""
+
+    @abc.abstractmethod
+    def scale(self, bins: Int[ArrayLike, "*b"], fractions: Float[ArrayLike, "*b"]) -> Float[Any, "*b"]:
+        """The factor of each target in `mass`."""
+
+    @abc.abstractmethod
+    def mass(self, columns: Any, bins: Any, fractions: Any, scale: Any) -> Any:
+        """The mass of the bins numbered `columns`, from the results of `split` and `scale`; all broadcast."""
+
+    def split(self, targets: Real[ArrayLike, "*b"]) -> tuple[Int[Any, "*b"], Float[Any, "*b"]]:
+        """The cell of the grid (int32) and the fraction of it (0..1) at each target, clipped to the ends."""
+        return self.grid.split(targets)
+
+    def encode(self, targets: Real[ArrayLike, "*b"]) -> Float[Any, "*b {self.num_bins}"]:
+        """The histogram of each target."""
+        bins, fractions = self.split(targets)
+        scale = self.scale(bins, fractions)
+        columns = np.arange(self.num_bins, dtype=np.int32).reshape((1,) * fractions.ndim + (-1,))
+        return self.mass(columns, bins[..., None], fractions[..., None], scale[..., None])
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian(Projection):
+    """The mass of a normal distribution around the target t in each of `num_bins` bins, renormalised.
+
+    p_i = (Phi((e_{i+1} - t) / sigma) - Phi((e_i - t) / sigma)) / (Phi((e_k - t) / sigma) - Phi((e_0 - t) / sigma))
+    with edges e_0 = low_edge, ..., e_k = high_edge.
 
     Source: Imani & White 2018; Farebrother et al. 2024, section 3.1 and listing 1.
     """
@@ -102,7 +137,7 @@ class Gaussian:
     num_bins: int
     sigma: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self.low_edge, self.high_edge, self.num_bins)
         if not (self.sigma > 0 and math.isfinite(self.sigma)):
             raise ValueError(f"sigma must be positive and finite, not {self.sigma}")
@@ -111,29 +146,22 @@ class Gaussian:
     def grid(self) -> Grid:
         return Grid(self.low_edge, self.high_edge, self.num_bins)
 
-    def split(self, targets: Real[ArrayLike, "*b"]) -> tuple[Int[Any, "*b"], Float[Any, "*b"]]:
-        """See `Grid.split`; the cells are the bins."""
-        return self.grid.split(targets)
-
     def scale(self, bins: Int[ArrayLike, "*b"], fractions: Float[ArrayLike, "*b"]) -> Float[Any, "*b"]:
-        """What `mass` multiplies by, once per target: one over twice the mass inside the edges."""
+        """The factor of each target in `mass`: one over twice the mass inside the edges."""
         s = _erf_scale(self, fractions.dtype)
         above = (self.num_bins - bins).astype(fractions.dtype) - fractions
         below = (-bins).astype(fractions.dtype) - fractions
         return 1 / (_erf(above * s) - _erf(below * s))
 
     def mass(self, columns: Any, bins: Any, fractions: Any, scale: Any, erf: Any = None) -> Any:
-        """The mass of the bins numbered `columns`, given what `split` and `scale` gave; all broadcast.
-
-        `erf` stands in for the error function where a compiler knows none.
-        """
+        """`Projection.mass`; `erf` replaces the error function for a compiler that lacks one."""
         erf = erf or _erf
-        xp, dtype = _namespace(fractions), fractions.dtype
+        xp, dtype = namespace(fractions), fractions.dtype
         d = (columns - bins).astype(dtype) - fractions
         number = dtype.type
         relative = self.grid.width / self.sigma
         if relative <= _NARROW and dtype != np.float64:
-            # Two-point Gauss-Legendre: the difference of two nearly equal erf's would have lost its digits.
+            # Two-point Gauss-Legendre quadrature: a difference of two nearly equal erf's would lose digits.
             s = number(relative * math.sqrt(0.5))
             a, b = number(0.5 - math.sqrt(1 / 12)), number(0.5 + math.sqrt(1 / 12))
             density = xp.exp(-(((d + a) * s) ** 2)) + xp.exp(-(((d + b) * s) ** 2))
@@ -142,14 +170,12 @@ class Gaussian:
         mass = scale * (erf((d + number(1)) * s) - erf(d * s))
         return xp.where(mass < 0, number(0), mass)
 
-    def encode(self, targets: Real[ArrayLike, "*b"]) -> Float[Any, "*b {self.num_bins}"]:
-        """The histogram of each target."""
-        return _encode(self, targets)
-
 
 @dataclasses.dataclass(frozen=True)
-class TwoHot:
-    """The target's mass shared between the two nearest of `num_bins` centers, so that the mean is the target.
+class TwoHot(Projection):
+    """The target's mass divided between the two nearest of `num_bins` centers, so that the mean is the target.
+
+    p_i = max(0, 1 - |t - c_i| / width) with centers c_1 = first_center, ..., c_k = last_center.
 
     Source: Bellemare et al. 2017, equation 7 (for one atom); Farebrother et al. 2024, section 3.1.
     """
@@ -158,77 +184,83 @@ class TwoHot:
     last_center: float
     num_bins: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self.first_center, self.last_center, self.num_bins)
 
     @functools.cached_property
     def grid(self) -> Grid:
         return Grid(self.first_center, self.last_center, self.num_bins - 1)
 
-    def split(self, targets: Real[ArrayLike, "*b"]) -> tuple[Int[Any, "*b"], Float[Any, "*b"]]:
-        """See `Grid.split`; the cells are the gaps between centers."""
-        return self.grid.split(targets)
-
     def scale(self, bins: Int[ArrayLike, "*b"], fractions: Float[ArrayLike, "*b"]) -> Float[Any, "*b"]:
-        """Ones: nothing is cut off."""
-        return _namespace(fractions).ones_like(fractions)
+        """Ones: the mass needs no renormalisation."""
+        return namespace(fractions).ones_like(fractions)
 
     def mass(self, columns: Any, bins: Any, fractions: Any, scale: Any) -> Any:
-        """The mass of the bins numbered `columns`, given what `split` and `scale` gave; all broadcast."""
         dtype = fractions.dtype
         d = (columns - bins).astype(dtype) - fractions
         mass = dtype.type(1) - abs(d)
-        return _namespace(fractions).where(mass < 0, dtype.type(0), mass)
-
-    def encode(self, targets: Real[ArrayLike, "*b"]) -> Float[Any, "*b {self.num_bins}"]:
-        """The histogram of each target."""
-        return _encode(self, targets)
+        return namespace(fractions).where(mass < 0, dtype.type(0), mass)
 
     def project(
         self, probs: Float[ArrayLike, "*b n"], targets: Real[ArrayLike, "*b n"]
     ) -> Float[Any, "*b k"]:
-        """The histogram of the mass `probs` at `targets`; it keeps the mean of what lies inside the centers.
+        """The histogram of the mass `probs` at `targets`; targets between the outermost centers keep their mean.
 
         Source: Bellemare et al. 2017, equation 7.
         """
         if isinstance(probs, jax.Array) or isinstance(targets, jax.Array):
             targets = jnp.asarray(targets)
         bins, fractions = self.split(targets)
-        probs = _namespace(fractions).asarray(probs)
+        probs = namespace(fractions).asarray(probs)
         lower = probs * (1 - fractions)
         return add_pairs(bins, lower, (probs * fractions).astype(lower.dtype), self.num_bins)
 
 
 @dataclasses.dataclass(frozen=True)
-class OneHot:
-    """All of the target's mass on the bin that it falls in."""
+class OneHot(Projection):
+    """All of the mass in the bin that contains the target."""
 
     low_edge: float
     high_edge: float
     num_bins: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self.low_edge, self.high_edge, self.num_bins)
 
     @functools.cached_property
     def grid(self) -> Grid:
         return Grid(self.low_edge, self.high_edge, self.num_bins)
 
-    def split(self, targets: Real[ArrayLike, "*b"]) -> tuple[Int[Any, "*b"], Float[Any, "*b"]]:
-        """See `Grid.split`; the cells are the bins."""
-        return self.grid.split(targets)
-
     def scale(self, bins: Int[ArrayLike, "*b"], fractions: Float[ArrayLike, "*b"]) -> Float[Any, "*b"]:
-        """Ones, and NaN for a NaN."""
-        return _namespace(fractions).where(fractions >= 0, fractions.dtype.type(1), fractions)
+        """Ones, and NaN for a NaN fraction."""
+        return namespace(fractions).where(fractions >= 0, fractions.dtype.type(1), fractions)
 
     def mass(self, columns: Any, bins: Any, fractions: Any, scale: Any) -> Any:
-        """The mass of the bins numbered `columns`, given what `split` and `scale` gave; all broadcast."""
         return (columns == bins).astype(fractions.dtype) * scale
 
-    def encode(self, targets: Real[ArrayLike, "*b"]) -> Float[Any, "*b {self.num_bins}"]:
-        """The histogram of each target."""
-        return _encode(self, targets)
+
+def place(
+    projection: Projection, targets: Float[Array, " b"], dtype: DTypeLike
+) -> tuple[Int[Array, " b"], Float[Array, " b"], Float[Array, " b"]]:
+    """The arguments of `projection.mass` for each target: bin (int32), and fraction and scale in `dtype`.
+
+    The targets are split in their own precision.
+    """
+    bins, fractions = projection.split(targets)
+    fractions = fractions.astype(dtype)
+    return bins, fractions, projection.scale(bins, fractions)
+
+
+def reach(projection: Projection, dtype: DTypeLike) -> tuple[int, int]:
+    """How many bins below and above the target's own have a mass that differs from 0 in `dtype`.
+
+    A Gaussian's mass beyond six standard deviations is below 1e-9, beyond nine below 1e-18.
+    """
+    if not isinstance(projection, Gaussian):
+        return 0, 0 if isinstance(projection, OneHot) else 1
+    deviations = 9 if np.dtype(dtype) == np.float64 else 6
+    below = math.ceil(deviations * projection.sigma / projection.grid.width)
+    return below, below + 1  # the fraction moves the target up by at most one bin
 
 
 def _check(low: float, high: float, num_bins: int) -> None:
@@ -238,37 +270,14 @@ def _check(low: float, high: float, num_bins: int) -> None:
         raise ValueError(f"num_bins must be at least 2, not {num_bins}")
 
 
-def _encode(projection: Any, targets: ArrayLike) -> Any:
-    bins, fractions = projection.split(targets)
-    scale = projection.scale(bins, fractions)
-    columns = np.arange(projection.num_bins, dtype=np.int32).reshape((1,) * fractions.ndim + (-1,))
-    return projection.mass(columns, bins[..., None], fractions[..., None], scale[..., None])
-
-
-def _floating(x: ArrayLike) -> tuple[Any, Any]:
-    """The namespace x belongs to, and x in at least float32 there; Python numbers count as JAX's."""
-    xp = _namespace(x)
-    x = xp.asarray(x)
-    return xp, x.astype(xp.promote_types(x.dtype, np.float32))
-
-
-def _clip(xp: Any, x: Any, low: Any, high: Any) -> Any:
-    # Not xp.clip: on the CPU, XLA's minimum and maximum may give back the other operand where one is a NaN.
-    return xp.where(x < low, low, xp.where(x > high, high, x))
-
-
-def _namespace(x: ArrayLike) -> Any:
-    return np if isinstance(x, (np.ndarray, np.generic)) else jnp
-
-
 def _erf(x: Any) -> Any:
     if isinstance(x, jax.Array):
         return lax.erf(x)
-    from scipy.special import erf  # JAX depends on scipy, but does not load it
+    from scipy.special import erf  # JAX depends on scipy, but imports it later
 
     return erf(x)
 
 
 def _erf_scale(projection: Gaussian, dtype: Any) -> Any:
-    # A finite factor: at an edge of the grid 0 * inf would make a NaN of a sigma that is nearly 0.
+    # The factor is finite for a sigma near 0 too: at an edge of the grid 0 * inf would be NaN.
     return dtype.type(min(projection.grid.width / projection.sigma * math.sqrt(0.5), 1e30))

@@ -1,19 +1,21 @@
 """The definition: the histogram, and the cross-entropy of the softmax to it. JAX differentiates it by itself."""
 
-from typing import Any
-
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from ..arrays import at_least_float32, weigh
+from .projection import Projection
 
 
 def forward(
-    logits: Float[Array, "b kp"], targets: Float[Array, " b"], projection: Any
+    logits: Float[Array, "b kp"], targets: Float[Array, " b"], projection: Projection
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
     """Loss and log-sum-exp of each row."""
-    logits = logits[:, : projection.num_bins].astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = at_least_float32(logits[:, : projection.num_bins])
     probs = projection.encode(targets).astype(logits.dtype)
-    lse = jax.nn.logsumexp(logits, axis=-1)
-    # A bin that may not be predicted (logit -inf) costs nothing where the target has no mass.
-    loss = -jnp.where(probs == 0, 0, probs * jax.nn.log_softmax(logits)).sum(-1)
-    return loss, lse
+    return cross_entropy(logits, probs), jax.nn.logsumexp(logits, axis=-1)
+
+
+def cross_entropy(logits: Float[Array, "*b k"], probs: Float[Array, "*b k"]) -> Float[Array, "*b"]:
+    """-sum_i probs_i * log softmax(logits)_i, in nats."""
+    return -weigh(probs, jax.nn.log_softmax(logits)).sum(-1)

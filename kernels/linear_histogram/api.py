@@ -1,32 +1,30 @@
 """The histogram cross-entropy of a linear layer's logits, which are never in memory as a whole.
 
-A backend (`xla`, `mosaic_tpu`) has the functions of `rlcls.kernels.histogram.api`, with features [B, D], kernel
-[D, Kp] and bias [Kp] or None in the place of the logits:
+A backend (`xla`, `mosaic_tpu`) has the functions that `rlcls.kernels.histogram.api` describes, with features [B, D],
+kernel [D, Kp] and bias [Kp] or None in place of the logits:
 
     forward(features, kernel, bias, targets, projection) -> (loss [B], lse [B])
     backward(features, kernel, bias, targets, lse, d_loss, d_lse, projection) -> (d_features, d_kernel, d_bias)
     unsupported(batch, width, padded_bins, dtype, projection) -> None, or one line: why it cannot serve these
 
-The gradients have the dtypes of what they are gradients of; d_bias is None where bias is. The products are in
-the operands' own precision, as `jax.default_matmul_precision` says, and their sums at least in float32.
+Each gradient has the dtype of its argument; d_bias is None if bias is. The products have the precision of their
+operands, as set by `jax.default_matmul_precision`, and are summed at least in float32.
 """
 
 import functools
-import importlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Float, Real
+from jaxtyping import Array, Float, Real
 
+from ..arrays import AxisName, as_real, check_floating
 from ..histogram import dispatch
-from ..histogram.api import as_real, over_devices, poison, sharding
-from ..histogram.band import AxisName
+from ..histogram.api import finish, poison, sharding
+from ..histogram.projection import Projection
 from . import reference
-
-IMPLEMENTATIONS = ("reference", "xla", "mosaic_tpu")
 
 
 def linear_histogram_cross_entropy(
@@ -34,7 +32,7 @@ def linear_histogram_cross_entropy(
     kernel: Float[ArrayLike, "d k"],
     bias: Float[ArrayLike, " k"] | None,
     targets: Real[ArrayLike, "*b"],
-    projection: Any,
+    projection: Projection,
     *,
     weights: Real[ArrayLike, "*b"] | None = None,
     return_lse: bool = False,
@@ -43,21 +41,21 @@ def linear_histogram_cross_entropy(
 ) -> Any:
     """`histogram_cross_entropy(features @ kernel + bias, targets, projection)`, by chunks of the bins.
 
-    It trades one more product of features and kernel for the memory of the logits: temporaries are of the size
-    of features, of kernel, and (of "xla") of a chunk of 8192 logits a row. No gradient goes to the targets.
+    One more product of features and kernel saves the memory of the logits: temporaries have the size of features, of
+    kernel, and with "xla" of 8192 logits a row. The targets get no gradient.
 
     Args:
       features: the input of the last layer.
-      kernel: its weights; columns from `projection.num_bins` on are padding, without a gradient.
+      kernel: its weights; columns from `projection.num_bins` on are padding, and their gradient is 0.
       bias: its biases, or None.
       targets: scalars in the units of the projection.
-      projection: `Gaussian`, `TwoHot` or `OneHot`; the irregular ones go with implementation="reference".
+      projection: `Gaussian`, `TwoHot` or `OneHot`; irregular projections need implementation="reference".
       weights: a factor of each loss.
-      return_lse: also gives the log-sum-exp of each row, as a second result.
-      implementation: "reference", "xla", "mosaic_tpu", or None for the fastest here that keeps to the memory above.
-      axis_name: inside `jax.shard_map`, the mesh axis (or axes) that the bins are sharded over: `kernel` and `bias` are
-        then this device's equal share of the columns, in the order of the axis, `features` those of the rows at
-        hand, and the results are whole on every device.
+      return_lse: whether to return also the log-sum-exp of each row, as a second result.
+      implementation: "reference", "xla", "mosaic_tpu", or None for the fastest here within the memory above.
+      axis_name: inside `jax.shard_map`, the mesh axis (or axes) over which the bins are sharded. `kernel` and `bias`
+        are then this device's equal share of the columns, in the order of the axis, and `features` the rows of this
+        device; every device gets the results of whole rows.
 
     Raises:
       TypeError: features, kernel or bias are not floating point, or targets or weights not real.
@@ -65,77 +63,44 @@ def linear_histogram_cross_entropy(
 
     Source: Cut Cross-Entropy (Wijmans et al. 2024), carried to histograms.
     """
-    features, kernel, targets = jnp.asarray(features), jnp.asarray(kernel), as_real("targets", targets)
+    features, kernel, targets = jnp.asarray(features), jnp.asarray(kernel), as_real(targets, "targets")
     bias = None if bias is None else jnp.asarray(bias)
-    devices = 1 if axis_name is None else lax.axis_size(axis_name)
-    _check(features, kernel, bias, targets, projection, devices)
-    if weights is not None:
-        weights = as_real("weights", weights)
-        if weights.shape != targets.shape:
-            raise ValueError(f"weights of shape {weights.shape} do not match targets of {targets.shape}")
+    sharded = axis_name is not None
+    _check(features, kernel, bias, targets, projection, lax.axis_size(axis_name) if sharded else 1)
     flat, labels = features.reshape(-1, features.shape[-1]), lax.stop_gradient(targets.reshape(-1))
-    name = _choose(implementation, flat, kernel, projection, sharded=axis_name is not None)
+    sizes, dtype = (*flat.shape, kernel.shape[1]), jnp.promote_types(features.dtype, kernel.dtype)
+    name = dispatch.choose(
+        implementation, sizes, dtype, projection, operation="linear_histogram", sharded=sharded
+    )
     if name == "reference":
         loss, lse = reference.forward(flat, kernel, bias, labels, projection)
     else:
         loss, lse = _fused(*_varying_alike(flat, kernel, bias, labels), projection, name, axis_name)
-    if axis_name is not None:
-        loss, lse = over_devices(loss, lse, axis_name)
-    loss, lse = loss.reshape(targets.shape), lse.reshape(targets.shape)
-    if weights is not None:
-        loss = loss * weights.astype(loss.dtype)
-    return (loss, lse) if return_lse else loss
+    return finish(loss, lse, targets.shape, weights, return_lse, axis_name)
 
 
-def _choose(implementation: str | None, features: Any, kernel: Any, projection: Any, *, sharded: bool) -> str:
-    dispatch.check_known(implementation, IMPLEMENTATIONS)
-    dispatch.check_sharded(projection, sharded)
-    if not dispatch.is_regular(projection):
-        if implementation not in (None, "reference"):
-            kind = type(projection).__name__
-            raise ValueError(f"implementation {implementation!r} cannot serve: {kind} is for 'reference'")
-        return "reference"
-    dtype = jnp.promote_types(features.dtype, kernel.dtype)
+def _varying_alike(*arrays: Array | None) -> Any:
+    """The arrays, in a shard_map all varying over the mesh axes that any of them varies over.
 
-    def reason(name: str) -> str | None:
-        if sharded and name != "xla":
-            return dispatch.SHARDED
-        if name == "reference":
-            return None
-        return _backend(name).unsupported(*features.shape, kernel.shape[1], dtype, projection)
-
-    if implementation is None:
-        size = features.shape[0] * kernel.shape[1] * dtype.itemsize
-        return dispatch.first(dispatch.LINEAR_THRESHOLDS, projection.num_bins, size, reason) or "xla"
-    if why := reason(implementation):
-        raise ValueError(f"implementation {implementation!r} cannot serve: {why}")
-    return implementation
-
-
-def _varying_alike(*arrays: Any) -> Any:
-    """The arrays, in a shard_map all varying over the mesh axes that any varies over.
-
-    Or the gradient of a kernel that every device has, summed over the rows of one device, would be of another type
-    than the kernel. So JAX sums it over the devices, by itself.
+    JAX then sums the gradient of a kernel that every device has over the devices: without the cast, the sum over one
+    device's rows would have another type than the kernel.
     """
     varying = jax.tree.map(lambda x: jax.typeof(x).manual_axis_type.varying, arrays)
     every = frozenset().union(*jax.tree.leaves(varying))
 
-    def cast(x: Any, axes: Any) -> Any:
+    def cast(x: Array, axes: frozenset) -> Array:
         missing = tuple(sorted(every - axes, key=str))
         return lax.pcast(x, missing, to="varying") if missing else x
 
     return jax.tree.map(cast, arrays, varying)
 
 
-def _backend(name: str) -> Any:
-    return importlib.import_module(f"{__package__}.{name}")
-
-
-def _check(features: Any, kernel: Any, bias: Any, targets: Any, projection: Any, devices: int) -> None:
+def _check(
+    features: Array, kernel: Array, bias: Array | None, targets: Array, projection: Projection, devices: int
+) -> None:
     for argument, x in (("features", features), ("kernel", kernel), ("bias", bias)):
-        if x is not None and not jnp.issubdtype(x.dtype, jnp.floating):
-            raise TypeError(f"{argument} must be floating point, not {x.dtype}")
+        if x is not None:
+            check_floating(x, argument)
     if kernel.ndim != 2 or features.ndim == 0 or features.shape[-1] != kernel.shape[0]:
         raise ValueError(f"kernel of shape {kernel.shape} does not fit features of shape {features.shape}")
     if bias is not None and bias.shape != kernel.shape[1:]:
@@ -148,35 +113,43 @@ def _check(features: Any, kernel: Any, bias: Any, targets: Any, projection: Any,
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _fused(
-    features: Any,
-    kernel: Any,
-    bias: Any,
-    targets: Any,
-    projection: Any,
+    features: Array,
+    kernel: Array,
+    bias: Array | None,
+    targets: Array,
+    projection: Projection,
     name: str,
     axis_name: AxisName | None,
-) -> Any:
-    loss, lse = _backend(name).forward(features, kernel, bias, targets, projection, **sharding(axis_name))
+) -> tuple[Array, Array]:
+    backend = dispatch.backend(name, "linear_histogram")
+    loss, lse = backend.forward(features, kernel, bias, targets, projection, **sharding(axis_name))
     return poison(loss, targets), lse
 
 
 def _forward(
-    features: Any,
-    kernel: Any,
-    bias: Any,
-    targets: Any,
-    projection: Any,
+    features: Array,
+    kernel: Array,
+    bias: Array | None,
+    targets: Array,
+    projection: Projection,
     name: str,
     axis_name: AxisName | None,
-) -> Any:
+) -> tuple[tuple[Array, Array], tuple[Array | None, ...]]:
     loss, lse = _fused(features, kernel, bias, targets, projection, name, axis_name)
     return (loss, lse), (features, kernel, bias, targets, lse)
 
 
-def _backward(projection: Any, name: str, axis_name: AxisName | None, saved: Any, cotangents: Any) -> Any:
+def _backward(
+    projection: Projection,
+    name: str,
+    axis_name: AxisName | None,
+    saved: tuple[Any, ...],
+    cotangents: tuple[Array, Array],
+) -> tuple[Array | None, ...]:
     d_loss, d_lse = cotangents
     d_loss = poison(d_loss, saved[3])
-    return *_backend(name).backward(*saved, d_loss, d_lse, projection, **sharding(axis_name)), None
+    backend = dispatch.backend(name, "linear_histogram")
+    return *backend.backward(*saved, d_loss, d_lse, projection, **sharding(axis_name)), None
 
 
 _fused.defvjp(_forward, _backward)

@@ -1,20 +1,22 @@
-"""Pallas for TPU: a tile of logits is made of features and kernel on the chip, and never leaves it.
+"""Pallas for TPU: a tile of logits is computed from features and kernel on the chip, and never leaves it.
 
-Forward, a block of rows of the features stays while the kernel streams by, and the loss of each tile is that of
-`histogram.mosaic_tpu`. Backward is one kernel, so that the logits are computed once more and not twice: a block
-of the kernel's columns stays with its gradient while the features stream by, and the gradient of all features,
-[B, D] of float32, stays in VMEM from the first tile to the last. That is what the sizes of reinforcement learning
-allow and those of language models do not.
+Forward a block of rows of the features stays on the chip while the kernel streams by; the loss of each tile is that of
+`histogram.mosaic_tpu`. Backward is one kernel, so that the logits are computed once more and not twice: a block of the
+kernel's columns stays with its gradient while the features stream by, and the gradient of all features, [B, D] of
+float32, stays in VMEM from the first tile to the last. The batches of reinforcement learning fit there; those of
+language models do not.
 
-A tile's 16 rows need the mass of their histograms only where one of their bands meets the tile, which with many
-bins is rare: there it is computed for every column, and elsewhere not at all.
+The 16 rows of a tile need the mass of their histograms only if one of their bands meets the tile, which is rare with
+many bins: such a tile computes the mass of every column, and other tiles none.
 
-No TPU has run this yet: it is tested in interpret mode, and compiled for v5e, v5p and v6e.
+No TPU has run this file yet: it is tested in interpret mode, and compiled for v5e, v5p and v6e.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -22,7 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from ..histogram.band import place
+from ..histogram.projection import Projection, place
 from ..histogram.tpu import (
     LANES,
     ROWS,
@@ -37,15 +39,16 @@ from ..histogram.tpu import (
     table_of,
 )
 
-# A core of v5p has 64 MiB, those of v5e and v6e twice as many.
-_VMEM = 60 << 20
-_RESIDENT = 32 << 20  # of the features' gradient; blocks and their copies take up to 25 MiB beside it
-_WIDEST = 4096  # features: a block has all of them
-# Rows of a block, columns of a block, and elements of a block of the kernel.
+_VMEM = 60 << 20  # a core of v5p has 64 MiB, one of v5e or v6e twice as much
+_RESIDENT = 32 << 20  # for the features' gradient; blocks and their copies take up to 25 MiB besides
+_WIDEST = 4096  # features in a block, which has all of them
+# The most rows and columns of a block, and the most elements of a block of the kernel.
 _BLOCKS = {"forward": (512, 2048, 2**20), "backward": (256, 2048, 2**19)}
 
 
-def unsupported(batch: int, width: int, padded_bins: int, dtype: Any, projection: Any) -> str | None:
+def unsupported(
+    batch: int, width: int, padded_bins: int, dtype: np.dtype, projection: Projection
+) -> str | None:
     """None if it can serve, or one line that says why not."""
     if np.dtype(dtype) not in (np.float32, jnp.bfloat16):
         return f"mosaic_tpu takes features and kernel of float32 or bfloat16, not {np.dtype(dtype)}"
@@ -70,7 +73,7 @@ def forward(
     kernel: Float[Array, "d kp"],
     bias: Float[Array, " kp"] | None,
     targets: Float[Array, " b"],
-    projection: Any,
+    projection: Projection,
     *,
     interpret: Any = False,
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
@@ -109,7 +112,7 @@ def backward(
     lse: Float[Array, " b"],
     d_loss: Float[Array, " b"],
     d_lse: Float[Array, " b"],
-    projection: Any,
+    projection: Projection,
     *,
     interpret: Any = False,
 ) -> tuple[Float[Array, "b d"], Float[Array, "d kp"], Float[Array, " kp"] | None]:
@@ -118,7 +121,7 @@ def backward(
     rows, columns = _block("backward", batch, width, padded_bins)
     x, w, b = _alike(features, kernel, bias)
     table = table_of(*place(projection, targets, jnp.float32), lse, d_loss + d_lse, d_loss)
-    # Rows to fill the last block: of zeros, without mass, and without a softmax because their lse is infinite.
+    # Rows of zeros fill the last block. They have no mass, and no softmax because their lse is infinite.
     missing = -batch % rows
     x = jnp.pad(x, ((0, missing), (0, 0)))
     table = jnp.concatenate([table, jnp.full((missing, 6), jnp.float32([0, 0, 0, np.inf, 0, 0]))])
@@ -159,32 +162,53 @@ def backward(
     )
 
 
-def _forward_kernel(table, x_ref, w_ref, b_ref, out_ref, logits_ref, *scratch, **options):
+def _forward_kernel(
+    table: Any,
+    x_ref: Any,
+    w_ref: Any,
+    b_ref: Any,
+    out_ref: Any,
+    logits_ref: Any,
+    *scratch: Any,
+    **options: Any,
+) -> None:
     logits_ref[...] = _product(x_ref[...], 1, w_ref[...], 0) + b_ref[...]
     forward_kernel(table, logits_ref, out_ref, *scratch, **options)
 
 
 def _backward_kernel(
-    table, x_ref, w_ref, b_ref, dx_ref, dw_ref, db_ref, d_ref, sum_ref, *, projection, blocks, padded
-):
-    """One tile: `d_ref` holds its logits, then their gradient, and `sum_ref` that of its columns of the kernel."""
+    table: Any,
+    x_ref: Any,
+    w_ref: Any,
+    b_ref: Any,
+    dx_ref: Any,
+    dw_ref: Any,
+    db_ref: Any,
+    d_ref: Any,
+    sum_ref: Any,
+    *,
+    projection: Projection,
+    blocks: int,
+    padded: bool,
+) -> None:
+    """One tile. `d_ref` holds its logits, then their gradient; `sum_ref` the gradient of its columns of the kernel."""
     k, i = pl.program_id(0), pl.program_id(1)
     rows, columns = d_ref.shape
     lane = lax.broadcasted_iota(jnp.int32, (ROWS, LANES), 1)
     x, w = x_ref[...], w_ref[...]
     if padded:
-        # Their logits have no gradient, but 0 times what padding holds, or lies beyond the array, may be NaN.
+        # The logits of padding have a gradient of 0, but 0 times the contents of padding could be NaN.
         column = k * columns + lax.broadcasted_iota(jnp.int32, w.shape, 1)
         w = jnp.where(column < projection.num_bins, w, jnp.zeros_like(w))
     d_ref[...] = _product(x, 1, w, 0) + b_ref[...]
 
-    def group(g, masked):
+    def group(g: jax.Array, masked: bool) -> None:
         at = pl.ds(pl.multiple_of(g * ROWS, ROWS), ROWS)
         row = spread(table, at)
         lse, d_softmax, d_mass = row[3:]
 
-        def each_chunk(change):
-            def step(c, carry):
+        def each_chunk(change: Callable[[jax.Array, jax.Array], jax.Array]) -> None:
+            def step(c: jax.Array, carry: int) -> int:
                 here = (at, pl.ds(pl.multiple_of(c * LANES, LANES), LANES))
                 column = lane + (k * columns + c * LANES)
                 d = change(d_ref[here], column)
@@ -196,54 +220,58 @@ def _backward_kernel(
         each_chunk(lambda logits, _: jnp.exp(logits - lse) * d_softmax)
 
         @pl.when(any_reaches(row[0], k * columns, columns, projection))
-        def _():
+        def _() -> None:
             each_chunk(lambda d, column: d - d_mass * mass_of(column, row, projection, masked=False))
 
     groups(rows, group, masked=(k + 1) * columns > projection.num_bins if padded else None)
 
     @pl.when(i == 0)
-    def _():
+    def _() -> None:
         sum_ref[...] = jnp.zeros_like(sum_ref)
         db_ref[...] = jnp.zeros_like(db_ref)
 
     here = pl.ds(pl.multiple_of(i * rows, ROWS), rows)
 
     @pl.when(k == 0)
-    def _():
+    def _() -> None:
         dx_ref[here, :] = jnp.zeros(x.shape, jnp.float32)
 
     d = d_ref[...]
     db_ref[...] += d.sum(0, keepdims=True)
-    # The products are of the operands' own precision, as the layer's own would be; their sums are not.
+    # The products have the precision of their operands, as the layer's own product has; the sums are wider.
     d = d.astype(w.dtype)
     sum_ref[...] += _product(x, 0, d, 0)
     dx_ref[here, :] += _product(d, 1, w, 1)
 
     @pl.when(i == blocks - 1)
-    def _():
+    def _() -> None:
         dw_ref[...] = sum_ref[...].astype(dw_ref.dtype)
 
 
-def _product(a: Any, of_a: int, b: Any, of_b: int) -> Any:
-    """The sum over these axes, in float32."""
-    # Products of bfloat16 are exact as they are; asked for more precision the compiler refuses them.
+def _product(a: jax.Array, a_axis: int, b: jax.Array, b_axis: int) -> jax.Array:
+    """The product summed over these axes in float32."""
+    # Products of bfloat16 are exact in float32, and the compiler refuses a higher precision for them.
     precision = lax.Precision.DEFAULT if a.dtype == jnp.bfloat16 else None
-    axes = (((of_a,), (of_b,)), ((), ()))
+    axes = (((a_axis,), (b_axis,)), ((), ()))
     return lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _alike(features: Any, kernel: Any, bias: Any) -> Any:
-    """Features and kernel of one dtype, and a row of biases."""
+def _alike(
+    features: jax.Array, kernel: jax.Array, bias: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Features and kernel in one dtype, and the bias as a row of float32."""
     dtype = jnp.promote_types(features.dtype, kernel.dtype)
     bias = jnp.zeros_like(kernel[0]) if bias is None else bias
     return features.astype(dtype), kernel.astype(dtype), bias[None].astype(jnp.float32)
 
 
 def _block(direction: str, batch: int, width: int, columns: int) -> tuple[int, int]:
+    """Rows and columns of a block."""
     most_rows, most_columns, most = _BLOCKS[direction]
     most_columns = max(LANES, min(most_columns, most // width // LANES * LANES))
     return min(most_rows, _up(batch, ROWS)), min(most_columns, _up(columns, LANES))
 
 
 def _up(x: int, unit: int) -> int:
+    """The next multiple of `unit`."""
     return -(-x // unit) * unit

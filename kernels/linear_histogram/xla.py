@@ -1,7 +1,7 @@
-"""Plain XLA: a loop over chunks of the bins, whose logits are computed forward and once more backward.
+"""Plain XLA: a loop over chunks of the bins, whose logits are computed once forward and once backward.
 
-Source: computing a cross-entropy by blocks of a last layer's logits is Cut Cross-Entropy (Wijmans et al. 2024),
-there for integer labels.
+Source: Cut Cross-Entropy (Wijmans et al. 2024) computes the cross-entropy of integer labels by blocks of a last
+layer's logits.
 """
 
 from typing import Any
@@ -9,16 +9,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from ..histogram.band import AxisName, place
+from ..arrays import AxisName, sum_dtype, weigh
+from ..histogram.projection import Projection, place
 
-CHUNK = 8192  # bins at a time: what is temporary is [B, CHUNK]
-
-
-def unsupported(batch: int, width: int, padded_bins: int, dtype: Any, projection: Any) -> str | None:
-    """None: it serves everything."""
-    return None
+CHUNK = 8192  # bins in a chunk; temporaries are [B, CHUNK]
 
 
 def forward(
@@ -26,21 +22,21 @@ def forward(
     kernel: Float[Array, "d kp"],
     bias: Float[Array, " kp"] | None,
     targets: Float[Array, " b"],
-    projection: Any,
+    projection: Projection,
     axis_name: AxisName | None = None,
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Loss and log-sum-exp of each row; with `axis_name`, of this device's columns alone."""
+    """Loss and log-sum-exp of each row; with `axis_name`, of this device's columns only."""
     chunks = _Chunks(features, kernel, bias, targets, projection, axis_name)
     zeros = jnp.zeros_like(features[:, 0], dtype=chunks.dtype)
 
-    def step(number: Any, carry: Any) -> Any:
+    def step(number: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         top, total, score = carry
         logits, mass = chunks.logits(number), chunks.mass(number)
         new_top = jnp.maximum(top, logits.max(-1))
-        # A row without a finite logit so far: -inf less -inf would be NaN.
+        # In a row without a finite logit so far, -inf minus -inf would be NaN.
         base = jnp.where(jnp.isfinite(new_top), new_top, 0)
         total = total * jnp.exp(top - base) + jnp.exp(logits - base[:, None]).sum(-1)
-        return new_top, total, score + jnp.where(mass == 0, 0, mass * logits).sum(-1)
+        return new_top, total, score + weigh(mass, logits).sum(-1)
 
     top, total, score = lax.fori_loop(0, chunks.count, step, (zeros - jnp.inf, zeros, zeros))
     lse = jnp.where(jnp.isfinite(top), top, 0) + jnp.log(total)
@@ -55,20 +51,20 @@ def backward(
     lse: Float[Array, " b"],
     d_loss: Float[Array, " b"],
     d_lse: Float[Array, " b"],
-    projection: Any,
+    projection: Projection,
     axis_name: AxisName | None = None,
 ) -> tuple[Float[Array, "b d"], Float[Array, "d kp"], Float[Array, " kp"] | None]:
-    """The gradients of features, kernel and bias, in their dtypes; with `axis_name`, by this device's columns."""
+    """The gradients of features, kernel and bias, in their dtypes; with `axis_name`, of this device's columns."""
     chunks = _Chunks(features, kernel, bias, targets, projection, axis_name)
     d_both = d_loss + d_lse
 
-    def step(number: Any, carry: Any) -> Any:
+    def step(number: Array, carry: Any) -> Any:
         d_features, d_kernel, d_bias = carry
         logits, mass = chunks.logits(number), chunks.mass(number)
         d_logits = d_both[:, None] * jnp.exp(logits - lse[:, None]) - d_loss[:, None] * mass
-        # Not -inf alone, which exp makes 0: a NaN row is NaN times 0 in the columns that are none of this chunk.
+        # exp(-inf) is 0 in the columns of other chunks, but in a row of NaN 0 times NaN would be NaN there.
         d_logits = jnp.where(chunks.own(number), d_logits, 0)
-        # The products are of the operands' own precision, as the layer's own would be; their sums are not.
+        # The products have the precision of their operands, as the layer's own product has; the sums are wider.
         narrow = d_logits.astype(kernel.dtype)
         weights = chunks.weights(number)
         d_features += jnp.dot(narrow, weights.T, preferred_element_type=chunks.dtype)
@@ -88,61 +84,61 @@ def backward(
 
 
 class _Chunks:
-    """The layer's columns, by chunks of one size; the last begins early, and owns only what is left."""
+    """The columns of the layer in chunks of one size; the last chunk begins early and owns only those that are left."""
 
     def __init__(
         self,
-        features: Any,
-        kernel: Any,
-        bias: Any,
-        targets: Any,
-        projection: Any,
+        features: Array,
+        kernel: Array,
+        bias: Array | None,
+        targets: Array,
+        projection: Projection,
         axis_name: AxisName | None,
-    ):
-        self.dtype = jnp.promote_types(jnp.promote_types(features.dtype, kernel.dtype), jnp.float32)
+    ) -> None:
+        self.dtype = sum_dtype(features, kernel)
         self.features, self.kernel, self.bias, self.projection = features, kernel, bias, projection
         self.bins, self.fractions, self.scale = (x[:, None] for x in place(projection, targets, self.dtype))
         self.columns = kernel.shape[1]
         self.padded = axis_name is not None or self.columns > projection.num_bins
         self.size = min(CHUNK, self.columns)
         self.offset: Any = 0 if axis_name is None else lax.axis_index(axis_name) * self.columns
-        # Chunks of padding alone are left out, where all devices have them.
+        # The loop leaves out chunks that hold only padding on every device.
         self.count = -(-min(projection.num_bins, self.columns) // self.size)
 
-    def own(self, number: Any) -> Any:
-        """Which columns of the slice are this chunk's, and bins."""
+    def own(self, number: Array) -> Bool[Array, "1 c"]:
+        """Which columns of the slice belong to this chunk and are bins."""
         columns = self._columns(number)
         return (columns >= number * self.size) & (columns + self.offset < self.projection.num_bins)
 
-    def logits(self, number: Any) -> Any:
-        """[B, size], -inf in the columns that are not this chunk's own."""
+    def logits(self, number: Array) -> Float[Array, "b c"]:
+        """The logits of the slice, -inf in the columns that this chunk does not own."""
         weights = self.slice(self.kernel, number)
         logits = jnp.dot(self.features, weights, preferred_element_type=self.dtype)
         if self.bias is not None:
             logits = logits + self.slice(self.bias, number).astype(self.dtype)
         return jnp.where(self.own(number), logits, -jnp.inf)
 
-    def weights(self, number: Any) -> Any:
-        """[D, size] of the kernel, 0 in padding: a gradient of 0 times a NaN there would be one."""
+    def weights(self, number: Array) -> Float[Array, "d c"]:
+        """The kernel's columns, 0 in padding: NaN there times a gradient of 0 would be NaN."""
         weights = self.slice(self.kernel, number)
         return jnp.where(self.own(number), weights, 0) if self.padded else weights
 
-    def mass(self, number: Any) -> Any:
-        """[B, size], 0 in the columns that are not this chunk's own."""
+    def mass(self, number: Array) -> Float[Array, "b c"]:
+        """The mass of the slice's bins, 0 in the columns that this chunk does not own."""
         columns = self._columns(number) + self.offset
         mass = self.projection.mass(columns, self.bins, self.fractions, self.scale)
         return jnp.where(self.own(number), mass, 0)
 
-    def slice(self, x: Any, number: Any) -> Any:
+    def slice(self, x: Array, number: Array) -> Array:
         return lax.dynamic_slice_in_dim(x, self._start(number), self.size, axis=-1)
 
-    def add(self, x: Any, number: Any, change: Any) -> Any:
+    def add(self, x: Array, number: Array, change: Array) -> Array:
         changed = (self.slice(x, number) + change).astype(x.dtype)
         return lax.dynamic_update_slice_in_dim(x, changed, self._start(number), axis=-1)
 
-    def _columns(self, number: Any) -> Any:
-        """The numbers of the slice's columns, [1, size], on this device."""
+    def _columns(self, number: Array) -> Int[Array, "1 c"]:
+        """The numbers of the slice's columns on this device."""
         return self._start(number) + np.arange(self.size, dtype=np.int32)[None]
 
-    def _start(self, number: Any) -> Any:
+    def _start(self, number: Array) -> Int[Array, ""]:
         return jnp.minimum(number * self.size, self.columns - self.size)

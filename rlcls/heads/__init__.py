@@ -1,20 +1,19 @@
-"""Value heads: how a value is represented, targeted and lost. Needs jax, numpy and jaxtyping only.
+"""Value heads: the representation of a value, its targets and its loss. Needs jax, numpy and jaxtyping only.
 
     head = heads.HLGauss(heads.Support.uniform(-10, 10, 51, on="edges"), sigma_ratio=0.75)
     loss = head.loss(outputs, targets)      # [*b, 51], [*b] -> [*b]
     values = head.value(outputs)            # [*b, 51] -> [*b]
 
-A head is a frozen, hashable dataclass: it may be a static argument of a jit, and it holds no parameters.
-`heads.nnx`, `heads.linen` and `heads.haiku` have the modules that make the outputs; each is loaded, with its
-framework, when it is first used.
+A head is a frozen, hashable dataclass without parameters, so it can be a static argument of a jit. The modules that
+compute the outputs are in `heads.nnx`, `heads.linen` and `heads.haiku`; the first use of each imports its framework.
 """
 
 import importlib
 from typing import Any
 
-from .base import CategoricalHead, Head, select
+from .base import Head, select
 from .bce import BCE
-from .categorical import C51, HLGauss, MSESoftmax, OneHot, TwoHot
+from .categorical import C51, CategoricalHead, HLGauss, MSESoftmax, OneHot, TwoHot
 from .factory import BY_NAME, make
 from .functional import (
     categorical_l2_project,

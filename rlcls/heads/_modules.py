@@ -1,4 +1,4 @@
-"""What the modules of all frameworks share, so that equal weights give equal outputs."""
+"""Parts of the modules of all frameworks: equal weights give equal outputs in each."""
 
 import math
 from typing import Any
@@ -15,6 +15,7 @@ INIT_SCALE = 1 / math.sqrt(3)  # Dopamine's C51
 
 
 def check_options(head: Head, num_actions: int, init_scale: float, bias_slope: float) -> None:
+    """Raises an error if an option of a module has a wrong type or is out of range."""
     if not isinstance(head, Head):
         raise TypeError(f"head must be a heads.Head, such as heads.make gives, not {head!r}")
     check_integer("num_actions", num_actions, 1)
@@ -24,17 +25,17 @@ def check_options(head: Head, num_actions: int, init_scale: float, bias_slope: f
 
 
 def initial_bias(head: Head, slope: float, copies: int) -> Float[np.ndarray, " n"]:
-    """-slope * |center| for every bin, so that a new network's mass lies near 0; 0 for a head without bins.
+    """-slope * |center| for every bin, which puts a new network's mass near 0; 0 for a head without bins.
 
-    Repeated for each of the copies, the actions of a Q head. Centers are squashed if the support has a
-    transform.
+    The biases are repeated for each of the copies, such as the actions of a Q head. Centers are squashed if the support
+    has a transform.
 
     Source: Cohen et al. 2025 (Simulus), whose released code has a slope of 0.2 on bins in symlog space.
     """
     support: Any = getattr(head, "support", None)
     if support is None or not slope:
         return np.zeros(copies * head.num_outputs)
-    # On bins of unequal width, where they are equal: symexp bins reach 5e8.
+    # Bins of unequal width count in the range where they are equal: symexp bins reach 5e8.
     centers = TRANSFORMS[support.bin_transform].forward(support.centers)
     return np.tile(-slope * np.abs(centers), copies)
 
@@ -42,7 +43,7 @@ def initial_bias(head: Head, slope: float, copies: int) -> Float[np.ndarray, " n
 def per_action(
     advantages: Float[Array, "*b an"], state: Float[Array, "*b n"] | None, num_actions: int
 ) -> Float[Array, "*b a n"]:
-    """The outputs of every action; a dueling head's are the state's, plus each advantage over their mean.
+    """The outputs of every action: the advantages, or with dueling state + advantage - mean of advantage over actions.
 
     Source: Wang et al. 2016, equation 9.
     """

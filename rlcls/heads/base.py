@@ -1,4 +1,4 @@
-"""What every head offers: one agent takes them all, and never asks which head it has."""
+"""The interface of a head: agents use it without knowing which head they have."""
 
 import abc
 import dataclasses
@@ -9,22 +9,23 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Real
 
-from ._arrays import as_outputs, as_scalars, check_floating, check_outputs
+from rlcls.kernels.arrays import check_floating
+
+from ._arrays import as_outputs, as_scalars, check_outputs
 
 
 @dataclasses.dataclass(frozen=True)
 class Head(abc.ABC):
     """A way to represent a value by the outputs of a network.
 
-    Predictions come first, everything is element-wise over any leading dimensions, nothing is reduced,
-    targets get no gradient. The computation is in float32 at least, whatever the outputs' dtype, and float64
-    stays float64.
+    Predictions are the first argument. Functions work element-wise over any leading dimensions and reduce none of
+    them. Targets get no gradient. The computation is in float32, or in float64 for float64 outputs.
     """
 
     @property
     @abc.abstractmethod
     def name(self) -> str:
-        """What `heads.make` calls this head."""
+        """The name of this head in `heads.make`."""
 
     @property
     @abc.abstractmethod
@@ -33,7 +34,7 @@ class Head(abc.ABC):
 
     @abc.abstractmethod
     def value(self, outputs: Float[ArrayLike, "*b n"]) -> Float[Array, "*b"]:
-        """The scalar that the outputs stand for."""
+        """The scalar that the outputs represent."""
 
     @abc.abstractmethod
     def loss(self, outputs: Float[ArrayLike, "*b n"], scalars: Real[ArrayLike, "*b"]) -> Float[Array, "*b"]:
@@ -43,11 +44,11 @@ class Head(abc.ABC):
     def divergence(
         self, outputs: Float[ArrayLike, "*b n"], scalars: Real[ArrayLike, "*b"]
     ) -> Float[Array, "*b"]:
-        """How far each prediction is from its target: never negative, and 0 when it is right. To plot."""
+        """The distance of each prediction from its target: never negative, and 0 for a perfect prediction."""
 
     @abc.abstractmethod
     def clip_fraction(self, scalars: Real[ArrayLike, "*b"]) -> Float[Array, ""]:
-        """The share of scalars, over all of them, that this head cannot represent and clips."""
+        """The share of all scalars that this head clips because it cannot represent them."""
 
     @abc.abstractmethod
     def to_dict(self) -> dict[str, Any]:
@@ -61,12 +62,12 @@ class Head(abc.ABC):
     ) -> Any:
         """The target of temporal-difference learning, for `td_loss` and `td_divergence` of the same head.
 
-        Here the scalars r + discount * value(next_outputs), of shape [*b]; no gradient goes through.
+        This default is the scalar r + discount * value(next_outputs), of shape [*b], without a gradient.
 
         Args:
           next_outputs: head outputs of the action to bootstrap from, at the next state.
           rewards: n-step sum of rewards, in the units of the support.
-          discounts: gamma**n, and 0 where the episode ended: a truncation is not an end.
+          discounts: gamma**n, and 0 if the episode ended; a truncation is no end.
 
         Source: Farebrother et al. 2024, section 3.
         """
@@ -76,11 +77,11 @@ class Head(abc.ABC):
         return lax.stop_gradient(rewards + discounts * self.value(next_outputs))
 
     def td_loss(self, outputs: Float[ArrayLike, "*b n"], target: Any) -> Float[Array, "*b"]:
-        """The loss of the outputs of the actions taken, against what `td_target` gave."""
+        """The loss of the outputs of the actions taken, for a target from `td_target`."""
         return self.loss(outputs, self._scalar_target(outputs, target))
 
     def td_divergence(self, outputs: Float[ArrayLike, "*b n"], target: Any) -> Float[Array, "*b"]:
-        """How far the outputs are from what `td_target` gave: the priority in prioritised replay."""
+        """The divergence of the outputs from a target of `td_target`: the priority in prioritised replay."""
         return self.divergence(outputs, self._scalar_target(outputs, target))
 
     def _scalar_target(self, outputs: ArrayLike, target: ArrayLike) -> Float[Array, "*b"]:
@@ -89,42 +90,14 @@ class Head(abc.ABC):
         return as_scalars(target, "target", outputs)
 
 
-class CategoricalHead(Head):
-    """A head whose outputs are the logits of a distribution over bins.
-
-    Only such a head has `encode`, `decode`, `probs`, `log_probs` and (beside `Quantile`) `variance`: a scalar
-    head predicts no distribution, and a made-up one would be plotted as if it did.
-    """
-
-    @abc.abstractmethod
-    def encode(self, scalars: Real[ArrayLike, "*b"]) -> Float[Any, "*b k"]:
-        """The probabilities that a target stands for. NumPy in, NumPy out."""
-
-    @abc.abstractmethod
-    def decode(self, probs: Float[ArrayLike, "*b k"]) -> Float[Any, "*b"]:
-        """The mean of each distribution. NumPy in, NumPy out."""
-
-    @abc.abstractmethod
-    def probs(self, outputs: Float[ArrayLike, "*b k"]) -> Float[Array, "*b k"]:
-        """The predicted probabilities."""
-
-    @abc.abstractmethod
-    def log_probs(self, outputs: Float[ArrayLike, "*b k"]) -> Float[Array, "*b k"]:
-        """The logarithms of the predicted probabilities."""
-
-    @abc.abstractmethod
-    def variance(self, outputs: Float[ArrayLike, "*b k"]) -> Float[Array, "*b"]:
-        """The variance of the predicted distribution."""
-
-
 def select(outputs: Float[ArrayLike, "*b a n"], actions: Int[ArrayLike, "*b"]) -> Float[Array, "*b n"]:
     """The outputs of the actions taken.
 
-    An action beyond the last selects NaN; -1 is the last one, as everywhere in NumPy.
+    An action beyond the last selects NaN; -1 is the last action, as in NumPy.
 
     Raises:
-      ValueError: `actions` has not the leading dimensions of `outputs`.
-      TypeError: `actions` are not integers, or `outputs` not floating point.
+      ValueError: the shape of `actions` differs from the leading dimensions of `outputs`.
+      TypeError: `actions` are not integers, or `outputs` are not floating point.
     """
     outputs, actions = jnp.asarray(outputs), jnp.asarray(actions)
     check_floating(outputs, "outputs")

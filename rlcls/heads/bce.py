@@ -1,4 +1,4 @@
-"""Classification in two: the network's one output is the logit of the share of a range."""
+"""Binary classification: the network's one output is the logit of a share of a range."""
 
 import dataclasses
 from typing import Any
@@ -9,15 +9,23 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Real
 
-from ._arrays import as_floating, as_outputs, as_scalars, check_finite
+from rlcls.kernels.arrays import as_real, clip
+
+from ._arrays import as_outputs, as_scalars, check_finite
 from .base import Head
 
 
 @dataclasses.dataclass(frozen=True)
 class BCE(Head):
-    """The binary cross-entropy of a value in [0, 1], such as a probability of success; or in [vmin, vmax].
+    """The binary cross-entropy of a value in [vmin, vmax], by default a probability.
 
-    The value is sigmoid(output), moved to the range: two-hot of two bins, by one logit.
+    loss(x, t) = -y * log sigmoid(x) - (1 - y) * log(1 - sigmoid(x)) = log(1 + exp(x)) - y * x, in nats, with
+    y = (t - vmin) / (vmax - vmin) clipped to [0, 1]. The value is vmin + (vmax - vmin) * sigmoid(x).
+
+    This is `TwoHot` on two bins, with one logit for both.
+
+    >>> BCE().loss(np.zeros((1, 1), np.float32), np.ones(1, np.float32)).round(4)  # log 2
+    Array([0.6931], dtype=float32)
 
     Source: Ayoub et al. 2024 (binary cross-entropy in place of the squared loss in fitted Q-iteration).
     """
@@ -25,7 +33,7 @@ class BCE(Head):
     vmin: float = 0.0
     vmax: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("vmin", "vmax"):
             object.__setattr__(self, name, check_finite(f"bce: {name}", getattr(self, name)))
         if self.vmin >= self.vmax:
@@ -40,7 +48,7 @@ class BCE(Head):
         return 1
 
     def value(self, outputs: Float[ArrayLike, "*b 1"]) -> Float[Array, "*b"]:
-        """sigmoid(output), from [0, 1] to [vmin, vmax]."""
+        """vmin + (vmax - vmin) * sigmoid(output)."""
         share = jax.nn.sigmoid(as_outputs(self, outputs)[..., 0])
         return self.vmin + (self.vmax - self.vmin) * share
 
@@ -60,7 +68,7 @@ class BCE(Head):
 
     def clip_fraction(self, scalars: Real[ArrayLike, "*b"]) -> Float[Array, ""]:
         """The share of scalars outside [vmin, vmax]."""
-        scalars = as_floating(scalars, "scalars")
+        scalars = as_real(scalars, "scalars")
         return ((scalars < self.vmin) | (scalars > self.vmax)).astype(scalars.dtype).mean()
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,9 +76,7 @@ class BCE(Head):
 
     def _share(self, outputs: Array, scalars: ArrayLike) -> Float[Array, "*b"]:
         scalars = lax.stop_gradient(as_scalars(scalars, "scalars", outputs))
-        share = (scalars - self.vmin) / (self.vmax - self.vmin)
-        # Not jnp.clip: on the CPU it may lose a NaN.
-        return jnp.where(share < 0, 0, jnp.where(share > 1, 1, share))
+        return clip((scalars - self.vmin) / (self.vmax - self.vmin), 0, 1)
 
 
 def _xlogx(x: Float[Array, "*b"]) -> Float[Array, "*b"]:

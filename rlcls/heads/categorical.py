@@ -1,41 +1,133 @@
-"""Classification: the network's outputs are the logits of a distribution whose mean is the value."""
+"""Classification: the network's outputs are the logits of a distribution over bins, whose mean is the value."""
 
+import abc
 import dataclasses
 import functools
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Real
 
 from rlcls import kernels
+from rlcls._errors import check_choice
+from rlcls.kernels.arrays import as_real, at_least_float32, clip, namespace
+from rlcls.kernels.histogram.projection import Projection
 
 from . import criteria
-from ._arrays import (
-    as_outputs,
-    as_scalars,
-    check_choice,
-    check_finite,
-    check_leading,
-    check_outputs,
-    check_positive,
-)
-from .bins import BinsHead, two_hot
+from ._arrays import as_outputs, as_scalars, check_finite, check_leading, check_outputs, check_positive
+from .base import Head
+from .support import Support
 
 Criterion = Literal["cross_entropy", "generalised", "ordinal"]
 
 
 @dataclasses.dataclass(frozen=True)
-class _HistogramHead(BinsHead):
-    """The distance of the prediction to a histogram of the target.
+class CategoricalHead(Head):
+    """A head whose outputs are the logits of a distribution over the bins of `support`.
+
+    Scalar heads have no `encode`, `decode`, `probs`, `log_probs` or `variance`, because they predict no distribution.
+    """
+
+    support: Support
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.support, Support):
+            raise TypeError(f"{self.name}: support must be a heads.Support, not {self.support!r}")
+
+    @property
+    @abc.abstractmethod
+    def projection(self) -> Projection:
+        """The histogram that represents a (squashed) target."""
+
+    @property
+    def num_outputs(self) -> int:
+        return self.support.num_bins
+
+    def value(self, outputs: Float[ArrayLike, "*b k"]) -> Float[Array, "*b"]:
+        """sum_i softmax(outputs)_i * center_i, exactly 0 for equal logits on a symmetric support.
+
+        With a scalar_transform it is the inverse transform of the mean of the squashed distribution.
+        """
+        return self.support.unsquash(self._squashed_value(as_outputs(self, outputs)))
+
+    def encode(self, scalars: Real[ArrayLike, "*b"]) -> Float[Any, "*b k"]:
+        """The histogram of each scalar, clipped to the support; the row of a NaN scalar is NaN.
+
+        NumPy in, NumPy out. The result has at least float32, and float64 stays float64.
+        """
+        scalars = as_real(scalars, "scalars", namespace(scalars))
+        return self.projection.encode(self.support.squash(scalars))
+
+    def decode(self, probs: Float[ArrayLike, "*b k"]) -> Float[Any, "*b"]:
+        """The value of each distribution, whose probabilities must sum to 1. NumPy in, NumPy out."""
+        xp = namespace(probs)
+        probs = xp.asarray(probs)
+        check_outputs(self, probs, "probs")
+        probs = at_least_float32(probs, xp)
+        return self.support.unsquash(_mean(self.support.centers, probs, None))
+
+    def transform_to_probs(self, target: Real[ArrayLike, "*b"]) -> Float[Any, "*b k"]:
+        """`encode`, under its name in appendix A of Farebrother et al. 2024."""
+        return self.encode(target)
+
+    def transform_from_probs(self, probs: Float[ArrayLike, "*b k"]) -> Float[Any, "*b"]:
+        """`decode`, under its name in appendix A of Farebrother et al. 2024."""
+        return self.decode(probs)
+
+    def probs(self, outputs: Float[ArrayLike, "*b k"]) -> Float[Array, "*b k"]:
+        """softmax(outputs)."""
+        return jax.nn.softmax(as_outputs(self, outputs))
+
+    def log_probs(self, outputs: Float[ArrayLike, "*b k"]) -> Float[Array, "*b k"]:
+        """log_softmax(outputs)."""
+        return jax.nn.log_softmax(as_outputs(self, outputs))
+
+    def variance(self, outputs: Float[ArrayLike, "*b k"]) -> Float[Array, "*b"]:
+        """The variance of the predicted distribution over `support.values`, in squared units of the scalar.
+
+        A perfect prediction has the variance of its target: 0.65 squared bin widths for HL-Gauss at a ratio of 0.75.
+        """
+        probs = self.probs(outputs)
+        values = self.support.values
+        mean = _mean(values, probs, None)
+        errors = _row(values, probs) - mean[..., None]
+        return (probs * jnp.square(errors)).sum(-1)
+
+    def clip_fraction(self, scalars: Real[ArrayLike, "*b"]) -> Float[Array, ""]:
+        """The share of scalars beyond the outermost edges, or for two-hot and C51 beyond the outermost centers."""
+        scalars, grid = self.support.squash(as_real(scalars, "scalars")), self.projection.grid
+        outside = (scalars < grid.low) | (scalars > grid.high)
+        return outside.astype(scalars.dtype).mean()
+
+    def to_dict(self) -> dict[str, Any]:
+        own = (field.name for field in dataclasses.fields(self) if field.name != "support")
+        options = {name: getattr(self, name) for name in own}
+        said = {name: value for name, value in options.items() if value is not None}
+        return {"name": self.name} | self.support.to_dict() | said
+
+    def _squashed_value(self, outputs: Float[Array, "*b k"]) -> Float[Array, "*b"]:
+        # One division after the sum is cheaper than a softmax.
+        weights = jnp.exp(outputs - lax.stop_gradient(outputs.max(-1, keepdims=True)))
+        return _mean(self.support.centers, weights, weights.sum(-1))
+
+    def _target(self, outputs: ArrayLike, scalars: ArrayLike) -> Float[Array, "*b k"]:
+        scalars = self.support.squash(as_scalars(scalars, "scalars", jnp.asarray(outputs)))
+        return lax.stop_gradient(self.projection.encode(scalars))
+
+
+@dataclasses.dataclass(frozen=True)
+class _HistogramHead(CategoricalHead):
+    """A head whose loss is a distance of the prediction from a histogram of the target.
 
     `label_smoothing` is the share of the target that is spread evenly over all bins (Szegedy et al. 2016).
-    `criterion` is the distance: "cross_entropy"; "generalised", bounded, with `q` in (0, 1), 0.7 unless
-    given; or "ordinal", of the cumulative distributions. See `criteria` for their sources.
-    The plain cross-entropy on bins of one width is computed without the histogram in memory, by the
-    `implementation` of `rlcls.kernels.histogram_cross_entropy`: the fastest here unless named.
+    `criterion` is the distance: "cross_entropy"; "generalised", which is bounded and takes `q` in (0, 1), by default
+    0.7; or "ordinal", which compares cumulative distributions. `criteria` has their formulas and sources.
+    `rlcls.kernels.histogram_cross_entropy` computes the plain cross-entropy on bins of one width, without the
+    histogram in memory, by `implementation` or by default by the fastest one here.
     """
 
     label_smoothing: float = dataclasses.field(default=0.0, kw_only=True)
@@ -43,7 +135,7 @@ class _HistogramHead(BinsHead):
     q: float | None = dataclasses.field(default=None, kw_only=True)
     implementation: str | None = dataclasses.field(default=None, kw_only=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         smoothing = check_finite(f"{self.name}: label_smoothing", self.label_smoothing)
         if not 0 <= smoothing < 1:
@@ -66,7 +158,7 @@ class _HistogramHead(BinsHead):
                 )
 
     def loss(self, outputs: Float[ArrayLike, "*b k"], scalars: Real[ArrayLike, "*b"]) -> Float[Array, "*b"]:
-        """The cross-entropy of the prediction to `encode(scalars)`, in nats; or the criterion asked for.
+        """-sum_i encode(scalars)_i * log softmax(outputs)_i, in nats, or the other `criterion`.
 
         Source: Farebrother et al. 2024, equation 3.1.
         """
@@ -84,9 +176,9 @@ class _HistogramHead(BinsHead):
     ) -> Float[Array, "*b"]:
         """The Kullback-Leibler divergence from the prediction to `encode(scalars)`, in nats.
 
-        The cross-entropy less its floor, the entropy of the target, which is 1.2 nats for HL-Gauss at a ratio
-        of 0.75 and depends on the target alone; so this, and not the loss, compares heads and ranks
-        transitions. The other criteria have no floor: they are their own divergence.
+        This is the cross-entropy minus the entropy of the target, which depends on the target only (1.2 nats for
+        HL-Gauss at a ratio of 0.75). Heads are compared and transitions ranked by the divergence, not by the loss.
+        Each of the other criteria is its own divergence.
         """
         return self._divergence(as_outputs(self, outputs), self._target(outputs, scalars))
 
@@ -120,9 +212,14 @@ class _HistogramHead(BinsHead):
 
 
 class OneHot(_HistogramHead):
-    """The bin that the target falls in. Its values are the centers: a target in between is lost.
+    """The cross-entropy to the one bin that contains the target.
 
-    Bootstrapping compounds that; for rounded or final returns only (Farebrother et al. 2024, section 3.1).
+    loss(x, t) = -log softmax(x)_i with edge_i <= t < edge_{i+1}
+
+    `decode(encode(t))` is the center of that bin. Bootstrapping compounds the difference, so this head is for rounded
+    or final returns.
+
+    Source: Farebrother et al. 2024, section 3.1.
     """
 
     @property
@@ -138,7 +235,15 @@ class OneHot(_HistogramHead):
 
 
 class TwoHot(_HistogramHead):
-    """The target shared between its two nearest centers, so that decoding gives it back.
+    """The cross-entropy to a histogram on the two centers nearest to the target, whose mean is the target.
+
+    loss(x, t) = -sum_i p_i * log softmax(x)_i, in nats, with p_i = max(0, 1 - |t - center_i| / width)
+
+    On bins of unequal width, p_i interpolates linearly between neighbouring centers.
+
+    >>> head = TwoHot(Support.uniform(-2, 2, 5, on="centers"))
+    >>> head.encode(np.array([0.25]))
+    array([[0.  , 0.  , 0.75, 0.25, 0.  ]])
 
     Source: Farebrother et al. 2024, section 3.1, in the form that keeps the mean.
     """
@@ -149,27 +254,36 @@ class TwoHot(_HistogramHead):
 
     @functools.cached_property
     def projection(self) -> kernels.TwoHot:
-        return two_hot(self.support)
+        return _two_hot(self.support)
 
 
 @dataclasses.dataclass(frozen=True)
 class HLGauss(_HistogramHead):
-    """The target smeared by a normal distribution over about six bins: the paper's classification loss.
+    """The cross-entropy to the histogram of a normal distribution around the target, about six bins wide.
 
-    `sigma_ratio` is sigma over the width of a bin, 0.75 unless given; `sigma` gives it in the units of the
-    support instead. Within three sigma of an edge a target decodes to less than itself (by 0.7 bins at the
-    edge), because what the distribution has beyond the edge is cut off: make the support that much wider
-    than the values, by `Support.widen`. On unequal bins a ratio follows the width of the bins, so the
-    histogram has the same shape everywhere; it decodes to a little more than the target where they grow (on
-    DreamerV3's 255 bins by under 1% from 10 on, 1.4% at 1, and 0.04 bins near 0).
+    loss(x, t) = -sum_i p_i * log softmax(x)_i, in nats, with
+    p_i = (Phi((e_{i+1} - t) / sigma) - Phi((e_i - t) / sigma)) / (Phi((e_k - t) / sigma) - Phi((e_0 - t) / sigma))
 
-    Source: Imani & White 2018; Farebrother et al. 2024, section 3.1.
+    over the bins between the edges e_0 < ... < e_k, where Phi is the normal distribution function and t is clipped to
+    [e_0, e_k]. `sigma_ratio` is sigma divided by the width of a bin, by default 0.75; `sigma` sets it in the units of
+    the support instead.
+
+    Within three sigma of an edge a target decodes to less than itself (by 0.7 bins at the edge), because the mass
+    beyond the edge is cut off: `Support.widen` adds a margin. On bins of unequal width, `sigma_ratio` makes sigma
+    proportional to their width, so the histogram has the same shape everywhere. Where the bins grow it decodes to
+    slightly more than the target: on DreamerV3's 255 bins by under 1% from 10 on, 1.4% at 1, and 0.04 bins near 0.
+
+    >>> head = HLGauss(Support.uniform(-10, 10, 51))
+    >>> head.encode(np.array([0.0])).max().round(3), head.decode(head.encode(np.array([3.0]))).round(3)
+    (np.float64(0.495), array([3.]))
+
+    Source: Imani & White 2018; Farebrother et al. 2024, equations 3.1 and 3.3.
     """
 
     sigma_ratio: float | None = None
     sigma: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.sigma is None:
             ratio = check_positive(
                 "hlgauss: sigma_ratio", 0.75 if self.sigma_ratio is None else self.sigma_ratio
@@ -201,12 +315,15 @@ class HLGauss(_HistogramHead):
 
 
 class C51(TwoHot):
-    """The distribution of returns, backed up as a distribution.
+    """The cross-entropy to the whole distribution of the next state, moved and projected on the bins.
 
-    Given scalars it is `TwoHot`; its `td_target` is the whole distribution of the next state, moved and
-    projected.
+    td_loss(x, p) = -sum_i p_i * log softmax(x)_i, in nats, with the target
+    p_i = sum_j softmax(x')_j * max(0, 1 - |clip(r + discount * center_j) - center_i| / width)
 
-    Source: Bellemare et al. 2017.
+    for the outputs x' of the next state; clip limits to the outermost centers. For scalar targets, `loss` is that of
+    `TwoHot`.
+
+    Source: Bellemare et al. 2017, algorithm 1.
     """
 
     @property
@@ -219,15 +336,15 @@ class C51(TwoHot):
         rewards: Real[ArrayLike, "*b"],
         discounts: Real[ArrayLike, "*b"],
     ) -> Float[Array, "*b k"]:
-        """The distribution of r + discount * (next return), projected on the support; no gradient through it.
+        """The distribution of r + discount * (next return), projected on the support, without a gradient.
 
-        Each atom's mass is shared between its two nearest neighbours: the mean stays, but for what is
-        clipped.
+        Each atom's mass is divided between the two centers nearest to where it moves, which keeps the mean of atoms
+        that are not clipped.
 
         Args:
           next_outputs: head outputs of the action to bootstrap from, at the next state.
           rewards: n-step sum of rewards, in the units of the support.
-          discounts: gamma**n, and 0 where the episode ended: a truncation is not an end.
+          discounts: gamma**n, and 0 if the episode ended; a truncation is no end.
 
         Source: Bellemare et al. 2017, algorithm 1.
         """
@@ -242,7 +359,7 @@ class C51(TwoHot):
     def td_loss(
         self, outputs: Float[ArrayLike, "*b k"], target: Float[ArrayLike, "*b k"]
     ) -> Float[Array, "*b"]:
-        """The cross-entropy of the prediction to the projected distribution, or the criterion asked for."""
+        """-sum_i target_i * log softmax(outputs)_i, in nats, or the other `criterion`."""
         return self._loss(as_outputs(self, outputs), self._projected(outputs, target))
 
     def td_divergence(
@@ -257,10 +374,12 @@ class C51(TwoHot):
         return lax.stop_gradient(target)
 
 
-class MSESoftmax(BinsHead):
+class MSESoftmax(CategoricalHead):
     """The squared error of the mean of a softmax: a categorical network without a categorical loss.
 
-    With a scalar_transform the error is that of the squashed values.
+    loss(x, t) = (sum_i softmax(x)_i * center_i - t)**2, with t clipped to the outermost centers
+
+    With a scalar_transform, both terms are squashed values.
 
     Source: Farebrother et al. 2024, section 5.1.1.
     """
@@ -271,17 +390,13 @@ class MSESoftmax(BinsHead):
 
     @functools.cached_property
     def projection(self) -> kernels.TwoHot:
-        return two_hot(self.support)
+        return _two_hot(self.support)
 
     def loss(self, outputs: Float[ArrayLike, "*b k"], scalars: Real[ArrayLike, "*b"]) -> Float[Array, "*b"]:
         """(value - scalar)**2, the scalar clipped to the support."""
         outputs = as_outputs(self, outputs)
         squashed = self.support.squash(as_scalars(scalars, "scalars", outputs))
-        grid = self.projection.grid
-        # Not jnp.clip: on the CPU it may lose a NaN.
-        clipped = jnp.where(
-            squashed < grid.low, grid.low, jnp.where(squashed > grid.high, grid.high, squashed)
-        )
+        clipped = clip(squashed, self.projection.grid.low, self.projection.grid.high)
         return jnp.square(self._squashed_value(outputs) - lax.stop_gradient(clipped))
 
     def divergence(
@@ -290,3 +405,43 @@ class MSESoftmax(BinsHead):
         """The absolute error, in the units of the value."""
         outputs = as_outputs(self, outputs)
         return jnp.abs(self.value(outputs) - lax.stop_gradient(as_scalars(scalars, "scalars", outputs)))
+
+
+def _two_hot(support: Support) -> kernels.TwoHot:
+    """The projection of `TwoHot`, `C51` and `MSESoftmax`."""
+    centers = support.centers
+    if not support.is_uniform:
+        return kernels.IrregularTwoHot.between(centers)
+    return kernels.TwoHot(float(centers[0]), float(centers[-1]), support.num_bins)
+
+
+def _row(values: np.ndarray, like: Any) -> np.ndarray:
+    """The values along the last axis, in the dtype and rank of `like`."""
+    return values.astype(like.dtype).reshape((1,) * (like.ndim - 1) + (-1,))
+
+
+def _mean(centers: np.ndarray, weights: Any, total: Any) -> Any:
+    """The weighted mean of the centers, summed in mirrored pairs; a total of None means 1.
+
+    On a symmetric support only differences of mirrored weights are multiplied, so equal weights cancel exactly, with
+    or without fused multiply-adds.
+    """
+    half = len(centers) // 2
+    upper, lower = weights[..., -half:], weights[..., :half][..., ::-1]
+    middle = _middle(centers)
+    above, below = centers[-half:] - middle, centers[:half][::-1] - middle
+    arms, drifts = (above - below) / 2, (above + below) / 2
+    terms = (upper - lower) * _row(arms, weights)
+    # The second sum is computed only if the drifts are larger than rounding errors.
+    if (abs(drifts) > 1e-12 * abs(centers).max()).any():
+        terms = terms + (upper + lower) * _row(drifts, weights)
+    mean = terms.sum(-1)
+    if total is not None:
+        mean = mean / total
+    return mean + weights.dtype.type(middle) if middle else mean
+
+
+def _middle(centers: np.ndarray) -> float:
+    """The middle center, or the middle between the two middle ones if their number is even."""
+    half = len(centers) // 2
+    return float(centers[half] + centers[-half - 1]) / 2

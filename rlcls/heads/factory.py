@@ -1,10 +1,11 @@
 """Heads by name, for configurations."""
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
+
+from rlcls._errors import nearest
 
 from .base import Head
 from .bce import BCE
@@ -14,7 +15,7 @@ from .scalar import MSE, Huber
 from .support import On, Support
 
 _PLAIN: dict[str, type[Head]] = {"bce": BCE, "huber": Huber, "mse": MSE, "quantile": Quantile}
-# Where each head's vmin and vmax are, unless `on` is given.
+# The class of each head on bins, and the default of the option `on`.
 _CATEGORICAL: dict[str, tuple[type[Any], On]] = {
     "c51": (C51, "centers"),
     "hlgauss": (HLGauss, "edges"),
@@ -22,7 +23,7 @@ _CATEGORICAL: dict[str, tuple[type[Any], On]] = {
     "one_hot": (OneHot, "edges"),
     "two_hot": (TwoHot, "centers"),
 }
-# Name to class, of all that `make` knows; the categorical ones also take the options of a support.
+# The class of each name that `make` knows. Categorical heads take the options of a support too.
 BY_NAME: Mapping[str, type[Head]] = MappingProxyType(
     dict(sorted((_PLAIN | {name: kind for name, (kind, _) in _CATEGORICAL.items()}).items()))
 )
@@ -33,13 +34,12 @@ def make(name: str, **options: Any) -> Head:
 
     Args:
       name: mse, huber, bce, quantile, mse_softmax, one_hot, two_hot, hlgauss or c51.
-      **options: the fields of the head's class, and those of its `Support` if it has one: vmin, vmax and
-        num_bins, or points; `on` is "edges" for hlgauss and one_hot and "centers" for the others unless
-        given.
+      **options: the fields of the head's class, and those of its `Support` if it has one: vmin, vmax and num_bins, or
+        points. The default of `on` is "edges" for hlgauss and one_hot, and "centers" for the others.
 
     Raises:
-      ValueError: there is no such head, or an option has an impossible value.
-      TypeError: the head does not take an option, or misses one.
+      ValueError: the name is unknown, or an option has an impossible value.
+      TypeError: the head takes no such option, or misses one.
 
     >>> make("hlgauss", vmin=-10, vmax=10, num_bins=51).num_outputs
     51
@@ -53,7 +53,7 @@ def make(name: str, **options: Any) -> Head:
     if name in _PLAIN:
         _check_known(name, options, _fields(_PLAIN[name]))
         return _PLAIN[name](**options)
-    raise ValueError(f"unknown loss {name!r}{_nearest(name, BY_NAME)}")
+    raise ValueError(f"unknown loss {name!r}{nearest(name, BY_NAME)}")
 
 
 def _support(name: str, options: dict[str, Any]) -> Support:
@@ -75,10 +75,4 @@ def _fields(kind: type[Any]) -> set[str]:
 def _check_known(name: str, options: dict[str, Any], known: set[str]) -> None:
     for option in options:
         if option not in known:
-            raise TypeError(f"loss {name!r} takes no option {option!r}{_nearest(option, known)}")
-
-
-def _nearest(name: str, names: Any) -> str:
-    close = difflib.get_close_matches(str(name), sorted(names), n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{hint} ({', '.join(sorted(names))})" if names else hint
+            raise TypeError(f"loss {name!r} takes no option {option!r}{nearest(option, known)}")

@@ -1,8 +1,8 @@
-"""The heads as functions of arrays, for code that keeps its own support: predictions first, nothing reduced.
+"""The heads as functions of arrays, for code that has its own support. Predictions are the first argument.
 
-Edges, bins and atoms are NumPy arrays, lists or tuples, known when a function is traced. They are split into
-bin and fraction in double precision wherever they are evenly spaced. Points that do not increase are a ValueError,
-traced ones a TypeError.
+Edges, bins and atoms are NumPy arrays, lists or tuples, known when a function is traced; traced points raise a
+TypeError, and points that do not increase a ValueError. On evenly spaced points, targets are split into bin and
+fraction without loss of precision.
 """
 
 import functools
@@ -23,7 +23,7 @@ Points = Sequence[float] | np.ndarray
 def hl_gauss_probs(targets: Real[ArrayLike, "*b"], edges: Points, sigma: float) -> Float[Any, "*b k"]:
     """The mass of a normal distribution around each target in the bins between k + 1 edges, renormalised.
 
-    NumPy in, NumPy out. Targets outside are clipped.
+    NumPy in, NumPy out. Targets are clipped to the edges.
 
     Source: Imani & White 2018; Farebrother et al. 2024, listing 1.
     """
@@ -31,14 +31,17 @@ def hl_gauss_probs(targets: Real[ArrayLike, "*b"], edges: Points, sigma: float) 
 
 
 def one_hot(targets: Real[ArrayLike, "*b"], edges: Points) -> Float[Any, "*b k"]:
-    """A one for the bin, between k + 1 edges, that each target falls in. NumPy in, NumPy out."""
+    """1 in the bin, of those between k + 1 edges, that contains the target, and 0 elsewhere. NumPy in, NumPy out."""
     return OneHot(_support(edges, "edges")).encode(targets)
 
 
 def two_hot(targets: Real[ArrayLike, "*b"], bins: Points) -> Float[Any, "*b k"]:
-    """Each target shared between the two nearest of k increasing bins, so that the mean is the target.
+    """Each target divided between the two nearest of k increasing bins, so that the mean is the target.
 
-    NumPy in, NumPy out. Targets outside are clipped.
+    NumPy in, NumPy out. Targets are clipped to the bins.
+
+    >>> two_hot(np.array([0.25]), [-1.0, 0.0, 1.0])
+    array([[0.  , 0.75, 0.25]])
     """
     return TwoHot(_support(bins, "centers")).encode(targets)
 
@@ -51,10 +54,10 @@ def from_probs(probs: Float[ArrayLike, "*b k"], bins: Points) -> Float[Any, "*b"
 def categorical_l2_project(
     values: Real[ArrayLike, "*b n"], probs: Float[ArrayLike, "*b n"], bins: Points
 ) -> Float[Any, "*b k"]:
-    """The mass `probs` at `values` shared between the nearest of k increasing bins; the mean is kept.
+    """The mass `probs` at `values` divided between the nearest of k increasing bins, which keeps the mean.
 
     Raises:
-      ValueError: values and probs differ in their shapes.
+      ValueError: the shapes of values and probs differ.
 
     Source: Bellemare et al. 2017, equation 7.
     """
@@ -91,7 +94,7 @@ def _support(points: Points, on: On) -> Support:
     points = np.asarray(points)
     if points.ndim != 1:
         raise ValueError(f"{name} must have one axis, not shape {points.shape}")
-    # What np.linspace and jnp.linspace differ from even steps by.
+    # Points of np.linspace and jnp.linspace differ from even steps by this much.
     precision = 8 * np.finfo(points.dtype).eps if np.issubdtype(points.dtype, np.floating) else 1e-15
     return _support_at(tuple(points.astype(np.float64).tolist()), on, float(precision))
 

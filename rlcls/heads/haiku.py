@@ -9,23 +9,23 @@ from .base import Head
 
 
 class QHead(hk.Module):
-    """Features -> the head's outputs for every action.
+    """A layer from features to the head's outputs for every action.
 
-    As `heads.nnx.QHead`: equal weights give equal outputs. The parameters are "advantage": {"w", "b"} and, of
-    a dueling head, "state" besides.
+    Equal weights give the outputs of `heads.nnx.QHead`. The parameters are "advantage": {"w", "b"}, and with dueling
+    also "state".
 
     Args:
-      head: what the outputs are for.
+      head: the value head that reads the outputs.
       num_actions: at least 1.
       dueling: two streams, `state` and `advantage`, instead of `advantage` alone.
-      init_scale: variance of the weights, times the number of features; 0 makes every output 0.
-      bias_slope: biases start at -bias_slope * |center| of their bin, those of `state` in a dueling head.
-        Simulus has 0.2. Without effect on a head that has no bins.
-      name: Haiku's.
+      init_scale: variance of the weights times the number of features; 0 makes every output 0.
+      bias_slope: biases start at -bias_slope * |center| of their bin, with dueling only those of `state`. Simulus has
+        0.2. A head without bins ignores it.
+      name: name of the Haiku module.
 
     Raises:
       ValueError: num_actions, init_scale or bias_slope is out of range.
-      TypeError: one of them, or `head`, is of another type.
+      TypeError: one of them, or `head`, has a wrong type.
 
     Source: Wang et al. 2016, equation 9 (dueling).
     """
@@ -44,7 +44,7 @@ class QHead(hk.Module):
         self.head, self.num_actions, self.dueling = head, num_actions, dueling
         self.init_scale, self.bias_slope = init_scale, bias_slope
 
-    # Layers made here, not in __init__, are named without Haiku's "~".
+    # Haiku names layers made in __call__ without the "~" that it adds in __init__.
     def __call__(self, features: Float[Array, "*b d"]) -> Float[Array, "*b a n"]:
         slope = 0.0 if self.dueling else self.bias_slope
         advantages = _linear(self.head, self.num_actions, self.init_scale, slope, "advantage")(features)
@@ -55,7 +55,7 @@ class QHead(hk.Module):
 
 
 class ValueHead(hk.Module):
-    """Features -> the head's outputs for the state; arguments as `QHead`'s."""
+    """A layer from features to the head's outputs for the state. The arguments are those of `QHead`."""
 
     def __init__(
         self, head: Head, init_scale: float = INIT_SCALE, bias_slope: float = 0.0, name: str | None = None

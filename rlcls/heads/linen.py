@@ -11,22 +11,22 @@ from .base import Head
 
 
 class QHead(nn.Module):
-    """Features -> the head's outputs for every action.
+    """A layer from features to the head's outputs for every action.
 
-    As `heads.nnx.QHead`: equal weights give equal outputs. The parameters are {"advantage": {"kernel",
-    "bias"}} and, of a dueling head, "state" besides.
+    Equal weights give the outputs of `heads.nnx.QHead`. The parameters are {"advantage": {"kernel", "bias"}}, and with
+    dueling also "state".
 
     Attributes:
-      head: what the outputs are for.
+      head: the value head that reads the outputs.
       num_actions: at least 1.
       dueling: two streams, `state` and `advantage`, instead of `advantage` alone.
-      init_scale: variance of the weights, times the number of features; 0 makes every output 0.
-      bias_slope: biases start at -bias_slope * |center| of their bin, those of `state` in a dueling head.
-        Simulus has 0.2. Without effect on a head that has no bins.
+      init_scale: variance of the weights times the number of features; 0 makes every output 0.
+      bias_slope: biases start at -bias_slope * |center| of their bin, with dueling only those of `state`. Simulus has
+        0.2. A head without bins ignores it.
 
     Raises:
       ValueError: when called, if num_actions, init_scale or bias_slope is out of range.
-      TypeError: when called, if one of them, or `head`, is of another type.
+      TypeError: when called, if one of them, or `head`, has a wrong type.
 
     Source: Wang et al. 2016, equation 9 (dueling).
     """
@@ -49,7 +49,7 @@ class QHead(nn.Module):
 
 
 class ValueHead(nn.Module):
-    """Features -> the head's outputs for the state; attributes as `QHead`'s."""
+    """A layer from features to the head's outputs for the state. The attributes are those of `QHead`."""
 
     head: Head
     init_scale: float = INIT_SCALE

@@ -8,24 +8,24 @@ from .base import Head
 
 
 class QHead(nnx.Module):
-    """Features -> the head's outputs for every action.
+    """A layer from features to the head's outputs for every action.
 
-    Weights are drawn from U(-l, l), l = sqrt(3 * init_scale / in_features), as in Dopamine's C51, and biases
-    are 0; init_scale=0 makes every output 0. A dueling head adds, to the outputs of a state, what each
-    action's have over their mean; with classes these are logits.
+    Weights are drawn from U(-l, l), l = sqrt(3 * init_scale / in_features), as in Dopamine's C51. Biases are 0, so
+    init_scale=0 makes every output 0. With `dueling`, outputs = state + advantage - mean of advantage over actions.
+    For categorical heads these are logits.
 
     Args:
-      head: what the outputs are for.
-      in_features: the features' last axis.
+      head: the value head that reads the outputs.
+      in_features: size of the features' last axis.
       num_actions: at least 1.
       dueling: two streams, `state` and `advantage`, instead of `advantage` alone.
-      init_scale: variance of the weights, times in_features; not negative.
-      bias_slope: biases start at -bias_slope * |center| of their bin, those of `state` in a dueling head; not
-        negative. Simulus has 0.2. Without effect on a head that has no bins.
+      init_scale: variance of the weights times in_features; not negative.
+      bias_slope: biases start at -bias_slope * |center| of their bin, with dueling only those of `state`; not negative.
+        Simulus has 0.2. A head without bins ignores it.
 
     Raises:
       ValueError: num_actions, init_scale or bias_slope is out of range.
-      TypeError: one of them, or `head`, is of another type.
+      TypeError: one of them, or `head`, has a wrong type.
 
     Source: Wang et al. 2016, equation 9 (dueling).
     """
@@ -53,7 +53,7 @@ class QHead(nnx.Module):
 
 
 class ValueHead(nnx.Module):
-    """Features -> the head's outputs for the state; arguments as `QHead`'s."""
+    """A layer from features to the head's outputs for the state. The arguments are those of `QHead`."""
 
     def __init__(
         self,

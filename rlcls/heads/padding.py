@@ -1,4 +1,4 @@
-"""More bins for an output layer that is trained already."""
+"""More bins for an output layer that is already trained."""
 
 from typing import Any
 
@@ -6,7 +6,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Float
 
-from ._arrays import check_integer, namespace
+from rlcls.kernels.arrays import namespace
+
+from ._arrays import check_integer
 
 
 def pad_outputs(
@@ -18,16 +20,16 @@ def pad_outputs(
     *,
     fill: float = -1e4,
 ) -> tuple[Float[Any, "*d p"], Float[Any, " p"]]:
-    """The weights of an output layer after `Support.extend(low_bins, high_bins)`: its values are the same.
+    """The weights of an output layer after `Support.extend(low_bins, high_bins)`, with the same values.
 
-    The last axis is one or more groups of `num_bins` outputs, one for each action, and each group gets
-    outputs of weight 0 and bias `fill`, which a softmax gives no mass. Both layers of a dueling head are
-    padded. An optimiser's averages are padded likewise, with fill=0. At -1e4 a new bin is all but
-    unlearnable by Adam at usual rates, as every step moves a bias by about the learning rate: once targets
-    fall there, pad with fill=-20, which changes values by about 1e-9 of the range.
+    The last axis is one or more groups of `num_bins` outputs, one group for each action. Each group gets new outputs
+    with weight 0 and bias `fill`, to which a softmax gives no mass. Pad both layers of a dueling head, and the averages
+    of an optimiser with fill=0. Adam at usual rates hardly learns a new bin from a bias of -1e4, because every step
+    moves a bias by about the learning rate: once targets fall into the new bins, pad with fill=-20, which changes
+    values by about 1e-9 of the range.
 
     Raises:
-      ValueError: the last axes are not equal, or not a multiple of num_bins.
+      ValueError: the last axes differ, or are not a multiple of num_bins.
     """
     num_bins = check_integer("pad_outputs: num_bins", num_bins, 2)
     pads = (

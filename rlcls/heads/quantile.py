@@ -1,4 +1,4 @@
-"""Quantile regression: the network's outputs are quantiles of the return, and their mean is the value."""
+"""Quantile regression: the network's outputs are quantiles of the return, whose mean is the value."""
 
 import dataclasses
 import math
@@ -12,36 +12,32 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Real
 
-from ._arrays import (
-    as_floating,
-    as_outputs,
-    as_scalars,
-    check_floating,
-    check_integer,
-    check_leading,
-    check_positive,
-)
+from rlcls.kernels.arrays import as_real, check_floating, clip
+
+from ._arrays import as_outputs, as_scalars, check_integer, check_leading, check_positive
 from .base import Head
 
-# Targets that one step of a loop takes in: fewer steps, until compilers stop keeping the sums in registers.
-_BLOCK = 16
-# 64 MB in float32.
-_FEW_PAIRS = 2**24
+_BLOCK = 16  # targets in a step of the loop; compilers keep the sums over this many in registers
+_FEW_PAIRS = 2**24  # 64 MB of float32
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantile(Head):
-    """QR-DQN: `num_quantiles` quantiles of the return, at the middles of equal shares of probability.
+    """QR-DQN: `num_quantiles` quantiles of the return, at the levels tau_i = (i + 1/2) / n.
 
-    `kappa` is the error at which the loss turns linear. It needs no support.
+    loss(x, t) = sum_i |tau_i - [t < x_i]| * huber(t - x_i) / kappa, with i from 0 and
+    huber(u) = u**2 / 2 if |u| <= kappa, else kappa * (|u| - kappa / 2)
 
-    Source: Dabney et al. 2018.
+    `td_loss` averages this over the quantiles r + discount * x'_j of the next state as targets t. The head needs no
+    support.
+
+    Source: Dabney et al. 2018, equations 9 and 10.
     """
 
     num_quantiles: int = 200
     kappa: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         count = check_integer("quantile: num_quantiles", self.num_quantiles, 1)
         object.__setattr__(self, "num_quantiles", count)
         object.__setattr__(self, "kappa", check_positive("quantile: kappa", self.kappa))
@@ -73,12 +69,12 @@ class Quantile(Head):
     def divergence(
         self, outputs: Float[ArrayLike, "*b n"], scalars: Real[ArrayLike, "*b"]
     ) -> Float[Array, "*b"]:
-        """The loss itself: 0 when every quantile is the scalar."""
+        """The loss, which is 0 if every quantile equals the scalar."""
         return self.loss(outputs, scalars)
 
     def clip_fraction(self, scalars: Real[ArrayLike, "*b"]) -> Float[Array, ""]:
-        """Zero: quantiles represent every number."""
-        return jnp.zeros((), as_floating(scalars, "scalars").dtype)
+        """Zero: quantiles can represent every number."""
+        return jnp.zeros((), as_real(scalars, "scalars").dtype)
 
     def td_target(
         self,
@@ -86,12 +82,12 @@ class Quantile(Head):
         rewards: Real[ArrayLike, "*b"],
         discounts: Real[ArrayLike, "*b"],
     ) -> Float[Array, "*b n"]:
-        """The quantiles r + discount * next_outputs, no gradient through them.
+        """The quantiles r + discount * next_outputs, without a gradient.
 
         Args:
           next_outputs: head outputs of the action to bootstrap from, at the next state.
           rewards: n-step sum of rewards.
-          discounts: gamma**n, and 0 where the episode ended: a truncation is not an end.
+          discounts: gamma**n, and 0 if the episode ended; a truncation is no end.
         """
         next_outputs = as_outputs(self, next_outputs, "next_outputs")
         rewards = as_scalars(rewards, "rewards", next_outputs, "next_outputs")
@@ -101,7 +97,7 @@ class Quantile(Head):
     def td_loss(
         self, outputs: Float[ArrayLike, "*b n"], target: Float[ArrayLike, "*b n"]
     ) -> Float[Array, "*b"]:
-        """The quantile Huber loss: summed over predicted quantiles, its mean over those of the target.
+        """The quantile Huber loss, summed over predicted quantiles and averaged over quantiles of the target.
 
         Source: Dabney et al. 2018, algorithm 1.
         """
@@ -112,7 +108,7 @@ class Quantile(Head):
     def td_divergence(
         self, outputs: Float[ArrayLike, "*b n"], target: Float[ArrayLike, "*b n"]
     ) -> Float[Array, "*b"]:
-        """The loss itself."""
+        """The loss."""
         return self.td_loss(outputs, target)
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,8 +120,8 @@ def quantile_huber(
 ) -> Float[Array, "*b"]:
     """The quantile Huber loss of predicted quantiles to samples (or quantiles) of the target.
 
-    |tau_i - [u < 0]| * huber(u, kappa) / kappa with u = targets[j] - quantiles[i] and tau_i = (i + 1/2) / n,
-    summed over i, its mean over j. No gradient through the targets. Time grows with n * m, memory with n + m.
+    mean_j sum_i |tau_i - [u < 0]| * huber(u, kappa) / kappa with u = targets[j] - quantiles[i] and
+    tau_i = (i + 1/2) / n. The targets get no gradient. Time grows with n * m, memory with n + m.
 
     Raises:
       ValueError: the leading dimensions differ, there are no quantiles or no targets, or kappa is not positive.
@@ -134,7 +130,7 @@ def quantile_huber(
     Source: Dabney et al. 2018, equations 9 and 10.
     """
     kappa = check_positive("quantile_huber: kappa", kappa)
-    predicted, samples = jnp.asarray(quantiles), as_floating(targets, "targets")
+    predicted, samples = jnp.asarray(quantiles), as_real(targets, "targets")
     check_floating(predicted, "quantiles")
     for argument, x in (("quantiles", predicted), ("targets", samples)):
         if x.ndim == 0 or x.shape[-1] == 0:
@@ -158,7 +154,7 @@ def _loss_jvp(kappa: float, primals: tuple[Array, Array], tangents: tuple[Array,
 def _loss_and_slopes(
     quantiles: Float[Array, "*b n"], targets: Float[Array, "*b m"], kappa: float
 ) -> tuple[Float[Array, "*b"], Float[Array, "*b n"]]:
-    """The loss, and its derivative by each quantile."""
+    """The loss, and its derivative with respect to each quantile."""
     arguments = quantiles, targets
     count = math.prod(quantiles.shape) * targets.shape[-1]
     if count <= _FEW_PAIRS:
@@ -171,7 +167,7 @@ def _loss_and_slopes(
 
 
 def _in_blocks(quantiles: Array, targets: Array, kappa: float) -> tuple[Array, Array]:
-    """Loss and slope of each quantile, summed over targets; of the memory of a few arrays like `quantiles`."""
+    """Loss and slope of each quantile, summed over targets in the memory of a few arrays like `quantiles`."""
     blocks, rest = divmod(targets.shape[-1] - 1, _BLOCK)
     first, later = jnp.split(targets, [rest + 1], axis=-1)
     sums = _of_block(quantiles, first, kappa)
@@ -186,7 +182,8 @@ def _in_blocks(quantiles: Array, targets: Array, kappa: float) -> tuple[Array, A
 
 
 def _of_block(quantiles: Array, targets: Array, kappa: float) -> tuple[Array, Array]:
-    # Written out: the CPU's compiler would store all pairs of a sum over an axis. In pairs, for the rounding.
+    # The sum is unrolled because the CPU's compiler would store all pairs of a sum over an axis. A tree of additions
+    # rounds less than a sequence.
     terms = [_terms(quantiles, targets[..., j, None], kappa) for j in range(targets.shape[-1])]
     while len(terms) > 1:
         odd = terms[len(terms) // 2 * 2 :]
@@ -195,13 +192,13 @@ def _of_block(quantiles: Array, targets: Array, kappa: float) -> tuple[Array, Ar
 
 
 def _at_once(quantiles: Array, targets: Array, kappa: float) -> tuple[Array, Array]:
-    """The same by broadcasting: faster on an accelerator than a loop, while all pairs fit in its memory."""
+    """`_in_blocks` by broadcasting, which is faster on an accelerator while all pairs fit in its memory."""
     losses, slopes = _terms(quantiles[..., None, :], targets[..., :, None], kappa)
     return losses.sum(-2), slopes.sum(-2)
 
 
 def _terms(quantiles: Array, targets: Array, kappa: float) -> tuple[Array, Array]:
-    """The loss of each pair and its derivative by the quantile; the arrays are broadcast."""
+    """The loss of each pair and its derivative with respect to the quantile; the arrays broadcast."""
     n = quantiles.shape[-1]
     levels = (np.arange(n) + 0.5) / (n * kappa)
     below, above = (
@@ -209,7 +206,6 @@ def _terms(quantiles: Array, targets: Array, kappa: float) -> tuple[Array, Array
         for x in (1 / kappa - levels, levels)
     )
     errors = targets - quantiles
-    # Not jnp.clip: on the CPU it may lose a NaN.
-    clipped = jnp.where(errors < -kappa, -kappa, jnp.where(errors > kappa, kappa, errors))
+    clipped = clip(errors, -kappa, kappa)
     pull = jnp.where(errors < 0, below, above) * clipped
     return pull * (errors - clipped / 2), -pull

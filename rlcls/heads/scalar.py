@@ -8,7 +8,9 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Real
 
-from ._arrays import as_floating, as_outputs, as_scalars, check_positive
+from rlcls.kernels.arrays import as_real
+
+from ._arrays import as_outputs, as_scalars, check_positive
 from .base import Head
 
 
@@ -18,7 +20,7 @@ class _ScalarHead(Head):
         return 1
 
     def value(self, outputs: Float[ArrayLike, "*b 1"]) -> Float[Array, "*b"]:
-        """The output itself."""
+        """The output."""
         return as_outputs(self, outputs)[..., 0]
 
     def divergence(
@@ -29,7 +31,7 @@ class _ScalarHead(Head):
 
     def clip_fraction(self, scalars: Real[ArrayLike, "*b"]) -> Float[Array, ""]:
         """Zero: a scalar head represents every number."""
-        return jnp.zeros((), as_floating(scalars, "scalars").dtype)
+        return jnp.zeros((), as_real(scalars, "scalars").dtype)
 
     def _error(self, outputs: Float[ArrayLike, "*b 1"], scalars: Real[ArrayLike, "*b"]) -> Float[Array, "*b"]:
         outputs = as_outputs(self, outputs)
@@ -38,7 +40,10 @@ class _ScalarHead(Head):
 
 @dataclasses.dataclass(frozen=True)
 class MSE(_ScalarHead):
-    """The squared error, without a half: what Dopamine's DQN minimises."""
+    """The squared error: loss(x, t) = (x - t)**2. There is no factor of a half, as in Dopamine's DQN.
+
+    Source: Castro et al. 2018 (Dopamine).
+    """
 
     @property
     def name(self) -> str:
@@ -54,14 +59,18 @@ class MSE(_ScalarHead):
 
 @dataclasses.dataclass(frozen=True)
 class Huber(_ScalarHead):
-    """Half the squared error up to `delta`, linear beyond: the error that Nature's DQN clips, as a loss.
+    """Half the squared error up to an error of `delta`, and a linear loss beyond.
+
+    loss(x, t) = (x - t)**2 / 2 if |x - t| <= delta, else delta * (|x - t| - delta / 2)
+
+    With delta = 1 its gradient is the error clipped to [-1, 1], as in Nature's DQN.
 
     Source: Huber 1964; Mnih et al. 2015, methods.
     """
 
     delta: float = 1.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "delta", check_positive("huber: delta", self.delta))
 
     @property
@@ -72,8 +81,8 @@ class Huber(_ScalarHead):
         """error**2 / 2 where |error| <= delta, else delta * (|error| - delta / 2)."""
         error = jnp.abs(self._error(outputs, scalars))
         inside = jnp.minimum(error, self.delta)
-        # = error**2 / 2 inside; beyond, the linear part is added. No branch, so no NaN from the one not
-        # taken.
+        # This is error**2 / 2 inside, and adds the linear part beyond. Without branches, the gradient has no NaN from a
+        # branch that is not taken.
         return 0.5 * jnp.square(inside) + self.delta * (error - inside)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which support, when the values are not known beforehand. NumPy only."""
+"""Supports for values that are not known beforehand. NumPy only."""
 
 from typing import Any
 
@@ -11,19 +11,19 @@ from .support import Support
 
 
 def suggest_support(returns: Real[ArrayLike, "*b t"], gamma: float, num_bins: int = 51) -> Support:
-    """A support on the edges for values like these returns, and for those of a better policy.
+    """A support on the edges for values like these returns, and for the values of a better policy.
 
-    It reaches from the least to the greatest return and a quarter of that range beyond, but never beyond what
-    the rewards in the data can sum to; it holds 0, the value after an end; and it is widened so that
-    HL-Gauss is right up to there.
+    The support extends from the lowest to the highest return and a quarter of that range beyond, but not beyond the
+    discounted sums that rewards like those in the data can have. It contains 0, the value after an episode, and is
+    widened so that HL-Gauss is accurate up to these limits.
 
     Args:
-      returns: discounted returns to go of successive steps, one episode a row.
+      returns: discounted returns to go of successive steps, one episode in a row.
       gamma: the discount of one step.
-      num_bins: of the support.
+      num_bins: number of bins of the support.
 
     Raises:
-      ValueError: the returns are not finite or all 0, or gamma is not in [0, 1).
+      ValueError: the returns are not finite or are all 0, or gamma is not in [0, 1).
     """
     returns = _finite("suggest_support", returns)
     low, high = min(returns.min(), 0.0), max(returns.max(), 0.0)
@@ -38,10 +38,10 @@ def suggest_support(returns: Real[ArrayLike, "*b t"], gamma: float, num_bins: in
 
 
 def support_from_rewards(min_reward: float, max_reward: float, gamma: float, num_bins: int = 51) -> Support:
-    """A support on the edges for every value there can be: discounted sums of rewards in these bounds.
+    """A support on the edges for every discounted sum of rewards within these bounds.
 
-    It holds 0, the value after an end, and is widened so that HL-Gauss is right up to the bounds. It is
-    usually wider than it need be: `suggest_support` looks at returns.
+    The support contains 0, the value after an episode, and is widened so that HL-Gauss is accurate up to the largest
+    sums. It is usually wider than necessary; `suggest_support` uses the returns themselves.
 
     Raises:
       ValueError: the bounds are both 0 or not in order, or gamma is not in [0, 1).
@@ -57,22 +57,22 @@ def support_from_rewards(min_reward: float, max_reward: float, gamma: float, num
 
 
 def reward_scale(returns: Real[ArrayLike, "*b n"], support: Support) -> Float[Any, "*b"]:
-    """What to multiply each task's rewards by so that its returns use the support and stay in it.
+    """A factor for each task's rewards, with which its returns use the support and stay in it.
 
-    One over max(standard deviation of the returns, greatest |return| / limit), where limit is the nearer of
-    the support's outermost centers: the returns get a variance of at most 1. A task whose returns are all 0
-    keeps its rewards. Divide values by the scale to read them in the task's own units.
+    The scale is 1 / max(standard deviation of the returns, largest |return| / limit), where limit is the absolute value
+    of the outermost center nearest to 0; the scaled returns have a variance of at most 1. A task whose returns are all
+    0 has a scale of 1. Values divided by the scale are in the task's own units.
 
     Args:
-      returns: of each task, along the last axis.
-      support: that all tasks share, with 0 inside.
+      returns: the returns of each task, along the last axis.
+      support: a support for all tasks that contains 0.
 
     Raises:
-      ValueError: 0 is not inside the support, or the returns are not finite.
+      ValueError: 0 is outside the support, or the returns are not finite.
 
     Source: Lee et al. 2025 (SimbaV2), section 4.3.
     """
-    # Of the outermost centers, not edges: two-hot and C51 clip at those.
+    # The limit is a center and not an edge, because two-hot and C51 clip at the outermost centers.
     limit = min(-support.values[0], support.values[-1])
     if limit <= 0:
         raise ValueError(f"reward_scale: 0 must be inside the support, not {support}")
@@ -82,6 +82,7 @@ def reward_scale(returns: Real[ArrayLike, "*b n"], support: Support) -> Float[An
 
 
 def _sums(min_reward: float, max_reward: float, gamma: float) -> tuple[float, float]:
+    """The least and the greatest discounted sum of rewards within these bounds, over any number of steps."""
     low, high = min(min_reward, 0.0) / (1 - gamma), max(max_reward, 0.0) / (1 - gamma)
     return float(low), float(high)
 

@@ -1,4 +1,4 @@
-"""The values that a categorical head can tell apart."""
+"""The bins of a categorical head."""
 
 import dataclasses
 import functools
@@ -8,7 +8,9 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float64
 
-from ._arrays import check_choice, check_finite, check_integer, check_positive
+from rlcls._errors import check_choice
+
+from ._arrays import check_finite, check_integer, check_positive
 from .transforms import TRANSFORMS, Name
 
 On = Literal["edges", "centers"]
@@ -16,22 +18,27 @@ On = Literal["edges", "centers"]
 
 @dataclasses.dataclass(frozen=True)
 class Support:
-    """`num_bins` bins, given by the edges of the outermost ones or by their centers.
+    """`num_bins` bins between vmin and vmax, which are outermost edges or outermost centers.
 
-    With on="edges" the bins fill [vmin, vmax] (HL-Gauss); with on="centers" the outermost centers are vmin
-    and vmax, and the bins reach half a width beyond (two-hot, C51). The two do not share a grid: with -10, 10
-    and 51 the widths are 0.392 and 0.4.
+    With on="edges" the bins fill [vmin, vmax] (HL-Gauss). With on="centers" the outermost centers are vmin and vmax,
+    and the bins extend half a width beyond (two-hot, C51). The two grids differ: with -10, 10 and 51 the widths are
+    0.392 and 0.4.
 
-    The bins are of equal width unless one of two transforms squashes the range; vmin and vmax are squashed
-    values then. They differ in where the mean is taken:
+    The bins have equal width unless one of two transforms squashes the range; vmin and vmax are then squashed values.
+    The transforms differ in where the mean is taken:
 
-    * `scalar_transform` squashes the scalar and leaves the bins equal: a target is squashed before it is
-      encoded, and a value is the inverse of the mean. That is biased, as the mean of squashed returns is not
-      the squashed mean, but everything stays of the order of a bin (MuZero, TD-MPC2).
-    * `bin_transform` spaces the bins: they are equal in the squashed range and lie at its inverse, in the
-      units of the scalar, where the mean is taken. That is unbiased (DreamerV3).
+    * `scalar_transform` squashes the scalar and leaves the bins equal. A target is squashed before it is encoded, and a
+      value is the inverse transform of the mean. This is biased, because the mean of squashed returns differs from the
+      squashed mean, but every error is of the order of a bin (MuZero, TD-MPC2).
+    * `bin_transform` spaces the bins. They are equal in the squashed range; their centers are the inverse transform, in
+      the units of the scalar, and the mean is taken there. This is unbiased (DreamerV3).
 
-    Make one by `uniform`, `symexp` or `arbitrary`.
+    `uniform`, `symexp` and `arbitrary` make supports.
+
+    >>> Support.uniform(-1, 1, 4).edges
+    array([-1. , -0.5,  0. ,  0.5,  1. ])
+    >>> Support.uniform(-1, 1, 5, on="centers").centers
+    array([-1. , -0.5,  0. ,  0.5,  1. ])
     """
 
     vmin: float
@@ -42,7 +49,7 @@ class Support:
     bin_transform: Name = "identity"
     points: tuple[float, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("vmin", "vmax"):
             object.__setattr__(self, name, check_finite(f"support: {name}", getattr(self, name)))
         if self.vmin >= self.vmax:
@@ -70,15 +77,15 @@ class Support:
         """Bins of equal width, in the squashed range if there is a transform.
 
         Raises:
-          ValueError: vmin is not below vmax, there are fewer than 2 bins, or no such transform.
+          ValueError: vmin is not below vmax, there are fewer than 2 bins, or a transform is unknown.
         """
         return cls(vmin, vmax, num_bins, on, scalar_transform, bin_transform)
 
     @classmethod
     def symexp(cls, vmin: float, vmax: float, num_bins: int, *, on: On = "centers") -> "Support":
-        """Bins at symexp of equal steps from vmin to vmax: narrow near 0, as wide as the values far from it.
+        """Bins at symexp of equal steps from vmin to vmax: narrow near 0, about as wide as their values far from it.
 
-        Source: Hafner et al. 2023, equation 10, with -20, 20 and 255.
+        Source: Hafner et al. 2023, equation 10, which has -20, 20 and 255.
         """
         return cls.uniform(vmin, vmax, num_bins, on=on, bin_transform="symlog")
 
@@ -86,12 +93,12 @@ class Support:
     def arbitrary(
         cls, points: Sequence[float] | np.ndarray, *, on: On = "edges", scalar_transform: Name = "identity"
     ) -> "Support":
-        """Bins between the points, or with on="centers" around them.
+        """Bins between the points as edges, or with on="centers" around the points.
 
-        A center is the middle between two edges, or an edge the middle between two centers.
+        Each center is the middle between two edges, or with on="centers" each edge the middle between two centers.
 
         Raises:
-          ValueError: the points do not increase, or make fewer than 2 bins.
+          ValueError: the points do not increase, or there are fewer than 2 bins.
         """
         shape = np.shape(points)
         if len(shape) != 1 or shape[0] < 2:
@@ -101,13 +108,13 @@ class Support:
         return cls(points[0], points[-1], num_bins, on, scalar_transform, "identity", points)
 
     def widen(self, sigma_ratio: float = 0.75, *, sigmas: float = 3.0) -> "Support":
-        """As many bins, wider, so that the edges are `sigmas` standard deviations beyond vmin and vmax.
+        """As many but wider bins, with edges `sigmas` standard deviations beyond vmin and vmax.
 
-        What HL-Gauss cuts off beyond an edge biases it by 0.69 bins at the edge, by 0.25, 0.047 and 0.004 at
-        one, two and three standard deviations from it (at a ratio of 0.75).
+        HL-Gauss cuts off the mass beyond an edge. At a ratio of 0.75 this changes a decoded target by 0.69 bins at the
+        edge, and by 0.25, 0.047 and 0.004 bins at one, two and three standard deviations from it.
 
         Raises:
-          ValueError: there are too few bins for it, or the bins are arbitrary.
+          ValueError: there are too few bins for the margins, or the bins are arbitrary.
         """
         margin = check_positive("widen: sigma_ratio", sigma_ratio) * check_positive("widen: sigmas", sigmas)
         if self.points is not None:
@@ -120,10 +127,9 @@ class Support:
         return dataclasses.replace(self, vmin=self.vmin - outset, vmax=self.vmax + outset)
 
     def extend(self, low_bins: int, high_bins: int) -> "Support":
-        """More bins below and above; the others stay where they are.
+        """The same bins, and more below and above.
 
-        `heads.pad_outputs` gives a trained output layer the new bins. Functions of the head are compiled
-        once more.
+        `heads.pad_outputs` adds the new bins to a trained output layer. JAX compiles functions of the head again.
         """
         low_bins = check_integer("extend: low_bins", low_bins, 0)
         high_bins = check_integer("extend: high_bins", high_bins, 0)
@@ -142,27 +148,29 @@ class Support:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all bins are of one width."""
+        """Whether all bins have one width."""
         return self.points is None and self.bin_transform == "identity"
 
     @property
     def width(self) -> float:
-        """The width of a bin, which is also the distance between centers; before `bin_transform`."""
+        """The width of a bin before `bin_transform`, which is also the distance between centers."""
         if self.points is not None:
             raise ValueError("arbitrary bins have no one width")
         return (self.vmax - self.vmin) / (self.num_bins if self.on == "edges" else self.num_bins - 1)
 
     @property
     def low_edge(self) -> float:
+        """The lowest edge."""
         return float(self.edges[0])
 
     @property
     def high_edge(self) -> float:
+        """The highest edge."""
         return float(self.edges[-1])
 
     @functools.cached_property
     def edges(self) -> Float64[np.ndarray, "{self.num_bins}+1"]:
-        """The edges of the bins, squashed where there is a scalar_transform."""
+        """The edges of the bins, squashed if there is a scalar_transform."""
         if self.points is not None:
             return _fixed(self.points if self.on == "edges" else _around(self.points))
         overhang = 0.0 if self.on == "edges" else self.width / 2
@@ -170,7 +178,7 @@ class Support:
 
     @functools.cached_property
     def centers(self) -> Float64[np.ndarray, "{self.num_bins}"]:
-        """The centers of the bins, squashed where there is a scalar_transform."""
+        """The centers of the bins, squashed if there is a scalar_transform."""
         if self.is_uniform or (self.points is None and self.on == "centers"):
             inset = self.width / 2 if self.on == "edges" else 0.0
             return self._spread(_spaced(self.vmin + inset, self.vmax - inset, self.num_bins - 1))
@@ -180,11 +188,11 @@ class Support:
 
     @functools.cached_property
     def values(self) -> Float64[np.ndarray, "{self.num_bins}"]:
-        """What the centers stand for, in the units of the scalar."""
+        """The values of the centers, in the units of the scalar."""
         return _fixed(self.unsquash(self.centers))
 
     def squash(self, scalars: Any) -> Any:
-        """The scalars where the bins are; without a scalar_transform, themselves."""
+        """The scalars in the range of the bins: `scalar_transform` of them."""
         return TRANSFORMS[self.scalar_transform].forward(scalars)
 
     def unsquash(self, scalars: Any) -> Any:
@@ -192,7 +200,7 @@ class Support:
         return TRANSFORMS[self.scalar_transform].inverse(scalars)
 
     def to_dict(self) -> dict[str, Any]:
-        """The options of `heads.make` that make this support."""
+        """The options with which `heads.make` makes this support."""
         options = dataclasses.asdict(self)
         if self.points is not None:
             options = {"points": list(self.points), "on": self.on, "scalar_transform": self.scalar_transform}
@@ -217,7 +225,7 @@ class Support:
             raise ValueError("support: points must be num_bins (+ 1 edges) from vmin to vmax; use arbitrary")
 
     def _check_range(self) -> None:
-        # Infinities would make a value NaN. Most likely vmin and vmax were given in the units of the scalar.
+        # Infinite values would make means NaN. They most likely come from vmin and vmax in the units of the scalar.
         with np.errstate(over="ignore"):
             low, high = self.unsquash(self.edges[[0, -1]])
         if max(-low, high) >= np.finfo(np.float32).max:
@@ -230,18 +238,19 @@ class Support:
 
 
 def _spaced(first: float, last: float, intervals: int) -> Float64[np.ndarray, " n"]:
-    """Evenly spaced, and mirror-symmetric to the last bit when the ends are: np.linspace is not."""
+    """Evenly spaced numbers. Unlike np.linspace, they mirror each other to the last bit if the ends do."""
     steps = np.arange(-intervals, intervals + 1, 2) / intervals
     return _fixed((first + last) / 2 + (last - first) / 2 * steps)
 
 
 def _around(centers: Sequence[float]) -> Float64[np.ndarray, " n"]:
+    """The edges in the middles between centers, and one beyond each outermost center."""
     middles = np.convolve(centers, [0.5, 0.5], mode="valid")
     return np.r_[2 * centers[0] - middles[0], middles, 2 * centers[-1] - middles[-1]]
 
 
 def _fixed(values: Any) -> Float64[np.ndarray, " n"]:
-    """A copy in float64 that nobody can write to: supports are values."""
+    """A read-only copy in float64."""
     values = np.array(values, np.float64)
     values.flags.writeable = False
     return values

@@ -3,9 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
-from ._arrays import namespace
+from rlcls.kernels.arrays import at_least_float32, namespace
 
 Name = Literal["identity", "symlog", "signed_hyperbolic", "arcsinh"]
 
@@ -13,7 +11,7 @@ _EPS = 1e-3
 
 
 class Transform(NamedTuple):
-    """A map and its inverse, element-wise; at least float32 in their results."""
+    """A map and its inverse, element-wise; their results have at least float32."""
 
     forward: Callable[[Any], Any]
     inverse: Callable[[Any], Any]
@@ -39,7 +37,7 @@ def signed_hyperbolic(x: Any) -> Any:
     """
 
     def forward(xp: Any, a: Any) -> Any:
-        # sqrt(a + 1) - 1: in a form that loses no digits near 0, and in one that infinity survives.
+        # sqrt(a + 1) - 1: up to 1 in a form that loses no digits near 0, and beyond in one that keeps infinity.
         small = xp.where(a > 1, a.dtype.type(1), a)
         root = xp.where(a > 1, xp.sqrt(a + 1) - 1, small / (xp.sqrt(small + 1) + 1))
         return root + _EPS * a
@@ -59,7 +57,7 @@ def signed_parabolic(x: Any) -> Any:
 
 
 def arcsinh(x: Any) -> Any:
-    """The inverse hyperbolic sine: linear near 0, a logarithm far from it."""
+    """The inverse hyperbolic sine: linear near 0, logarithmic far from it."""
     return _odd(x, lambda xp, a: xp.arcsinh(a))
 
 
@@ -81,10 +79,9 @@ TRANSFORMS: dict[str, Transform] = {
 
 
 def _odd(x: Any, positive_half: Callable[[Any, Any], Any]) -> Any:
-    """The odd function with this positive half: mirrored to the last bit."""
+    """The odd function with this positive half; f(-x) = -f(x) to the last bit."""
     xp = namespace(x)
-    x = xp.asarray(x)
-    x = x.astype(xp.promote_types(x.dtype, np.float32))
-    # Not sign and abs: their derivatives at 0 are 0, and a network initialised with zeros starts there.
+    x = at_least_float32(x, xp)
+    # xp.sign and xp.abs would have a derivative of 0 at 0, where a network that is initialised with zeros starts.
     sign = xp.where(x < 0, x.dtype.type(-1), x.dtype.type(1))
     return sign * positive_half(xp, sign * x)

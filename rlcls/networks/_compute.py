@@ -1,4 +1,4 @@
-"""What the networks share about arithmetic: its dtype, what is kept for the backward pass, sizes that are possible."""
+"""Arithmetic that the networks share: its dtype, rematerialisation, and checks of sizes."""
 
 from typing import Any
 
@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int, Integer
+
+from rlcls.kernels.arrays import at_least_float32
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -18,47 +20,40 @@ def compute_dtype(name: str) -> Any:
 
 
 def check_positive(**sizes: Any) -> None:
-    """Raises a ValueError at the first that is no positive integer."""
+    """Raises a ValueError for the first size that is no positive integer."""
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise ValueError(f"{name} must be a positive integer, not {size}")
 
 
-def check_choice(**chosen: Any) -> None:
-    """Raises a ValueError at the first `name=(value, possible values)` that is none of the possible ones."""
-    for name, (value, possible) in chosen.items():
-        if value not in possible:
-            raise ValueError(f"{name} must be one of {', '.join(map(str, possible))}, not {value}")
-
-
 def without_wraparound(index: Integer[Array, "..."], size: int) -> Int[Array, "..."]:
-    """`index`, for a look-up that answers NaN beyond `size`, which would take negative ones from the end."""
+    """`index` with negative numbers replaced by `size`, so that a look-up with mode="fill" fills there too."""
     index = index.astype(jnp.int32)
     return jnp.where(index < 0, size, index)
 
 
 def run(block: Any, x: Array, *, remat: bool) -> Array:
-    """block(x); with `remat` what is inside it is computed again for the backward pass rather than kept."""
-    # What a module shows cannot leave a computation that may run twice.
+    """block(x); with `remat` the backward pass computes the inside of the block again instead of storing it."""
+    # Captured values cannot leave a rematerialised computation.
     if not remat or block.capture:
         return block(x)
     return nnx.remat(lambda block, x: block(x))(block, x)
 
 
 def relu(module: Any, x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The ReLU of x, a hidden layer's; a module whose `capture` is true shows how active its units are."""
+    """The ReLU of a hidden layer's `x`, whose activity the module shows if its `capture` is true."""
     x = nnx.relu(x)
     show_activity(module, x)
     return x
 
 
 def show_activity(module: Any, x: Float[Array, "*b d"], samples: tuple[int, ...] | None = None) -> None:
-    """Shows, where the module's `capture` is true, the mean absolute activation of each unit of a hidden layer.
+    """If the module's `capture` is true, sows the mean absolute activation of each unit of a hidden layer.
 
     Args:
-      module: whose layer it is.
-      x: after the nonlinearity.
-      samples: the axes that are no units; all but the last where none are given.
+      module: the module of the layer.
+      x: activations after the nonlinearity.
+      samples: the axes to average over; None means all but the last.
     """
     if module.capture:
         axes = tuple(range(x.ndim - 1)) if samples is None else samples
@@ -67,6 +62,6 @@ def show_activity(module: Any, x: Float[Array, "*b d"], samples: tuple[int, ...]
 
 
 def normalize(x: Float[Array, "..."], axis: int | tuple[int, ...] = -1) -> Float[Array, "..."]:
-    """x over its L2 norm along `axis`, in float32 at least; zeros stay zeros and have a gradient."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    """`x` divided by its L2 norm along `axis`, in at least float32; zeros stay zeros and have a gradient."""
+    x = at_least_float32(x)
     return x * lax.rsqrt(jnp.sum(jnp.square(x), axis=axis, keepdims=True) + 1e-6)

@@ -1,4 +1,4 @@
-"""IMPALA's convolutions with a SoftMoE in place of the dense layer, and the controls that show what it gains by."""
+"""IMPALA's convolutions with a SoftMoE in place of the dense layer, and controls that separate its effects."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from ._compute import check_choice, check_positive, compute_dtype, relu
+from rlcls._errors import check_choice
+
+from ._compute import check_positive, compute_dtype, relu
 from ._images import check_image_shape, to_nhwc
 from .impala import encode, make_stacks
 from .soft_moe import Experts, SoftMoE
@@ -22,17 +24,17 @@ class IMPALATokens(nnx.Module):
 
     Args:
       observation_shape: (frames, height, width).
-      penultimate: "soft_moe": experts, their tokens flattened to be the features. The controls: "per_token": the
-        layers of one expert on each token by itself, no routing; "average": the mean over the picture and a dense
-        layer (global average pooling); "dense": a dense layer over everything, to widen.
-      tokens: what is a token of the convolutions' height x width x channels. "per_conv": every position, of as many
-        numbers as there are channels; "per_feat": every channel, of height * width; "per_samp": everything, one.
-      num_experts: of the SoftMoE, which alone has several.
+      penultimate: "soft_moe": a SoftMoE, whose flattened tokens are the features. The controls are "per_token": the
+        layers of one expert on each token separately, without routing; "average": the mean over the picture and a
+        dense layer (global average pooling); "dense": a dense layer on the flattened picture.
+      tokens: how the convolutions' height x width x channels are cut into tokens. "per_conv": each position is a token
+        of size channels; "per_feat": each channel is a token of size height * width; "per_samp": one token.
+      num_experts: experts of the SoftMoE; the controls have one or none.
       hidden: units of an expert's hidden layer, or of the dense layer.
-      learned_slots: false keeps the slot parameters as they were drawn.
+      learned_slots: whether the slot parameters are trained.
       width: multiplies the channels of every convolution.
-      dtype: float32 or bfloat16, what is computed in; parameters and features are float32.
-      remat: compute each stack again in the backward pass rather than keep what is inside it.
+      dtype: float32 or bfloat16, used in computations; parameters and features are float32.
+      remat: whether the backward pass computes the inside of each stack again instead of storing it.
 
     Raises:
       ValueError: an argument is out of range.
@@ -56,7 +58,8 @@ class IMPALATokens(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.observation_shape = check_image_shape("IMPALATokens", observation_shape, smallest=1)
-        check_choice(penultimate=(penultimate, _PENULTIMATE), tokens=(tokens, _TOKENS))
+        check_choice("penultimate", penultimate, _PENULTIMATE)
+        check_choice("tokens", tokens, _TOKENS)
         check_positive(num_experts=num_experts, hidden=hidden)
         self.dtype, self.remat, self.capture = compute_dtype(dtype), remat, False
         self.stacks, encoded = make_stacks(self.observation_shape, width, dtype=self.dtype, rngs=rngs)
@@ -87,7 +90,7 @@ class IMPALATokens(nnx.Module):
         """Features of stacked frames, the oldest first.
 
         Raises:
-          ValueError: the observations have not the shape the network was made for.
+          ValueError: the observations do not have the shape that the network was made for.
           TypeError: the observations are not uint8.
         """
         x = encode(self, to_nhwc(observations, self.observation_shape))

@@ -1,4 +1,4 @@
-"""One body for many games: a head for each, or a learned vector that says which game it is."""
+"""One body for many games, with a head or a learned embedding for each game."""
 
 from typing import Any, NamedTuple
 
@@ -6,17 +6,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from rlcls._errors import check_choice
 from rlcls.heads import Head
 from rlcls.heads.nnx import QHead
 
-from ._compute import check_choice, check_positive, relu, without_wraparound
+from ._compute import check_positive, relu, without_wraparound
 from .q_network import check_vector
 
 _EMBEDDING = 64
 
 
 class GameObservation(NamedTuple):
-    """What is observed, and in which game.
+    """An observation, and the number of its game.
 
     Attributes:
       observation: [B, *observation].
@@ -28,23 +29,22 @@ class GameObservation(NamedTuple):
 
 
 class MultiGameQNetwork(nnx.Module):
-    """GameObservation -> the head's outputs for every action of its game.
+    """A network from `GameObservation` to the head's outputs for every action of its game.
 
     Args:
-      backbone: maps observations to features, `num_features` of them.
-      head: how a value is represented.
-      num_actions: of every game; all 18 of the Atari where games differ.
+      backbone: maps observations to `num_features` features.
+      head: represents a value.
+      num_actions: actions of every game; all 18 of the Atari if the games differ.
       num_games: at least 1.
-      form: "heads", a last layer for each game, as in Scaled QL; or "embedding", in which a learned vector of 64
-        for each game is joined to the features and a dense layer of as many units as there are features mixes them,
-        before one last layer for all.
+      form: "heads", a last layer for each game, as in Scaled QL; or "embedding", a learned vector of 64 for each game,
+        concatenated with the features and mixed by a dense layer of `num_features` units, and one last layer.
 
     Raises:
-      ValueError: an argument is out of range, or the backbone gives no vector of features.
+      ValueError: an argument is out of range, or the backbone yields features for each token.
 
-    With `functional`'s capture it shows its `features`, what the head reads: [B, D].
+    With `functional`'s capture it sows `features`, the input of the head: [B, D].
 
-    Source: Kumar et al. 2022 (Scaled QL): a shared body and a head for each game.
+    Source: Kumar et al. 2022 (Scaled QL), which has a shared body and a head for each game.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class MultiGameQNetwork(nnx.Module):
     ):
         check_vector(backbone)
         check_positive(num_games=num_games)
-        check_choice(form=(form, ("heads", "embedding")))
+        check_choice("form", form, ("heads", "embedding"))
         self.backbone, self.num_games, self.num_actions = backbone, num_games, num_actions
         self.capture = False
         size = backbone.num_features
@@ -73,7 +73,7 @@ class MultiGameQNetwork(nnx.Module):
         self.q_head = QHead(head, size, copies * num_actions, rngs=rngs)
 
     def __call__(self, observations: GameObservation) -> Float[Array, "b a n"]:
-        """The outputs of every action, NaN for a game that there is not."""
+        """The outputs of every action; NaN for a game number out of range."""
         features = self.backbone(observations.observation)
         game = without_wraparound(jnp.asarray(observations.game), self.num_games)
         if self.embedding is not None and self.mixer is not None:
@@ -84,6 +84,6 @@ class MultiGameQNetwork(nnx.Module):
         outputs = self.q_head(features)
         if self.embedding is not None:
             return outputs
-        # All games' outputs and then a choice: a product for each sample would fetch each one's weights anew.
+        # Computes the outputs of all games, then selects: a product for each sample would load weights for each.
         outputs = outputs.reshape(len(outputs), self.num_games, self.num_actions, -1)
         return jnp.take_along_axis(outputs, game[:, None, None, None], axis=1)[:, 0]

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from ._compute import check_choice, check_positive, compute_dtype, normalize, relu, run
+from rlcls._errors import check_choice
+
+from ._compute import check_positive, compute_dtype, normalize, relu, run
 from ._images import check_image_shape, to_nhwc
 
 _GROUPS = 4
@@ -16,20 +18,20 @@ _HIDDEN = 512
 
 
 class ResNet(nnx.Module):
-    """ResNet-18, 34, 50 or 101 with group norm: uint8 frames -> features of length 1.
+    """ResNet-18, 34, 50 or 101 with group norm: uint8 frames -> features of L2 norm 1.
 
-    Convolutions have no bias and stride in the 3 x 3 layer. In place of the mean over the picture stand learned
-    spatial embeddings, `spatial` weighted sums of each channel; a dense layer of 512 with a ReLU follows, and its
-    features are divided by their L2 norm. Groups (4) and the number of embeddings (8) are those of the authors'
-    later code, the paper does not say; the dense layer is that of the other networks here.
+    Convolutions have no bias, and the 3 x 3 layer has the stride. Learned spatial embeddings, `spatial` weighted sums
+    of each channel, replace the mean over the picture. A dense layer of 512 with a ReLU follows, and its features are
+    divided by their L2 norm. The paper does not state the number of groups (4) and of embeddings (8), which come from
+    the authors' later code; the dense layer is that of the other networks here.
 
     Args:
       observation_shape: (frames, height, width).
       depth: 18, 34, 50 or 101.
       width: channels of the first stage, a multiple of 4; the standard networks have 64.
       spatial: embeddings of each channel.
-      dtype: float32 or bfloat16, what is computed in; parameters and features are float32.
-      remat: compute each block again in the backward pass rather than keep what is inside it.
+      dtype: float32 or bfloat16, used in computations; parameters and features are float32.
+      remat: whether the backward pass computes the inside of each block again instead of storing it.
 
     Raises:
       ValueError: an argument is out of range.
@@ -49,14 +51,14 @@ class ResNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         channels, *size = self.observation_shape = check_image_shape("ResNet", observation_shape, smallest=1)
-        check_choice(depth=(depth, tuple(_DEPTHS)))
+        check_choice("depth", depth, _DEPTHS)
         check_positive(width=width, spatial=spatial)
         if width % _GROUPS:
             raise ValueError(f"width must be a multiple of the {_GROUPS} groups of the norms, not {width}")
         self.dtype, self.remat, self.capture = compute_dtype(dtype), remat, False
         layers, lengths = _DEPTHS[depth]
         self.stem = _ConvNorm(channels, width, 7, 2, self.dtype, rngs)
-        size = [math.ceil(length / 4) for length in size]  # the stem and the pooling after it halve
+        size = [math.ceil(length / 4) for length in size]  # the stem and the pooling each halve the picture
         blocks, channels = [], width
         for stage, length in enumerate(lengths):
             for number in range(length):
@@ -66,7 +68,7 @@ class ResNet(nnx.Module):
                 channels = block[-1][1]
                 size = [math.ceil(side / stride) for side in size]
         self.blocks = nnx.List(blocks)
-        # The sum runs over the picture alone: each channel has embeddings of its own.
+        # The sum is over the picture only, because each channel has its own embeddings.
         init = nnx.initializers.variance_scaling(
             1.0, "fan_in", "truncated_normal", in_axis=(0, 1), out_axis=3, batch_axis=2
         )
@@ -79,7 +81,7 @@ class ResNet(nnx.Module):
         """Features of stacked frames, the oldest first.
 
         Raises:
-          ValueError: the observations have not the shape the network was made for.
+          ValueError: the observations do not have the shape that the network was made for.
           TypeError: the observations are not uint8.
         """
         x = relu(self, self.stem(to_nhwc(observations, self.observation_shape)))
@@ -110,7 +112,7 @@ class _ConvNorm(nnx.Module):
 
 
 class _Block(nnx.Module):
-    """Convolutions beside a shortcut; `layers` are (inputs, outputs, kernel, stride)."""
+    """Convolutions with a shortcut around them; each of `layers` is (inputs, outputs, kernel, stride)."""
 
     def __init__(self, layers: Sequence[tuple[int, int, int, int]], dtype: Any, rngs: nnx.Rngs):
         inputs, outputs, stride = layers[0][0], layers[-1][1], math.prod(layer[3] for layer in layers)

@@ -1,4 +1,4 @@
-"""Linear layers whose weight has the spectral norm that they learn."""
+"""Linear layers that learn the spectral norm of their weight."""
 
 from typing import Any
 
@@ -7,33 +7,33 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
-from ._compute import check_choice
+from rlcls._errors import check_choice
 
 GAMMA_INITS = ("one", "norm")
 _TINY = 1e-30
 
 
 class PowerVector(nnx.Variable):
-    """A vector of a power iteration: state of the network, no parameter."""
+    """A vector of a power iteration, which is state of the network and not a parameter."""
 
 
 class SpectralLinear(nnx.Module):
-    """x -> x W_hat with W_hat = (gamma / sigma(W)) W, sigma(W) the largest singular value and gamma learned; no bias.
+    """x -> x W_hat with W_hat = (gamma / sigma(W)) W, the largest singular value sigma(W) and a learned gamma; no bias.
 
-    sigma is v^T W u with vectors that are constants to the gradient. Each call in training mode makes one step of
-    power iteration, and u, a right singular vector, is kept; it starts as that of the first W, exactly.
+    sigma is v^T W u, where u and v are constants to the gradient. Each call in training mode makes one step of power
+    iteration and stores u, a right singular vector, which starts as the exact one of the initial W.
 
     Args:
-      in_features: of W's rows.
-      out_features: of W's columns.
-      gamma_init: "one", as in the authors' speech models; "norm", sigma of the first W, so that W_hat is W then, as
-        in their vision models.
-      dtype: what the product is computed in; W_hat is computed in float32.
+      in_features: number of rows of W.
+      out_features: number of columns of W.
+      gamma_init: "one", as in the authors' speech models; or "norm", sigma of the initial W, so that W_hat starts as W,
+        as in their vision models.
+      dtype: dtype of the product; W_hat is computed in float32.
 
     Raises:
       ValueError: gamma_init is neither.
 
-    Source: Zhai et al. 2023 (sigma-reparam); the two starts of gamma are those of the authors' code.
+    Source: Zhai et al. 2023 (sigma-reparam); both initial values of gamma are in the authors' code.
     """
 
     def __init__(
@@ -45,9 +45,9 @@ class SpectralLinear(nnx.Module):
         dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        check_choice(gamma_init=(gamma_init, GAMMA_INITS))
+        check_choice("gamma_init", gamma_init, GAMMA_INITS)
         kernel = nnx.initializers.lecun_normal()(rngs.params(), (in_features, out_features), jnp.float32)
-        # Eigenvectors of the smaller of W^T W and W W^T: a third of the time of a singular value decomposition.
+        # Eigenvectors of the smaller of W^T W and W W^T take a third of the time of a singular value decomposition.
         if out_features <= in_features:
             u = jnp.linalg.eigh(kernel.T @ kernel)[1][:, -1]
         else:
@@ -60,14 +60,14 @@ class SpectralLinear(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        """In training mode makes a step of power iteration first."""
+        """x W_hat; training mode makes a step of power iteration first."""
         return x.astype(self.dtype) @ self.weight().astype(self.dtype)
 
     def weight(self) -> Float[Array, "i o"]:
         """W_hat, float32."""
         kernel = self.kernel[...]
         constant = lax.stop_gradient(kernel)
-        # An averaged target network's vector has not length 1.
+        # The vector of an averaged target network is shorter than 1.
         u = _unit(self.power[...])
         v = _unit(_product(constant, u))
         if not self.deterministic:
@@ -78,7 +78,7 @@ class SpectralLinear(nnx.Module):
 
 
 def _product(x: Array, y: Array) -> Array:
-    # An accelerator would round the factors; these products cost nothing.
+    # By default an accelerator rounds the factors; the full precision of these small products costs nothing.
     return jnp.matmul(x, y, precision="highest")
 
 

@@ -1,4 +1,4 @@
-"""A transformer over tokens, vectors or the patches of pictures."""
+"""A transformer over tokens, vectors or patches of pictures."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from ._compute import check_choice, check_positive, compute_dtype, run, show_activity, without_wraparound
+from rlcls._errors import check_choice
+
+from ._compute import check_positive, compute_dtype, run, show_activity, without_wraparound
 from ._images import check_image_shape, to_nhwc
 from .spectral import GAMMA_INITS, SpectralLinear
 
@@ -20,25 +22,25 @@ _POOLS = ("last", "mean", "none")
 class Transformer(nnx.Module):
     """Pre-norm layers of attention and SwiGLU over tokens with learned positions; no layer has a bias.
 
-    What is a token follows from the observation: of shape (T,), whole numbers below `vocabulary`, looked up; (T, D),
-    vectors, projected; (frames, height, width), uint8 frames, cut into patches that are projected.
+    The shape of an observation determines its tokens. Shape (T,) is integers below `vocabulary`, which are looked up;
+    (T, D) is vectors, which are projected; (frames, height, width) is uint8 frames, whose patches are projected.
 
     Args:
-      observation_shape: of one of those three kinds.
-      layers: of attention and of SwiGLU each.
-      width: of a token; a multiple of `heads`.
-      heads: of the attention.
-      vocabulary: how many tokens there are, for observations that are tokens and no others.
+      observation_shape: a shape of one of these three kinds.
+      layers: number of layers of attention and of SwiGLU each.
+      width: size of a token; a multiple of `heads`.
+      heads: attention heads.
+      vocabulary: number of different tokens, for observations of shape (T,) only.
       patch: side of a patch, in pixels; height and width must be multiples of it.
-      causal: a token attends to none after it; otherwise to all.
-      pool: "last": the features are the last token's; "mean": their mean; "none": one vector for every token.
+      causal: whether a token attends only to itself and the tokens before it.
+      pool: "last": the features are those of the last token; "mean": their mean; "none": one vector for every token.
       layer_norm: false leaves out every norm.
-      sigma_reparam: every linear layer is a `SpectralLinear`. The value head on top of the features is none of them.
-      gamma_init: "one" or "norm", as there.
-      dtype: float32 or bfloat16, what is computed in; parameters and features are float32.
-      remat: compute each layer again in the backward pass rather than keep what is inside it.
+      sigma_reparam: whether every linear layer is a `SpectralLinear`; the value head on top is not affected.
+      gamma_init: "one" or "norm", the option of `SpectralLinear`.
+      dtype: float32 or bfloat16, used in computations; parameters and features are float32.
+      remat: whether the backward pass computes the inside of each layer again instead of storing it.
 
-    With `functional`'s capture each layer shows its `queries` and `keys`, [B, T, heads, width // heads]: its attention
+    With `functional`'s capture each layer sows its `queries` and `keys`, [B, T, heads, width // heads]. Its attention
     is softmax(queries . keys / sqrt(width // heads)), masked if causal.
 
     Raises:
@@ -66,7 +68,8 @@ class Transformer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         check_positive(layers=layers, width=width, heads=heads)
-        check_choice(pool=(pool, _POOLS), gamma_init=(gamma_init, GAMMA_INITS))
+        check_choice("pool", pool, _POOLS)
+        check_choice("gamma_init", gamma_init, GAMMA_INITS)
         if width % heads:
             raise ValueError(f"width must be a multiple of heads ({heads}), not {width}")
         self.observation_shape = tuple(observation_shape)
@@ -91,8 +94,8 @@ class Transformer(nnx.Module):
         """Features of each observation, or with pool="none" of each of its tokens.
 
         Raises:
-          ValueError: the observations have not the shape the network was made for.
-          TypeError: tokens are no whole numbers, or frames are not uint8.
+          ValueError: the observations do not have the shape that the network was made for.
+          TypeError: tokens are not integers, or frames are not uint8.
         """
         if observations.ndim == 0 or observations.shape[1:] != self.observation_shape:
             shape = ", ".join(map(str, ("batch", *self.observation_shape)))
@@ -146,7 +149,7 @@ def _tokeniser(
     linear: Callable[[int, int], nnx.Module],
     rngs: nnx.Rngs,
 ) -> Any:
-    """What makes [B, T, width] of observations of that shape."""
+    """A module from observations of that shape to [B, T, width]."""
     if len(shape) == 1 and vocabulary is not None:
         check_positive(vocabulary=vocabulary, tokens=shape[0])
         return _Lookup(shape[0], vocabulary, width, rngs)
@@ -176,7 +179,7 @@ class _Lookup(nnx.Module):
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
             raise TypeError(f"tokens must be whole numbers, not {tokens.dtype}")
         embedding = self.embedding[...]
-        # Beyond the vocabulary is NaN, which stops a run, and not somebody else's row.
+        # A token beyond the vocabulary gives NaN, which stops a run, and not the row of another token.
         tokens = without_wraparound(tokens, len(embedding))
         rows = jnp.take(embedding, tokens, axis=0, mode="fill", fill_value=jnp.nan)
         return rows * math.sqrt(embedding.shape[1])

@@ -115,7 +115,7 @@ def test_smoothing_mixes_the_target_with_all_bins(logits):
         ({"criterion": "generalised", "q": 1}, "hlgauss: q must be above 0 and below 1, not 1.0"),
         (
             {"criterion": "mse"},
-            "hlgauss: criterion must be 'cross_entropy' or 'generalised' or 'ordinal', not 'mse'",
+            "hlgauss: criterion must be one of cross_entropy, generalised, ordinal, not mse",
         ),
         (
             {"sigma": 1.0, "sigma_ratio": 0.5},

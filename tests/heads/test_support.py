@@ -52,7 +52,7 @@ def test_supports_are_values():
         ((float("nan"), 10, 51), ValueError, "support: vmin must be finite, not nan"),
         ((-10, None, 51), TypeError, "support: vmax must be a number, not None"),
         (([-10.0], 10, 51), TypeError, r"support: vmin must be a number, not \[-10.0\]"),
-        ((-10, 10, 51, "middles"), ValueError, "support: on must be 'edges' or 'centers', not 'middles'"),
+        ((-10, 10, 51, "middles"), ValueError, "support: on must be one of edges, centers, not middles"),
     ],
 )
 @pytest.mark.untyped
@@ -139,7 +139,7 @@ def test_an_extended_support_keeps_its_bins(support):
         (lambda: heads.Support.arbitrary([0, 1, 3]).widen(), "arbitrary bins have no one width"),
         (
             lambda: heads.Support.uniform(0, 1, 9, scalar_transform="log"),
-            "scalar_transform must be 'identity' or 'symlog' or 'signed_hyperbolic' or 'arcsinh', not 'log'",
+            "scalar_transform must be one of identity, symlog, signed_hyperbolic, arcsinh, not log",
         ),
         (
             lambda: heads.Support.uniform(-200, 200, 9, scalar_transform="symlog"),
