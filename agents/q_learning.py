@@ -95,7 +95,7 @@ class QLearning:
         double: bool = False,
         dueling: bool = False,
     ):
-        self._check(spec)
+        self._num_actions = self._check(spec)
         if learning_rate <= 0:
             raise ValueError(f"learning_rate must be above 0, not {learning_rate}")
         if max_gradient_norm < 0:
@@ -222,7 +222,7 @@ class QLearning:
             next_q_values = self.head.value(next_outputs)
         chosen_next = heads.select(next_outputs, jnp.argmax(next_q_values, axis=-1))
         target = self.head.td_target(chosen_next, batch.reward, batch.discount)
-        return target, batch.reward + batch.discount * self.head.value(chosen_next)
+        return target, jnp.asarray(batch.reward + batch.discount * self.head.value(chosen_next))
 
     def diagnose(self, state: AgentState, batch: Transition, held_out: Transition) -> dict[str, Array]:
         """What can be seen inside the network before an update; it changes nothing.
@@ -254,7 +254,8 @@ class QLearning:
             **diagnostics.shown(intermediates, causal=self._causal),
         }
 
-    def _check(self, spec: Spec) -> None:
+    def _check(self, spec: Spec) -> int:
+        """The number of actions; a ValueError if this agent cannot take the observations or actions."""
         name = type(self).__name__
         if spec.num_actions is None:
             action = f"{spec.action.dtype} {list(spec.action.shape)}"
@@ -262,10 +263,11 @@ class QLearning:
         if not isinstance(spec.observation, jax.ShapeDtypeStruct):
             fields = ", ".join(spec.observation) if isinstance(spec.observation, dict) else "several arrays"
             raise ValueError(f"{name} needs observations that are one array, and these are a tree ({fields})")
+        return spec.num_actions
 
     def _make_network(self, rngs: nnx.Rngs) -> networks.QNetwork:
         backbone = self._make_backbone(self.spec.observation.shape, rngs=rngs)
-        return networks.QNetwork(backbone, self.head, self.spec.num_actions, dueling=self._dueling, rngs=rngs)
+        return networks.QNetwork(backbone, self.head, self._num_actions, dueling=self._dueling, rngs=rngs)
 
     def _polyak(self, online: Any, target: Any) -> Any:
         """One Polyak step for one leaf. Leaves that cannot be averaged (random keys, counters) are copied."""

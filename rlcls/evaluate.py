@@ -73,7 +73,7 @@ def _command(argv: list[str]) -> int:
             "epsilon": f"{evaluator.epsilon:g}",
             "network": build.describe_network(config, agent),
             "run folder": str(run_dir),
-            "checkpoint": f"agent step {checkpoint.count:,}",
+            "checkpoint": f"agent step {checkpoint.steps:,}",
         }
         header({name: value for name, value in rows.items() if value})
 
@@ -89,7 +89,7 @@ def _command(argv: list[str]) -> int:
         print(_table(result, evaluator.env.frame_skip))
         print(_store(run_dir, env.name, evaluator, checkpoint, result))
         if video != "false":
-            path = run_dir / "videos" / f"{checkpoint.count}.mp4" if video == "true" else Path(video)
+            path = run_dir / "videos" / f"{checkpoint.steps}.mp4" if video == "true" else Path(video)
             if video == "true":
                 path.parent.mkdir(exist_ok=True)
             actions = first_actions[: result.lengths[0]]
@@ -156,7 +156,7 @@ def _store(
     from rlcls.runs.files import write_text
     from rlcls.runs.folder import facts
 
-    path = run_dir / "evaluations" / f"{checkpoint.count}.json"
+    path = run_dir / "evaluations" / f"{checkpoint.steps}.json"
     content = {
         "agent_steps": checkpoint.counters["counts"].get("agent_steps"),
         "game": name,

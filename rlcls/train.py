@@ -82,15 +82,15 @@ def _train(config: DictConfig) -> int:
             print(f"note: no checkpoint of {folder.path} is whole: the run begins again", file=sys.stderr)
         unit = loop.unit.replace("_", " ")
         owed = checkpoint.counters["owed"] if checkpoint else []
-        if checkpoint and checkpoint.count >= config.steps and not owed:
+        if checkpoint and checkpoint.steps >= config.steps and not owed:
             print(
-                f"{folder.path} is finished: it has {checkpoint.count:,} of {config.steps:,} {unit}; "
+                f"{folder.path} is finished: it has {checkpoint.steps:,} of {config.steps:,} {unit}; "
                 "a larger steps= goes on"
             )
             return 0
         seconds = OVERHEAD * loop.warm_up(config.steps)  # of one unit
         if checkpoint:
-            print(f"resuming {folder.path} at {unit[:-1]} {checkpoint.count:,}", flush=True)
+            print(f"resuming {folder.path} at {unit[:-1]} {checkpoint.steps:,}", flush=True)
             fresh = loop.save()
             loop.restore(checkpoint.saved(fresh.tree, fresh.rows))
         _header(config, loop, env, agent, device, folder.path, seconds)

@@ -1,6 +1,6 @@
 """Checkpoints that are whole or absent, and that cost what is new since the last one.
 
-A checkpoint is a folder `checkpoints/<count>`, named by the count of the loop's unit (agent steps, updates). Its
+A checkpoint is a folder `checkpoints/<steps>`, named by the loop's units so far (agent steps, or updates). Its
 `manifest.json` lists every file that it consists of, with size and SHA-256: the tree that Orbax wrote, the small
 arrays and counters, and the replay's segments, which lie in `replay/` and are shared between checkpoints. Everything
 is on the disk before the folder gets its name, a segment is removed only when no kept checkpoint lists it, and files
@@ -38,7 +38,7 @@ class Checkpoint(NamedTuple):
 
     Attributes:
       folder: where it lies.
-      count: of the loop's unit, when it was taken.
+      steps: the loop's units so far, when it was taken.
       counters: JSON-able values: those of the loop under "loop", others of the run.
       arrays: small arrays by name.
       segments: of the rows, oldest first.
@@ -46,7 +46,7 @@ class Checkpoint(NamedTuple):
     """
 
     folder: Path
-    count: int
+    steps: int
     counters: dict[str, Any]
     arrays: dict[str, np.ndarray]
     segments: list[Segment]
@@ -105,18 +105,18 @@ class Checkpoints:
             self._segments, self._parts = checkpoint.segments, checkpoint.parts
         return checkpoint, remarks
 
-    def save(self, count: int, saved: Saved, **counters: Any) -> None:
+    def save(self, steps: int, saved: Saved, **counters: Any) -> None:
         """Writes a checkpoint and, once it is whole, removes the oldest ones.
 
         Args:
-          count: names the checkpoint; one of the same name is replaced.
+          steps: the loop's units so far; they name the checkpoint, and one of the same name is replaced.
           saved: by the loop.
           counters: of the run, JSON-able.
 
         Raises:
           UserError: the disk is full or cannot be written. The checkpoint before is untouched.
         """
-        final = self._run_dir / FOLDER / f"{count:012d}"
+        final = self._run_dir / FOLDER / f"{steps:012d}"
         working, replaced = (final.with_name(f".{final.name}.{state}") for state in ("partial", "replaced"))
         try:
             shutil.rmtree(working, ignore_errors=True)
@@ -137,7 +137,7 @@ class Checkpoints:
                 # the whole replay, and would accept any damage since then.
                 parts[name] = self._parts.get(name) or Seal.of(segment.path)
             manifest = {
-                "count": count,
+                "steps": steps,
                 "parts": dict(sorted(parts.items())),
                 "segments": [str(segment.path.relative_to(self._run_dir)) for segment in written],
             }
@@ -155,7 +155,7 @@ class Checkpoints:
             with contextlib.suppress(OSError):
                 _prune(self._run_dir, self._keep)  # the segments that were written for it
             reason = "no space left" if error.errno == errno.ENOSPC else error.strerror or str(error)
-            raise UserError(f"cannot write the checkpoint {count} to {self._run_dir}: {reason}") from error
+            raise UserError(f"cannot write the checkpoint {steps} to {self._run_dir}: {reason}") from error
         self._segments, self._parts = written, parts
         _prune(self._run_dir, self._keep)
 
@@ -188,7 +188,7 @@ def open_whole(run_dir: Path, folder: Path) -> Checkpoint:
         seal.check(run_dir / name, name)
     return Checkpoint(
         folder=folder,
-        count=manifest["count"],
+        steps=manifest["steps"],
         counters=json.loads((folder / _COUNTERS).read_text()),
         arrays=unpack(folder / _ARRAYS),
         segments=[Segment.at(run_dir / name) for name in manifest["segments"]],

@@ -146,7 +146,7 @@ class Online:
     def advance(self) -> list[tuple[str, dict[str, Any]]]:
         """One vector step and its updates."""
         if self._observations is None or (self.number and self.number % self._reseed_every == 0):
-            self._reseed(self.number // self._reseed_every)
+            self._observations = self._reseed(self.number // self._reseed_every)
         observations, starts = self._observations, self._starts
         actions = np.array(self._act(self._learner.acting, observations, self.number, self._epsilon()))
         self._env.send(actions)
@@ -192,13 +192,18 @@ class Online:
     def _epsilon(self) -> float:
         return self._exploration.epsilon(self._agent_steps - self.replay.min_size)
 
-    def _reseed(self, index: int) -> None:
-        """Resets every environment, so that its state is a function of (seed, index) and the actions sent since."""
+    def _reseed(self, index: int) -> np.ndarray:
+        """Resets every environment, so that its state is a function of (seed, index) and the actions sent since.
+
+        Returns:
+          The first observations.
+        """
         seeds = environment_seeds([self._seed, index], self._env.num_envs)
-        self._observations, _ = self._env.reset(seed=seeds)
+        observations, _ = self._env.reset(seed=seeds)
         self._starts = np.ones(self._env.num_envs, bool)
         self._sent = []
         self._returns.drop()
+        return observations
 
     def _summary(self) -> dict[str, Any]:
         """A line of metrics over the updates since the last one."""
@@ -268,7 +273,7 @@ class Online:
         self.replay.restore(saved.arrays, counters["replay"])
         self.number = counters["number"]
         # A re-seed is done by the step that needs it, so the last one lies before the last step done.
-        self._reseed(max(0, self.number - 1) // self._reseed_every)
+        self._observations = self._reseed(max(0, self.number - 1) // self._reseed_every)
         for actions in saved.arrays["sent"]:
             self._observations, _, _, _, info = self._env.step(actions)
             self._starts = info["episode_start"]

@@ -349,7 +349,7 @@ class _TwoGames(DQN):
         super().__init__(*args, **options)
 
     def _check(self, spec):
-        pass
+        return spec.num_actions
 
     def _make_network(self, rngs):
         backbone = self._make_backbone(self.spec.observation.observation.shape, rngs=rngs)

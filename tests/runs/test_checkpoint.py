@@ -72,11 +72,11 @@ def test_damage_to_any_file_of_a_checkpoint_is_seen(two):
                 continue  # the last byte of the manifest, a brace, says nothing but that it is whole
             path.unlink() if harm is None else path.write_bytes(harm)
             found, passed_over = checkpoint.load(run_dir)
-            assert found is not None and found.count == 10, (name, harm)
+            assert found is not None and found.steps == 10, (name, harm)
             assert passed_over[0].startswith(f"checkpoint {run_dir}/checkpoints/000000000020 is damaged (")
             assert passed_over[0].endswith("falling back to the one before")
             path.write_bytes(data)
-    assert checkpoint.load(run_dir)[0].count == 20
+    assert checkpoint.load(run_dir)[0].steps == 20
 
 
 def test_the_last_one_damaged_leaves_none_and_is_not_said_to_have_one_before(two):
@@ -139,7 +139,7 @@ def test_a_kill_while_a_checkpoint_replaces_its_like_leaves_one_of_them(renames,
         save(checkpoints, replay, n="new")
         raise Killed  # the moment after
     found, passed_over = Checkpoints(run_dir, 2).resume()
-    assert found.count == 20 and not passed_over
+    assert found.steps == 20 and not passed_over
     assert found.counters["loop"]["n"] == ("new" if renames == 2 else 20)
     assert [path.name for path in sorted((run_dir / "checkpoints").iterdir())] == [f"{10:012d}", f"{20:012d}"]
 
@@ -157,7 +157,7 @@ def test_a_disk_that_fills_leaves_the_checkpoint_before_and_nothing_of_the_new_o
         save(checkpoints, replay)
     assert sorted(run_dir.rglob("*")) == before
     save(checkpoints, replay)  # there is room again
-    assert checkpoint.load(run_dir)[0].count == 21
+    assert checkpoint.load(run_dir)[0].steps == 21
 
 
 def test_without_posix_fallocate_room_is_asked_for_by_writing(two, monkeypatch):
@@ -165,7 +165,7 @@ def test_without_posix_fallocate_room_is_asked_for_by_writing(two, monkeypatch):
     monkeypatch.delattr(checkpoint.os, "posix_fallocate")
     add(replay, 20)
     save(checkpoints, replay)
-    assert checkpoint.load(run_dir)[0].count == 21
+    assert checkpoint.load(run_dir)[0].steps == 21
 
 
 def test_a_part_of_the_tree_is_read_alone(two):
@@ -176,7 +176,7 @@ def test_a_part_of_the_tree_is_read_alone(two):
     }
     checkpoints.save(30, Saved(tree, {}, {}, None))
     newest = checkpoint.load(run_dir)[0]
-    assert newest.count == 30 and newest.segments == []
+    assert newest.steps == 30 and newest.segments == []
     part = newest.tree({"acting": {"weights": np.zeros(3)}})
     np.testing.assert_array_equal(part["acting"]["weights"], np.arange(3.0))
     assert part.keys() == {"acting"}

@@ -124,7 +124,7 @@ def test_a_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ") and "update" in last and "is the last good checkpoint" in last
     kept = checkpoint.load(tmp_path / "run")[0]
-    assert kept is not None and kept.count >= good.count
+    assert kept is not None and kept.steps >= good.steps
 
 
 def test_a_resume_under_other_versions_says_so(tmp_path):

@@ -51,7 +51,7 @@ def whole(tmp_path_factory) -> Path:
 def assert_same_end(a: Path, b: Path) -> None:
     mine, theirs = checkpoint.load(a)[0], checkpoint.load(b)[0]
     assert mine is not None and theirs is not None
-    assert mine.count == theirs.count
+    assert mine.steps == theirs.steps
     assert metrics.same(a, b)
     assert mine.counters["loop"] == theirs.counters["loop"]
     assert mine.arrays.keys() == theirs.arrays.keys()
@@ -107,7 +107,7 @@ def test_soft_moe_with_hl_gauss_killed_and_resumed_ends_in_the_same_bits(tmp_pat
     process.kill()
     assert process.wait(timeout=60) == -signal.SIGKILL
     saved = checkpoint.load(broken)[0]
-    assert saved is not None and 120 < saved.count < 320
+    assert saved is not None and 120 < saved.steps < 320
     assert run(broken, *overrides).returncode == 0
     assert_same_end(through, broken)
     looks = [line for line in metrics.read(broken) if line["kind"] == "diagnostics"]
@@ -228,7 +228,7 @@ def test_no_room_for_a_checkpoint_is_one_line_and_keeps_the_one_before(tmp_path)
     """A file-size limit stands in for a full disk."""
     run_dir = tmp_path / "run"
     assert run(run_dir, "steps=300").returncode == 0
-    before = checkpoint.load(run_dir)[0].count
+    before = checkpoint.load(run_dir)[0].steps
     code = "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
     code += "sys.argv[0] = 'rlcls.train'; runpy.run_module('rlcls.train', run_name='__main__')"
@@ -236,4 +236,4 @@ def test_no_room_for_a_checkpoint_is_one_line_and_keeps_the_one_before(tmp_path)
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ)
     assert done.returncode == 2, done.stderr
     assert "error: cannot write" in done.stderr.splitlines()[-1]
-    assert checkpoint.load(run_dir)[0].count == before
+    assert checkpoint.load(run_dir)[0].steps == before
