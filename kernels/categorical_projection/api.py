@@ -57,14 +57,14 @@ def categorical_projection_cross_entropy(
     if type(projection) is not TwoHot:
         raise TypeError(f"projection must be a TwoHot of equal widths, not {projection!r}")
     logits, next_probs = jnp.asarray(logits), jnp.asarray(next_probs)
-    rewards, discounts = as_real(rewards, "rewards"), as_real(discounts, "discounts")
+    scalars = {"rewards": as_real(rewards, "rewards"), "discounts": as_real(discounts, "discounts")}
     check_floating(logits, "logits")
     check_floating(next_probs, "next_probs")
     devices = 1 if axis_name is None else lax.axis_size(axis_name)
     if logits.ndim == 0 or logits.shape[-1] * devices < projection.num_bins:
         raise ValueError(f"logits of shape {logits.shape} have fewer columns than {projection}")
     leading = logits.shape[:-1]
-    for argument, x in (("rewards", rewards), ("discounts", discounts)):
+    for argument, x in scalars.items():
         if x.shape != leading:
             raise ValueError(f"{argument} of shape {x.shape} do not match logits of shape {logits.shape}")
     if next_probs.shape != (*leading, projection.num_bins):
@@ -80,7 +80,11 @@ def categorical_projection_cross_entropy(
         operation="categorical_projection",
         sharded=sharded,
     )
-    rest = (next_probs.reshape(-1, projection.num_bins), rewards.reshape(-1), discounts.reshape(-1))
+    rest = (
+        next_probs.reshape(-1, projection.num_bins),
+        scalars["rewards"].reshape(-1),
+        scalars["discounts"].reshape(-1),
+    )
     rest = lax.stop_gradient(rest)
     if name == "reference":
         loss, lse = reference.forward(flat, *rest, projection)

@@ -95,23 +95,23 @@ def histogram_cross_entropy(
 
     Source: the loss is that of Farebrother et al. 2024, equation 3.1.
     """
-    logits, targets = jnp.asarray(logits), as_real(targets, "targets")
+    logits, labels = jnp.asarray(logits), lax.stop_gradient(as_real(targets, "targets"))
     check_floating(logits, "logits")
-    if logits.ndim == 0 or targets.shape != logits.shape[:-1]:
-        raise ValueError(f"targets of shape {targets.shape} do not match logits of shape {logits.shape}")
+    if logits.ndim == 0 or labels.shape != logits.shape[:-1]:
+        raise ValueError(f"targets of shape {labels.shape} do not match logits of shape {logits.shape}")
     columns = logits.shape[-1]
     if axis_name is not None:
         columns *= lax.axis_size(axis_name)
     if columns < projection.num_bins:
         raise ValueError(f"logits of shape {logits.shape} have fewer columns than {projection}")
-    flat = logits.reshape(-1, logits.shape[-1])
+    flat, shape = logits.reshape(-1, logits.shape[-1]), labels.shape
     name = dispatch.choose(implementation, flat.shape, flat.dtype, projection, sharded=axis_name is not None)
-    labels = lax.stop_gradient(targets.reshape(-1))
+    labels = labels.reshape(-1)
     if name == "reference":
         loss, lse = reference.forward(flat, labels, projection)
     else:
         loss, lse = _fused(flat, labels, projection, name, axis_name)
-    return finish(loss, lse, targets.shape, weights, return_lse, axis_name)
+    return finish(loss, lse, shape, weights, return_lse, axis_name)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -158,10 +158,10 @@ def finish(
         loss, lse = _over_devices(loss, lse, axis_name)
     loss, lse = loss.reshape(shape), lse.reshape(shape)
     if weights is not None:
-        weights = as_real(weights, "weights")
-        if weights.shape != shape:
-            raise ValueError(f"weights of shape {weights.shape} do not match targets of shape {shape}")
-        loss = loss * weights.astype(loss.dtype)
+        factors = as_real(weights, "weights")
+        if factors.shape != shape:
+            raise ValueError(f"weights of shape {factors.shape} do not match targets of shape {shape}")
+        loss = loss * factors.astype(loss.dtype)
     return (loss, lse) if return_lse else loss
 
 

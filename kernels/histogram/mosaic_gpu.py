@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from .projection import Gaussian, Projection, place, reach
@@ -129,14 +128,14 @@ def _forward_kernel(
     tile = math.gcd(x.shape[1], _FORWARD_TILE)
     layout = _layout(tile, x.dtype)
 
-    def load(c: ArrayLike, masked: bool) -> jax.Array:
+    def load(c: jax.Array | int, masked: bool) -> jax.Array:
         v = plgpu.load(x.at[row, pl.ds(c * tile, tile)], layout=layout, optimized=False).astype(jnp.float32)
         if not masked:
             return v
         column = plgpu.broadcasted_iota(jnp.int32, (tile,), 0, layout=layout) + c * tile
         return jnp.where(column < projection.num_bins, v, -jnp.inf)
 
-    def step(first: ArrayLike, count: int, carry: _Pair, masked: bool = False) -> _Pair:
+    def step(first: jax.Array | int, count: int, carry: _Pair, masked: bool = False) -> _Pair:
         top, total = carry
         tiles = [load(first + i, masked) for i in range(count)]
         new = functools.reduce(jnp.maximum, tiles, top)
@@ -157,7 +156,7 @@ def _forward_kernel(
 
     layout_of_window = plgpu.Layout.WG_STRIDED((width,), vec_size=1)  # a window starts anywhere
 
-    def window(i: ArrayLike, score: jax.Array) -> jax.Array:
+    def window(i: jax.Array | int, score: jax.Array) -> jax.Array:
         at = start[row] + i * width
         v = plgpu.load(x.at[row, pl.ds(at, width)], layout=layout_of_window, optimized=False).astype(
             jnp.float32
@@ -237,8 +236,9 @@ def _layout(count: int, dtype: np.dtype) -> Any:
 
 
 def _mass(projection: Projection) -> Callable[..., Any]:
-    is_gaussian = isinstance(projection, Gaussian)
-    return functools.partial(projection.mass, erf=_erf) if is_gaussian else projection.mass
+    if isinstance(projection, Gaussian):
+        return functools.partial(projection.mass, erf=_erf)
+    return projection.mass
 
 
 # Coefficients of a polynomial for -log(1 - erf(x)) / x on [0, 4], the constant first, which minimises the largest

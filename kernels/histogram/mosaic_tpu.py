@@ -131,7 +131,7 @@ def _backward_kernel(
             low, high = (d_mass * mass_of(column + offset, row, projection) for offset in (0, LANES))
             first = first - k * chunks
 
-        def step(c: jax.Array, carry: int) -> int:
+        def step(c: jax.Array, carry: jax.Array) -> jax.Array:
             here = (at, pl.ds(pl.multiple_of(c * LANES, LANES), LANES))
             column = lane + (k * columns + c * LANES)
             d = jnp.exp(x_ref[here].astype(jnp.float32) - lse) * d_softmax

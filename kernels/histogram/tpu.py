@@ -52,7 +52,7 @@ def forward_kernel(
         at = pl.ds(pl.multiple_of(g * ROWS, ROWS), ROWS)
         row = spread(table, at)
 
-        def load(c: ArrayLike) -> jax.Array:
+        def load(c: jax.Array) -> jax.Array:
             x = x_ref[at, pl.ds(pl.multiple_of(c * LANES, LANES), LANES)].astype(jnp.float32)
             return (
                 jnp.where(lane + (k * columns + c * LANES) < projection.num_bins, x, -jnp.inf)
@@ -168,7 +168,11 @@ def groups(rows: int, group: Callable[[jax.Array, bool], None], masked: ArrayLik
     """Runs `group` on all groups of a block, with a mask only if the block contains padding."""
 
     def run(mask: bool) -> None:
-        lax.fori_loop(0, rows // ROWS, lambda g, carry: (group(g, mask), carry)[1], 0)
+        def step(g: jax.Array, carry: jax.Array) -> jax.Array:
+            group(g, mask)
+            return carry
+
+        lax.fori_loop(0, rows // ROWS, step, 0)
 
     if masked is None:
         run(False)

@@ -63,12 +63,14 @@ def linear_histogram_cross_entropy(
 
     Source: Cut Cross-Entropy (Wijmans et al. 2024), carried to histograms.
     """
-    features, kernel, targets = jnp.asarray(features), jnp.asarray(kernel), as_real(targets, "targets")
+    features, kernel = jnp.asarray(features), jnp.asarray(kernel)
     bias = None if bias is None else jnp.asarray(bias)
-    sharded = axis_name is not None
-    _check(features, kernel, bias, targets, projection, lax.axis_size(axis_name) if sharded else 1)
-    flat, labels = features.reshape(-1, features.shape[-1]), lax.stop_gradient(targets.reshape(-1))
+    labels = lax.stop_gradient(as_real(targets, "targets"))
+    devices = 1 if axis_name is None else lax.axis_size(axis_name)
+    _check(features, kernel, bias, labels, projection, devices)
+    flat, labels, shape = features.reshape(-1, features.shape[-1]), labels.reshape(-1), labels.shape
     sizes, dtype = (*flat.shape, kernel.shape[1]), jnp.promote_types(features.dtype, kernel.dtype)
+    sharded = axis_name is not None
     name = dispatch.choose(
         implementation, sizes, dtype, projection, operation="linear_histogram", sharded=sharded
     )
@@ -76,7 +78,7 @@ def linear_histogram_cross_entropy(
         loss, lse = reference.forward(flat, kernel, bias, labels, projection)
     else:
         loss, lse = _fused(*_varying_alike(flat, kernel, bias, labels), projection, name, axis_name)
-    return finish(loss, lse, targets.shape, weights, return_lse, axis_name)
+    return finish(loss, lse, shape, weights, return_lse, axis_name)
 
 
 def _varying_alike(*arrays: Array | None) -> Any:

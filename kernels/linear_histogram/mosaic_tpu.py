@@ -208,7 +208,7 @@ def _backward_kernel(
         lse, d_softmax, d_mass = row[3:]
 
         def each_chunk(change: Callable[[jax.Array, jax.Array], jax.Array]) -> None:
-            def step(c: jax.Array, carry: int) -> int:
+            def step(c: jax.Array, carry: jax.Array) -> jax.Array:
                 here = (at, pl.ds(pl.multiple_of(c * LANES, LANES), LANES))
                 column = lane + (k * columns + c * LANES)
                 d = change(d_ref[here], column)

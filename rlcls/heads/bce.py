@@ -24,7 +24,7 @@ class BCE(Head):
 
     This is `TwoHot` on two bins, with one logit for both.
 
-    >>> BCE().loss(np.zeros((1, 1), np.float32), np.ones(1, np.float32)).round(4)  # log 2
+    >>> BCE().loss(jnp.zeros((1, 1)), jnp.ones(1)).round(4)  # log 2
     Array([0.6931], dtype=float32)
 
     Source: Ayoub et al. 2024 (binary cross-entropy in place of the squared loss in fitted Q-iteration).

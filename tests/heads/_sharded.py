@@ -6,6 +6,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rlcls import heads
 
+QUICK = {"xla_backend_optimization_level": 0}  # for the compiler: every program runs once
 RANGE = {"vmin": -3, "vmax": 3, "num_bins": 11}
 
 
@@ -38,11 +39,11 @@ def main():
         outputs = random.normal(size=(2, 8, 3, head.num_outputs)).astype(np.float32)
         arguments = (*outputs, random.uniform(-1, 1, (8, 3)).astype(np.float32))
         compute = everything(head)
-        expected = jax.jit(compute)(*arguments)
+        expected = jax.jit(compute, compiler_options=QUICK)(*arguments)
         spread = jax.device_put(arguments, sharding)
         mapped = jax.shard_map(compute, mesh=mesh, in_specs=spec, out_specs=spec)
         for form, function in (("shard_map", mapped), ("jit", compute)):
-            compiled = jax.jit(function).lower(*spread).compile()
+            compiled = jax.jit(function).lower(*spread).compile(QUICK)
             for result, wanted in zip(compiled(*spread), expected, strict=True):
                 assert result.sharding.is_equivalent_to(sharding, result.ndim), (head, form, result.sharding)
                 np.testing.assert_allclose(result, wanted, rtol=2e-6, atol=1e-6, err_msg=f"{head} {form}")

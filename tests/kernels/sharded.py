@@ -16,6 +16,7 @@ from rlcls.kernels.linear_histogram import mosaic_tpu
 from rlcls.kernels.linear_histogram import xla as linear_xla
 
 jax.config.update("jax_num_cpu_devices", 4)
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # each runs once
 mesh = jax.make_mesh((2, 2), ("data", "bins"), axis_types=(AxisType.Auto,) * 2)
 
 
@@ -40,10 +41,10 @@ def check(projection, padding, rows, columns, implementation):
         in_specs=(P(rows, columns), P(rows), P(rows)),
         out_specs=P(rows),
     )
-    found = jax.jit(jax.value_and_grad(lambda x: sharded(x, targets, weights).sum()))(
+    found = quick(jax.value_and_grad(lambda x: sharded(x, targets, weights).sum()))(
         jax.device_put(logits, NamedSharding(mesh, P(rows, columns)))
     )
-    truth = jax.value_and_grad(lambda x: loss(x, targets, weights, implementation="reference").sum())(
+    truth = quick(jax.value_and_grad(lambda x: loss(x, targets, weights, implementation="reference").sum()))(
         jnp.nan_to_num(logits)
     )
     np.testing.assert_allclose(found[0], truth[0], rtol=1e-6)
@@ -70,7 +71,7 @@ def check_linear(projection, implementation, rows, columns=None, padding=0):
     )
     layer = features, kernel, bias
     found, truth = (
-        jax.jit(jax.value_and_grad(lambda layer, total=total: total(*layer, targets).sum()))(layer)
+        quick(jax.value_and_grad(lambda layer, total=total: total(*layer, targets).sum()))(layer)
         for total in (sharded, functools.partial(loss, implementation="reference"))
     )
     for value, right in zip(jax.tree.leaves(found), jax.tree.leaves(truth), strict=True):
@@ -103,7 +104,7 @@ def check_projected(rows, columns=None, *, few=2**14, padding=0, dense=False):
     scalars = rng.normal(size=64).astype(np.float32), rng.uniform(size=64).astype(np.float32)
 
     def gradient(loss):
-        return jax.jit(jax.value_and_grad(lambda *a: loss(*a).sum()))(logits, probs, *scalars)
+        return quick(jax.value_and_grad(lambda *a: loss(*a).sum()))(logits, probs, *scalars)
 
     def loss(*arguments, **options):
         value, lse = kernels.categorical_projection_cross_entropy(

@@ -20,6 +20,8 @@ from rlcls.kernels.histogram import dispatch, mosaic_gpu, mosaic_tpu
 
 from .oracle import SPECIAL, cross_entropy, histogram, projections
 
+# Each interpreted kernel is compiled for one run.
+quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 GPU_IS_INTERPRETED = jax.__version_info__ >= (0, 11)
 BOTH = [
     pytest.param(mosaic_tpu, id="mosaic_tpu"),
@@ -41,9 +43,9 @@ def run(backend, projection, logits, targets, interpret=True):
     more = 3 if backend is mosaic_tpu else -columns % 128
     logits = jnp.pad(logits, ((0, 0), (0, more)), constant_values=jnp.nan)
     assert backend.unsupported(*logits.shape, logits.dtype, projection) is None
-    loss, lse = jax.jit(lambda x, t: backend.forward(x, t, projection, interpret=interpret))(logits, targets)
+    loss, lse = quick(lambda x, t: backend.forward(x, t, projection, interpret=interpret))(logits, targets)
     factors = jnp.arange(1, len(targets) + 1, dtype=jnp.float32)
-    gradient = jax.jit(lambda *a: backend.backward(*a, projection, interpret=interpret))(
+    gradient = quick(lambda *a: backend.backward(*a, projection, interpret=interpret))(
         logits, targets, lse, factors, jnp.full_like(factors, 0.5)
     )
     assert loss.dtype == lse.dtype == jnp.float32 and gradient.dtype == logits.dtype
