@@ -49,7 +49,10 @@ def train(*argv, cwd):
             ["env=gymnasium", "env.id=Pendulum-v1"],
             "agent: DQN needs discrete actions, and these are continuous (float32 [1])",
         ),
-        (["env=gymnasium", "env.id=CartPol-v1"], "unknown environment 'CartPol-v1'; did you mean 'CartPole-v1'?"),
+        (
+            ["env=gymnasium", "env.id=CartPol-v1"],
+            "unknown environment 'CartPol-v1'; did you mean 'CartPole-v1'?",
+        ),
         (["env.protocol=dopmine"], "unknown protocol 'dopmine'; did you mean 'dopamine'?"),
         (["loss._target_=no_such_package.Head"], "loss: "),
         (["loss._target_=fractions.Fraction", "+loss.foo=1"], "loss: "),

@@ -60,7 +60,7 @@ def modules(files):
 def copy_of_checkout(tmp_path_factory):
     """The checkout without what git ignores: a stale build/ would end up in the wheel."""
     place = tmp_path_factory.mktemp("checkout")
-    ignore = shutil.ignore_patterns(".git", ".venv*", "runs", "build", "dist", "__pycache__", "*.egg-info")
+    ignore = shutil.ignore_patterns(".git", ".venv*", "build", "dist", "__pycache__", "*.egg-info")
     for entry in sorted(ROOT.iterdir()):
         if entry.name in (*FOLDERS, "tests"):
             shutil.copytree(entry, place / entry.name, ignore=ignore)

@@ -29,12 +29,12 @@ print(pathlib.Path(rlcls.configs.__file__).parent)
 def test_from_a_bare_checkout(environment, run, tmp_path):
     # An environment that has the dependencies, and a path on which the checkout comes before the wheel.
     for cwd, env in ((ROOT, {}), (tmp_path, {"PYTHONPATH": str(ROOT)})):
-        places = run(environment(), "-c", SCRIPT, *FOLDERS, cwd=cwd, env=env)
+        places = run(environment("train"), "-c", SCRIPT, *FOLDERS, cwd=cwd, env=env)
         assert places.split() == [str(ROOT / "rlcls"), str(ROOT / "configs")]
 
 
 def test_from_an_installed_wheel_with_the_checkout_as_the_working_directory(environment, run):
-    python = environment()
+    python = environment("train")
     # -P is what a console script does: the working directory is not on the path, and the wheel is taken.
     package, configs = run(python, "-P", "-c", SCRIPT, *FOLDERS, cwd=ROOT).split()
     assert Path(package).is_relative_to(python.parents[1]) and configs == f"{package}/configs"
@@ -57,7 +57,7 @@ def test_from_an_installed_wheel_beside_other_peoples_folders(installed, run, tm
 
 @pytest.mark.slow
 def test_from_an_editable_install(copy_of_checkout, environment, run, tmp_path):
-    python = environment(wheel=False)
+    python = environment("train", wheel=False)
     pip = (sys.executable, "-m", "pip", "--python", python)
     run(*pip, "install", "-q", "--no-deps", "-e", copy_of_checkout, cwd=tmp_path)
     places = run(python, "-c", SCRIPT, *FOLDERS, cwd=tmp_path)
