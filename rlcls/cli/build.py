@@ -23,6 +23,10 @@ from rlcls.training.loop import Dataset, Loop
 
 from .compose import one_line
 
+# Hydra 1.4 asks which targets may run: here it is any, since a class of one's own is the user's own code.
+_UNCHECKED = getattr(hydra.utils, "UNSAFE_DISABLE_EXECUTION_CHECKS", None)
+_ANY_TARGET: dict[str, Any] = {"_execution_whitelist_": _UNCHECKED} if _UNCHECKED else {}
+
 
 def build(config: DictConfig, section: str, *positional: Any, **arguments: Any) -> Any:
     """The object that `section` of a configuration describes; a partial one is called with the arguments.
@@ -31,7 +35,7 @@ def build(config: DictConfig, section: str, *positional: Any, **arguments: Any) 
       UserError: its class cannot be imported, or does not take these options or arguments.
     """
     try:
-        made = hydra.utils.instantiate(OmegaConf.select(config, section), _convert_="all")
+        made = hydra.utils.instantiate(OmegaConf.select(config, section), _convert_="all", **_ANY_TARGET)
         return made(*positional, **arguments) if positional or arguments else made
     except UserError:
         raise

@@ -6,6 +6,7 @@ mistake is one line, a `UserError`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import pkgutil
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import hydra
+import hydra.errors
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -137,9 +139,16 @@ def one_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def configs() -> contextlib.AbstractContextManager[Any]:
+    """A context in which Hydra composes from `rlcls.configs`."""
+    # Hydra 1.3 warns where version_base is missing, and 1.4 where it is given.
+    version = {} if hasattr(hydra.errors, "Hydra15MigrationWarning") else {"version_base": "1.3"}
+    return hydra.initialize_config_module("rlcls.configs", **version)
+
+
 def _compose(overrides: list[str]) -> DictConfig:
     try:
-        with hydra.initialize_config_module("rlcls.configs", version_base="1.3"):
+        with configs():
             config = hydra.compose("config", overrides=overrides, return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(one_line(error)) from None

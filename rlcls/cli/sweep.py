@@ -12,7 +12,7 @@ from typing import Any
 from rlcls._errors import UserError, nearest
 from rlcls.runs.signals import collected
 
-from .compose import one_line
+from .compose import configs, one_line
 
 _OPTION = "hydra/launcher"
 # A run has a folder of its own, so Hydra writes only what a cluster's queue needs.
@@ -77,7 +77,7 @@ def launch(commands: list[list[str]], launcher: list[str]) -> int:
     from hydra.types import HydraContext
 
     name = launcher[0].partition("=")[2]
-    with hydra.initialize_config_module("rlcls.configs", version_base="1.3"):
+    with configs():
         known = sorted(
             key.removesuffix(".yaml")
             for key in ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
