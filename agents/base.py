@@ -13,7 +13,7 @@ State = TypeVar("State")
 
 
 class UpdateInfo(NamedTuple):
-    """What an update reports besides the new state.
+    """An update returns this besides the new state.
 
     Attributes:
       metrics: float32 [] by name, such as "loss"; a value that is not finite stops the run.
@@ -45,7 +45,7 @@ class Agent(Protocol[State]):
         """The part of `state` that `act` needs; loops store and pass it without looking inside.
 
         Args:
-          state: of the agent.
+          state: the agent's state.
           target: act with the target network. An agent without one raises a ValueError.
         """
         ...
@@ -56,7 +56,7 @@ class Agent(Protocol[State]):
         Args:
           acting: from `acting`.
           observations: [B, *observation], or a tree of such arrays.
-          key: of this step.
+          key: for the random numbers of this step.
           epsilon: [], the probability of a uniformly random action.
         """
         ...

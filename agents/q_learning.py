@@ -1,4 +1,4 @@
-"""What the agents that learn Q-values of discrete actions share: networks, acting, targets, the optimiser's step."""
+"""Agents that learn Q-values of discrete actions share this: networks, acting, targets and the optimiser's step."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class QLearning:
         Args:
           acting: from `acting`.
           observations: [B, *observation].
-          key: of this step.
+          key: for the random numbers of this step.
           epsilon: [], the probability of a uniformly random action.
 
         Returns:
@@ -201,8 +201,8 @@ class QLearning:
         """The loss that is differentiated.
 
         Args:
-          params: of the online network.
-          network_state: of the online network.
+          params: the online network's parameters.
+          network_state: the online network's state.
           batch: B transitions.
           target: the head's target, from `targets`.
 
@@ -225,17 +225,17 @@ class QLearning:
         return target, jnp.asarray(batch.reward + batch.discount * self.head.value(chosen_next))
 
     def diagnose(self, state: AgentState, batch: Transition, held_out: Transition) -> dict[str, Array]:
-        """What can be seen inside the network before an update; it changes nothing.
+        """Measures the inside of the network before an update, and changes nothing.
 
         Args:
           state: before the update.
           batch: the update's transitions.
-          held_out: transitions that no update has seen; their weights say which count.
+          held_out: transitions that no update has seen; those of weight 0 do not count.
 
         Returns:
           Scalars by name: gradient_norm (before any clipping) and td_error on the update's batch, with its weights;
-          held_out_td_error; `diagnostics.feature_metrics` of the held-out observations; and what modules of the
-          network show there, such as the dormant units of its layers.
+          held_out_td_error; `diagnostics.feature_metrics` of the held-out observations; and the values that modules
+          of the network show there, such as the dormant units of its layers.
         """
         target, backup = self.targets(state, batch)
         gradients, (_, chosen, _) = jax.grad(self.loss, has_aux=True)(

@@ -25,7 +25,7 @@ Step: TypeAlias = tuple[
     Bool[np.ndarray, "N"],
     dict[str, Any],
 ]
-"""What a step returns: observations, raw rewards, terminated, truncated, info."""
+"""A step returns observations, raw rewards, terminated, truncated and info."""
 
 
 @runtime_checkable
@@ -43,7 +43,7 @@ class HostEnv(Protocol):
 
     @property
     def spec(self) -> Spec:
-        """What is observed and done."""
+        """The observations and actions."""
 
     @property
     def frame_stack(self) -> int:
@@ -93,7 +93,7 @@ class HostEnv(Protocol):
         """A new environment of `num_envs` copies in which agents trained in this one are scored."""
 
     def describe(self) -> str:
-        """What is played, in one line for a person; may be empty."""
+        """The task in one line for a person; may be empty."""
 
     def facts(self) -> dict[str, Any]:
         """Everything that decides what is played, JSON-able, for the records of a run."""
@@ -108,7 +108,7 @@ class JaxEnv(Protocol):
 
     @property
     def spec(self) -> Spec:
-        """What is observed and done."""
+        """The observations and actions."""
 
     def reset(self, key: Key[Array, ""]) -> tuple[Any, PyTree[Array]]:
         """The state in which an episode begins, and its observation."""

@@ -1,4 +1,4 @@
-"""What an agent is built for: the shapes, dtypes and ranges of observations and actions."""
+"""The shapes, dtypes and ranges of observations and actions, for which an agent is built."""
 
 from __future__ import annotations
 

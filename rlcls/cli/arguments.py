@@ -10,7 +10,7 @@ from rlcls._errors import UserError, nearest
 
 
 class Arguments(NamedTuple):
-    """What a command was given.
+    """The arguments of a command.
 
     Attributes:
       options: values by name.

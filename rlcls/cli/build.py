@@ -159,7 +159,7 @@ def evaluators(config: DictConfig, agent: Agent[Any], env: HostEnv) -> list[Peri
 
 
 def episode_evaluator(config: DictConfig, agent: Agent[Any], env: HostEnv) -> EpisodeEvaluator:
-    """What plays the episodes of `python -m rlcls.evaluate`."""
+    """The evaluator of `python -m rlcls.evaluate`."""
     options = config.eval
     return EpisodeEvaluator(
         agent, env, seed=config.seed, episodes=options.get("episodes", 10), epsilon=options.get("epsilon")
@@ -170,8 +170,8 @@ def run_dir(config: DictConfig, name: str) -> Path:
     """The folder of a run: the option `run_dir`, or runs/<agent>-<loss>-<name>-s<seed>-<identity>.
 
     Args:
-      config: of the run.
-      name: of the environment.
+      config: the run's configuration.
+      name: the environment's name.
     """
     if config.run_dir:
         return Path(config.run_dir)

@@ -1,4 +1,4 @@
-"""What a configuration's values may be: the kind that the YAML shows, and rules that concern several parts.
+"""Checks a configuration's values: the kind that the YAML shows, and rules that concern several parts.
 
 Every other rule stands in the constructor that takes the option.
 """

@@ -104,7 +104,7 @@ def split_flags(argv: list[str]) -> tuple[set[str], list[str]]:
 
 
 def help_text() -> str:
-    """What `--help` prints: usage, examples, the groups and their choices, the options and their defaults."""
+    """The text of `--help`: usage, examples, the groups and their choices, the options and their defaults."""
     defaults: Any = OmegaConf.to_container(compose([]))
     return help.render(dict(leaves(defaults)))
 

@@ -38,7 +38,7 @@ class Evaluation:
     lengths: Int64[np.ndarray, "episodes"]
 
     def summary(self) -> dict[str, Any]:
-        """What a line of metrics holds: return_mean, return_std (of the population), returns, length_mean."""
+        """The values of a line of metrics: return_mean, return_std (of the population), returns, length_mean."""
         return {
             "return_mean": float(self.returns.mean()),
             "return_std": float(self.returns.std()),
@@ -56,7 +56,7 @@ class EpisodeEvaluator:
     Args:
       agent: whose `act` plays.
       env: the environment that is learnt from; its `evaluation` is played.
-      seed: of the run.
+      seed: the run's seed.
       episodes: played in an evaluation.
       epsilon: probability of a random action; None takes the environment's `evaluation_epsilon`.
 
@@ -94,7 +94,7 @@ class EpisodeEvaluator:
 
     @functools.cached_property
     def env(self) -> HostEnv:
-        """What is played; it is made when it is first needed."""
+        """The environment that is played; it is made when it is first needed."""
         return self._training_env.evaluation(min(self.episodes, _MOST_ENVS))
 
     def seeds(self, number: int) -> UInt32[np.ndarray, "num_envs"]:
@@ -159,7 +159,7 @@ def evaluate(
         not change the result.
       env: N environments.
       episodes: at least 1.
-      seed: of the environments, by `environment_seeds`; if `act` is a function of its arguments, the result is a
+      seed: determines the environments' seeds by `environment_seeds`; if `act` is a function of its arguments, the result is a
         function of the seed.
       max_steps: vector steps after which to stop. Unfinished episodes then count as they stand, and those not begun
         are left out: for a quick look, not for a result.

@@ -33,7 +33,7 @@ class Periodic(NamedTuple):
     """An evaluator and its period.
 
     Attributes:
-      kind: of its lines in the metrics, such as "eval".
+      kind: the kind of its lines in the metrics, such as "eval".
       evaluator: what is called.
       every: units of the loop between two calls; 0 never calls it.
     """

@@ -23,10 +23,10 @@ def film(path: Path, env: Any, *, seed: Integer[np.ndarray, "1"], actions: Seque
     """Plays `actions` from a reset with `seed` into an mp4, one frame for each agent step, at the console's speed.
 
     Args:
-      path: of the mp4.
+      path: the mp4.
       env: the environment in which the actions were played.
-      seed: of that environment.
-      actions: of one episode.
+      seed: that environment's seed.
+      actions: those of one episode.
 
     Returns:
       The return of the episode.

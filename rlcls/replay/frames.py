@@ -15,7 +15,7 @@ from .priorities import Priorities
 
 
 class Sampled(NamedTuple):
-    """Where the transitions of a batch came from, so that their priorities can be set.
+    """The origin of a batch's transitions, by which their priorities are set.
 
     Attributes:
       streams: int64 [B].
@@ -204,7 +204,7 @@ class FrameReplay:
 
         Args:
           batch_size: B.
-          seed: of the run.
+          seed: the run's seed.
           update: number of the update that this batch is for.
 
         Returns:
@@ -229,7 +229,7 @@ class FrameReplay:
 
         Args:
           batch_size: B; they may repeat.
-          seed: of the run.
+          seed: the run's seed.
           update: number of the update that follows.
 
         Returns:
@@ -349,7 +349,7 @@ class FrameReplay:
     _columns = ("frames", "actions", "rewards", "terminals", "starts")
 
     def save(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """What sampling depends on besides the rows: arrays and JSON-able counters."""
+        """The state that sampling depends on besides the rows: arrays and JSON-able counters."""
         arrays = {"replay/priorities": self.priorities.weights, "replay/drawn": self.drawn}
         return arrays, {"rows": self.rows, "max_priority": self.max_priority}
 

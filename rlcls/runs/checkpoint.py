@@ -41,7 +41,7 @@ class Checkpoint(NamedTuple):
       steps: the loop's units so far, when it was taken.
       counters: JSON-able values: those of the loop under "loop", others of the run.
       arrays: small arrays by name.
-      segments: of the rows, oldest first.
+      segments: files of rows, oldest first.
       parts: size and SHA-256 of every file that it consists of, by its path in the run folder.
     """
 
@@ -68,7 +68,7 @@ class Checkpoint(NamedTuple):
             return checkpointer.restore((self.folder / _TREE).resolve(), args=options)
 
     def saved(self, like: PyTree, rows: Rows | None) -> Saved:
-        """What the loop saved, for its `restore`.
+        """Everything that the loop saved, for its `restore`.
 
         Args:
           like: structure, shapes and dtypes of the tree, from `Loop.save` of a fresh loop.
@@ -111,7 +111,7 @@ class Checkpoints:
         Args:
           steps: the loop's units so far; they name the checkpoint, and one of the same name is replaced.
           saved: by the loop.
-          counters: of the run, JSON-able.
+          counters: the run's own, JSON-able.
 
         Raises:
           UserError: the disk is full or cannot be written. The checkpoint before is untouched.

@@ -14,7 +14,7 @@ import numpy as np
 from rlcls._errors import UserError
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError)
-"""What reading a damaged file may raise."""
+"""Reading a damaged file may raise these."""
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ class RunFolder:
     """A run folder, locked by this process until `close`.
 
     Attributes:
-      path: of the folder.
+      path: the folder.
       resumed: whether it held this run before.
       remarks: lines for the user on what differs from when the run began.
     """
@@ -38,7 +38,7 @@ class RunFolder:
         """Makes the folder, or opens an existing one.
 
         Args:
-          path: of the folder.
+          path: the folder.
           config: the whole configuration of the run, nested dictionaries of plain values.
           environment: its name.
           protocol: everything that decides what is played, JSON-able: a protocol's name alone may come to mean
@@ -77,7 +77,7 @@ class RunFolder:
     def _is_run(self) -> bool:
         if (self.path / CONFIG).is_file():
             return True
-        # What a process that was killed while it made the folder can have left.
+        # A process that was killed while it made the folder can have left these.
         unfinished = {FACTS, LOCK, ".run.partial.json", ".config.partial.yaml"}
         if self.path.exists() and not (
             self.path.is_dir() and {entry.name for entry in self.path.iterdir()} <= unfinished
@@ -127,7 +127,7 @@ def read_config(run_dir: Path) -> DictConfig:
 
 
 def read_facts(run_dir: Path) -> dict[str, Any]:
-    """What a run was made with, from its run.json; empty if that is missing or damaged."""
+    """The facts that run.json records; empty if it is missing or damaged."""
     try:
         return dict(json.loads((run_dir / FACTS).read_text()))
     except (OSError, ValueError, TypeError):

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# Where a run is kept, how far it goes and what it reports: a run continues when these change.
+# These say where a run is kept, how far it goes and what it reports. A run continues when they change.
 _OUTSIDE = ("choices", "steps", "run_dir", "device", "logging", "diagnostics", "checkpoint")
 
 
@@ -18,7 +18,7 @@ def identity(config: Mapping[str, Any]) -> str:
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What prevents `now` from continuing the run of `before`, one line for each option.
+    """The options that prevent `now` from continuing the run of `before`, one line for each.
 
     >>> difference({"seed": 1, "steps": 5}, {"seed": 0, "steps": 9})
     ['seed is 1 there and 0 here']

@@ -1,4 +1,4 @@
-"""What a run measured: one JSON object a line in metrics.jsonl, and its scalars in TensorBoard and W&B.
+"""The measurements of a run: one JSON object a line in metrics.jsonl, and its scalars in TensorBoard and W&B.
 
 A checkpoint stores `Metrics.position()`. Opening with that position cuts the lines that were written after it, so a
 run that was killed and resumed leaves the same lines as one that was not, except for the clock fields.
@@ -94,7 +94,7 @@ class Metrics:
         The clock fields are added here; a train line also carries the rates since the train line before it.
 
         Args:
-          kind: of the line.
+          kind: the line's kind.
           counts: where the line stands: the unit and other counts, such as frames.
           values: numbers, strings, None, lists or arrays of them. NaN and infinities become null. A value overrides
             the count of the same name.

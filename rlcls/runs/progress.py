@@ -1,4 +1,4 @@
-"""What a command prints while it runs: a header, then a live display on a terminal, or lines in a log."""
+"""The output of a command while it runs: a header, then a live display on a terminal, or lines in a log."""
 
 import collections
 import math

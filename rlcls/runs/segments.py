@@ -21,7 +21,7 @@ class Segment(NamedTuple):
     Attributes:
       first: number of its first row.
       last: one more than the number of its last row.
-      path: of the file.
+      path: the file.
     """
 
     first: int
@@ -47,7 +47,7 @@ def write(run_dir: Path, rows: Rows, segments: list[Segment]) -> list[Segment]:
     Args:
       run_dir: the run folder.
       rows: what is saved.
-      segments: of the checkpoint before.
+      segments: those of the checkpoint before.
 
     Returns:
       Segments that hold all of `rows`, oldest first; those whose rows have all been dropped are left out.

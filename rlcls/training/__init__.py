@@ -1,4 +1,4 @@
-"""What learns: one file for each loop. `loop.py` says what a loop is.
+"""Training loops, one file for each. `loop.py` defines the interface of a loop.
 
 `Online` learns from environments that run on this machine, `Offline` from a source of recorded data.
 """

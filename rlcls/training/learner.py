@@ -27,7 +27,7 @@ class Diverged(UserError):
 
 
 class Result(NamedTuple):
-    """What an update returned.
+    """The result of an update, on the host.
 
     Attributes:
       number: updates made before it.
@@ -152,7 +152,7 @@ class Learner:
           Diverged: an update gave a result that is not finite.
         """
         rounds = [[_read(future.result()) for future in updates] for updates, _ in self._rounds]
-        # What acts in each of the next `lag` rounds. After the last one it follows from the state.
+        # `acting` holds what acts in each of the next `lag` rounds; after them it follows from the state.
         acting = [self.acting]
         for _, after in self._rounds:
             acting.append(after.result() if after else acting[-1])

@@ -11,20 +11,20 @@ from rlcls.spec import Spec
 from rlcls.transition import Transition
 
 Where = tuple[np.ndarray, ...]
-"""Where the B items of a batch came from: arrays [B] that only their source understands."""
+"""The origin of the B items of a batch: arrays [B] that only their source understands."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """What batches are sampled from: a replay or a data set."""
+    """A replay or a data set, from which batches are sampled."""
 
     def sample(self, size: int, seed: int, number: int) -> tuple[Transition, Where]:
         """A batch that is a pure function of the seed, the update number and the contents.
 
         Args:
           size: B, transitions in the batch.
-          seed: of the run.
-          number: of the update that the batch is for.
+          seed: the run's seed.
+          number: updates before the one that the batch is for.
         """
         ...
 
@@ -113,7 +113,7 @@ class Loop(Protocol):
         ...
 
     def acting(self) -> PyTree:
-        """What the agent's `act` takes at this moment."""
+        """The first argument of the agent's `act` at this moment."""
         ...
 
     def save(self) -> Saved:

@@ -27,7 +27,7 @@ class Offline:
     Args:
       agent: what learns.
       source: where batches come from.
-      seed: of the networks and of the samples.
+      seed: determines the networks and the samples.
       batch_size: transitions in an update.
       act_with_target: the agent's target network is evaluated, not the online network.
       log_every: updates between two "train" lines.
@@ -67,7 +67,7 @@ class Offline:
         return {"updates": self.number}
 
     def acting(self) -> PyTree:
-        """What the evaluators play with."""
+        """The evaluators play with this."""
         return self._learner.acting
 
     def advance(self) -> list[tuple[str, dict[str, Any]]]:

@@ -40,7 +40,7 @@ class Online:
       agent: what learns.
       env: N environments.
       replay: N streams, empty.
-      seed: of the networks, the exploration, the replay's samples and the environments.
+      seed: determines the networks, the exploration, the replay's samples and the environments.
       batch_size: transitions in an update.
       update_period: agent steps between two updates.
       lag: vector steps by which acting and learning overlap; with 0 they take turns.
@@ -140,7 +140,7 @@ class Online:
         return self.number * self._env.num_envs
 
     def acting(self) -> PyTree:
-        """What acts in the next step."""
+        """The next step acts with this."""
         return self._learner.acting
 
     def advance(self) -> list[tuple[str, dict[str, Any]]]:
