@@ -159,8 +159,8 @@ def evaluate(
         not change the result.
       env: N environments.
       episodes: at least 1.
-      seed: determines the environments' seeds by `environment_seeds`; if `act` is a function of its arguments, the result is a
-        function of the seed.
+      seed: determines the environments' seeds by `environment_seeds`. The result is a function of it, if `act` is a
+        function of its arguments.
       max_steps: vector steps after which to stop. Unfinished episodes then count as they stand, and those not begun
         are left out: for a quick look, not for a result.
       report: called after every step with the number of episodes played.
