@@ -1,4 +1,4 @@
-"""The interface of an agent: five pure functions that a loop calls."""
+"""The interface of an agent: four pure functions that a loop calls, and an optional fifth, `diagnose`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class UpdateInfo(NamedTuple):
 
     Attributes:
       metrics: float32 [] by name, such as "loss"; a value that is not finite stops the run.
-      priorities: float32 [B], how surprising each transition was; None where the agent has no opinion.
+      priorities: float32 [B], how surprising each transition was; None if the agent gives none.
     """
 
     metrics: dict[str, Float[Array, ""]]

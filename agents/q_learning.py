@@ -51,10 +51,12 @@ class AgentState(NamedTuple):
 
     @property
     def online(self) -> Network:
+        """The online network."""
         return Network(self.params, self.network_state)
 
     @property
     def target(self) -> Network:
+        """The target network."""
         return Network(self.target_params, self.target_network_state)
 
 
@@ -257,9 +259,9 @@ class QLearning:
     def _check(self, spec: Spec) -> int:
         """The number of actions; a ValueError if this agent cannot take the observations or actions."""
         name = type(self).__name__
-        if spec.num_actions is None:
+        if spec.num_actions is None or spec.action.shape:
             action = f"{spec.action.dtype} {list(spec.action.shape)}"
-            raise ValueError(f"{name} needs discrete actions, and these are continuous ({action})")
+            raise ValueError(f"{name} needs one discrete action at a time, and these are {action}")
         if not isinstance(spec.observation, jax.ShapeDtypeStruct):
             fields = ", ".join(spec.observation) if isinstance(spec.observation, dict) else "several arrays"
             raise ValueError(f"{name} needs observations that are one array, and these are a tree ({fields})")

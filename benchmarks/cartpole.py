@@ -3,7 +3,7 @@
     python benchmarks/cartpole.py --losses hlgauss mse --seeds 0 1 2 3 4
 
 Runs are made one after another in --runs. Finished runs are not made again and interrupted ones continue, so the
-command can be given until all are done.
+command can be repeated until all runs are finished.
 """
 
 import argparse
@@ -19,6 +19,7 @@ SCORE = 475  # gymnasium's mark for a solved CartPole-v1
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--losses", nargs="+", default=["hlgauss", "mse"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
@@ -42,7 +43,7 @@ def main() -> None:
     ]
     text = "\n\n".join(
         [
-            "# CartPole-v1, `env=gymnasium`: mean return of 20 evaluation games",
+            "# CartPole-v1, `env=gymnasium`: mean return of 20 evaluation episodes",
             f"Overrides: {' '.join(arguments.overrides) or 'none'}. {_report.describe(facts)}",
             _report.table(header, map(_row, runs)),
         ]

@@ -1,9 +1,9 @@
-"""How far the header's expected pace is from the pace of training: Pong, two networks, one core and all cores.
+"""How far the predicted pace is from the pace of training: Pong, two networks, one core and all cores.
 
     python benchmarks/expected_end.py
 
-The pace is predicted as a training command predicts it, before the first step, and measured over the agent steps that
-follow the first update. Evaluations and checkpoints are in neither.
+`warm_up` predicts the pace before the first step; it is measured once 20 updates are made. Evaluations and checkpoints
+are in neither: the header adds a tenth for them.
 """
 
 import argparse
@@ -20,8 +20,9 @@ MARK = "MEASURED "
 
 
 def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=30.0, help="of training that are timed")
+    parser.add_argument("--seconds", type=float, default=30.0, help="seconds of training to time")
     parser.add_argument("--backbones", nargs="+", default=["data_efficient", "nature"])
     parser.add_argument("--out", type=Path, default=_report.RESULTS)
     parser.add_argument("--one", metavar="BACKBONE", help=argparse.SUPPRESS)  # in this process

@@ -4,7 +4,8 @@
     python benchmarks/same_results.py --record before.json        # or record now ...
     python benchmarks/same_results.py --against before.json       # ... and compare later
 
-Five short commands are run: Pong with each recipe, Pong killed and resumed, a probe MDP, a SoftMoE. Two revisions
+Five short commands are run: Pong with recipe=fast and recipe=paper, Pong killed and resumed, a probe MDP, and Pong with
+a SoftMoE. Two revisions
 agree if every line of `metrics.jsonl` (without the fields that tell the time) and every parameter are equal. The bits
 depend on the machine, so both revisions must run on the same one.
 """

@@ -23,7 +23,7 @@ def main(steps: int = 400) -> float:
     backbone = functools.partial(networks.MLP, hidden=(32,))
     agent = DQN(env.spec, backbone, head, learning_rate=1e-2, target_period=20)
     replay = FrameReplay.of(env, capacity=2000, min_size=100, gamma=0.5)
-    loop = Online(agent, env, replay, batch_size=32, exploration=LinearDecay(epsilon_end=0.5))
+    loop = Online(agent, env, replay, batch_size=32, exploration=LinearDecay(epsilon_end=0.5), log_every=400)
     for _ in range(steps):
         for kind, values in loop.advance():
             if kind == "train":

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one clear line each."""
+"""Errors that the user can correct, printed as one line each."""
 
 import difflib
 import os

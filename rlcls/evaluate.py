@@ -21,8 +21,8 @@ _HELP = """Plays whole episodes with what a run has learnt, under the evaluation
 usage: python -m rlcls.evaluate run=RUN_FOLDER [name=value ...]
 
 run=FOLDER        the run folder
-eval.episodes=N   episodes to play; the run's own number if nothing is said
-checkpoint=STEP   the agent step whose checkpoint plays; the newest if nothing is said, or with latest
+eval.episodes=N   episodes to play; default: the run's own number
+checkpoint=STEP   the checkpoint that plays, by its agent steps (or updates, offline); default: latest
 video=FILE.mp4    film the first episode; true: into the run folder's videos/
 
 The result is printed and kept in the run folder's evaluations/."""
@@ -55,11 +55,13 @@ def _command(argv: list[str]) -> int:
     from rlcls.training import xla
 
     config = read_config(run_dir)
-    config.eval.episodes = episodes or config.eval.episodes
+    if episodes:
+        config.eval.episodes = episodes
     checkpoint = _checkpoint(run_dir, options.get("checkpoint", "latest"))
     xla.choose_device(None)
     xla.cache_compilations()
-    config.env.num_envs = 1  # this environment only says what is observed and done
+    if "num_envs" in config.env:
+        config.env.num_envs = 1  # this environment only states its observations and actions
     with contextlib.ExitStack() as stack:
         env = stack.enter_context(contextlib.closing(build.environment(config)))
         agent = build.agent(config, env.spec)
@@ -67,13 +69,14 @@ def _command(argv: list[str]) -> int:
         stack.callback(evaluator.close)
         if video != "false" and not can_be_filmed(evaluator.env):
             raise UserError(f"video={video}: {env.name} cannot be filmed")
+        unit = "agent step" if "agent_steps" in checkpoint.counters["counts"] else "update"
         rows = {
             "game": env.name,
             "protocol": evaluator.env.describe(),
             "epsilon": f"{evaluator.epsilon:g}",
             "network": build.describe_network(config, agent),
             "run folder": str(run_dir),
-            "checkpoint": f"agent step {checkpoint.steps:,}",
+            "checkpoint": f"{unit} {checkpoint.steps:,}",
         }
         header({name: value for name, value in rows.items() if value})
 
@@ -84,7 +87,7 @@ def _command(argv: list[str]) -> int:
                 checkpoint.tree({"acting": build.acting_like(config, agent)})["acting"],
                 number,
                 lambda done, total: progress.update(done),
-                record=lambda actions: first_actions.append(int(actions[0])),
+                record=None if video == "false" else lambda actions: first_actions.append(int(actions[0])),
             )
         print(_table(result, evaluator.env.frame_skip))
         print(_store(run_dir, env.name, evaluator, checkpoint, result))
@@ -95,8 +98,11 @@ def _command(argv: list[str]) -> int:
             actions = first_actions[: result.lengths[0]]
             with replacing(path) as partial:
                 filmed = film(partial, evaluator.env, seed=evaluator.seeds(number)[:1], actions=actions)
-            # The film's sticky actions are the evaluation's, or it shows another episode.
-            assert filmed == result.returns[0], (filmed, result.returns[0])
+                if filmed != result.returns[0]:
+                    raise UserError(
+                        f"the film's return is {filmed:g} and the evaluation's was {result.returns[0]:g}: {env.name} "
+                        "does not repeat its episodes, so no film was kept"
+                    )
             print(path)
     return 0
 

@@ -61,13 +61,15 @@ def _train(config: DictConfig) -> int:
     if config.logging.wandb:
         check_wandb(config.logging.wandb)
     with contextlib.ExitStack() as stack:
-        # Everything that can be refused is refused before a file is written.
+        # Every part is built, and so refused, before a file is written; only W&B can still fail later.
         env = build.environment(config)
         stack.callback(env.close)
         data = build.dataset(config)
         agent = build.agent(config, data.spec if data else env.spec)
         loop = stack.enter_context(contextlib.closing(build.loop(config, agent, env, data)))
         evaluators = build.evaluators(config, agent, env)
+        for each in evaluators:
+            stack.callback(getattr(each.evaluator, "close", lambda: None))
         path, options = build.run_dir(config, env.name), build.plain_dict(config)
         folder = RunFolder(path, options, environment=env.name, protocol=env.facts())
         stack.enter_context(folder)
@@ -81,11 +83,11 @@ def _train(config: DictConfig) -> int:
         if remarks and not checkpoint:
             print(f"note: no checkpoint of {folder.path} is whole: the run begins again", file=sys.stderr)
         unit = loop.unit.replace("_", " ")
-        owed = checkpoint.counters["owed"] if checkpoint else []
-        if checkpoint and checkpoint.steps >= config.steps and not owed:
+        unfinished = checkpoint.counters["unfinished"] if checkpoint else []
+        if checkpoint and checkpoint.steps >= config.steps and not unfinished:
             print(
                 f"{folder.path} is finished: it has {checkpoint.steps:,} of {config.steps:,} {unit}; "
-                "a larger steps= goes on"
+                "give a larger steps= to continue"
             )
             return 0
         seconds = OVERHEAD * loop.warm_up(config.steps)  # of one unit
@@ -105,7 +107,7 @@ def _train(config: DictConfig) -> int:
         progress = Progress(
             config.steps,
             start=loop.counts[loop.unit],
-            steady_from=config.replay.min_size if data is None else 0,
+            steady_from=0 if data else config.replay.get("min_size", 0),
             expected_pace=seconds,
             unit=unit,
             frame_skip=env.frame_skip if data is None else None,
@@ -120,7 +122,7 @@ def _train(config: DictConfig) -> int:
                     checkpoints=checkpoints,
                     checkpoint_every=config.checkpoint.every,
                     stopped=lambda: bool(received),
-                    owed=owed,
+                    unfinished=unfinished,
                     progress=progress,
                 )
         except Diverged as error:

@@ -188,8 +188,8 @@ def plain_dict(config: DictConfig) -> dict[str, Any]:
 def check_memory(config: DictConfig, spec: Spec, frame_stack: int) -> None:
     """Raises a UserError if this machine cannot hold the replay."""
     observation = spec.observation
-    if not isinstance(observation, jax.ShapeDtypeStruct):
-        return
+    if not isinstance(observation, jax.ShapeDtypeStruct) or "capacity" not in config.replay:
+        return  # a replay of one's own checks its memory itself
     shape = observation.shape[1:] if frame_stack else observation.shape
     frame_bytes = int(np.prod(shape, dtype=np.int64)) * observation.dtype.itemsize
     capacity = int(config.replay.capacity)

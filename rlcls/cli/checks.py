@@ -30,6 +30,8 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 # Sections whose options their constructors take: an option that is left out there has the constructor's default.
 _SECTIONS = (*(group for group in GROUPS if "/" not in group), "training", "replay", "exploration")
 
+_KINDS_OF_LINES = ("train", "eval", "episode", "diagnostics")
+
 # Option, what holds for a possible value, and the words for it.
 _Rule = tuple[str, Callable[[Any], bool], str]
 
@@ -76,6 +78,11 @@ def check(config: dict[str, Any], known: dict[str, Any]) -> None:
     for name, evaluator in config["evals"].items():
         if not isinstance(evaluator, Mapping) or not {"_target_", "every"} <= evaluator.keys():
             raise UserError(f"evals.{name}: an evaluator needs evals.{name}._target_ and evals.{name}.every")
+        every = evaluator["every"]
+        if type(every) is not int or every < 0:
+            raise UserError(f"evals.{name}.every: expected a whole number of at least 0, not {_show(every)}")
+        if name in _KINDS_OF_LINES:
+            raise UserError(f"evals.{name}: the metrics already have lines of that kind; choose another name")
 
 
 def _of_kind(option: str, value: Any, sample: Any) -> Any:

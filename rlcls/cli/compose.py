@@ -240,9 +240,9 @@ def _nearest_option(key: str, names: list[str]) -> str:
 
 
 def _fit(config: DictConfig, known: DictConfig, section: str, given: set[str]) -> None:
-    """Drops the options that the class of `section` does not take, and names a class that was given.
+    """Drops the options that the class of `section` does not take.
 
-    A recipe may set options of an optimiser or a loop that another choice has replaced. A section without a class
+    The name of a class of one's own is recorded in `choices`. A recipe may set options of an optimiser or a loop that another choice has replaced. A section without a class
     is dropped whole.
     """
     options = OmegaConf.select(config, section)
@@ -255,8 +255,8 @@ def _fit(config: DictConfig, known: DictConfig, section: str, given: set[str]) -
             del (OmegaConf.select(config, parent) if parent else config)[name]
         return
     usual = OmegaConf.select(known, f"{section}._target_")
-    if target != usual and section in GROUPS:
-        config.choices[section] = str(target).rpartition(".")[2]
+    if target != usual and (group := section.replace(".", "/")) in GROUPS:
+        config.choices[group] = str(target).rpartition(".")[2]
     takes = _options_of(str(target))
     if takes is None:  # a class of one's own gets nothing that it may not know
         if target == usual:

@@ -76,13 +76,13 @@ def launch(commands: list[list[str]], launcher: list[str]) -> int:
     from hydra.errors import HydraException
     from hydra.types import HydraContext
 
-    name = launcher[0].partition("=")[2]
+    name = next((each.partition("=")[2] for each in launcher if each.startswith(f"{_OPTION}=")), "basic")
     with configs():
         known = sorted(
             key.removesuffix(".yaml")
             for key in ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
         )
-        if launcher[0].startswith(f"{_OPTION}=") and name not in known:
+        if name not in known:
             raise UserError(
                 f"unknown launcher {name!r}{nearest(name, known)}; "
                 'pip install "rlcls[sweep]" brings joblib and submitit'

@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import gymnasium.vector
 import jax
 import numpy as np
 from jaxtyping import Float64, Int64, Integer, PyTree, Shaped, UInt32
@@ -48,7 +47,7 @@ class Evaluation:
 
 
 class EpisodeEvaluator:
-    """Plays episodes in the environment in which `env` is scored: an `rlcls.evaluation.Evaluator`.
+    """Plays whole episodes in `env.evaluation(...)`: an `rlcls.evaluation.Evaluator`.
 
     What it plays is a function of (seed, number, what acts). There is one environment for each episode, up to 32: they
     step together, and the longest episode decides how long an evaluation takes.
@@ -142,7 +141,7 @@ class EpisodeEvaluator:
 
 def evaluate(
     act: Act,
-    env: HostEnv | gymnasium.vector.VectorEnv,
+    env: HostEnv,
     *,
     episodes: int,
     seed: int | Sequence[int],
@@ -181,10 +180,10 @@ def evaluate(
     played = np.zeros(num_envs, np.int64)
     rows = np.arange(num_envs)
 
-    observations, _ = env.reset(seed=environment_seeds(seed, num_envs))  # type: ignore[arg-type]  # gymnasium: only int
+    observations, _ = env.reset(seed=environment_seeds(seed, num_envs))
     step = 0
     while (played < quotas).any() and step != max_steps:
-        actions = np.asarray(act(observations, step), np.int32)
+        actions = act(observations, step)
         observations, rewards, terminated, truncated, info = env.step(actions)
         step += 1
         counts = (played < quotas) & ~info["episode_start"]

@@ -13,7 +13,10 @@ Tick = Callable[[int, int], object]
 
 @runtime_checkable
 class Evaluator(Protocol):
-    """Scores what acts. By convention it is made as `Evaluator(agent, env, *, seed, options)`."""
+    """Scores an acting policy. By convention it is made as `Evaluator(agent, env, *, seed, options)`.
+
+    A method `close()` is called at the end of a run, if there is one.
+    """
 
     def __call__(self, acting: PyTree, number: int, tick: Tick) -> dict[str, Any]:
         """One evaluation; its result is a function of the arguments.

@@ -39,7 +39,7 @@ class FrameReplay:
     never start at it. A lost life that ends an episode for the agent is a terminal without such a row, since the game
     plays on.
 
-    It is a `rlcls.training.loop.Source`: sampling is a pure function of (seed, update, contents). It is also
+    It is a `rlcls.training.loop.Source`: a batch is a function of (seed, update, contents). It is also
     `rlcls.training.loop.Rows`: a checkpoint saves its rows incrementally.
 
     Memory: capacity * (frame bytes + 19), so 7 KB for each 84x84 transition.
@@ -121,7 +121,11 @@ class FrameReplay:
           ValueError: observations are trees, or actions continuous.
         """
         observation, stack = env.spec.observation, env.frame_stack
-        if not isinstance(observation, jax.ShapeDtypeStruct) or env.spec.num_actions is None:
+        if (
+            not isinstance(observation, jax.ShapeDtypeStruct)
+            or env.spec.num_actions is None
+            or env.spec.action.shape
+        ):
             raise ValueError("this replay stores observations of one array and discrete actions")
         shape = observation.shape[1:] if stack else observation.shape
         return cls(
@@ -329,8 +333,8 @@ class FrameReplay:
 
     @property
     def row_bytes(self) -> int:
-        """Memory of one row; the frames are nearly all of it."""
-        return self.frames[:, 0].nbytes
+        """Memory of one row."""
+        return sum(getattr(self, name)[:, 0].nbytes for name in self._columns)
 
     def read(self, first: int, last: int) -> dict[str, np.ndarray]:
         """Copies of the rows first, ..., last - 1, as arrays [rows, num_streams, ...]."""

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,8 +122,8 @@ class Checkpoints:
         try:
             shutil.rmtree(working, ignore_errors=True)
             working.mkdir(parents=True)
-            _reserve(working / "room", saved.tree)
             written = segments.write(self._run_dir, saved.rows, self._segments) if saved.rows else []
+            _reserve(working / "room", saved.tree)
             _save_tree(working / _TREE, saved.tree)
             pack(working / _ARRAYS, saved.arrays)
             text = json.dumps(counters | {"loop": saved.counters}, allow_nan=False)
@@ -152,6 +153,8 @@ class Checkpoints:
             shutil.rmtree(replaced, ignore_errors=True)
         except OSError as error:
             shutil.rmtree(working, ignore_errors=True)
+            if replaced.exists() and not final.exists():
+                replaced.rename(final)
             with contextlib.suppress(OSError):
                 _prune(self._run_dir, self._keep)  # the segments that were written for it
             reason = "no space left" if error.errno == errno.ENOSPC else error.strerror or str(error)
@@ -198,7 +201,8 @@ def open_whole(run_dir: Path, folder: Path) -> Checkpoint:
 
 def folders(run_dir: Path) -> list[Path]:
     """Folders that may be checkpoints, oldest first."""
-    return sorted(path for path in (run_dir / FOLDER).glob("[0-9]*") if path.is_dir())
+    paths = (run_dir / FOLDER).glob("[0-9]*")
+    return sorted(path for path in paths if path.is_dir() and re.fullmatch(r"\d{12}", path.name))
 
 
 def _prune(run_dir: Path, keep: int) -> None:
@@ -216,8 +220,11 @@ def _prune(run_dir: Path, keep: int) -> None:
 def _tidy(folder: Path) -> None:
     """Finishes what a kill cut short in `Checkpoints.save`."""
     for left in folder.glob(".*"):
-        final = folder / left.name.split(".")[1]
-        if left.suffix == ".replaced" and not final.exists():
+        match = re.fullmatch(r"\.(\d{12})\.(partial|replaced)", left.name)
+        if not match:
+            continue
+        final = folder / match[1]
+        if match[2] == "replaced" and not final.exists():
             left.rename(final)
         else:
             shutil.rmtree(left)

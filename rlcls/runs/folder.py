@@ -82,7 +82,7 @@ class RunFolder:
         if self.path.exists() and not (
             self.path.is_dir() and {entry.name for entry in self.path.iterdir()} <= unfinished
         ):
-            raise UserError(f"{self.path} is there and is not a run folder: it has no {CONFIG}")
+            raise UserError(f"{self.path} exists and is not a run folder: it has no {CONFIG}")
         return False
 
     def _locked(self) -> TextIO:
@@ -99,9 +99,9 @@ class RunFolder:
         if not path.exists():
             write_text(path, json.dumps(now, indent=1))
             return []
-        then = json.loads(path.read_text())
+        then = read_facts(self.path)
         return [
-            f"{name} was {then.get(name)} when this run began and is {now[name]}: it will not be the same bits"
+            f"{name} was {then.get(name)} when this run began and is {now[name]}: results may differ in their last bits"
             for name in now
             if name != "git" and then.get(name) != now[name]
         ]

@@ -34,7 +34,7 @@ def run(
     checkpoints: Checkpoints,
     checkpoint_every: int,
     stopped: Callable[[], bool],
-    owed: Collection[str] = (),
+    unfinished: Collection[str] = (),
     progress: Progress,
 ) -> None:
     """Advances `loop` to `steps` units or until `stopped`, and saves it then.
@@ -47,14 +47,14 @@ def run(
       checkpoints: where checkpoints are written.
       checkpoint_every: units between two checkpoints.
       stopped: whether a signal asks to end; called after every step, of evaluations too.
-      owed: kinds of the evaluators that a signal cut short at this very moment of the run.
+      unfinished: kinds of evaluators that a signal interrupted at the restored moment; they are called first.
       progress: the display, opened by the caller.
 
     Raises:
       Diverged: an update gave numbers that are not finite.
       UserError: something cannot be written.
     """
-    owed = list(owed)
+    unfinished = list(unfinished)
     shown: dict[str, Any] = dict.fromkeys(_SHOWN.values())
 
     def count() -> int:
@@ -65,7 +65,12 @@ def run(
         shown.update({_SHOWN[kind, name]: values[name] for name in values if (kind, name) in _SHOWN})
 
     def save() -> None:
-        state = {"metrics": metrics.position(), "owed": owed, "number": loop.number, "counts": loop.counts}
+        state = {
+            "metrics": metrics.position(),
+            "unfinished": unfinished,
+            "number": loop.number,
+            "counts": loop.counts,
+        }
         checkpoints.save(count(), loop.save(), **state)
 
     def tick(done: int, total: int) -> None:
@@ -82,8 +87,8 @@ def run(
                 return [kind for kind, _, _ in due[number:]]
         return []
 
-    if owed:
-        owed = evaluate([periodic for periodic in evaluators if periodic.kind in owed])
+    if unfinished:
+        unfinished = evaluate([periodic for periodic in evaluators if periodic.kind in unfinished])
         save()
     while count() < steps and not stopped():
         before = count()
@@ -91,12 +96,12 @@ def run(
             write(kind, values)
         last = count() >= steps
         due = [each for each in evaluators if each.every and (last or _passed(each.every, before, count()))]
-        owed = evaluate(due)
+        unfinished = evaluate(due)
         if last or _passed(checkpoint_every, before, count()):
             save()
         progress.update(count(), **shown)
     if stopped():
-        print("saving; a second signal would stop without", flush=True)
+        print("saving a checkpoint; a second signal stops without it", flush=True)
         save()
 
 

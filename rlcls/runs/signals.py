@@ -25,9 +25,9 @@ def collected(reactions: Mapping[int, Callable[[], object]] = MappingProxyType({
         if number in reactions:
             reactions[number]()
 
-    before: dict[int, Any] = {
-        number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, note)
     try:
         yield received
     finally:

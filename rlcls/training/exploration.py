@@ -7,12 +7,12 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class LinearDecay:
-    """The probability of a random action falls in a straight line once learning has begun, then stays.
+    """The probability of a random action decays linearly, beginning when learning begins, then stays.
 
     Attributes:
       epsilon_start: probability until learning begins.
       epsilon_end: probability after the decay.
-      epsilon_decay: agent steps from the one to the other.
+      epsilon_decay: agent steps that the decay takes.
     """
 
     epsilon_start: float = 1.0

@@ -94,8 +94,8 @@ class Learner:
             state, info = agent.update(state, batch, jax.random.fold_in(update_key, number))
             return state, info, _all_finite(agent.acting(state))
 
-        # The update may take the memory of its first argument for its first result: on a CPU, touching new pages is
-        # a sixth of its time.
+        # The update donates its state, so the new state reuses that memory. Without donation, page faults take a
+        # sixth of an update on a CPU.
         self._update = xla.jit(update, donate_argnums=0)
         diagnose = getattr(agent, "diagnose", None)
         self._diagnose = xla.jit(diagnose) if diagnose else None
@@ -133,7 +133,7 @@ class Learner:
         Raises:
           Diverged: one of them was not finite.
         """
-        # Copied once a round: a copy at every update would cost the memory of its parameters.
+        # The acting parameters are copied once a round, since a copy of every update would fill the memory.
         after = self._thread.submit(lambda: self._copy_acting(self._state)) if self._current else None
         self._rounds.append(_Round(self._current, after))
         self._current = []
@@ -144,9 +144,9 @@ class Learner:
         return results
 
     def save(self) -> tuple[dict[str, PyTree], dict[str, np.ndarray]]:
-        """The present moment, between two rounds: a pytree for Orbax and small arrays. It changes nothing.
+        """The current state, between two rounds: a pytree for Orbax and small arrays. It changes nothing.
 
-        The pytree's "state" is the learner's own, which the next update consumes: write or copy it before.
+        The next update donates the pytree's "state", so write or copy it first.
 
         Raises:
           Diverged: an update gave a result that is not finite.

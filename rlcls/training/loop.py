@@ -68,7 +68,7 @@ class Rows(Protocol):
 
 
 class Saved(NamedTuple):
-    """Everything from which a loop goes on in the same bits.
+    """The state of a loop. A loop restored from it gives the same bits as one that was never stopped.
 
     Attributes:
       tree: a dict of arrays, possibly sharded, which Orbax writes; its entry "acting" is what `Loop.acting` returns.
@@ -85,12 +85,12 @@ class Saved(NamedTuple):
 
 @runtime_checkable
 class Loop(Protocol):
-    """Training between two of its moments; `rlcls.runs.run` drives it.
+    """Training that advances step by step and can be saved between two steps; `rlcls.runs.run` drives it.
 
     Attributes:
       unit: what `steps` of a run counts, a key of `counts`.
-      counts: where a line of metrics stands: agent_steps, frames and updates so far.
-      number: calls of `advance` so far. It names a moment of the run: random numbers of an evaluation depend on it.
+      counts: the counts on every line of metrics: agent_steps, frames and updates so far.
+      number: grows with every `advance`. It identifies a moment of the run, and seeds the evaluation there.
     """
 
     unit: str
@@ -102,7 +102,7 @@ class Loop(Protocol):
     def number(self) -> int: ...
 
     def advance(self) -> list[tuple[str, dict[str, Any]]]:
-        """Goes on by the smallest amount that the loop can.
+        """Advances by one vector step, or by one block of updates.
 
         Returns:
           (kind, values) of each line for the metrics: "episode", "diagnostics", "train". Values may override counts.
@@ -117,9 +117,9 @@ class Loop(Protocol):
         ...
 
     def save(self) -> Saved:
-        """The present moment. It may be taken between any two calls of `advance` and changes nothing.
+        """The current state, between two calls of `advance`; it changes nothing.
 
-        The arrays of its tree may be the loop's own, which the next `advance` consumes: write or copy them before.
+        The next `advance` may donate the arrays of the tree, so write or copy them first.
 
         Raises:
           Diverged: this moment is not worth keeping, because an update gave a result that is not finite.

@@ -22,7 +22,8 @@ _REHEARSAL = 0.5  # seconds for which a warm-up measures
 class Offline:
     """A loop that samples a batch for each update number, so its position in the data is the update number.
 
-    Batches are sampled while the updates before them run in a thread of their own.
+    Batches are sampled while the updates before them run in a second thread. One `advance` makes ten updates, so a run
+    ends, evaluates and saves at multiples of ten.
 
     Args:
       agent: what learns.
@@ -110,6 +111,7 @@ class Offline:
         return seconds / updates
 
     def save(self) -> Saved:
+        """The learner and the update number."""
         tree, arrays = self._learner.save()
         return Saved(tree, arrays, {"number": self.number, "sums": dict(self._sums)})
 

@@ -1,4 +1,4 @@
-"""Training online: environments step in C++ threads and updates run in a thread of their own, in one fixed order."""
+"""Training online: an agent acts while updates run in a second thread, in one fixed order."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Online:
         if replay.min_size < least:
             raise ValueError(
                 f"replay.min_size ({replay.min_size}) must be at least {least}: {replay.n_step}-step returns of "
-                f"{env.num_envs} environments at a lag of {lag} are not known before"
+                f"{env.num_envs} environments at a lag of {lag} are not complete before"
             )
         self.replay, self.number = replay, 0
         self._agent, self._env, self._seed, self._lag = agent, env, seed, lag
@@ -233,6 +233,7 @@ class Online:
         rehearsal.replay = self.replay.like(capacity=2 * first, min_size=first)
         rehearsal._returns = EpisodeReturns(self._env.num_envs)
         rehearsal._sums = collections.Counter()
+        rehearsal._sent = []
         last_update = self._updates_due(until // self._env.num_envs)
         rehearsal._diagnostics_every = 2 if 0 < self._diagnostics_every < last_update else 0
         rehearsal._reseed_every = 1 << 62
@@ -253,6 +254,7 @@ class Online:
         return seconds / ((rehearsal.number - first_number) * self._env.num_envs)
 
     def save(self) -> Saved:
+        """The learner, the replay, and the actions since the last re-seed."""
         tree, arrays = self._learner.save()
         sent = np.stack(self._sent) if self._sent else np.zeros((0, self._env.num_envs))
         arrays["sent"] = sent.astype(np.int32)
@@ -272,7 +274,7 @@ class Online:
         self._learner.restore(saved.tree, saved.arrays)
         self.replay.restore(saved.arrays, counters["replay"])
         self.number = counters["number"]
-        # A re-seed is done by the step that needs it, so the last one lies before the last step done.
+        # `advance` re-seeds at the start of a step, so the latest re-seed came no later than step number - 1.
         self._observations = self._reseed(max(0, self.number - 1) // self._reseed_every)
         for actions in saved.arrays["sent"]:
             self._observations, _, _, _, info = self._env.step(actions)
@@ -282,8 +284,8 @@ class Online:
         self._sums = collections.Counter(counters["sums"])
         if counters["observations"] not in (None, _digest(self._observations)):
             raise UserError(
-                "the environments do not come back to where the checkpoint left them: they play differently now; "
-                "resume with the versions named in the run folder's run.json"
+                "replaying the actions since the last reset gives other observations than the checkpoint has: the "
+                "environments play differently now; resume with the versions named in the run folder's run.json"
             )
 
     def close(self) -> None:

@@ -288,7 +288,7 @@ def test_what_does_not_fit_is_one_line():
     head, backbone = heads.make("mse"), functools.partial(networks.MLP, hidden=(8,))
     continuous = spec()._replace(action=jax.ShapeDtypeStruct((2,), np.float32), num_actions=None)
     with pytest.raises(
-        ValueError, match=r"^DQN needs discrete actions, and these are continuous \(float32 \[2\]\)"
+        ValueError, match=r"^DQN needs one discrete action at a time, and these are float32 \[2\]"
     ):
         DQN(continuous, backbone, head)
     tree = spec()._replace(observation={"position": spec().observation, "goal": spec().observation})

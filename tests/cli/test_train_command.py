@@ -47,7 +47,7 @@ def train(*argv, cwd):
         (["game=Pnog"], "unknown game 'Pnog'; did you mean 'Pong'?"),
         (
             ["env=gymnasium", "env.id=Pendulum-v1"],
-            "agent: DQN needs discrete actions, and these are continuous (float32 [1])",
+            "agent: DQN needs one discrete action at a time, and these are float32 [1]",
         ),
         (
             ["env=gymnasium", "env.id=CartPol-v1"],

@@ -191,3 +191,17 @@ def test_rows_that_left_the_ring_between_two_checkpoints_are_neither_written_nor
     (segment,) = checkpoint.load(tmp_path)[0].segments
     assert (segment.first, segment.last) == (45, 75)  # a ring of 30 rows
     np.testing.assert_array_equal(restored(tmp_path).frames, replay.frames)
+
+
+def test_what_is_not_a_checkpoint_is_neither_read_nor_removed(two):
+    run_dir, checkpoints, replay = two
+    foreign = [run_dir / "checkpoints" / name for name in (".nfs0001", "000000000020-copy", "2")]
+    for path in foreign[1:]:
+        path.mkdir()
+    foreign[0].write_text("")
+    checkpoint_now, remarks = Checkpoints(run_dir, 2).resume()
+    assert checkpoint_now.steps == 20 and not remarks
+    for row in range(20, 30):
+        add(replay, row)
+        save(checkpoints, replay)
+    assert all(path.exists() for path in foreign)

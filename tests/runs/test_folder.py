@@ -71,13 +71,13 @@ def assert_refused(done, line):
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("meow")
-    assert_refused(train("run_dir=photos", cwd=tmp_path), "photos is there and is not a run folder")
+    assert_refused(train("run_dir=photos", cwd=tmp_path), "photos exists and is not a run folder")
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
 
 
 def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "taken").write_text("")
-    assert_refused(train("run_dir=taken", cwd=tmp_path), "taken is there and is not a run folder")
+    assert_refused(train("run_dir=taken", cwd=tmp_path), "taken exists and is not a run folder")
     assert_refused(train("run_dir=taken/run", cwd=tmp_path), "cannot write to the run folder taken/run")
 
 

@@ -133,7 +133,7 @@ def test_a_signal_during_an_evaluation_ends_it_and_the_resume_makes_it_anew(tmp_
             time.sleep(0.005)
         process.wait(timeout=60)
         saved = checkpoint.load(broken)[0]
-        cut += saved is not None and bool(saved.counters["owed"])
+        cut += saved is not None and bool(saved.counters["unfinished"])
         if process.returncode == 0:
             break
         if cut >= 2:

@@ -141,6 +141,7 @@ def test_a_warm_up_leaves_no_trace():
     warm, cold = make("loss=hlgauss", *SUPPORT), make("loss=hlgauss", *SUPPORT)
     seconds = warm.warm_up(2000)
     assert 0 < seconds < 1 and warm.number == 0 and warm.counts["updates"] == 0
+    assert len(warm.save().arrays["sent"]) == 0
     chex.assert_trees_all_equal(ending(run(warm, 40)), ending(run(cold, 40)))
 
 
