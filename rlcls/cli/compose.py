@@ -242,8 +242,8 @@ def _nearest_option(key: str, names: list[str]) -> str:
 def _fit(config: DictConfig, known: DictConfig, section: str, given: set[str]) -> None:
     """Drops the options that the class of `section` does not take.
 
-    The name of a class of one's own is recorded in `choices`. A recipe may set options of an optimiser or a loop that another choice has replaced. A section without a class
-    is dropped whole.
+    The name of a class of one's own is recorded in `choices`. A recipe may set options of an optimiser or a loop that
+    another choice has replaced. A section without a class is dropped whole.
     """
     options = OmegaConf.select(config, section)
     parent, _, name = section.rpartition(".")

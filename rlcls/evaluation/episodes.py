@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import gymnasium.vector
 import jax
 import numpy as np
 from jaxtyping import Float64, Int64, Integer, PyTree, Shaped, UInt32
@@ -141,7 +142,7 @@ class EpisodeEvaluator:
 
 def evaluate(
     act: Act,
-    env: HostEnv,
+    env: HostEnv | gymnasium.vector.VectorEnv,
     *,
     episodes: int,
     seed: int | Sequence[int],
@@ -156,7 +157,7 @@ def evaluate(
     Args:
       act: the policy. It also gets the rows of environments that have played all their episodes; its actions there do
         not change the result.
-      env: N environments.
+      env: N environments that set `info["episode_start"]`.
       episodes: at least 1.
       seed: determines the environments' seeds by `environment_seeds`. The result is a function of it, if `act` is a
         function of its arguments.
@@ -180,7 +181,7 @@ def evaluate(
     played = np.zeros(num_envs, np.int64)
     rows = np.arange(num_envs)
 
-    observations, _ = env.reset(seed=environment_seeds(seed, num_envs))
+    observations, _ = env.reset(seed=environment_seeds(seed, num_envs))  # type: ignore[arg-type]
     step = 0
     while (played < quotas).any() and step != max_steps:
         actions = act(observations, step)
