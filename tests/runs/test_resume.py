@@ -221,7 +221,9 @@ def test_an_emulator_that_plays_differently_is_named(tmp_path):
     (newest.folder / "manifest.json").write_text(json.dumps(manifest))
     done = run(run_dir)
     assert done.returncode == 2
-    assert "the environments play differently now" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert (
+        "the environments play differently now" in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    )
 
 
 def test_no_room_for_a_checkpoint_is_one_line_and_keeps_the_one_before(tmp_path):
