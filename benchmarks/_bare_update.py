@@ -1,4 +1,4 @@
-"""Times the agent's jitted update alone, the rate that training cannot pass. Prints one line of JSON."""
+"""Times the update that training compiles, alone: the rate that training cannot pass. Prints one line of JSON."""
 
 import argparse
 import json
@@ -11,6 +11,7 @@ from rlcls.cli import build
 from rlcls.cli.compose import compose
 from rlcls.spec import Spec
 from rlcls.training import memory, xla
+from rlcls.training.learner import Learner
 from rlcls.transition import Transition
 
 MARK = "MEASURED "
@@ -27,18 +28,15 @@ def main() -> None:
     memory.reuse_freed_memory()
     env = build.environment(settings)
     agent = build.agent(settings, env.spec)
-    # Compiled as training compiles it: the key of the update is derived inside.
-    update = xla.jit(
-        lambda state, batch, number: agent.update(state, batch, jax.random.key(number)), donate_argnums=0
-    )
-    state = xla.jit(agent.init)(jax.random.key(0))
+    learner = Learner(agent, jax.random.key(0), jax.random.key(1))
+    state = learner.save()[0]["state"]
     batches = [sample_batch(env.spec, int(settings.training.batch_size), seed) for seed in range(8)]
     for number in range(20):
-        state, info = update(state, batches[number % 8], number)
+        state, _, _ = learner.update(state, batches[number % 8], number)
     jax.block_until_ready(state)
     count, began = 0, time.perf_counter()
     while time.perf_counter() - began < arguments.seconds:
-        state, info = update(state, batches[count % 8], count)
+        state, info, _ = learner.update(state, batches[count % 8], count)
         jax.block_until_ready(info)
         count += 1
     elapsed = time.perf_counter() - began

@@ -146,7 +146,6 @@ def evaluate(
     *,
     episodes: int,
     seed: int | Sequence[int],
-    max_steps: int | None = None,
     report: Callable[[int], object] | None = None,
 ) -> Evaluation:
     """Plays `episodes` episodes from a reset.
@@ -161,18 +160,16 @@ def evaluate(
       episodes: at least 1.
       seed: determines the environments' seeds by `environment_seeds`. The result is a function of it, if `act` is a
         function of its arguments.
-      max_steps: vector steps after which to stop. Unfinished episodes then count as they stand, and those not begun
-        are left out: for a quick look, not for a result.
       report: called after every step with the number of episodes played.
 
     Returns:
       The episodes, ordered by their number in their environment and then by environment.
 
     Raises:
-      ValueError: `episodes` or `max_steps` is below 1.
+      ValueError: `episodes` is below 1.
     """
-    if episodes < 1 or (max_steps is not None and max_steps < 1):
-        raise ValueError(f"episodes ({episodes}) and max_steps ({max_steps}) must be at least 1")
+    if episodes < 1:
+        raise ValueError(f"episodes must be at least 1, not {episodes}")
     num_envs = env.num_envs
     quotas = np.full(num_envs, episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)
     rounds = quotas.max()
@@ -183,7 +180,7 @@ def evaluate(
 
     observations, _ = env.reset(seed=environment_seeds(seed, num_envs))  # type: ignore[arg-type]
     step = 0
-    while (played < quotas).any() and step != max_steps:
+    while (played < quotas).any():
         actions = act(observations, step)
         observations, rewards, terminated, truncated, info = env.step(actions)
         step += 1

@@ -123,3 +123,12 @@ def test_the_options_that_the_documents_name_are_there():
             section, name = option.rsplit(".", 1)
             if section in OPTIONS and not name.startswith("_"):
                 assert name in OmegaConf.select(known, section), option
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_training_command_of_the_documents_is_accepted(page):
+    """Whatever classes of one's own it names: tests/docs/test_plug_in_page.py runs those."""
+    from rlcls.cli.compose import compose, split_flags
+
+    for command in re.findall(r"python -m rlcls\.train ([^`\n#]+)", page.read_text()):
+        compose(split_flags(shlex.split(command))[1])

@@ -72,8 +72,8 @@ def test_a_run_gives_the_same_bits_whichever_thread_is_slow(lag):
     def slowed(slow_update: float, slow_env: float):
         loop = make("loss=mse", f"training.lag={lag}", "replay.prioritized=true")
         dice = random.Random(lag)
-        update, recv = loop._learner._update, loop._env.recv
-        loop._learner._update = lambda *a: (time.sleep(dice.random() * slow_update), update(*a))[1]
+        update, recv = loop._learner.update, loop._env.recv
+        loop._learner.update = lambda *a: (time.sleep(dice.random() * slow_update), update(*a))[1]
         loop._env.recv = lambda: (time.sleep(dice.random() * slow_env), recv())[1]
         return ending(run(loop, 60))
 
@@ -132,7 +132,7 @@ def test_the_loop_compiles_each_function_once():
     loop = make("loss=mse", "training.batch_size=8", update=lambda f: chex.assert_max_traces(f, n=2))
     loop.warm_up(2000)
     run(loop, 80)
-    assert loop._learner._update._cache_size() == loop._act._cache_size() == 1
+    assert loop._learner.update._cache_size() == loop._act._cache_size() == 1
     loop.close()
     chex.clear_trace_counter()
 
