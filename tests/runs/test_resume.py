@@ -1,18 +1,28 @@
 """A run killed anywhere and resumed ends in the same bits as one that never was."""
 
+import contextlib
+import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import chex
+import jax
 import numpy as np
 import pytest
 
+from rlcls.cli import build
+from rlcls.cli.compose import compose
+from rlcls.evaluation import EpisodeEvaluator
 from rlcls.runs import checkpoint, files, metrics
+from rlcls.train import main
+from rlcls.training import Online
 
 SMALL = [
     "game=Pong",
@@ -36,8 +46,17 @@ def train(run_dir: Path, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "rlcls.train", *SMALL, f"run_dir={run_dir}", *overrides]
 
 
-def run(run_dir: Path, *overrides: str) -> subprocess.CompletedProcess:
+def run_in_a_process(run_dir: Path, *overrides: str) -> subprocess.CompletedProcess:
     return subprocess.run(train(run_dir, *overrides), capture_output=True, text=True, timeout=300)
+
+
+def run(run_dir: Path, *overrides: str) -> subprocess.CompletedProcess:
+    """The command in this process, which has imported everything already."""
+    out, err = io.StringIO(), io.StringIO()
+    arguments = train(run_dir, *overrides)[3:]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(arguments)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +64,14 @@ def whole(tmp_path_factory) -> Path:
     run_dir = tmp_path_factory.mktemp("whole") / "run"
     done = run(run_dir)
     assert done.returncode == 0, done.stderr
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory) -> Path:
+    """A run that is far from its end; copy it before it goes on."""
+    run_dir = tmp_path_factory.mktemp("begun") / "run"
+    assert run(run_dir, "steps=300").returncode == 0
     return run_dir
 
 
@@ -70,78 +97,78 @@ def leaves(saved: checkpoint.Checkpoint) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize("lag", [1])  # tests/training/test_online.py has the other lags, in one process
-def test_a_run_stopped_by_sigterm_and_killed_by_sigkill_resumes_to_the_same_bits(lag, tmp_path):
-    through, broken = tmp_path / "through", tmp_path / "broken"
-    assert run(through, f"training.lag={lag}").returncode == 0
-    moments = random.Random(lag)
+def test_a_run_stopped_by_sigterm_and_killed_by_sigkill_resumes_to_the_same_bits(whole, tmp_path):
+    """tests/training/test_online.py has every lag, in one process."""
+    moments = random.Random(1)
     for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
         process = subprocess.Popen(
-            train(broken, f"training.lag={lag}"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            train(tmp_path / "run"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
-        wait_for_lines(broken, process, more=moments.randint(1, 4))
+        wait_for_lines(tmp_path / "run", process, more=moments.randint(1, 4))
         time.sleep(moments.random() * 0.3)
         process.send_signal(number)
         output = process.communicate(timeout=120)[0]
         if number == signal.SIGTERM and process.returncode:
             assert process.returncode == 128 + signal.SIGTERM, output
             assert "stopped by SIGTERM" in output
-    done = run(broken, f"training.lag={lag}")
+    done = run_in_a_process(tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert_same_end(through, broken)
+    assert_same_end(whole, tmp_path / "run")
 
 
 @pytest.mark.slow
-def test_soft_moe_with_hl_gauss_killed_and_resumed_ends_in_the_same_bits(tmp_path):
-    """Also what the diagnostics saw of the experts' routing, before and after."""
-    overrides = ["backbone=soft_moe", "backbone.num_experts=4", "loss=hlgauss", "steps=320", "eval.every=0"]
-    overrides += ["replay.min_size=120", "checkpoint.every=60"]
-    overrides += ["diagnostics.every=10", "diagnostics.batch_size=8"]
-    through, broken = tmp_path / "through", tmp_path / "broken"
-    done = run(through, *overrides)
-    assert done.returncode == 0, done.stderr
-    process = subprocess.Popen(
-        train(broken, *overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    wait_for_lines(broken, process, more=4)
-    process.kill()
-    assert process.wait(timeout=60) == -signal.SIGKILL
-    saved = checkpoint.load(broken)[0]
-    assert saved is not None and 120 < saved.steps < 320
-    assert run(broken, *overrides).returncode == 0
-    assert_same_end(through, broken)
-    looks = [line for line in metrics.read(broken) if line["kind"] == "diagnostics"]
-    assert len(looks) > 1 and all(0 < line["dispatch_similarity_mean"] <= 1 for line in looks)
+def test_soft_moe_with_hl_gauss_goes_on_to_the_same_bits(tmp_path):
+    """Also what the diagnostics see of the experts' routing."""
+    overrides = ["env=probe", "game=probe/two_step", "+env.pixels=true", "env.num_envs=2", "loss=hlgauss"]
+    overrides += ["backbone=soft_moe", "backbone.num_experts=2", "replay.capacity=200", "replay.min_size=20"]
+    overrides += ["training.batch_size=2", "training.update_period=2"]
+    overrides += ["diagnostics.every=3", "diagnostics.batch_size=8"]
+    config = compose(overrides)
+
+    def make() -> Online:
+        env = build.environment(config)
+        return build.loop(config, build.agent(config, env.spec), env)
+
+    def advance(loop: Online, steps: int) -> list:
+        return [line for _ in range(steps) for line in loop.advance()]
+
+    first, second = make(), make()
+    advance(first, 16)
+    checkpoint.Checkpoints(tmp_path, 1).save(16, first.save())
+    fresh = second.save()
+    second.restore(checkpoint.load(tmp_path)[0].saved(fresh.tree, fresh.rows))
+    lines = advance(first, 12)
+    assert lines == advance(second, 12)
+    looks = [values for kind, values in lines if kind == "diagnostics"]
+    assert len(looks) > 1 and all(0 < values["dispatch_similarity_mean"] <= 1 for values in looks)
+    chex.assert_trees_all_equal(*(jax.tree.map(np.array, loop.save().tree) for loop in (first, second)))
+    first.close()
+    second.close()
 
 
-def test_a_signal_during_an_evaluation_ends_it_and_the_resume_makes_it_anew(tmp_path):
-    overrides = ["steps=900", "eval.every=400", "eval.episodes=3"]
-    through, broken = tmp_path / "through", tmp_path / "broken"
-    assert run(through, *overrides).returncode == 0
-    cut = 0
-    for _ in range(8):
-        process = subprocess.Popen(
-            train(broken, *overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        path, deadline = broken / "metrics.jsonl", time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            lines = metrics.read(broken) if path.exists() else []
-            if lines and lines[-1]["kind"] == "train" and lines[-1]["agent_steps"] in (400, 900):
-                time.sleep(0.1)  # an evaluation has begun
-                process.send_signal(signal.SIGTERM)
-                break
-            time.sleep(0.005)
-        process.wait(timeout=60)
-        saved = checkpoint.load(broken)[0]
-        cut += saved is not None and bool(saved.counters["unfinished"])
-        if process.returncode == 0:
-            break
-        if cut >= 2:
-            assert run(broken, *overrides).returncode == 0
-            break
-    assert cut
-    assert_same_end(through, broken)
-    assert "is finished" in run(broken, *overrides).stdout
+def test_a_signal_during_an_evaluation_ends_it_and_the_resume_repeats_it(whole, tmp_path, monkeypatch):
+    play, cut = EpisodeEvaluator.play, []
+
+    def interrupted(self, acting, number, tick, record=None):
+        def tick_and_signal(done, total):
+            if len(cut) < 2:
+                cut.append(number)
+                signal.raise_signal(signal.SIGTERM)
+            tick(done, total)
+
+        return play(self, acting, number, tick_and_signal, record)
+
+    monkeypatch.setattr(EpisodeEvaluator, "play", interrupted)
+    # The second signal comes when the resume repeats the evaluation.
+    for _ in range(2):
+        done = run(tmp_path / "run")
+        assert done.returncode == 128 + signal.SIGTERM, done.stderr
+        saved = checkpoint.load(tmp_path / "run")[0]
+        assert saved.steps == 800 and saved.counters["unfinished"] == ["eval"]
+    done = run(tmp_path / "run")
+    assert done.returncode == 0 and cut == [200, 200], done.stderr
+    assert_same_end(whole, tmp_path / "run")
+    assert "is finished" in run(tmp_path / "run").stdout
 
 
 def wait_for_lines(run_dir: Path, process: subprocess.Popen, more: int) -> None:
@@ -207,9 +234,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(whole, tm
     assert_same_end(whole, run_dir)
 
 
-def test_an_emulator_that_plays_differently_is_named(tmp_path):
-    run_dir = tmp_path / "run"
-    assert run(run_dir, "steps=300").returncode == 0
+def test_an_emulator_that_plays_differently_is_named(begun, tmp_path):
+    run_dir = shutil.copytree(begun, tmp_path / "run")
     newest = checkpoint.load(run_dir)[0]
     counters = json.loads((newest.folder / "counters.json").read_text())
     counters["loop"]["observations"] = "0" * 64
@@ -226,10 +252,9 @@ def test_an_emulator_that_plays_differently_is_named(tmp_path):
     )
 
 
-def test_no_room_for_a_checkpoint_is_one_line_and_keeps_the_one_before(tmp_path):
+def test_no_room_for_a_checkpoint_is_one_line_and_keeps_the_one_before(begun, tmp_path):
     """A file-size limit stands in for a full disk."""
-    run_dir = tmp_path / "run"
-    assert run(run_dir, "steps=300").returncode == 0
+    run_dir = shutil.copytree(begun, tmp_path / "run")
     before = checkpoint.load(run_dir)[0].steps
     code = "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
     code += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
