@@ -6,24 +6,26 @@ import collections
 import copy
 import hashlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Bool, PyTree, UInt32
 
 from rlcls._errors import UserError
 from rlcls.agents.base import Agent
-from rlcls.envs.base import HostEnv, environment_seeds
+from rlcls.envs.base import HostEnv
 from rlcls.replay import FrameReplay
 
 from . import xla
 from .exploration import LinearDecay
 from .learner import Learner
-from .loop import Saved
+from .loop import Saved, Tick
 from .returns import EpisodeReturns
 
 _INIT, _ACT, _UPDATE = range(3)  # what the run's key is folded with; `rlcls.evaluation` uses 3
+_ENVIRONMENT = 4  # what the seeds of environments are derived with
 _REHEARSAL = 0.5  # seconds for which a warm-up measures
 _REHEARSAL_STEPS = 2  # vector steps that it measures at least
 
@@ -36,6 +38,10 @@ class Online:
     and the priorities it had, `lag` steps before. A run therefore gives the same bits at any speed, and goes on from
     any `save`.
 
+    An emulator cannot be saved. Each environment therefore gets a new seed at its own first episode start after
+    `reseed_every` of its steps, a function of (seed, its number, how often it was seeded). No episode is cut, and the
+    state of an environment is a function of its last seed and its actions since, which `restore` plays again.
+
     Args:
       agent: what learns.
       env: N environments.
@@ -45,7 +51,7 @@ class Online:
       update_period: agent steps between two updates.
       lag: vector steps by which acting and learning overlap; with 0 they take turns.
       act_with_target: the agent's target network acts, not the online network.
-      reseed_every: agent steps between resets of all environments, from which a resumed run replays their actions.
+      reseed_every: steps of an environment after which its next episode begins with a new seed, at least 1.
       exploration: the probability of a random action.
       diagnostics_every: updates between two diagnoses of the network; 0 makes none.
       diagnostics_batch_size: held-out transitions in a diagnosis.
@@ -72,7 +78,7 @@ class Online:
         update_period: int = 4,
         lag: int = 1,
         act_with_target: bool = False,
-        reseed_every: int = 250_000,
+        reseed_every: int = 3_000,
         exploration: LinearDecay = LinearDecay(),  # noqa: B008  # frozen
         diagnostics_every: int = 0,
         diagnostics_batch_size: int = 256,
@@ -82,16 +88,12 @@ class Online:
             ("batch_size", batch_size),
             ("update_period", update_period),
             ("log_every", log_every),
+            ("reseed_every", reseed_every),
         ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if lag < 0 or diagnostics_every < 0:
             raise ValueError(f"lag ({lag}) and diagnostics_every ({diagnostics_every}) must be at least 0")
-        if reseed_every < 2 * env.num_envs:
-            raise ValueError(
-                f"reseed_every ({reseed_every}) must be at least {2 * env.num_envs}, two steps of each environment: "
-                "the last step before a reset is not learnt from"
-            )
         if replay.num_streams != env.num_envs:
             raise ValueError(f"the replay has {replay.num_streams} streams for {env.num_envs} environments")
         if replay.min_size < batch_size:
@@ -109,7 +111,7 @@ class Online:
         self.replay, self.number = replay, 0
         self._agent, self._env, self._seed, self._lag = agent, env, seed, lag
         self._batch_size, self._update_period, self._log_every = batch_size, update_period, log_every
-        self._reseed_every = max(1, reseed_every // env.num_envs)  # vector steps
+        self._reseed_every = reseed_every
         self._exploration = exploration
         key = jax.random.key(seed)
         init_key, act_key, update_key = (jax.random.fold_in(key, use) for use in (_INIT, _ACT, _UPDATE))
@@ -126,7 +128,13 @@ class Online:
         # Environments are reset with their seeds by the first `advance`: a restored loop resets them elsewhere.
         self._observations: np.ndarray | None = None
         self._starts = np.ones(env.num_envs, bool)
-        self._sent: list[np.ndarray] = []  # actions since the last re-seed
+        self._seedings = np.zeros(
+            env.num_envs, np.int64
+        )  # new seeds that each environment got since its first
+        self._seeded_at = np.zeros(env.num_envs, np.int64)  # vector steps before its last seed
+        self._sent: collections.deque[np.ndarray] = (
+            collections.deque()
+        )  # actions since the oldest of these seeds
 
     @property
     def counts(self) -> dict[str, int]:
@@ -145,8 +153,8 @@ class Online:
 
     def advance(self) -> list[tuple[str, dict[str, Any]]]:
         """One vector step and its updates."""
-        if self._observations is None or (self.number and self.number % self._reseed_every == 0):
-            self._observations = self._reseed(self.number // self._reseed_every)
+        if self._observations is None:
+            self._observations, _ = self._env.reset(seed=self._seeds())
         observations, starts = self._observations, self._starts
         actions = np.array(self._act(self._learner.acting, observations, self.number, self._epsilon()))
         self._env.send(actions)
@@ -167,6 +175,9 @@ class Online:
         before = self._agent_steps
         self.number += 1
         episodes = self._returns.add(rewards, self._starts)
+        due = self._starts & (self.number - self._seeded_at >= self._reseed_every)
+        if due.any():
+            self._observations = self._reseed(due)
         lines: list[tuple[str, dict[str, Any]]] = [
             ("episode", {"return": value, "length": length}) for value, length in episodes
         ]
@@ -192,18 +203,43 @@ class Online:
     def _epsilon(self) -> float:
         return self._exploration.epsilon(self._agent_steps - self.replay.min_size)
 
-    def _reseed(self, index: int) -> np.ndarray:
-        """Resets every environment, so that its state is a function of (seed, index) and the actions sent since.
+    def _seeds(self) -> UInt32[np.ndarray, "N"]:
+        """The last seed of each environment."""
+        words = [
+            [self._seed, _ENVIRONMENT, number, count] for number, count in enumerate(self._seedings.tolist())
+        ]
+        return np.concatenate([np.random.SeedSequence(each).generate_state(1) for each in words])
+
+    def _reseed(self, due: Bool[np.ndarray, "N"]) -> np.ndarray:
+        """Gives a new seed to the environments that are `due`, all at the first observation of an episode.
 
         Returns:
-          The first observations.
+          The observations of all environments.
         """
-        seeds = environment_seeds([self._seed, index], self._env.num_envs)
-        observations, _ = self._env.reset(seed=seeds)
-        self._starts = np.ones(self._env.num_envs, bool)
-        self._sent = []
-        self._returns.drop()
+        self._seedings[due] += 1
+        self._seeded_at[due] = self.number
+        while len(self._sent) > self.number - self._seeded_at.min():
+            self._sent.popleft()
+        observations, _ = self._env.reset(seed=self._seeds(), options={"reset_mask": due})
         return observations
+
+    def _play_again(self, sent: Sequence[np.ndarray], tick: Tick) -> None:
+        """Brings every environment from its last seed to the present by the actions that were `sent` since.
+
+        The environments step together from the oldest of the seeds; each is reset with its own when the actions reach
+        it. What it played before is dropped.
+        """
+        seeds, first = self._seeds(), self.number - len(sent)
+        self._observations, _ = self._env.reset(seed=seeds)
+        self._starts = np.ones(self._env.num_envs, bool)
+        for number, actions in enumerate(sent, first + 1):
+            self._observations, _, _, _, info = self._env.step(actions)
+            self._starts = info["episode_start"]
+            begins = self._seeded_at == number
+            if begins.any():
+                self._observations, info = self._env.reset(seed=seeds, options={"reset_mask": begins})
+                self._starts = info["episode_start"]
+            tick(number - first, len(sent))
 
     def _summary(self) -> dict[str, Any]:
         """A line of metrics over the updates since the last one."""
@@ -233,7 +269,7 @@ class Online:
         rehearsal.replay = self.replay.like(capacity=2 * first, min_size=first)
         rehearsal._returns = EpisodeReturns(self._env.num_envs)
         rehearsal._sums = collections.Counter()
-        rehearsal._sent = []
+        rehearsal._sent = collections.deque()
         last_update = self._updates_due(until // self._env.num_envs)
         rehearsal._diagnostics_every = 2 if 0 < self._diagnostics_every < last_update else 0
         rehearsal._reseed_every = 1 << 62
@@ -254,10 +290,15 @@ class Online:
         return seconds / ((rehearsal.number - first_number) * self._env.num_envs)
 
     def save(self) -> Saved:
-        """The learner, the replay, and the actions since the last re-seed."""
+        """The learner, the replay, and what brings the environments back: their seeds and actions."""
         tree, arrays = self._learner.save()
-        sent = np.stack(self._sent) if self._sent else np.zeros((0, self._env.num_envs))
-        arrays["sent"] = sent.astype(np.int32)
+        action = self._env.spec.action
+        sent = np.stack(self._sent) if self._sent else np.zeros((0, self._env.num_envs, *action.shape))
+        arrays |= {
+            "sent": sent.astype(action.dtype),
+            "seedings": self._seedings.copy(),
+            "seeded_at": self._seeded_at.copy(),
+        }
         replay_arrays, replay_counters = self.replay.save()
         counters = {
             "number": self.number,
@@ -268,23 +309,25 @@ class Online:
         }
         return Saved(tree, arrays | replay_arrays, counters, self.replay)
 
-    def restore(self, saved: Saved) -> None:
-        """Goes on from a saved moment; the environments are brought there by playing their actions again."""
+    def restore(self, saved: Saved, tick: Tick = lambda done, total: None) -> None:
+        """Goes on from a saved moment; the environments are brought there by playing their actions again.
+
+        Args:
+          saved: by `save`.
+          tick: called with the vector steps that were played again, and with all of them.
+        """
         counters = saved.counters
         self._learner.restore(saved.tree, saved.arrays)
         self.replay.restore(saved.arrays, counters["replay"])
         self.number = counters["number"]
-        # `advance` re-seeds at the start of a step, so the latest re-seed came no later than step number - 1.
-        self._observations = self._reseed(max(0, self.number - 1) // self._reseed_every)
-        for actions in saved.arrays["sent"]:
-            self._observations, _, _, _, info = self._env.step(actions)
-            self._starts = info["episode_start"]
-            self._sent.append(actions)
+        self._seedings[:], self._seeded_at[:] = saved.arrays["seedings"], saved.arrays["seeded_at"]
+        self._sent = collections.deque(saved.arrays["sent"])
+        self._play_again(self._sent, tick)
         self._returns.restore(counters["returns"])
         self._sums = collections.Counter(counters["sums"])
         if counters["observations"] not in (None, _digest(self._observations)):
             raise UserError(
-                "replaying the actions since the last reset gives other observations than the checkpoint has: the "
+                "playing the actions since the last seeds again gives other observations than the checkpoint has: the "
                 "environments play differently now; resume with the versions named in the run folder's run.json"
             )
 

@@ -44,10 +44,6 @@ class EpisodeReturns:
         self.recent.extend(value for value, _ in episodes)
         return episodes
 
-    def drop(self) -> None:
-        """Forgets the episodes that are not finished."""
-        self._returns[:] = self._lengths[:] = 0
-
     @property
     def mean(self) -> float | None:
         """The mean of the last 20 finished episodes; None before the first."""

@@ -25,7 +25,7 @@ from rlcls.train import main
 from rlcls.training import Online
 
 SMALL = [
-    "game=Pong",
+    "game=RoadRunner",
     "seed=3",
     "steps=1600",
     "env.num_envs=4",
@@ -33,7 +33,7 @@ SMALL = [
     "replay.min_size=300",
     "training.batch_size=4",
     "training.update_period=8",
-    "training.reseed_every=640",
+    "training.reseed_every=50",
     "eval.every=800",
     "eval.episodes=1",
     "checkpoint.every=250",

@@ -157,13 +157,60 @@ def test_a_result_that_is_not_finite_stops_the_run_and_names_the_update():
 @pytest.mark.parametrize("lag", [0, 1, 3])
 @pytest.mark.parametrize("steps", [1, 26, 49, 50, 51])
 def test_a_checkpoint_of_any_step_goes_on_to_the_same_bits(lag, steps, tmp_path):
-    overrides = ("loss=mse", f"training.lag={lag}", "training.reseed_every=200", "replay.capacity=160")
+    overrides = ("loss=mse", f"training.lag={lag}", "training.reseed_every=7", "replay.capacity=160")
     first = run(make(*overrides), steps)
     Checkpoints(tmp_path, 2).save(steps, first.save())
     second = make(*overrides)
     fresh = second.save()
     second.restore(Checkpoints(tmp_path, 2).resume()[0].saved(fresh.tree, fresh.rows))
     chex.assert_trees_all_equal(*(ending(run(loop, 40)) for loop in (first, second)))
+
+
+def test_a_game_longer_than_reseed_every_is_resumed_from_its_beginning(tmp_path):
+    options = ["game=Pong", "env.num_envs=2", "replay.capacity=400", "replay.min_size=360", "loss=mse"]
+    options += ["training.reseed_every=10", "training.batch_size=2", "training.update_period=40"]
+    config = compose(options)
+
+    def make_pong() -> Online:
+        env = build.environment(config)
+        return build.loop(config, build.agent(config, env.spec), env)
+
+    first, second, ticks = run(make_pong(), 190), make_pong(), []
+    Checkpoints(tmp_path, 1).save(190, first.save())
+    fresh = second.save()
+    saved = Checkpoints(tmp_path, 1).resume()[0].saved(fresh.tree, fresh.rows)
+    second.restore(saved, lambda *tick: ticks.append(tick))
+    assert ticks == [(number, 190) for number in range(1, 191)]
+    chex.assert_trees_all_equal(*(ending(run(loop, 20)) for loop in (first, second)))
+
+
+def test_no_game_is_cut_by_a_new_seed():
+    loop = make("loss=mse", "training.reseed_every=3")
+    lengths = [values["length"] for _ in range(60) for kind, values in loop.advance() if kind == "episode"]
+    saved = loop.save()
+    assert set(lengths) == {2} and saved.arrays["seedings"].min() > 5
+    # An environment ends its game every third step, so at most five steps follow a seed.
+    assert len(saved.arrays["sent"]) <= 6
+    loop.close()
+
+
+def test_the_seeds_of_an_environment_do_not_depend_on_those_beside_it(monkeypatch):
+    given: list[np.ndarray] = []
+
+    def seeds_of(num_envs: int) -> list[np.ndarray]:
+        loop = make("loss=mse", f"env.num_envs={num_envs}", "training.reseed_every=1", "seed=5")
+        given.clear()
+        reset = loop._env.reset
+        monkeypatch.setattr(
+            loop._env, "reset", lambda **options: (given.append(options["seed"]), reset(**options))[1]
+        )
+        run(loop, 13).close()
+        return list(given)
+
+    few, many = seeds_of(2), seeds_of(4)
+    for one, other in zip(few, many, strict=True):
+        np.testing.assert_array_equal(one, other[:2])
+    assert len({int(seed) for seeds in many for seed in seeds}) == 4 * len(many) == 20
 
 
 def test_a_segment_goes_only_when_no_kept_checkpoint_names_it(tmp_path):
@@ -189,7 +236,7 @@ def test_an_option_out_of_range_is_named():
     for option, message in {
         "training.batch_size=0": "training: batch_size must be at least 1, not 0",
         "training.lag=-1": r"training: lag \(-1\)",
-        "training.reseed_every=3": r"training: reseed_every \(3\) must be at least 8, two steps of each environment",
+        "training.reseed_every=0": "training: reseed_every must be at least 1, not 0",
         "replay.min_size=12": r"training: replay.min_size \(12\) must be at least batch_size \(16\)",
         "replay.capacity=100 replay.min_size=120": r"replay: capacity \(100\) must be at least min_size \(120\)",
         "replay.n_step=40": r"training: replay.min_size \(100\) must be at least 164: 40-step returns",
