@@ -27,22 +27,28 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    from rlcls.cli import compose, sweep
+    from rlcls.cli import compose, config_file, sweep
 
     launcher, argv = sweep.split_launcher(argv)
+    file, argv = config_file.split(argv)
     flags, overrides = compose.split_flags(argv)
     if launcher and "--multirun" not in flags:
         raise UserError(f"{launcher[0]} makes the runs of a sweep; add --multirun")
     if "--help" in flags:
         print(compose.help_text())
         return 0
-    commands = compose.expand(overrides) if "--multirun" in flags else [overrides]
-    if "--config" in flags:
+    arguments = config_file.overrides(file, overrides) if file else overrides
+    with config_file.named(file, arguments, overrides):
+        commands = compose.expand(arguments) if "--multirun" in flags else [arguments]
+        # A sweep composes each command where it runs it.
+        print_only, sweeping = "--config" in flags, "--multirun" in flags
+        configs = [compose.compose(each) for each in commands] if print_only or not sweeping else []
+    if print_only:
         from omegaconf import OmegaConf
 
         print("---\n".join(OmegaConf.to_yaml(compose.compose(each)) for each in commands), end="")
         return 0
-    if "--multirun" in flags:
+    if sweeping:
         return sweep.launch(commands, launcher) if launcher else sweep.run_each(commands)
     return _train(compose.compose(overrides))
 
