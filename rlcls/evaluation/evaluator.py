@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import PyTree
 
-Tick = Callable[[int, int], object]
-"""(done, total): called often while an evaluator works; it may raise to stop the evaluation."""
+from rlcls.training.loop import Tick
 
 
 @runtime_checkable

@@ -5,7 +5,7 @@
 
 from .exploration import LinearDecay
 from .learner import Diverged, Learner
-from .loop import Dataset, Loop, Rows, Saved, Source, Where
+from .loop import Dataset, Loop, Rows, Saved, Source, Tick, Where
 from .offline import Offline
 from .online import Online
 
@@ -20,5 +20,6 @@ __all__ = [
     "Rows",
     "Saved",
     "Source",
+    "Tick",
     "Where",
 ]

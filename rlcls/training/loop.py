@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,6 +13,9 @@ from rlcls.transition import Transition
 
 Where = tuple[np.ndarray, ...]
 """The origin of the B items of a batch: arrays [B] that only their source understands."""
+
+Tick = Callable[[int, int], object]
+"""(done, total): called often during long work; it may raise to stop the work."""
 
 
 @runtime_checkable
@@ -126,8 +130,12 @@ class Loop(Protocol):
         """
         ...
 
-    def restore(self, saved: Saved) -> None:
+    def restore(self, saved: Saved, tick: Tick = ...) -> None:
         """Goes on from a saved moment; rows have been written already.
+
+        Args:
+          saved: by `save`.
+          tick: called while environments are brought back, with the steps done and all of them.
 
         Raises:
           UserError: the environments do not come back to where they were.

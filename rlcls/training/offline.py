@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from rlcls.agents.base import Agent
 
 from .learner import Learner
-from .loop import Saved, Source
+from .loop import Saved, Source, Tick
 
 _INIT, _, _UPDATE = range(3)  # what the run's key is folded with, as in the online loop
 _BLOCK = 10  # updates in one call of `advance`
@@ -115,7 +115,7 @@ class Offline:
         tree, arrays = self._learner.save()
         return Saved(tree, arrays, {"number": self.number, "sums": dict(self._sums)})
 
-    def restore(self, saved: Saved) -> None:
+    def restore(self, saved: Saved, tick: Tick = lambda done, total: None) -> None:
         """Goes on from a saved moment; the next batch is that of the next update number."""
         self._learner.restore(saved.tree, saved.arrays)
         self.number = saved.counters["number"]

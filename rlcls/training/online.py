@@ -20,7 +20,7 @@ from rlcls.replay import FrameReplay
 from . import xla
 from .exploration import LinearDecay
 from .learner import Learner
-from .loop import Saved
+from .loop import Saved, Tick
 from .returns import EpisodeReturns
 
 _INIT, _ACT, _UPDATE = range(3)  # what the run's key is folded with; `rlcls.evaluation` uses 3
@@ -268,8 +268,13 @@ class Online:
         }
         return Saved(tree, arrays | replay_arrays, counters, self.replay)
 
-    def restore(self, saved: Saved) -> None:
-        """Goes on from a saved moment; the environments are brought there by playing their actions again."""
+    def restore(self, saved: Saved, tick: Tick = lambda done, total: None) -> None:
+        """Goes on from a saved moment; the environments are brought there by playing their actions again.
+
+        Args:
+          saved: by `save`.
+          tick: called with the vector steps that were played again, and with all of them.
+        """
         counters = saved.counters
         self._learner.restore(saved.tree, saved.arrays)
         self.replay.restore(saved.arrays, counters["replay"])
@@ -280,6 +285,7 @@ class Online:
             self._observations, _, _, _, info = self._env.step(actions)
             self._starts = info["episode_start"]
             self._sent.append(actions)
+            tick(len(self._sent), len(saved.arrays["sent"]))
         self._returns.restore(counters["returns"])
         self._sums = collections.Counter(counters["sums"])
         if counters["observations"] not in (None, _digest(self._observations)):
