@@ -1,4 +1,4 @@
-"""Plays episodes with what a run has learnt: `python -m rlcls.evaluate run=runs/... eval.episodes=100 video=true`."""
+"""Plays episodes with trained agents: `python -m rlcls.evaluate run=runs/... eval.episodes=100 video=true`."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ if TYPE_CHECKING:
     from rlcls.runs.checkpoint import Checkpoint
 
 _OPTIONS = ("run", "eval.episodes", "checkpoint", "video")
-_HELP = """Plays whole episodes with what a run has learnt, under the evaluation protocol.
+_HELP = """Plays whole episodes with the agents of one or more runs, under the evaluation protocol.
 
-usage: python -m rlcls.evaluate run=RUN_FOLDER [name=value ...]
+usage: python -m rlcls.evaluate run=RUN_FOLDER[,RUN_FOLDER ...] [name=value ...]
+       python -m rlcls.evaluate RUN_FOLDER [RUN_FOLDER ...] [name=value ...]
 
-run=FOLDER        the run folder
-eval.episodes=N   episodes to play; default: the run's own number
-checkpoint=STEP   the checkpoint that plays, by its agent steps (or updates, offline); default: latest
-video=FILE.mp4    film the first episode; true: into the run folder's videos/
+run=FOLDER        the run folder, or several with commas between them
+eval.episodes=N   number of episodes; default: the run's own number
+checkpoint=STEP   the checkpoint to load, named by its agent steps (offline: updates); default: latest
+video=FILE.mp4    films the first episode; video=true puts the film into the run folder's videos/
 
-The result is printed and kept in the run folder's evaluations/."""
+The result is printed, several runs in one table at the end, and stored in each run folder's evaluations/."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,24 +35,51 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    arguments = parse(argv, _OPTIONS)
+    arguments = parse(argv, _OPTIONS, names=True)
     if arguments.help:
         print(_HELP)
         return 0
     options = arguments.options
-    if "run" not in options:
+    run_dirs = [*_run_dirs(options.get("run", "")), *map(Path, arguments.names)]
+    if not run_dirs:
         raise UserError("name the run folder to evaluate: run=runs/...; --help says more")
-    run_dir = Path(options["run"])
     video = options.get("video", "false")
     if video not in ("true", "false") and not video.endswith(".mp4"):
         raise UserError(f"video={video} must be true, false or a file that ends in .mp4")
+    if video.endswith(".mp4") and len(run_dirs) > 1:
+        raise UserError(
+            f"video={video} is one film, and there are {len(run_dirs)} runs; video=true films each"
+        )
+
     episodes = _positive(options["eval.episodes"]) if "eval.episodes" in options else None
 
+    from rlcls.runs import read_config
+
+    for run_dir in run_dirs:
+        read_config(run_dir)
+    rows: list[dict[str, str]] = []
+    try:
+        for run_dir in run_dirs:
+            rows.append({"run": str(run_dir), **_evaluate(run_dir, options, episodes, video)})
+    finally:
+        if len(run_dirs) > 1 and rows:
+            print(_table(rows))
+    return 0
+
+
+def _run_dirs(text: str) -> list[Path]:
+    """The folders that `run=` names, with commas between them unless the whole text is one folder."""
+    names = [text] if Path(text).exists() else text.split(",")
+    return [Path(name) for name in names if name]
+
+
+def _evaluate(run_dir: Path, options: dict[str, str], episodes: int | None, video: str) -> dict[str, str]:
+    """Evaluates one run and stores the result; returns the cells of its row in a table."""
     from rlcls.cli import build
     from rlcls.evaluation.film import can_be_filmed, film
     from rlcls.runs import Progress, read_config
     from rlcls.runs.files import replacing
-    from rlcls.runs.progress import header
+    from rlcls.runs.progress import header, phase
     from rlcls.training import xla
 
     config = read_config(run_dir)
@@ -80,16 +108,19 @@ def _command(argv: list[str]) -> int:
         }
         header({name: value for name, value in rows.items() if value})
 
+        with phase("reading the checkpoint"):
+            acting = checkpoint.tree({"acting": build.acting_like(config, agent)})["acting"]
         number = checkpoint.counters["number"]
         first_actions: list[int] = []  # of the first environment, to be filmed
         with Progress(evaluator.episodes, unit="episodes") as progress:
             result = evaluator.play(
-                checkpoint.tree({"acting": build.acting_like(config, agent)})["acting"],
+                acting,
                 number,
                 lambda done, total: progress.update(done),
                 record=None if video == "false" else lambda actions: first_actions.append(int(actions[0])),
             )
-        print(_table(result, evaluator.env.frame_skip))
+        cells = _cells(result, evaluator.env.frame_skip)
+        print(_table([cells]))
         print(_store(run_dir, env.name, evaluator, checkpoint, result))
         if video != "false":
             path = run_dir / "videos" / f"{checkpoint.steps}.mp4" if video == "true" else Path(video)
@@ -104,7 +135,7 @@ def _command(argv: list[str]) -> int:
                         "does not repeat its episodes, so no film was kept"
                     )
             print(path)
-    return 0
+    return cells
 
 
 def _positive(text: str) -> int:
@@ -134,8 +165,8 @@ def _checkpoint(run_dir: Path, wanted: str) -> Checkpoint:
         raise UserError(f"checkpoint {folders[wanted]} is damaged ({error})") from error
 
 
-def _table(result: Evaluation, frame_skip: int) -> str:
-    """The returns in one line below their names."""
+def _cells(result: Evaluation, frame_skip: int) -> dict[str, str]:
+    """A row of the table, by the names of its columns."""
     returns, length = result.returns, result.lengths.mean()
     cells = {
         "episodes": f"{len(returns)}",
@@ -148,10 +179,17 @@ def _table(result: Evaluation, frame_skip: int) -> str:
     if frame_skip > 1:
         minutes, seconds = divmod(round(length * frame_skip / 60), 60)
         cells["played in"] = f"{minutes}:{seconds:02} min"
-    width = {name: max(len(name), len(cell)) for name, cell in cells.items()}
+    return cells
+
+
+def _table(rows: list[dict[str, str]]) -> str:
+    """Rows below the names of their columns; a row may lack some."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names, *([row.get(name, "") for name in names] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        "  ".join(text.rjust(width[name]) for name, text in row)
-        for row in (((n, n) for n in cells), cells.items())
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
     )
 
 

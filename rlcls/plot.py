@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from rlcls._errors import UserError, command
+from rlcls._errors import UserError, command, nearest
 from rlcls.cli.arguments import parse
 
+_OPTIONS = ("out", "axis", "smooth")
 _HELP = """Draws learning curves of runs.
 
-usage: python -m rlcls.plot RUN_FOLDER [RUN_FOLDER ...] [out=FILE]
+usage: python -m rlcls.plot RUN_FOLDER [RUN_FOLDER ...] [name=value ...]
 
-One run: its returns, loss and clip fraction, in the run folder's learning_curve.png.
-Several: evaluation returns, a panel a game; runs that differ in the seed alone are one line, their mean, in
-a band from the worst seed to the best.
+One run folder: its returns, loss, clip fraction and diagnostics, in its learning_curve.png.
+Several run folders: evaluation returns, in one panel for each game. Runs that differ only in their seed are one line,
+their mean, in a band from the worst seed to the best. The line is dashed where some seeds have ended.
 
-out=FILE    where to draw the comparison, .png, .pdf or .svg; comparison.png if nothing is said"""
+out=FILE          draw a comparison into this .png, .pdf or .svg; default: comparison.png in the folder that holds
+                  the run folders
+axis=agent_steps  the horizontal axis counts agent_steps or frames
+smooth=N          each point of a line is the mean of the last N measurements; default: 1"""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,22 +32,36 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    arguments = parse(argv, ["out"], names=True)
+    arguments = parse(argv, _OPTIONS, names=True)
     if arguments.help:
         print(_HELP)
         return 0
     if not arguments.names:
         raise UserError("name the run folders to draw, such as runs/*; --help says more")
 
-    from rlcls.plotting.curves import compare, learning_curve
+    from rlcls.plotting.curves import AXES, compare, learning_curve
 
-    out = arguments.options.get("out")
-    if len(arguments.names) == 1 and out is None:
-        path = learning_curve(arguments.names[0])
+    options = arguments.options
+    axis, smooth = options.get("axis", AXES[0]), options.get("smooth", "1")
+    if axis not in AXES:
+        raise UserError(f"unknown axis {axis!r}{nearest(axis, AXES)}")
+    if not (smooth.isdecimal() and int(smooth) > 0):
+        raise UserError(f"smooth={smooth} must be a whole number of at least 1")
+    style: dict[str, Any] = {"axis": axis, "smooth": int(smooth)}
+    if len(arguments.names) == 1 and "out" not in options:
+        path = learning_curve(arguments.names[0], **style)
     else:
-        path = compare(arguments.names, out or "comparison.png")
+        path = compare(arguments.names, options.get("out") or _beside(arguments.names), **style)
     print(path)
     return 0
+
+
+def _beside(run_dirs: Sequence[str]) -> Path:
+    """comparison.png in the nearest folder that holds all run folders, relative where they all are."""
+    parent = os.path.commonpath([os.path.dirname(os.path.abspath(run_dir)) for run_dir in run_dirs])
+    if not any(map(os.path.isabs, run_dirs)):
+        parent = os.path.relpath(parent)
+    return Path(parent) / "comparison.png"
 
 
 if __name__ == "__main__":

@@ -27,31 +27,38 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    from rlcls.cli import compose, sweep
+    from rlcls.cli import compose, config_file, sweep
 
     launcher, argv = sweep.split_launcher(argv)
+    file, argv = config_file.split(argv)
     flags, overrides = compose.split_flags(argv)
     if launcher and "--multirun" not in flags:
         raise UserError(f"{launcher[0]} makes the runs of a sweep; add --multirun")
     if "--help" in flags:
         print(compose.help_text())
         return 0
-    commands = compose.expand(overrides) if "--multirun" in flags else [overrides]
-    if "--config" in flags:
+    arguments = config_file.overrides(file, overrides) if file else overrides
+    with config_file.named(file, arguments, overrides):
+        commands = compose.expand(arguments) if "--multirun" in flags else [arguments]
+        # A sweep composes each command where it runs it.
+        print_only, sweeping = "--config" in flags, "--multirun" in flags
+        configs = [compose.compose(each) for each in commands] if print_only or not sweeping else []
+    if print_only:
         from omegaconf import OmegaConf
 
-        print("---\n".join(OmegaConf.to_yaml(compose.compose(each)) for each in commands), end="")
+        print("---\n".join(OmegaConf.to_yaml(each) for each in configs), end="")
         return 0
-    if "--multirun" in flags:
+    if sweeping:
         return sweep.launch(commands, launcher) if launcher else sweep.run_each(commands)
-    return _train(compose.compose(overrides))
+    return _train(configs[0])
 
 
 def _train(config: DictConfig) -> int:
-    from rlcls.cli import build
+    from rlcls.cli import build, clipping
     from rlcls.runs import Checkpoints, Metrics, Progress, RunFolder, run
     from rlcls.runs.metrics import check_wandb
-    from rlcls.runs.run import OVERHEAD
+    from rlcls.runs.progress import phase
+    from rlcls.runs.run import last_shown
     from rlcls.runs.signals import collected
     from rlcls.training import Diverged, memory, xla
 
@@ -77,7 +84,8 @@ def _train(config: DictConfig) -> int:
         for remark in folder.remarks:
             print(f"note: {remark}", file=sys.stderr)
         checkpoints = Checkpoints(folder.path, config.checkpoint.keep)
-        checkpoint, remarks = checkpoints.resume()
+        with phase("reading the checkpoint"):
+            checkpoint, remarks = checkpoints.resume()
         for line in remarks:
             print(f"note: {line}", file=sys.stderr)
         if remarks and not checkpoint:
@@ -90,11 +98,15 @@ def _train(config: DictConfig) -> int:
                 "give a larger steps= to continue"
             )
             return 0
-        seconds = OVERHEAD * loop.warm_up(config.steps)  # of one unit
+        with phase("compiling"):
+            seconds = loop.warm_up(config.steps)  # of one unit
         if checkpoint:
             print(f"resuming {folder.path} at {unit[:-1]} {checkpoint.steps:,}", flush=True)
             fresh = loop.save()
-            loop.restore(checkpoint.saved(fresh.tree, fresh.rows))
+            with phase("reading the checkpoint"):
+                saved = checkpoint.saved(fresh.tree, fresh.rows)
+            with phase("replaying actions") as tick:
+                loop.restore(saved, tick)
         _header(config, loop, env, agent, device, folder.path, seconds)
         metrics = Metrics(
             folder.path,
@@ -104,10 +116,13 @@ def _train(config: DictConfig) -> int:
             position=checkpoint.counters["metrics"] if checkpoint else None,
         )
         stack.enter_context(contextlib.closing(metrics))
+        start = loop.counts[loop.unit]
+        # Programs compile once more for the arrays of a checkpoint, so the first steps after a resume are slow.
+        resumed_from = start + config.logging.every if checkpoint else 0
         progress = Progress(
             config.steps,
-            start=loop.counts[loop.unit],
-            steady_from=0 if data else config.replay.get("min_size", 0),
+            start=start,
+            steady_from=max(resumed_from, 0 if data else config.replay.get("min_size", 0)),
             expected_pace=seconds,
             unit=unit,
             frame_skip=env.frame_skip if data is None else None,
@@ -124,6 +139,8 @@ def _train(config: DictConfig) -> int:
                     stopped=lambda: bool(received),
                     unfinished=unfinished,
                     progress=progress,
+                    shown=last_shown(folder.path) if checkpoint else None,
+                    widen=lambda: clipping.advice(config, getattr(loop, "replay", None)),
                 )
         except Diverged as error:
             raise UserError(f"{error}; {_last_checkpoint(folder.path)}") from error
@@ -143,12 +160,12 @@ def _header(
 ) -> None:
     from rlcls.cli.build import describe_network
     from rlcls.runs.folder import facts
-    from rlcls.runs.progress import header
+    from rlcls.runs.progress import UNMEASURED, header
 
     cores = facts()["cores"]
     unit = loop.unit.replace("_", " ")
     left = config.steps - loop.counts[loop.unit]
-    end = datetime.datetime.now() + datetime.timedelta(seconds=left * seconds)
+    end = datetime.datetime.now() + datetime.timedelta(seconds=left * seconds * (1 + UNMEASURED))
     rows = {
         "game": env.name,
         "protocol": env.describe(),
@@ -158,7 +175,8 @@ def _header(
         "network": describe_network(config, agent),
         "device": f"{device.platform} ({device.device_kind}, {cores} core{'s' * (cores != 1)})",
         "run folder": str(path),
-        "expected end": f"{end:%Y-%m-%d %H:%M} ({seconds * 1e3:.2f} ms an {unit[:-1]})",
+        "expected end": f"{end:%Y-%m-%d %H:%M} ({seconds * 1e3:.2f} ms an {unit[:-1]}, "
+        f"and {UNMEASURED:.0%} for evaluations and checkpoints)",
     }
     header({name: value for name, value in rows.items() if value})
 

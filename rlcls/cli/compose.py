@@ -41,7 +41,7 @@ OBJECTS = (
     "exploration",
     "eval",
 )
-_FIXED = ("loss.name", "env.game")  # follow from loss=, game=
+FIXED = ("loss.name", "env.game")  # follow from loss=, game=
 _ALSO_READ = {"eval": {"every"}}  # options of a section that its object does not take
 
 
@@ -230,7 +230,7 @@ def _check_option(override: Override, known: DictConfig) -> None:
 def _nearest_option(key: str, names: list[str]) -> str:
     """The nearest option to `key`, which may lack its section, and the options beside it."""
     section, _, leaf = key.rpartition(".")
-    names = [name for name in names if "._" not in name and name not in _FIXED]
+    names = [name for name in names if "._" not in name and name not in FIXED]
     beside = [name for name in names if name.rpartition(".")[0] == section]
     same_leaf = [name for name in names if name.rpartition(".")[2] == leaf]
     if section in OBJECTS:

@@ -21,17 +21,19 @@ GROUPS = (
     "recipe",
 )
 FLAGS = {
-    "--help": "print this",
+    "--help": "print this text",
     "--config": "print the whole configuration and stop",
-    "--multirun": "make every combination of values such as seed=0,1,2, one run after another",
+    "--config-file": "read options from a YAML file, which those of the command line override",
+    "--multirun": "train every combination of values such as seed=0,1,2, one run after another",
 }
 _EXAMPLES = {
-    "": "HL-Gauss on Pong, a good score soonest",
+    "": "HL-Gauss on Pong with recipe=fast",
     "loss=mse game=Breakout seed=1": "regression, another game",
     "recipe=paper game=Asterix": "200 million frames, as Farebrother et al. 2024",
     "run_dir=runs/pong steps=1000000": "run again to resume, or with more steps to extend",
-    "loss._target_=package.Head +loss.bins=9": "a head of one's own",
+    "loss._target_=package.Head +loss.bins=9": "a head of your own",
     "--multirun loss=mse,hlgauss seed=0,1,2": "six runs",
+    "--config-file mine.yaml seed=1": "options from a file and from the command line",
 }
 
 
@@ -46,16 +48,16 @@ def render(defaults: dict[str, Any]) -> str:
     """The help text.
 
     Args:
-      defaults: the value of every option by its dotted name when nothing is said.
+      defaults: the default value of every option, by its dotted name.
     """
-    lines = ["Train an agent, its values classified or regressed.", ""]
+    lines = ["Trains an agent whose values are learnt by classification or regression.", ""]
     lines += ["usage: python -m rlcls.train [flag ...] [name=value ...]", "", "examples:"]
     lines += _table([(f"python -m rlcls.train {said}".rstrip(), about) for said, about in _EXAMPLES.items()])
     lines += ["", "flags:", *_table(list(FLAGS.items()))]
     for group in GROUPS:
         lines += ["", f"{group}= (default {defaults[f'choices.{group}']}):"]
         lines += _table([(name, _opening(f"{group}/{name}.yaml")) for name in choices(group)])
-    lines += ["", "options, with their values when nothing is said:"]
+    lines += ["", "options, with their default values:"]
     docs = _docs("config.yaml")
     for group in GROUPS[:-1]:
         path = f"{group}/{defaults[f'choices.{group}']}.yaml"
@@ -67,7 +69,15 @@ def render(defaults: dict[str, Any]) -> str:
         for name, doc in docs.items()
         if name in defaults
     ]
-    return "\n".join([*lines, *_table(rows), "", "The options of other choices: name them, with --config."])
+    rows.append(("+evals.NAME._target_=CLASS", docs["evals"]))
+    return "\n".join(
+        [
+            *lines,
+            *_table(rows),
+            "",
+            "--config lists the options of other choices: python -m rlcls.train --config loss=c51",
+        ]
+    )
 
 
 def _table(rows: list[tuple[str, str]]) -> list[str]:

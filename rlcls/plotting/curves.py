@@ -3,7 +3,8 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,8 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.8,
     "savefig.dpi": 150,
 }
+AXES = ("agent_steps", "frames")
+"""What the horizontal axis can count; a run that played nothing counts its updates."""
 _PANELS = {"loss": "loss", "td_divergence": "TD divergence", "clip_fraction": "targets clipped"}
 
 Series = tuple[Float64[np.ndarray, "_"], Float64[np.ndarray, "_"]]
@@ -63,12 +66,16 @@ class Run:
       config: its configuration.
       game: the name of its environment.
       rows: its metrics.
+      axis: what positions count, one of `AXES` or "updates".
+      smooth: the number of points, each and those before it, that `smoothed` averages.
     """
 
     folder: Path
     config: "DictConfig"
     game: str
     rows: list[dict[str, Any]]
+    axis: str
+    smooth: int
 
     @property
     def agent(self) -> str:
@@ -81,46 +88,68 @@ class Run:
         return str(self.config.choices.loss)
 
     def series(self, kind: str, name: str) -> Series:
-        """Agent steps and values of one number, where it was measured and finite."""
+        """Positions and values of one number, where it was measured and finite."""
         rows = [row for row in self.rows if row["kind"] == kind and row.get(name) is not None]
-        steps = np.array([_position(row) for row in rows], np.float64)
+        steps = np.array([row[self.axis] for row in rows], np.float64)
         return steps, np.array([row[name] for row in rows], np.float64)
 
+    def smoothed(self, kind: str, name: str) -> Series:
+        """As `series`, each value the mean of the last `smooth` values."""
+        steps, values = self.series(kind, name)
+        sums = np.cumsum(np.concatenate([[0.0], values]))
+        first = np.maximum(np.arange(len(values)) + 1 - self.smooth, 0)
+        last = np.arange(len(values)) + 1
+        return steps, (sums[last] - sums[first]) / (last - first) if self.smooth > 1 else values
 
-def _position(row: dict[str, Any]) -> int:
-    """Where a line stands: agent steps, or updates where nothing was played."""
-    return row["agent_steps"] if "agent_steps" in row else row["updates"]
+    @property
+    def last(self) -> int:
+        """The position of the newest line."""
+        return max((row[self.axis] for row in self.rows), default=0)
+
+    @property
+    def unit(self) -> str:
+        """The name of what positions count."""
+        return self.axis.replace("_", " ")
 
 
-def _unit(runs: Sequence[Run]) -> str:
-    """The name of what `_position` counts."""
-    played = any("agent_steps" in row for run in runs for row in run.rows)
-    return "agent steps" if played else "updates"
-
-
-def load(run_dir: str | os.PathLike[str]) -> Run:
+def load(run_dir: str | os.PathLike[str], axis: str = "agent_steps", smooth: int = 1) -> Run:
     """Reads a run folder.
 
+    Args:
+      run_dir: the folder.
+      axis: what positions count, one of `AXES`.
+      smooth: points that `Run.smoothed` averages, at least 1.
+
     Raises:
-      UserError: it is not a run folder.
+      UserError: it is not a run folder, or its lines do not have what `axis` counts.
     """
     from rlcls.runs.folder import read_config, read_facts
 
     folder = Path(run_dir)
     config = read_config(folder)
     game = read_facts(folder).get("environment") or str(config.game)
-    return Run(folder, config, game, metrics.read(folder))
+    rows = metrics.read(folder)
+    if rows and axis not in rows[0]:
+        if axis != "agent_steps":
+            raise UserError(f"axis={axis}: {folder} counts updates only")
+        axis = "updates"
+    return Run(folder, config, game, rows, axis, smooth)
 
 
-def learning_curve(run_dir: str | os.PathLike[str]) -> Path:
+def learning_curve(run_dir: str | os.PathLike[str], *, axis: str = "agent_steps", smooth: int = 1) -> Path:
     """Draws a run's returns, loss, TD divergence, clip fraction and diagnostics into its learning_curve.png.
+
+    Args:
+      run_dir: the folder.
+      axis: what the horizontal axis counts, one of `AXES`.
+      smooth: points that a line averages, at least 1.
 
     Raises:
       UserError: the folder is not a run folder, or cannot be written to.
     """
-    run = load(run_dir)
+    run = load(run_dir, axis, smooth)
     path = run.folder / "learning_curve.png"
-    diagnostics = functools.partial(run.series, "diagnostics")
+    diagnostics = functools.partial(run.smoothed, "diagnostics")
     titles = panels.measured(diagnostics)
     lines = -(-len(titles) // panels.COLUMNS)
     with _figure(path, width=8, height=6 + 1.8 * lines) as figure:
@@ -132,37 +161,49 @@ def learning_curve(run_dir: str | os.PathLike[str]) -> Path:
         figure.text(0.988, 0.985, ", ".join(filter(None, details)), ha="right", va="top", color="#404040")
         colour = _COLOURS.get(run.loss, _COLOURS["hlgauss"])
         _draw_returns(axes, run, colour)
-        last = max(map(_position, run.rows), default=0)
-        _step_axis(axes, last)
+        _step_axis(axes, run.last)
         _add_minutes(axes, run)
         for column, (name, title) in enumerate(_PANELS.items()):
             panel = figure.add_subplot(grid[1, column])
             panel.set_title(title)
-            panel.plot(*run.series("train", name), color=colour, linewidth=1.2)
-            panel.set_ylim(bottom=0)
-            _step_axis(panel, last)
+            panels.line(panel, run.smoothed("train", name), color=colour, linewidth=1.2)
+            panel.set_ylim(0, 1.1 * panel.get_ylim()[1])
+            _step_axis(panel, run.last)
             if name == "clip_fraction":
                 panel.yaxis.set_major_formatter(_percent())
                 panel.set_ylim(top=max(0.01, panel.get_ylim()[1]))
         for panel in panels.draw(figure, grid, titles, diagnostics, (colour, _GREY)):
-            _step_axis(panel, last)
+            _step_axis(panel, run.last)
     return path
 
 
-def compare(run_dirs: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str]) -> Path:
+def compare(
+    run_dirs: Sequence[str | os.PathLike[str]],
+    path: str | os.PathLike[str],
+    *,
+    axis: str = "agent_steps",
+    smooth: int = 1,
+) -> Path:
     """Draws the evaluation returns of several runs, one panel for each game.
 
     Runs that differ only in their seed are drawn as one line, their mean, inside a band from the worst seed to the
-    best. If any run has no evaluations yet, all panels show training returns.
+    best. Where some seeds have ended, the line is dashed and says how many are left. A panel none of whose runs has
+    evaluations shows training returns. A note on stderr names the runs that are not drawn: copies of a run, and runs
+    without the returns that their panel shows.
+
+    Args:
+      run_dirs: the folders.
+      path: the picture, .png, .pdf or .svg.
+      axis: what the horizontal axis counts, one of `AXES`.
+      smooth: points that a line averages, at least 1.
 
     Raises:
       UserError: a folder is not a run folder, one is named twice, or the picture cannot be written.
     """
-    runs = [load(run_dir) for run_dir in run_dirs]
+    runs = [load(run_dir, axis, smooth) for run_dir in run_dirs]
     if len({run.folder.resolve() for run in runs}) < len(runs):
         raise UserError("a run folder is named twice")
-    evaluated = all(len(run.series("eval", "return_mean")[0]) for run in runs)
-    kind, name = ("eval", "return_mean") if evaluated else ("train", "episode_return")
+    runs = _without_copies(runs)
     games = sorted({run.game for run in runs})
     columns = min(len(games), 3)
     lines = -(-len(games) // columns)
@@ -172,15 +213,21 @@ def compare(run_dirs: Sequence[str | os.PathLike[str]], path: str | os.PathLike[
             axes = figure.add_subplot(lines, columns, index + 1)
             axes.set_title(game, weight="bold")
             of_game = [run for run in runs if run.game == game]
+            evaluated = any(len(run.series("eval", "return_mean")[0]) for run in of_game)
+            kind, name = ("eval", "return_mean") if evaluated else ("train", "episode_return")
+            what = "evaluation return" if evaluated else "training return, mean of 20 episodes"
             colours = dict(_COLOURS)
             for label, group in _groups(of_game):
-                _draw_group(
-                    axes, label, [run.series(kind, name) for run in group], _take(colours, group[0].loss)
-                )
-            _step_axis(axes, max((_position(row) for run in of_game for row in run.rows), default=0))
-            axes.set_xlabel(_unit(of_game))
-            if index % columns == 0:
-                axes.set_ylabel("evaluation return" if evaluated else "training return, mean of 20 episodes")
+                seeds = [run for run in group if len(run.series(kind, name)[0])]
+                for run in group:
+                    if run not in seeds:
+                        _note(f"{run.folder} is not drawn: it has no {what.partition(',')[0]} yet")
+                if seeds:
+                    lines_of_seeds = [run.smoothed(kind, name) for run in seeds]
+                    _draw_group(axes, label, lines_of_seeds, _take(colours, group[0].loss))
+            _step_axis(axes, max(run.last for run in of_game))
+            axes.set_xlabel(" or ".join(dict.fromkeys(run.unit for run in of_game)))
+            axes.set_ylabel(what + (f"; mean of {smooth} points" if smooth > 1 else ""))
             if axes.get_lines():
                 # Below: lines fill the panel sooner or later.
                 axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.2), borderaxespad=0)
@@ -189,17 +236,18 @@ def compare(run_dirs: Sequence[str | os.PathLike[str]], path: str | os.PathLike[
 
 def _draw_returns(axes: "Axes", run: Run, colour: str) -> None:
     axes.plot(*run.series("episode", "return"), ".", color="#C4C4C4", markersize=3, label="training episode")
-    axes.plot(
-        *run.series("train", "episode_return"),
+    panels.line(
+        axes,
+        run.smoothed("train", "episode_return"),
         color=_GREY,
         linewidth=1.2,
         label="training, mean of 20 episodes",
     )
-    steps, mean = run.series("eval", "return_mean")
-    _, spread = run.series("eval", "return_std")
+    steps, mean = run.smoothed("eval", "return_mean")
+    _, spread = run.smoothed("eval", "return_std")
     axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0)
     axes.plot(steps, mean, "o-", color=colour, markersize=4, label="evaluation, mean and standard deviation")
-    axes.set(xlabel=_unit([run]), ylabel="return")
+    axes.set(xlabel=run.unit, ylabel="return" + (f", mean of {run.smooth} points" if run.smooth > 1 else ""))
     # An empty line would only puzzle in the legend.
     drawn = [line for line in axes.get_lines() if len(line.get_xdata())]  # type: ignore[arg-type]
     if drawn:
@@ -207,20 +255,68 @@ def _draw_returns(axes: "Axes", run: Run, colour: str) -> None:
 
 
 def _draw_group(axes: "Axes", label: str, seeds: list[Series], colour: str) -> None:
-    seeds = [seed for seed in seeds if len(seed[0])]
-    if not seeds:
-        return
-    grid = np.unique(np.concatenate([steps for steps, _ in seeds]))
-    # Only as far as every seed came: a mean that loses a seed on the way jumps.
-    grid = grid[
-        (grid >= max(steps[0] for steps, _ in seeds)) & (grid <= min(steps[-1] for steps, _ in seeds))
-    ]
-    curves = np.array([np.interp(grid, *seed) for seed in seeds])
-    marker = "o" if len(grid) <= 60 else ""
+    """Draws the mean of seeds as far as all of them came, and dashed the means of those that came further."""
+    points = np.unique(np.concatenate([steps for steps, _ in seeds]))
+    points = points[points >= max(steps[0] for steps, _ in seeds)]
+    ends = sorted({float(steps[-1]) for steps, _ in seeds})
     label += f", {len(seeds)} seeds" if len(seeds) > 1 else ""
-    axes.plot(grid, curves.mean(axis=0), marker=marker, color=colour, markersize=4, label=label)
-    if len(seeds) > 1:
-        axes.fill_between(grid, curves.min(axis=0), curves.max(axis=0), color=colour, alpha=0.18, linewidth=0)
+    begin, name = 0.0, label
+    for end in ends:
+        left = [seed for seed in seeds if seed[0][-1] >= end]
+        grid = points[(points >= begin) & (points <= end)]
+        begin = end
+        if not len(grid):
+            continue
+        curves = np.array([np.interp(grid, *seed) for seed in left])
+        mean = curves.mean(axis=0)
+        whole = len(left) == len(seeds)
+        style: dict[str, Any] = {} if whole else {"linestyle": (0, (3, 2)), "linewidth": 1.2}
+        marker = "o" if whole and len(points) <= 60 else ""
+        axes.plot(grid, mean, marker=marker, color=colour, markersize=4, label=name, **style)
+        name = "_nolegend_"
+        if len(left) > 1:
+            low, high = curves.min(axis=0), curves.max(axis=0)
+            axes.fill_between(grid, low, high, color=colour, alpha=0.18 if whole else 0.09, linewidth=0)
+        if not whole:
+            middle = len(grid) // 2
+            axes.annotate(
+                f"n={len(left)}",
+                (grid[middle], mean[middle]),
+                xytext=(0, 4),
+                textcoords="offset points",
+                ha="center",
+                color=colour,
+                fontsize=8,
+            )
+
+
+def _without_copies(runs: Iterable[Run]) -> list[Run]:
+    """The runs without those that repeat another's configuration and seed; of such runs the longest stays."""
+    from rlcls.runs.identity import identity
+
+    by_identity: dict[str, list[Run]] = {}
+    for run in runs:
+        by_identity.setdefault(identity(_plain(run.config)), []).append(run)
+    kept = []
+    for copies in by_identity.values():
+        longest = max(copies, key=lambda run: run.last)
+        kept.append(longest)
+        for run in copies:
+            if run is not longest:
+                _note(
+                    f"{run.folder} is not drawn: it is the same run as {longest.folder}, seed {run.config.seed}"
+                )
+    return kept
+
+
+def _plain(config: "DictConfig") -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(config)
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
 
 
 def _groups(runs: list[Run]) -> list[tuple[str, list[Run]]]:
@@ -278,7 +374,7 @@ def _add_minutes(axes: "Axes", run: Run) -> None:
     """A second axis on top: the minutes of the run at which a step was reached."""
     from matplotlib.ticker import MaxNLocator
 
-    clock = {0.0: 0} | {row["seconds"] / 60: _position(row) for row in run.rows}
+    clock = {0.0: 0} | {row["seconds"] / 60: row[run.axis] for row in run.rows}
     if len(clock) < 2:
         return
     minutes, steps = np.array(sorted(clock.items())).T

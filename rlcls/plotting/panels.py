@@ -30,6 +30,11 @@ def measured(series: Callable[[str], Any]) -> list[str]:
     return [title for title, names in _PANELS.items() if any(len(steps) for steps, _ in map(series, names))]
 
 
+def line(axes: "Axes", series: tuple[Any, Any], **style: Any) -> None:
+    """Plots steps and values as a line, or as a marker where there is one point, which a line would not show."""
+    axes.plot(*series, marker="o" if len(series[0]) == 1 else "", markersize=4, **style)
+
+
 def draw(
     figure: "Figure", grid: Any, titles: list[str], series: Callable[[str], Any], colours: tuple[str, str]
 ) -> "list[Axes]":
@@ -50,7 +55,7 @@ def draw(
         axes = figure.add_subplot(grid[_ABOVE + number // COLUMNS, number % COLUMNS])
         axes.set_title(title)
         for (name, label), colour in zip(_PANELS[title].items(), colours, strict=False):
-            axes.plot(*series(name), color=colour, linewidth=1.2, label=label)
+            line(axes, series(name), color=colour, linewidth=1.2, label=label)
         if len(_PANELS[title]) > 1:
             axes.legend(fontsize=8, borderaxespad=0, handlelength=1.2)
         if title == "norm":  # its two series can lie decades apart

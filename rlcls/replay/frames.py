@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Float64, Int, Shaped
 
 from rlcls.envs.base import HostEnv
 from rlcls.transition import Transition
@@ -282,6 +282,33 @@ class FrameReplay:
             if i + 1 < self.n_step:
                 running &= ~self.starts[streams, (rows + i + 2) % self.length]
         return reward.astype(np.float32), discount.astype(np.float32), steps
+
+    def episode_returns(self, most_rows: int = 1000) -> Float64[np.ndarray, "episodes steps"]:
+        """Discounted returns to go of the newest rows, as `rlcls.heads.suggest_support` takes them.
+
+        Args:
+          most_rows: rows that are looked at.
+
+        Returns:
+          float64, one episode in a row, zeros after its end; rewards are clipped as in `sample`. An episode that has
+          not ended counts as far as it was played.
+        """
+        rows = np.arange(max(self.first, self.rows - most_rows), self.rows)
+        slots = rows % self.length
+        rewards = self.rewards[:, slots].astype(np.float64)
+        if self._reward_clip:
+            rewards = np.clip(rewards, -self._reward_clip, self._reward_clip)
+        ends = self.terminals[:, slots]
+        ends[:, :-1] |= self.starts[:, slots[1:]]
+        ends[:, -1:] = True
+        returns = rewards
+        for i in reversed(range(len(rows) - 1)):
+            returns[:, i] += np.where(ends[:, i], 0.0, self._gamma * returns[:, i + 1])
+        episodes = np.split(returns.reshape(-1), np.flatnonzero(ends.reshape(-1)) + 1)[:-1]
+        padded = np.zeros((len(episodes), max(map(len, episodes), default=0)))
+        for row, episode in zip(padded, episodes, strict=True):
+            row[: len(episode)] = episode
+        return padded
 
     def _observations(self, streams: np.ndarray, rows: np.ndarray) -> np.ndarray:
         first = streams * self.length

@@ -1,4 +1,4 @@
-"""Sampling in proportion to non-negative weights that change a few at a time."""
+"""Samples slots in proportion to their weights, of which a few change at a time."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from jaxtyping import Float, Int
 
 
 class Priorities:
-    """Weights of `size` slots, summed in blocks.
+    """The weights of `size` slots, and their sums over blocks.
 
-    Two levels of about sqrt(size) replace the usual binary tree: a change re-sums its block, a draw searches the
-    blocks and then one block, each in a few numpy calls. Every block sum is recomputed from its leaves, never
-    incremented, so draws depend on the weights alone and not on the order in which they were written.
+    About sqrt(size) blocks of about sqrt(size) slots replace the usual binary tree. A change recomputes the sum of its
+    block, and a draw searches the blocks and then one block, each in a few numpy calls. No sum is ever incremented, so
+    draws depend only on the weights and not on the order in which they were written.
 
     Args:
       size: number of slots.
@@ -26,7 +26,7 @@ class Priorities:
 
     @property
     def weights(self) -> Float[np.ndarray, "size"]:
-        """All weights, as a view: change them through `assign` and `assign_all` only."""
+        """All weights, as a view that must not be written to: `assign` and `assign_all` change them."""
         return self._leaves.reshape(-1)[: self.size]
 
     @property
@@ -35,7 +35,7 @@ class Priorities:
         return float(self._sums.sum())
 
     def assign(self, slots: Int[np.ndarray, "n"], weights: Float[np.ndarray, "n"] | float) -> None:
-        """Gives `slots` these weights (finite, >= 0); of equal slots the last wins."""
+        """Sets the weights of `slots` (finite, >= 0). A slot that appears twice gets the later weight."""
         self._leaves.reshape(-1)[slots] = weights
         blocks = np.unique(slots // self._block)
         self._sums[blocks] = self._leaves[blocks].sum(axis=1)
@@ -46,22 +46,22 @@ class Priorities:
         self._sums[:] = self._leaves.sum(axis=1)
 
     def draw(self, uniforms: Float[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-        """The slot under each point of the cumulated weights.
+        """Maps uniform random numbers to slots, each with a probability proportional to its weight.
 
         Args:
-          uniforms: float64 [n] in [0, 1): where on the total each draw falls.
+          uniforms: float64 [n] in [0, 1), points on the cumulative weights as shares of the total.
 
         Returns:
-          int64 [n] slots, never one of weight zero.
+          int64 [n] slots of positive weight.
 
         Raises:
-          ValueError: if no slot has a positive weight.
+          ValueError: no slot has a positive weight.
         """
         cumulated = np.cumsum(self._sums)
         total = cumulated[-1]
         if not total > 0:
             raise ValueError("no slot has a positive weight: nothing can be drawn")
-        # Rounding must never carry a point to or past an end: the slots found there could have weight zero.
+        # Rounding could move a point to the end of a block or beyond, where a slot can have weight zero.
         points = np.minimum(uniforms * total, np.nextafter(total, 0))
         block = np.searchsorted(cumulated, points, side="right")
         within = np.cumsum(self._leaves[block], axis=1)

@@ -1,15 +1,25 @@
 """The output of a command while it runs: a header, then a live display on a terminal, or lines in a log."""
 
 import collections
+import contextlib
+import dataclasses
 import math
 import os
 import sys
+import threading
 import time
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
+from rlcls.training.loop import Tick
+
+UNMEASURED = 0.1
+"""The share of the training time that evaluations and checkpoints are expected to add until each was measured."""
+
 _LIVE_PERIOD = 0.5  # seconds between two refreshes; one takes about 2 ms of the thread that feeds the learner
 _PLAIN_PERIOD = 30.0  # seconds between two lines of a log
+_PATIENCE = 5.0  # seconds that a phase before the run takes until a log mentions it
 _WINDOW = 60.0  # seconds over which the rates are measured
 
 
@@ -27,6 +37,62 @@ def header(rows: dict[str, str]) -> None:
     for name, value in rows.items():
         grid.add_row(Text(name, style="dim", no_wrap=True), Text(value, overflow="fold"))
     Console().print(grid)
+
+
+@contextlib.contextmanager
+def phase(name: str) -> Iterator[Tick]:
+    """Shows the name of a phase before the run, such as "compiling", and the time that it has taken so far.
+
+    A terminal shows it in one line that vanishes at the end. A log gets a line after 5 seconds, then every half minute.
+
+    Yields:
+      A function to call with the amount done and the whole amount, where these are known.
+    """
+    current, terminal, over = _Phase(name), _on_terminal(), threading.Event()
+
+    def show() -> None:
+        wait = _LIVE_PERIOD if terminal else _PATIENCE
+        while not over.wait(wait):
+            with contextlib.suppress(OSError):  # the caller's own output meets the same error and reports it
+                print(f"\r{current}\x1b[K" if terminal else current, end="" if terminal else "\n", flush=True)
+            wait = _LIVE_PERIOD if terminal else _PLAIN_PERIOD
+
+    thread = threading.Thread(target=show, name="phase", daemon=True)
+    thread.start()
+    try:
+        yield current.tick
+    finally:
+        over.set()
+        thread.join()
+        if terminal:
+            print("\r\x1b[K", end="", flush=True)
+
+
+@dataclasses.dataclass
+class _Phase:
+    """Something under way that is not training.
+
+    Attributes:
+      name: its name on the display.
+      begun: when it began, by the monotonic clock.
+      done: the amount done.
+      total: the whole amount; 0 where it is not known.
+    """
+
+    name: str
+    begun: float = dataclasses.field(default_factory=lambda: time.monotonic())
+    done: int = 0
+    total: int = 0
+
+    def tick(self, done: int, total: int) -> None:
+        self.done, self.total = done, total
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.begun
+
+    def __str__(self) -> str:
+        amount = f": {self.done:,} of {self.total:,} done" if self.total else ""
+        return f"{self.name}{amount} ({_duration(self.seconds())})"
 
 
 class Progress:
@@ -58,10 +124,22 @@ class Progress:
         self._total, self._count, self._unit, self._frame_skip = total, start, unit, frame_skip
         self._steady_from, self._expected_pace = steady_from, expected_pace
         self._latest: dict[str, float | None] = {}
-        self._samples = collections.deque([(time.monotonic(), start)])
+        self._phase: _Phase | None = None
+        self._paused = 0.0  # seconds spent in phases, which the rates leave out
+        self._periods: dict[str, int] = {}  # counts between two phases, by their names
+        self._seconds: dict[str, float] = {}  # that the latest phase took, by its name
+        self._samples = collections.deque([(self._clock(), start)])
         self._live = _open_live() if _on_terminal() else None
         self._period = _PLAIN_PERIOD if self._live is None else _LIVE_PERIOD
         self._next = 0.0 if self._live else time.monotonic() + _PLAIN_PERIOD
+
+    def expect(self, periods: Mapping[str, int]) -> None:
+        """States which phases come, so that the time left counts them.
+
+        Args:
+          periods: counts between two phases, by their names. Each phase also comes at the end.
+        """
+        self._periods = dict(periods)
 
     def update(self, count: int, **latest: float | None) -> None:
         """Takes in the count and the `latest` values, and refreshes the display if its period has passed.
@@ -72,20 +150,39 @@ class Progress:
             replaces it; None shows a dash.
         """
         if self._count < self._steady_from <= count:
-            self._samples = collections.deque([(time.monotonic(), count)])
+            self._samples = collections.deque([(self._clock(), count)])
         self._count = count
         if latest:
             self._latest.update(latest)
-        now = time.monotonic()
-        if now >= self._next:
-            self._next = now + self._period
-            self._show(now)
+        self._refresh()
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[Tick]:
+        """Shows a phase in which nothing is counted, such as an evaluation. The rates leave its time out.
+
+        Yields:
+          A function to call often with the amount done and the whole amount.
+        """
+        phase = self._phase = _Phase(name)
+
+        def tick(done: int, total: int) -> None:
+            phase.tick(done, total)
+            self._refresh()
+
+        try:
+            if self._live:  # the block may hold the thread until it ends
+                self._show()
+            yield tick
+            self._seconds[name] = phase.seconds()
+        finally:
+            self._paused += phase.seconds()
+            self._phase = None
 
     def close(self) -> None:
         """Shows the last state and ends the display. May be called twice."""
         if self._period < math.inf:
             self._period = self._next = math.inf
-            self._show(time.monotonic())
+            self._show()
             if self._live:
                 self._live.stop()
 
@@ -97,8 +194,20 @@ class Progress:
     ) -> None:
         self.close()
 
-    def _show(self, now: float) -> None:
-        self._samples.append((now, self._count))
+    def _clock(self) -> float:
+        """A clock that stands still during phases."""
+        return (self._phase.begun if self._phase else time.monotonic()) - self._paused
+
+    def _refresh(self) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + self._period
+            self._show()
+
+    def _show(self) -> None:
+        now = self._clock()
+        if self._samples[-1] != (now, self._count):
+            self._samples.append((now, self._count))
         while len(self._samples) > 2 and self._samples[1][0] < now - _WINDOW:
             self._samples.popleft()
         then, before = self._samples[0]
@@ -110,19 +219,56 @@ class Progress:
         latest = {name.replace("_", " "): _value(value) for name, value in self._latest.items()}
         done = f"{self._count:,} / {self._total:,} {self._unit}"
         share = self._count / max(self._total, 1)
+        phase = str(self._phase) if self._phase else ""
         if self._live:
-            self._live.update(_display(share, done, {**pace, "time left": left, **latest}), refresh=True)
+            self._live.update(
+                _display(share, done, {**pace, "time left": left, **latest}, phase), refresh=True
+            )
         else:
             words = [f"{value} {name}" for name, value in pace.items()]
             words += [f"{left} left", *(f"{name} {value}" for name, value in latest.items())]
-            print(f"{done} ({share:.0%})", *words, sep="  ", flush=True)
+            print(f"{done} ({share:.0%})", *words, *filter(None, [phase]), sep="  ", flush=True)
 
     def _time_left(self, rate: float) -> str:
+        training = self._training_left(rate)
+        if training is None:
+            return "-"
+        seconds = training
+        if self._periods.keys() <= self._seconds.keys():
+            for name, every in self._periods.items():
+                seconds += self._seconds[name] * _still_to_come(every, self._count, self._total)
+        else:
+            seconds *= 1 + UNMEASURED
+        if self._phase is None:
+            return _duration(seconds)
+        rest = self._phase_left(self._phase)
+        if rest is not None:
+            return _duration(seconds + rest)
+        return f"> {_duration(seconds)}" if self._phase.total else _duration(seconds)
+
+    def _training_left(self, rate: float) -> float | None:
+        """Seconds of training left; None where nothing predicts them."""
+        if self._count >= self._total:
+            return 0.0
         if rate and self._count >= self._steady_from:
-            return _duration(max(self._total - self._count, 0) / rate)
+            return (self._total - self._count) / rate
         if self._expected_pace:  # counts before the steady pace take nearly no time
-            return _duration(max(self._total - max(self._count, self._steady_from), 0) * self._expected_pace)
-        return "-"
+            return (self._total - max(self._count, self._steady_from)) * self._expected_pace
+        return None
+
+    def _phase_left(self, phase: _Phase) -> float | None:
+        """Seconds that a phase still takes, as the one before it did, or else in proportion to what is done."""
+        seconds = phase.seconds()
+        if seconds < self._seconds.get(phase.name, 0.0):
+            return self._seconds[phase.name] - seconds
+        return seconds * (phase.total - phase.done) / phase.done if phase.done else None
+
+
+def _still_to_come(every: int, count: int, total: int) -> int:
+    """How many multiples of `every` lie above `count` and not above `total`, which also counts as one."""
+    if count >= total:
+        return 0
+    return total // every - count // every + (total % every != 0)
 
 
 def _on_terminal() -> bool:
@@ -139,10 +285,11 @@ def _open_live() -> Any:
     return live
 
 
-def _display(share: float, done: str, fields: dict[str, str]) -> Any:
+def _display(share: float, done: str, fields: dict[str, str], phase: str) -> Any:
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
+    from rich.text import Text
 
     first = Table.grid(expand=True, padding=(0, 2))
     first.add_column(ratio=1)
@@ -152,7 +299,7 @@ def _display(share: float, done: str, fields: dict[str, str]) -> Any:
     for name in fields:
         second.add_column(name, justify="right", overflow="fold")
     second.add_row(*fields.values())
-    return Group(first, second)
+    return Group(first, second, *([Text(phase, style="bold")] if phase else []))
 
 
 def _count(rate: float) -> str:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import os
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from rlcls.evaluation.evaluator import Periodic
-from rlcls.training.loop import Loop
+from rlcls.training.loop import Loop, Tick
 
 from .checkpoint import Checkpoints
-from .metrics import Metrics
+from .metrics import Metrics, read
 from .progress import Progress
 
-OVERHEAD = 1.1  # evaluations and checkpoints add about a tenth to the time that training takes
+_SAVING = "saving a checkpoint"
+_CLIPPED, _CLIPPED_LINES = 0.1, 3  # more than this share of targets, in so many "train" lines in a row
 # Kind of line and field -> name on the display.
 _SHOWN = {
     ("train", "episode_return"): "training_return",
@@ -36,6 +39,8 @@ def run(
     stopped: Callable[[], bool],
     unfinished: Collection[str] = (),
     progress: Progress,
+    shown: Mapping[str, Any] | None = None,
+    widen: Callable[[], str] = lambda: "widen it",
 ) -> None:
     """Advances `loop` to `steps` units or until `stopped`, and saves it then.
 
@@ -49,20 +54,34 @@ def run(
       stopped: whether a signal asks to end; called after every step, of evaluations too.
       unfinished: kinds of evaluators that a signal interrupted at the restored moment; they are called first.
       progress: the display, opened by the caller.
+      shown: the latest values of the display, from `last_shown`; None for a run that has none.
+      widen: returns the advice of the warning that many targets lie outside the head's support.
 
     Raises:
       Diverged: an update gave numbers that are not finite.
       UserError: something cannot be written.
     """
     unfinished = list(unfinished)
-    shown: dict[str, Any] = dict.fromkeys(_SHOWN.values())
+    shown = dict.fromkeys(_SHOWN.values()) | dict(shown or {})
+    clipped_lines = 0
+    periods = {_phase_of(each.kind): each.every for each in evaluators if each.every}
+    progress.expect(periods | {_SAVING: checkpoint_every})
 
     def count() -> int:
         return loop.counts[loop.unit]
 
     def write(kind: str, values: dict[str, Any]) -> None:
         metrics.write(kind, loop.counts, **values)
-        shown.update({_SHOWN[kind, name]: values[name] for name in values if (kind, name) in _SHOWN})
+        shown.update(_shown_in(kind, values))
+
+    def check_clipping(values: dict[str, Any]) -> None:
+        nonlocal clipped_lines
+        if clipped_lines < _CLIPPED_LINES:  # it warns once
+            clipped = values.get("clip_fraction", 0.0)
+            clipped_lines = clipped_lines + 1 if clipped > _CLIPPED else 0
+            if clipped_lines == _CLIPPED_LINES:
+                share = f"{clipped:.0%} of the targets lie outside the support and are clipped"
+                print(f"warning: {share}; {widen()}", file=sys.stderr, flush=True)
 
     def save() -> None:
         state = {
@@ -71,22 +90,30 @@ def run(
             "number": loop.number,
             "counts": loop.counts,
         }
-        checkpoints.save(count(), loop.save(), **state)
+        with progress.phase(_SAVING):
+            checkpoints.save(count(), loop.save(), **state)
 
-    def tick(done: int, total: int) -> None:
-        if stopped():
-            raise _Stopped
-        progress.update(count(), **shown)
+    def unless_stopped(tick: Tick) -> Tick:
+        def checked(done: int, total: int) -> None:
+            if stopped():
+                raise _Stopped
+            tick(done, total)
+
+        return checked
 
     def evaluate(due: Sequence[Periodic]) -> list[str]:
         """Calls evaluators; returns the kinds of those that a signal prevented."""
         for number, (kind, evaluator, _) in enumerate(due):
             try:
-                write(kind, evaluator(loop.acting(), loop.number, tick))
+                with progress.phase(_phase_of(kind)) as tick:
+                    values = evaluator(loop.acting(), loop.number, unless_stopped(tick))
             except _Stopped:
                 return [kind for kind, _, _ in due[number:]]
+            write(kind, values)
+            progress.update(count(), **shown)
         return []
 
+    progress.update(count(), **shown)
     if unfinished:
         unfinished = evaluate([periodic for periodic in evaluators if periodic.kind in unfinished])
         save()
@@ -94,15 +121,35 @@ def run(
         before = count()
         for kind, values in loop.advance():
             write(kind, values)
+            if kind == "train":
+                check_clipping(values)
+        progress.update(count(), **shown)
         last = count() >= steps
         due = [each for each in evaluators if each.every and (last or _passed(each.every, before, count()))]
         unfinished = evaluate(due)
         if last or _passed(checkpoint_every, before, count()):
             save()
-        progress.update(count(), **shown)
     if stopped():
         print("saving a checkpoint; a second signal stops without it", flush=True)
         save()
+
+
+def last_shown(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """The values that the display showed when the last line of a run's metrics was written."""
+    shown: dict[str, Any] = {}
+    for row in read(run_dir):
+        shown |= _shown_in(row["kind"], row)
+    return shown
+
+
+def _shown_in(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of one line of metrics that the display shows, by their names there."""
+    return {name: values[field] for (of, field), name in _SHOWN.items() if of == kind and field in values}
+
+
+def _phase_of(kind: str) -> str:
+    """The name on the display of the evaluations of one kind."""
+    return "evaluating" if kind == "eval" else f"evaluating {kind}"
 
 
 def _passed(every: int, before: int, now: int) -> bool:

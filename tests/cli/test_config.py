@@ -205,6 +205,7 @@ def test_help_shows_every_choice_and_every_option_with_its_meaning():
             assert f"\n  {section}.{option}=" in shown
     rows = [line for line in shown.splitlines() if line.startswith("  ")]
     assert all(len(line.split(maxsplit=1)) == 2 for line in rows)
+    assert "\n  +evals.NAME._target_=CLASS " in shown
     assert max(map(len, text.splitlines())) <= 120
 
 

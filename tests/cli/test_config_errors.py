@@ -67,7 +67,10 @@ def test_a_mistake_is_named_in_one_line(said):
 @pytest.mark.parametrize(
     ("flag", "line"),
     [
-        ("--hepl", "unknown flag '--hepl'; did you mean '--help'? (--config, --help, --multirun)"),
+        (
+            "--hepl",
+            "unknown flag '--hepl'; did you mean '--help'? (--config, --config-file, --help, --multirun)",
+        ),
         ("--seed=3", "options are written without dashes: seed=3"),
     ],
 )

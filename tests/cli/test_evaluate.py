@@ -11,7 +11,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from rlcls import evaluate
+from rlcls import evaluate, runs
 from rlcls.runs import metrics
 
 TINY = [
@@ -88,9 +88,33 @@ def test_what_cannot_be_evaluated_is_one_line_and_exit_code_2(run_dir, tmp_path)
     assert [entry.name for entry in (tmp_path / "empty").iterdir()] == ["config.yaml"]
 
 
+@pytest.mark.parametrize("arguments", [["run=a,b"], ["a", "b"], ["run=a", "b"]])
+def test_several_runs_are_one_row_each_of_a_table(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runs, "read_config", lambda run_dir: None)
+    rows = {"a": {"episodes": "10", "mean return": "-3.50"}, "b": {"episodes": "9", "mean return": "12.25"}}
+    monkeypatch.setattr(evaluate, "_evaluate", lambda run_dir, *options: rows[str(run_dir)])
+    assert evaluate.main(arguments) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "run  episodes  mean return",
+        "  a        10        -3.50",
+        "  b         9        12.25",
+    ]
+
+
+def test_a_folder_whose_name_has_a_comma_is_one_run(tmp_path):
+    folder = tmp_path / "a,b"
+    folder.mkdir()
+    assert evaluate._run_dirs(str(folder)) == [folder]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["a", "b", "video=x.mp4"],
+            "video=x.mp4 is one film, and there are 2 runs; video=true films each",
+        ),
         (["eval.episodes=3"], "name the run folder to evaluate: run=runs/...; --help says more"),
         (
             ["run=a", "vido=true"],

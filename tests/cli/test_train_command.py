@@ -42,7 +42,10 @@ def train(*argv, cwd):
         ),
         (["sede=1"], "unknown option 'sede'; did you mean 'seed'? (--help lists them all)"),
         (["foo"], "cannot read 'foo'; options are written name=value, such as seed=1"),
-        (["--hepl"], "unknown flag '--hepl'; did you mean '--help'? (--config, --help, --multirun)"),
+        (
+            ["--hepl"],
+            "unknown flag '--hepl'; did you mean '--help'? (--config, --config-file, --help, --multirun)",
+        ),
         (["--multirun", "seed=0,1", "loss=mse,hlgaus"], "unknown loss 'hlgaus'; did you mean 'hlgauss'?"),
         (["game=Pnog"], "unknown game 'Pnog'; did you mean 'Pong'?"),
         (

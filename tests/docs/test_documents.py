@@ -58,7 +58,8 @@ def run(arguments: list[str], cwd: Path) -> str:
 
 
 def names_of_rows(text: str) -> list[str]:
-    return [line.partition("  ")[0] for line in text.splitlines()]
+    lines = (line for line in text.splitlines() if not line.startswith("compiling"))  # where that takes long
+    return [line.partition("  ")[0] for line in lines]
 
 
 def test_the_readmes_commands_work_one_after_another(tmp_path):

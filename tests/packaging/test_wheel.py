@@ -33,6 +33,17 @@ def test_the_wheel_puts_nothing_but_rlcls_into_an_environment(distributions):
         }
 
 
+def test_the_wheel_has_the_command(distributions):
+    with zipfile.ZipFile(distributions.wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("/entry_points.txt"))
+        assert archive.read(name).decode().split() == [
+            "[console_scripts]",
+            "rlcls",
+            "=",
+            "rlcls.__main__:main",
+        ]
+
+
 def test_the_sdist_holds_the_tests_and_the_licence(distributions):
     with tarfile.open(distributions.sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}

@@ -1,6 +1,5 @@
 """Pictures of runs: what is in them, and what cannot be drawn."""
 
-import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
@@ -105,7 +104,7 @@ def test_a_run_stopped_before_it_measured_anything_is_an_empty_picture(tmp_path)
     assert curves.learning_curve(make_run(tmp_path / "a", steps=0)).exists()
 
 
-def test_seeds_of_one_configuration_are_one_line_as_far_as_each_came(tmp_path, drawn):
+def test_seeds_are_one_line_that_is_dashed_where_fewer_are_left(tmp_path, drawn):
     runs = [
         make_run(tmp_path / "a", "seed=0", slope=1e-3),
         make_run(tmp_path / "b", "seed=1", "steps=9999", slope=3e-3, steps=2000),
@@ -113,11 +112,27 @@ def test_seeds_of_one_configuration_are_one_line_as_far_as_each_came(tmp_path, d
     ]
     curves.compare(runs, tmp_path / "out.png")
     (axes,) = drawn()
-    assert lines(axes) == {
-        "hlgauss, 2 seeds": [[1000, 2], [2000, 4]],
-        "mse": [[1000, 0], [2000, 0], [3000, 0], [4000, 0]],
-    }
+    whole, rest, mse = axes.get_lines()
+    assert whole.get_label() == "hlgauss, 2 seeds" and whole.get_linestyle() == "-"
+    assert whole.get_xydata().tolist() == [[1000, 2], [2000, 4]]
+    assert rest.get_xydata().tolist() == [[2000, 2], [3000, 3], [4000, 4]] and rest.get_linestyle() == "--"
+    assert rest.get_color() == whole.get_color() and [text.get_text() for text in axes.texts] == ["n=1"]
+    assert mse.get_label() == "mse" and len(mse.get_xdata()) == 4
     assert axes.get_ylabel() == "evaluation return"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["hlgauss, 2 seeds", "mse"]
+
+
+def test_copies_of_a_run_are_one_seed_and_the_longest_is_drawn(tmp_path, drawn, capsys):
+    runs = [
+        make_run(tmp_path / "a", steps=2000),
+        make_run(tmp_path / "b"),
+        make_run(tmp_path / "c", "seed=1"),
+    ]
+    curves.compare(runs, tmp_path / "out.png")
+    (axes,) = drawn()
+    assert list(lines(axes)) == ["hlgauss, 2 seeds"] and len(lines(axes)["hlgauss, 2 seeds"]) == 4
+    note = f"note: {tmp_path / 'a'} is not drawn: it is the same run as {tmp_path / 'b'}, seed 0\n"
+    assert capsys.readouterr().err == note
 
 
 def test_other_options_are_never_averaged_but_named(tmp_path, drawn):
@@ -132,25 +147,69 @@ def test_other_options_are_never_averaged_but_named(tmp_path, drawn):
     assert len(set(colours)) == 2
 
 
-def test_runs_without_evaluations_are_compared_by_training_returns(tmp_path, drawn):
-    curves.compare(
-        [make_run(tmp_path / "a"), make_run(tmp_path / "b", "loss=mse", evaluations=False)],
-        tmp_path / "x.png",
+def test_a_run_without_evaluations_is_left_out_beside_runs_that_have_them(tmp_path, drawn, capsys):
+    runs = [
+        make_run(tmp_path / "a"),
+        make_run(tmp_path / "b", "loss=mse", evaluations=False),
+        make_run(tmp_path / "c", "game=Breakout", evaluations=False),
+    ]
+    curves.compare(runs, tmp_path / "x.png")
+    breakout, pong = drawn()
+    assert pong.get_ylabel() == "evaluation return" and list(lines(pong)) == ["hlgauss"]
+    assert (
+        capsys.readouterr().err == f"note: {tmp_path / 'b'} is not drawn: it has no evaluation return yet\n"
     )
-    (axes,) = drawn()
-    assert axes.get_ylabel().startswith("training return")
-    assert np.array(lines(axes)["hlgauss"])[0].tolist() == [500, 0.5]
+    # No run of this game has evaluations.
+    assert breakout.get_ylabel() == "training return, mean of 20 episodes"
+    assert lines(breakout)["hlgauss"][0] == [500, 0.5]
+
+
+def test_a_single_point_is_drawn(tmp_path, drawn):
+    curves.learning_curve(make_run(tmp_path / "a", steps=1000, diagnostics={"rankme": 3.0}))
+    curves.compare([tmp_path / "a"], tmp_path / "x.png")
+    single = [line for axes in drawn() for line in axes.get_lines() if len(line.get_xdata()) == 1]
+    assert len(single) == 3  # the loss, whose first value is NaN, and the evaluation in both pictures
+    assert all(line.get_marker() in ("o", ".") for line in single)
+
+
+def test_the_axis_counts_frames_if_asked(tmp_path, drawn):
+    run = make_run(tmp_path / "a")
+    curves.compare([run], tmp_path / "x.png", axis="frames")
+    curves.learning_curve(run, axis="frames")
+    compared, returns, *_ = drawn()
+    assert lines(compared)["hlgauss"][-1] == [16_000, 4] and compared.get_xlabel() == "frames"
+    assert lines(returns)["training episode"][-1] == [16_000, 4] and returns.get_xlabel() == "frames"
+
+
+def test_a_smooth_line_is_the_mean_of_the_last_points(tmp_path, drawn):
+    run = make_run(tmp_path / "a")
+    curves.compare([run], tmp_path / "x.png", smooth=3)
+    curves.learning_curve(run, smooth=3)
+    compared, returns, *_ = drawn()
+    assert lines(compared)["hlgauss"] == [[1000, 1], [2000, 1.5], [3000, 2], [4000, 3]]
+    assert compared.get_ylabel() == "evaluation return; mean of 3 points"
+    assert lines(returns)["training episode"][0] == [500, 0.5]  # single games stay as they are
+    assert returns.get_ylabel() == "return, mean of 3 points"
 
 
 def test_the_command_draws_one_run_into_its_folder_and_several_where_it_is_told(
     tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    make_run(tmp_path / "a"), make_run(tmp_path / "b", "seed=1")
-    assert plot.main(["a"]) == 0
-    assert plot.main(["a", "b"]) == 0
-    assert plot.main(["a", "b", "out=mine.pdf"]) == 0
-    assert capsys.readouterr().out.split() == ["a/learning_curve.png", "comparison.png", "mine.pdf"]
+    (tmp_path / "runs").mkdir()
+    make_run(tmp_path / "runs" / "a"), make_run(tmp_path / "runs" / "b", "seed=1"), make_run(tmp_path / "c")
+    assert plot.main(["runs/a", "axis=frames", "smooth=2"]) == 0
+    assert plot.main(["runs/a", "runs/b"]) == 0
+    assert plot.main([f"{tmp_path}/runs/a", "runs/b"]) == 0
+    assert plot.main(["runs/b", "c"]) == 0
+    assert plot.main(["runs/a", "runs/b", "out=mine.pdf"]) == 0
+    assert capsys.readouterr().out.split() == [
+        "runs/a/learning_curve.png",
+        "runs/comparison.png",
+        f"{tmp_path}/runs/comparison.png",
+        "comparison.png",
+        "mine.pdf",
+    ]
     assert (tmp_path / "mine.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -161,8 +220,10 @@ def test_the_command_draws_one_run_into_its_folder_and_several_where_it_is_told(
         (["a", "a"], "a run folder is named twice"),
         (["a", "out=x.gif"], "cannot draw into x.gif; the name must end in .png, .pdf or .svg"),
         (["a", "out=no/x.png"], "cannot write no/x.png: No such file or directory"),
-        (["a", "ou=x.png"], "unknown option 'ou'; did you mean 'out'? (out)"),
-        (["--out"], "unknown option '--out'; did you mean 'out'? (out)"),
+        (["a", "ou=x.png"], "unknown option 'ou'; did you mean 'out'? (axis, out, smooth)"),
+        (["--out"], "unknown option '--out'; did you mean 'out'? (axis, out, smooth)"),
+        (["a", "axis=frame"], "unknown axis 'frame'; did you mean 'frames'? (agent_steps, frames)"),
+        (["a", "smooth=0"], "smooth=0 must be a whole number of at least 1"),
         ([], "name the run folders to draw, such as runs/*; --help says more"),
     ],
 )

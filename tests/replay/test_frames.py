@@ -307,3 +307,18 @@ def test_a_held_out_batch_is_a_function_of_seed_and_update_and_no_sample_of_the_
 def test_nothing_can_be_held_out_of_an_empty_ring():
     with pytest.raises(ValueError):
         make().sample_held_out(8, 0, 0)
+
+
+def test_episode_returns_are_discounted_sums_to_the_end_of_each_episode():
+    replay = FrameReplay(1, 20, frame_shape=(2,), stack=0, gamma=0.5, reward_clip=2.0)
+    # Three steps to a terminal, a cut after two steps, and one step of an episode that still goes on.
+    for reward, terminal, start in [(1, 0, 1), (4, 0, 0), (1, 1, 0), (1, 0, 1), (1, 0, 0), (1, 0, 1)]:
+        replay.add(
+            np.zeros((1, 2), np.uint8),
+            np.zeros(1, np.int32),
+            np.full(1, reward, np.float32),
+            np.full(1, bool(terminal)),
+            np.full(1, bool(start)),
+        )
+    assert replay.episode_returns().tolist() == [[2.25, 2.5, 1.0], [1.5, 1.0, 0.0], [1.0, 0.0, 0.0]]
+    assert replay.episode_returns(most_rows=2).tolist() == [[1.0], [1.0]]

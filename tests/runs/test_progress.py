@@ -1,7 +1,9 @@
 """What a command says while it runs is readable in a log and costs the loop next to nothing."""
 
+import contextlib
 import io
 import sys
+import time
 import timeit
 
 import pytest
@@ -75,6 +77,86 @@ def test_before_the_first_update_the_time_left_is_what_the_updates_measured_befo
             clock.now += 30
             display.update(count)
         assert "  4:30 left" in capsys.readouterr().out.splitlines()[-1]  # 5,400 at 20 a second
+
+
+def test_an_evaluation_says_what_is_done_and_when_it_ends_and_is_left_out_of_the_rates(clock, capsys):
+    with Progress(4000, unit="agent steps") as display:
+        display.expect({"evaluating": 1000})
+        for count in range(0, 1001, 100):
+            display.update(count)
+            clock.now += 1
+        with display.phase("evaluating") as tick:
+            for done in (0, 0, 5, 9):
+                clock.now += 30
+                tick(done, 10)
+        display.update(1001)
+    *during, last = capsys.readouterr().out.splitlines()
+    assert len(during) == 4 and all("91 agent steps/s" in line for line in during)
+    # Training and a tenth take 0:36 more; nothing predicts an evaluation before its first game has ended.
+    assert "  > 0:36 left" in during[0] and during[0].endswith("  evaluating: 0 of 10 done (0:30)")
+    assert "  2:06 left" in during[2] and during[2].endswith("  evaluating: 5 of 10 done (1:30)")
+    # 2,999 steps at 91 a second, and three more evaluations of two minutes.
+    assert "91 agent steps/s" in last and "  6:33 left" in last and "evaluating" not in last
+
+
+def test_an_evaluation_is_expected_to_take_as_long_as_the_one_before(clock, capsys):
+    with Progress(2000, start=1000) as display:
+        display.expect({"evaluating": 500})
+        for count in (1500, 2000):
+            clock.now += 50
+            display.update(count)
+            capsys.readouterr()
+            with display.phase("evaluating") as tick:
+                clock.now += 40
+                tick(1, 10)
+                clock.now += 80
+    assert "(100%)" in (line := capsys.readouterr().out.splitlines()[0]) and "  1:20 left" in line
+
+
+@pytest.mark.parametrize(
+    ("every", "count", "total", "times"),
+    [(10, 0, 100, 10), (10, 95, 100, 1), (10, 100, 100, 0), (30, 30, 100, 3), (500, 0, 100, 1)],
+)
+def test_a_phase_comes_at_each_multiple_of_its_period_and_at_the_end(every, count, total, times):
+    assert progress._still_to_come(every, count, total) == times
+
+
+def test_a_phase_that_fails_predicts_nothing(clock, capsys):
+    with Progress(2000) as display:
+        display.expect({"evaluating": 500})
+        with contextlib.suppress(KeyError), display.phase("evaluating"):
+            clock.now += 40
+            raise KeyError
+        clock.now += 1
+        display.update(1000)
+    assert "  0:01 left" in capsys.readouterr().out
+
+
+def test_a_long_phase_before_the_run_is_a_line_in_a_log_and_a_short_one_is_not(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "_PATIENCE", 0.02)
+    with progress.phase("compiling"):
+        pass
+    assert capsys.readouterr().out == ""
+    with progress.phase("replaying actions") as tick:
+        tick(1000, 2000)
+        time.sleep(0.1)
+    assert capsys.readouterr().out == "replaying actions: 1,000 of 2,000 done (0:00)\n"
+
+
+def test_a_phase_before_the_run_is_one_line_of_a_terminal_that_vanishes(monkeypatch):
+    terminal = open_terminal(monkeypatch)
+    monkeypatch.setattr(progress, "_LIVE_PERIOD", 0.02)
+    with progress.phase("compiling"):
+        time.sleep(0.1)
+    *shown, end = terminal.getvalue()[1:].split("\r")
+    assert shown[0] == "compiling (0:00)\x1b[K" and end == "\x1b[K"
+
+
+def test_a_terminal_shows_a_phase_below_the_bar(clock, monkeypatch):
+    terminal = open_terminal(monkeypatch)
+    with Progress(100) as display, display.phase("saving a checkpoint"):
+        clock.now += 1
+    assert "saving a checkpoint (0:00)" in terminal.getvalue()
 
 
 def test_a_terminal_gets_a_bar_that_fits_and_keeps_what_is_printed_meanwhile(clock, monkeypatch):

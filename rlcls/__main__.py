@@ -1,0 +1,48 @@
+"""All commands under one name: `rlcls train game=Pong` is `python -m rlcls.train game=Pong`."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+
+from rlcls import __version__
+from rlcls._errors import UserError, command, nearest
+
+_COMMANDS = {
+    "train": "train an agent, or go on with a run",
+    "evaluate": "play episodes with trained agents",
+    "plot": "draw the learning curves of runs",
+    "games": "list the Atari games and their protocols",
+}
+_HELP = "\n".join(
+    [
+        "usage: rlcls COMMAND [argument ...]",
+        "",
+        *(f"  {name:10}{about}" for name, about in _COMMANDS.items()),
+        "",
+        "rlcls COMMAND --help says more about a command, rlcls --version prints the version.",
+    ]
+)
+
+
+def main() -> int:
+    """The console script. Returns its exit code: the command's, or 2 for a mistake of the user's."""
+    return command(_command, None)
+
+
+def _command(argv: list[str]) -> int:
+    name, *arguments = argv or ["--help"]
+    if name in ("--help", "-h"):
+        print(_HELP)
+    elif name == "--version":
+        print(f"rlcls {__version__}")
+    elif name not in _COMMANDS:
+        raise UserError(f"unknown command {name!r}{nearest(name, _COMMANDS)}")
+    else:
+        sys.argv[1:] = arguments
+        runpy.run_module(f"rlcls.{name}", run_name="__main__", alter_sys=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

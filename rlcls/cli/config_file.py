@@ -1,0 +1,112 @@
+"""Options from a YAML file, which the command line overrides: `python -m rlcls.train --config-file mine.yaml`."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from rlcls._errors import UserError
+from rlcls.runs.identity import leaves, plain
+
+from .compose import FIXED
+from .help import GROUPS, choices
+
+FLAG = "--config-file"
+
+
+def split(argv: list[str]) -> tuple[Path | None, list[str]]:
+    """The file that `--config-file` names, if any, and the other arguments.
+
+    Raises:
+      UserError: the flag names no file, or is given twice.
+
+    >>> split(["seed=1", "--config-file", "mine.yaml"])
+    (PosixPath('mine.yaml'), ['seed=1'])
+    """
+    path, rest, arguments = None, [], iter(argv)
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name != FLAG:
+            rest.append(argument)
+            continue
+        value = value or next(arguments, "")
+        if not value:
+            raise UserError(f"{FLAG} needs a file: {FLAG} mine.yaml")
+        if path:
+            raise UserError(f"{FLAG} is given twice: {path} and {value}")
+        path = Path(value)
+    return path, rest
+
+
+def overrides(path: Path, argv: list[str]) -> list[str]:
+    """The options of a file as arguments, followed by `argv`, which replace them.
+
+    Keys are the names of the command line, nested or dotted: `loss: mse`, `agent: {learning_rate: 1e-4}`,
+    `agent.learning_rate: 1e-4`, `+env.name: value`. A run folder's config.yaml can be read too: the entries of its
+    `choices` choose the groups.
+
+    Raises:
+      UserError: the file cannot be read, or holds something other than options.
+    """
+    try:
+        config = OmegaConf.load(path)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{path}: expected options, written name: value")
+    tree: Any = OmegaConf.to_container(config)
+    chosen = tree.pop("choices", None) or {}
+    # The other choices are the names of the user's own classes, which the options `_target_` choose.
+    options = {group: name for group, name in chosen.items() if group in GROUPS and name in choices(group)}
+    options |= {str(name): value for name, value in leaves(tree) if not (chosen and name in FIXED)}
+    given = {argument.partition("=")[0].lstrip("+~") for argument in argv}
+    return [
+        *(
+            f"{name}={_written(name, value)}"
+            for name, value in options.items()
+            if name.lstrip("+~") not in given
+        ),
+        *argv,
+    ]
+
+
+@contextlib.contextmanager
+def named(path: Path | None, arguments: list[str], argv: list[str]) -> Iterator[None]:
+    """Names the file in a UserError about one of its options.
+
+    Args:
+      path: the file; None where there is none.
+      arguments: what `overrides` returned.
+      argv: the arguments of the command line.
+    """
+    try:
+        yield
+    except UserError as error:
+        keys = [
+            argument.partition("=")[0].lstrip("+~") for argument in arguments[: len(arguments) - len(argv)]
+        ]
+        mistake = re.split("; | \\(", str(error))[0]  # the rest of a message lists what would be right
+        if any(re.search(rf"(?<![\w./]){re.escape(key)}(?![\w./])", mistake) for key in keys):
+            raise UserError(f"{path}: {error}") from error
+        raise
+
+
+def _written(name: str, value: Any) -> str:
+    """A value in the grammar of the command line."""
+    if isinstance(value, list):
+        return f"[{','.join(_written('', item) for item in value)}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_written('', item)}" for key, item in value.items()) + "}"
+    if isinstance(value, str) and name not in GROUPS:
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{escaped}'"
+    return plain(value)

@@ -1,0 +1,57 @@
+"""`rlcls COMMAND` is `python -m rlcls.COMMAND`, and `rlcls games` lists what can be played."""
+
+import sys
+
+import pytest
+
+import rlcls
+from rlcls import __main__ as commands
+from rlcls import games
+from rlcls.envs import atari
+
+
+@pytest.fixture
+def call(monkeypatch):
+    def call(*argv):
+        monkeypatch.setattr(sys, "argv", ["rlcls", *argv])
+        return commands.main()
+
+    return call
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_help_lists_the_commands(argv, call, capsys):
+    assert call(*argv) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n  {name} " in text for name in ("train", "evaluate", "plot", "games"))
+
+
+def test_the_version_is_the_packages(call, capsys):
+    assert call("--version") == 0
+    assert capsys.readouterr().out == f"rlcls {rlcls.__version__}\n"
+
+
+def test_an_unknown_command_is_one_line_with_the_nearest(call, capsys):
+    assert call("trian") == 2
+    message = "error: unknown command 'trian'; did you mean 'train'? (evaluate, games, plot, train)\n"
+    assert capsys.readouterr().err == message
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("name", ["evaluate", "plot", "games"])
+def test_a_command_gets_its_arguments_and_ends_with_its_exit_code(name, call, capsys):
+    with pytest.raises(SystemExit) as ended:
+        call(name, "--help")
+    assert ended.value.code == 0 and f"usage: python -m rlcls.{name}" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        call(name, "--hepl")
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: unknown option '--hepl'")
+
+
+def test_the_games_and_protocols_are_listed_one_a_line(capsys):
+    assert games.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "games (game=):"
+    assert lines[1 : len(atari.games()) + 1] == [f"  {name}" for name in atari.games()] and "  Pong" in lines
+    assert lines[-len(atari.PROTOCOLS) - 1] == "protocols (env.protocol=):"
+    assert {line.strip().partition(":")[0] for line in lines[-len(atari.PROTOCOLS) :]} == set(atari.PROTOCOLS)

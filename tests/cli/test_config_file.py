@@ -1,0 +1,93 @@
+"""A file of options is the command line in YAML: checked alike, overridden by it, named where it is wrong."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from rlcls._errors import UserError
+from rlcls.cli import config_file
+from rlcls.cli.compose import compose
+from rlcls.train import main
+
+pytestmark = pytest.mark.untyped
+
+MINE = """
+loss: mse
+seed: 7
+agent: {learning_rate: 1e-4}
+agent/schedule: constant
+replay.n_step: 5
+run_dir: my runs/it's
+backbone: mlp
+backbone.hidden: [32, 32]
+device: null
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        (tmp_path / "mine.yaml").write_text(text)
+        return tmp_path / "mine.yaml"
+
+    return write
+
+
+def test_a_file_says_what_the_command_line_says(write):
+    options = ["loss=mse", "seed=7", "agent.learning_rate=1e-4", "agent/schedule=constant", "replay.n_step=5"]
+    options += ["run_dir=my runs/it's", "backbone=mlp", "backbone.hidden=[32,32]", "device=null"]
+    assert compose(config_file.overrides(write(MINE), [])) == compose(options)
+
+
+def test_the_command_line_overrides_the_file(write):
+    run = compose(config_file.overrides(write(MINE), ["seed=1", "loss=huber", "backbone.hidden=[8]"]))
+    assert (run.seed, run.choices.loss, run.backbone.hidden, run.replay.n_step) == (1, "huber", [8], 5)
+
+
+@pytest.mark.parametrize("argv", [[], ["loss=c51", "recipe=paper"], ["backbone=impala", "seed=4"]])
+def test_the_configuration_of_a_run_can_be_read_as_a_file(argv, tmp_path):
+    run = compose(argv)
+    OmegaConf.save(run, tmp_path / "config.yaml")
+    assert compose(config_file.overrides(tmp_path / "config.yaml", [])) == run
+    assert compose(config_file.overrides(tmp_path / "config.yaml", ["game=Breakout"])).env.game == "Breakout"
+
+
+MISTAKES = {
+    "sede: 1": "{file}: unknown option 'sede'; did you mean 'seed'? (--help lists them all)",
+    "loss: hlgaus": "{file}: unknown loss 'hlgaus'; did you mean 'hlgauss'?",
+    "seed: abc": "{file}: seed: expected a whole number, not 'abc'",
+    "replay: {n_stp: 3}": "{file}: unknown option 'replay.n_stp'; did you mean 'replay.n_step'?",
+    "seed: [1, 2]": "{file}: seed: expected a whole number, not [1, 2]",
+    "- seed": "{file}: expected options, written name: value",
+    "seed: 1\nseed: 2": "cannot read {file}: while constructing a mapping",
+    "seed: [": "cannot read {file}: while parsing a flow node",
+}
+
+
+@pytest.mark.parametrize("text", MISTAKES)
+def test_a_mistake_in_the_file_is_one_line_that_names_file_and_key(text, write, capsys):
+    file = write(text)
+    assert main(["--config-file", str(file), "--config"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: " + MISTAKES[text].format(file=file))
+
+
+def test_a_mistake_on_the_command_line_does_not_name_the_file(write, capsys):
+    assert main([f"--config-file={write('seed: 1')}", "sede=2", "--config"]) == 2
+    assert capsys.readouterr().err.startswith("error: unknown option 'sede'")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--config-file"], "--config-file needs a file: --config-file mine.yaml"),
+        (["--config-file=a", "--config-file=b"], "--config-file is given twice: a and b"),
+    ],
+)
+def test_the_flag_names_one_file(argv, message):
+    with pytest.raises(UserError, match=message):
+        config_file.split(argv)
+
+
+def test_a_file_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read .*none\.yaml: No such file or directory"):
+        config_file.overrides(tmp_path / "none.yaml", [])

@@ -1,0 +1,43 @@
+"""What `python -m rlcls.train` shows while it runs, and when it goes on."""
+
+import re
+
+from rlcls.runs import progress
+from rlcls.train import main
+
+PROBE = [
+    "env=probe",
+    "game=probe/policy",
+    "backbone=mlp",
+    "env.num_envs=4",
+    "replay.capacity=400",
+    "replay.min_size=100",
+    "training.batch_size=16",
+    "diagnostics.every=0",
+    "eval.every=200",
+    "eval.episodes=40",
+    "checkpoint.every=200",
+    "logging.every=100",
+    "logging.tensorboard=false",
+]
+
+
+def test_a_run_shows_what_it_does_and_a_resume_the_values_shown_before(tmp_path, monkeypatch, capsys):
+    for name in ("_PLAIN_PERIOD", "_PATIENCE"):  # nearly every step is shown
+        monkeypatch.setattr(progress, name, 0.001)
+    arguments = [*PROBE, f"run_dir={tmp_path / 'run'}"]
+    assert main([*arguments, "steps=400"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("compiling (")
+    (end,) = (line for line in lines if line.startswith("expected end"))
+    assert re.search(r" \(\d+\.\d\d ms an agent step, and 10% for evaluations and checkpoints\)$", end)
+    assert any(re.search(r"  evaluating: \d+ of 40 done \(0:0\d\)$", line) for line in lines)
+    *_, last, _ = lines
+    before = last[last.index("training return") :]
+    assert "-" not in re.sub(r"-[\d.]", "", before)  # every value has been measured
+
+    assert main([*arguments, "steps=600"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("resuming ") for line in lines)
+    first = next(line for line in lines if "agent steps/s" in line)
+    assert first[first.index("training return") :] == before
