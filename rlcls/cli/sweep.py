@@ -9,10 +9,10 @@ import subprocess
 import sys
 from typing import Any
 
-from rlcls._errors import UserError, nearest
+from rlcls._errors import UserError, nearest, one_line
 from rlcls.runs.signals import collected
 
-from .compose import configs, one_line
+from .compose import configs
 
 _OPTION = "hydra/launcher"
 # A run has a folder of its own, so Hydra writes only what a cluster's queue needs.
