@@ -49,8 +49,8 @@ def _command(argv: list[str]) -> int:
 
 def _train(config: DictConfig) -> int:
     from rlcls.cli import build
-    from rlcls.runs import Checkpoints, Metrics, Progress, RunFolder, run
-    from rlcls.runs.metrics import check_wandb
+    from rlcls.runs import Checkpoints, Metrics, Progress, RunFolder, run, start
+    from rlcls.runs.metrics import WandB, check_wandb
     from rlcls.runs.run import OVERHEAD
     from rlcls.runs.signals import collected
     from rlcls.training import Diverged, memory, xla
@@ -74,14 +74,10 @@ def _train(config: DictConfig) -> int:
         folder = RunFolder(path, options, environment=env.name, protocol=env.facts())
         stack.enter_context(folder)
         received = stack.enter_context(collected())
-        for remark in folder.remarks:
-            print(f"note: {remark}", file=sys.stderr)
         checkpoints = Checkpoints(folder.path, config.checkpoint.keep)
-        checkpoint, remarks = checkpoints.resume()
-        for line in remarks:
+        checkpoint, replay, position, remarks = start(folder, checkpoints, config.resume)
+        for line in [*(folder.remarks if checkpoint else []), *remarks]:
             print(f"note: {line}", file=sys.stderr)
-        if remarks and not checkpoint:
-            print(f"note: no checkpoint of {folder.path} is whole: the run begins again", file=sys.stderr)
         unit = loop.unit.replace("_", " ")
         unfinished = checkpoint.counters["unfinished"] if checkpoint else []
         if checkpoint and checkpoint.steps >= config.steps and not unfinished:
@@ -90,20 +86,28 @@ def _train(config: DictConfig) -> int:
                 "give a larger steps= to continue"
             )
             return 0
+        wandb = None
+        if config.logging.wandb:
+            run_id = position["wandb"] if position else None
+            wandb = WandB(folder.path, config.logging.wandb, unit=loop.unit, run_id=run_id, config=options)
+            stack.callback(wandb.close)
+        folder.record()
         seconds = OVERHEAD * loop.warm_up(config.steps)  # of one unit
         if checkpoint:
             print(f"resuming {folder.path} at {unit[:-1]} {checkpoint.steps:,}", flush=True)
             fresh = loop.save()
-            loop.restore(checkpoint.saved(fresh.tree, fresh.rows))
+            loop.restore(checkpoint.saved(fresh.tree, fresh.rows if replay else None))
         _header(config, loop, env, agent, device, folder.path, seconds)
         metrics = Metrics(
             folder.path,
             unit=loop.unit,
             tensorboard=config.logging.tensorboard,
-            wandb=config.logging.wandb,
-            position=checkpoint.counters["metrics"] if checkpoint else None,
+            wandb=wandb,
+            position=position,
         )
         stack.enter_context(contextlib.closing(metrics))
+        if not replay:
+            metrics.write("refill", loop.counts)
         progress = Progress(
             config.steps,
             start=loop.counts[loop.unit],
@@ -121,14 +125,16 @@ def _train(config: DictConfig) -> int:
                     metrics=metrics,
                     checkpoints=checkpoints,
                     checkpoint_every=config.checkpoint.every,
+                    keep_every=config.checkpoint.keep_every,
+                    keep_best=config.checkpoint.keep_best,
                     stopped=lambda: bool(received),
                     unfinished=unfinished,
+                    best=checkpoint.counters.get("best") if checkpoint else None,
                     progress=progress,
                 )
         except Diverged as error:
             raise UserError(f"{error}; {_last_checkpoint(folder.path)}") from error
-        picture = _picture(folder.path)
-        print(f"{_outcome(loop, config.steps, received)}; learning curve: {picture}")
+        print(f"{_outcome(loop, config.steps, received)}{_picture(folder.path)}")
         return 128 + received[0] if received else 0
 
 
@@ -176,12 +182,16 @@ def _last_checkpoint(path: Path) -> str:
     return f"{existing[-1]} is the last good checkpoint" if existing else "there was no checkpoint yet"
 
 
-def _picture(path: Path) -> Path:
+def _picture(path: Path) -> str:
+    """Draws the learning curve; the end of a sentence that says where, or why there is none."""
     from rlcls.plotting.curves import learning_curve
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return learning_curve(path)
+        try:
+            return f"; learning curve: {learning_curve(path)}"
+        except UserError as error:
+            return f"; no learning curve: {error}"
 
 
 def _outcome(loop: Loop, steps: int, received: list[int]) -> str:

@@ -59,6 +59,13 @@ def environment(config: DictConfig) -> HostEnv:
     return as_host_env(build(config, "env"), make)
 
 
+def one_environment(config: DictConfig) -> HostEnv:
+    """One environment of a run, which states what its agent observes and does."""
+    if "num_envs" in config.env:
+        config.env.num_envs = 1
+    return environment(config)
+
+
 def agent(config: DictConfig, spec: Spec) -> Agent[Any]:
     """The agent of a configuration for these observations and actions.
 

@@ -196,7 +196,10 @@ def _draw_returns(axes: "Axes", run: Run, colour: str) -> None:
         label="training, mean of 20 episodes",
     )
     steps, mean = run.series("eval", "return_mean")
-    _, spread = run.series("eval", "return_std")
+    deviations = dict(zip(*run.series("eval", "return_std"), strict=True))
+    spread = np.array(
+        [deviations.get(step, 0.0) for step in steps]
+    )  # an evaluator of one's own may give none
     axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0)
     axes.plot(steps, mean, "o-", color=colour, markersize=4, label="evaluation, mean and standard deviation")
     axes.set(xlabel=_unit([run]), ylabel="return")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import math
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from rlcls.evaluation.evaluator import Periodic
@@ -33,8 +35,11 @@ def run(
     metrics: Metrics,
     checkpoints: Checkpoints,
     checkpoint_every: int,
+    keep_every: int = 0,
+    keep_best: bool = False,
     stopped: Callable[[], bool],
     unfinished: Collection[str] = (),
+    best: Mapping[str, Any] | None = None,
     progress: Progress,
 ) -> None:
     """Advances `loop` to `steps` units or until `stopped`, and saves it then.
@@ -46,15 +51,19 @@ def run(
       metrics: where lines are written.
       checkpoints: where checkpoints are written.
       checkpoint_every: units between two checkpoints.
+      keep_every: units between two checkpoints that are never removed; 0: none.
+      keep_best: whether a checkpoint is written, and kept, when an evaluation's mean return is the highest so far.
       stopped: whether a signal asks to end; called after every step, of evaluations too.
       unfinished: kinds of evaluators that a signal interrupted at the restored moment; they are called first.
+      best: the units and the return of the best checkpoint at the restored moment.
       progress: the display, opened by the caller.
 
     Raises:
       Diverged: an update gave numbers that are not finite.
       UserError: something cannot be written.
     """
-    unfinished = list(unfinished)
+    unfinished, best = list(unfinished), best if keep_best else None
+    unsaved = True
     shown: dict[str, Any] = dict.fromkeys(_SHOWN.values())
 
     def count() -> int:
@@ -64,14 +73,17 @@ def run(
         metrics.write(kind, loop.counts, **values)
         shown.update({_SHOWN[kind, name]: values[name] for name in values if (kind, name) in _SHOWN})
 
-    def save() -> None:
+    def save(*, permanent: bool = False) -> None:
+        nonlocal unsaved
         state = {
             "metrics": metrics.position(),
             "unfinished": unfinished,
             "number": loop.number,
             "counts": loop.counts,
         }
-        checkpoints.save(count(), loop.save(), **state)
+        for remark in checkpoints.save(count(), loop.save(), permanent=permanent, best=best, **state):
+            print(f"note: {remark}", file=sys.stderr)
+        unsaved = False
 
     def tick(done: int, total: int) -> None:
         if stopped():
@@ -80,28 +92,35 @@ def run(
 
     def evaluate(due: Sequence[Periodic]) -> list[str]:
         """Calls evaluators; returns the kinds of those that a signal prevented."""
+        nonlocal best
         for number, (kind, evaluator, _) in enumerate(due):
             try:
-                write(kind, evaluator(loop.acting(), loop.number, tick))
+                values = evaluator(loop.acting(), loop.number, tick)
             except _Stopped:
                 return [kind for kind, _, _ in due[number:]]
+            write(kind, values)
+            score = values.get("return_mean") if keep_best and kind == "eval" else None
+            if score is not None and score > (best["return_mean"] if best else -math.inf):
+                best = {"steps": count(), "return_mean": score}
         return []
 
     if unfinished:
         unfinished = evaluate([periodic for periodic in evaluators if periodic.kind in unfinished])
         save()
     while count() < steps and not stopped():
-        before = count()
+        before, unsaved = count(), True
         for kind, values in loop.advance():
             write(kind, values)
         last = count() >= steps
         due = [each for each in evaluators if each.every and (last or _passed(each.every, before, count()))]
         unfinished = evaluate(due)
-        if last or _passed(checkpoint_every, before, count()):
-            save()
+        permanent = keep_every > 0 and _passed(keep_every, before, count())
+        is_best = best is not None and best["steps"] == count()
+        if last or permanent or is_best or _passed(checkpoint_every, before, count()):
+            save(permanent=permanent)
         progress.update(count(), **shown)
-    if stopped():
-        print("saving a checkpoint; a second signal stops without it", flush=True)
+    if stopped() and unsaved:
+        print("saving a checkpoint; a second Ctrl-C or SIGTERM stops without it", flush=True)
         save()
 
 

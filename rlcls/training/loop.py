@@ -129,6 +129,8 @@ class Loop(Protocol):
     def restore(self, saved: Saved) -> None:
         """Goes on from a saved moment; rows have been written already.
 
+        `saved.rows` is None where the rows of that moment are lost: the loop then gathers new ones.
+
         Raises:
           UserError: the environments do not come back to where they were.
         """

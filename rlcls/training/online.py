@@ -107,6 +107,7 @@ class Online:
                 f"{env.num_envs} environments at a lag of {lag} are not complete before"
             )
         self.replay, self.number = replay, 0
+        self._filled_from = (0, 0)  # vector steps and updates when the replay was empty
         self._agent, self._env, self._seed, self._lag = agent, env, seed, lag
         self._batch_size, self._update_period, self._log_every = batch_size, update_period, log_every
         self._reseed_every = max(1, reseed_every // env.num_envs)  # vector steps
@@ -187,7 +188,9 @@ class Online:
             self._learner.submit(*self.replay.sample(self._batch_size, self._seed, number), held_out)
 
     def _updates_due(self, number: int) -> int:
-        return max(0, number * self._env.num_envs - self.replay.min_size) // self._update_period
+        first_number, updates = self._filled_from
+        added = (number - first_number) * self._env.num_envs
+        return updates + max(0, added - self.replay.min_size) // self._update_period
 
     def _epsilon(self) -> float:
         return self._exploration.epsilon(self._agent_steps - self.replay.min_size)
@@ -265,15 +268,25 @@ class Online:
             "returns": self._returns.save(),
             "sums": dict(self._sums),
             "replay": replay_counters,
+            "filled_from": self._filled_from,
         }
         return Saved(tree, arrays | replay_arrays, counters, self.replay)
 
     def restore(self, saved: Saved) -> None:
-        """Goes on from a saved moment; the environments are brought there by playing their actions again."""
+        """Goes on from a saved moment; the environments are brought there by playing their actions again.
+
+        Without rows the replay stays empty. Updates then go on once `min_size` agent steps have been added to it, and
+        the probability of a random action stays the function of all agent steps that it was.
+        """
         counters = saved.counters
         self._learner.restore(saved.tree, saved.arrays)
-        self.replay.restore(saved.arrays, counters["replay"])
         self.number = counters["number"]
+        first_number, updates = counters.get("filled_from", (0, 0))
+        self._filled_from = (first_number, updates)
+        if saved.rows is None:
+            self._filled_from = (self.number, self._updates_due(self.number))
+        else:
+            self.replay.restore(saved.arrays, counters["replay"])
         # `advance` re-seeds at the start of a step, so the latest re-seed came no later than step number - 1.
         self._observations = self._reseed(max(0, self.number - 1) // self._reseed_every)
         for actions in saved.arrays["sent"]:
