@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,6 +64,7 @@ def _command(argv: list[str]) -> int:
     from rlcls.runs.progress import header
     from rlcls.training import xla
 
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of files that training removes meanwhile
     config = read_config(run_dir)
     changed = _change(config, settings)
     xla.choose_device(options.get("device"))
@@ -125,17 +128,16 @@ def _settings(options: Mapping[str, str]) -> dict[str, Any]:
         if name in options:
             text = options[name]
             if not (text.isdecimal() and least <= int(text) <= most):
-                raise UserError(
-                    f"{name}={text} must be a whole number of at least {least} and at most {most}"
-                )
+                raise UserError(f"{name}={text} must be a whole number between {least} and {most}")
             settings[name] = int(text)
-    if (text := options.get("eval.epsilon")) is not None:
+    if "eval.epsilon" in options:
         try:
-            settings["eval.epsilon"] = float(text)
+            epsilon = float(options["eval.epsilon"])
         except ValueError:
-            raise UserError(f"eval.epsilon={text} must be a number between 0 and 1") from None
-        if not 0 <= settings["eval.epsilon"] <= 1:
-            raise UserError(f"eval.epsilon={text} must be a number between 0 and 1")
+            epsilon = math.nan
+        if not 0 <= epsilon <= 1:
+            raise UserError(f"eval.epsilon={options['eval.epsilon']} must be a number between 0 and 1")
+        settings["eval.epsilon"] = epsilon
     if "env.protocol" in options:
         settings["env.protocol"] = options["env.protocol"]
     if "device" in options:

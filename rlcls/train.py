@@ -74,18 +74,18 @@ def _train(config: DictConfig) -> int:
         folder = RunFolder(path, options, environment=env.name, protocol=env.facts())
         stack.enter_context(folder)
         received = stack.enter_context(collected())
+        unit = loop.unit.replace("_", " ")
+        if steps := _finished_at(folder.path, config.steps):
+            print(
+                f"{folder.path} is finished: it has {steps:,} of {config.steps:,} {unit}; "
+                "give a larger steps= to continue"
+            )
+            return 0
         checkpoints = Checkpoints(folder.path, config.checkpoint.keep)
         checkpoint, replay, position, remarks = start(folder, checkpoints, config.resume)
         for line in [*(folder.remarks if checkpoint else []), *remarks]:
             print(f"note: {line}", file=sys.stderr)
-        unit = loop.unit.replace("_", " ")
         unfinished = checkpoint.counters["unfinished"] if checkpoint else []
-        if checkpoint and checkpoint.steps >= config.steps and not unfinished:
-            print(
-                f"{folder.path} is finished: it has {checkpoint.steps:,} of {config.steps:,} {unit}; "
-                "give a larger steps= to continue"
-            )
-            return 0
         wandb = None
         if config.logging.wandb:
             run_id = position["wandb"] if position else None
@@ -173,6 +173,15 @@ def _head_line(config: DictConfig) -> str:
     """The loss and its options in one line."""
     options = {name: value for name, value in config.loss.items() if name not in ("_target_", "name")}
     return " ".join([config.choices.loss, *(f"{name}={value}" for name, value in options.items())])
+
+
+def _finished_at(path: Path, steps: int) -> int | None:
+    """The units of the newest checkpoint if the run in this folder ended with it, at `steps` or later."""
+    from rlcls.runs.checkpoint import load
+
+    newest, _ = load(path, replay=False)
+    ended = newest is not None and newest.steps >= steps and not newest.counters["unfinished"]
+    return newest.steps if newest and ended else None
 
 
 def _last_checkpoint(path: Path) -> str:

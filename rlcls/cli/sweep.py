@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from rlcls._errors import UserError, nearest, one_line
@@ -50,7 +51,7 @@ def run_each(commands: list[list[str]]) -> int:
         print(f"[{number}/{len(commands)}] python -m rlcls.train {shlex.join(overrides)}", flush=True)
         process = subprocess.Popen([sys.executable, "-m", "rlcls.train", *overrides])
         # A terminal sends Ctrl-C to the run too; a signal to this process alone is passed on.
-        passed_on = {
+        passed_on: dict[int, Callable[[], object]] = {
             number: functools.partial(process.send_signal, number)
             for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
         }

@@ -109,14 +109,14 @@ class Checkpoints:
         Args:
           replay: whether the run goes on with the checkpoint's segments; otherwise they may be missing.
         """
-        remarks = _tidy(self._run_dir / FOLDER)
-        checkpoint, damages = load(self._run_dir, replay=replay)
+        left = _tidy(self._run_dir / FOLDER)
+        checkpoint, remarks = load(self._run_dir, replay=replay)
         if checkpoint:
             for folder in folders(self._run_dir):
                 if folder.name > checkpoint.folder.name:
-                    damages += _discard(folder)
+                    remarks += _discard(folder)
             self._segments = checkpoint.segments if replay else []
-        return checkpoint, remarks + damages
+        return checkpoint, remarks + left
 
     def save(
         self,
@@ -307,7 +307,7 @@ def _choose(run_dir: Path, wanted: str) -> tuple[Checkpoint, list[str]]:
         wanted = str(best["steps"])
     existing = {str(int(folder.name)): folder for folder in folders(run_dir)}
     if wanted not in existing:
-        raise UserError(f"{run_dir} has no checkpoint {wanted} ({', '.join(['latest', 'best', *existing])})")
+        raise UserError(f"{run_dir} has no checkpoint {wanted} ({', '.join(['latest', *existing])})")
     try:
         return open_whole(run_dir, existing[wanted], replay=False), remarks
     except DAMAGED as error:

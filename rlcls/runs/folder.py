@@ -171,7 +171,7 @@ def read_config(run_dir: Path) -> DictConfig:
         config = OmegaConf.load(path)
         values = OmegaConf.to_container(config, resolve=True)
     except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
+        mark = getattr(error, "context_mark", None) or getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark else ""
         raise UserError(f"cannot read {path}: {one_line(error)}{line}; {_REMEDY}") from error
     except OmegaConfBaseException as error:

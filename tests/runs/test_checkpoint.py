@@ -264,7 +264,7 @@ def test_a_checkpoint_that_training_takes_away_meanwhile_is_read_from_the_next_o
 
     monkeypatch.setattr(checkpoint.Checkpoint, "tree", tree)
     if wanted == "20":
-        with pytest.raises(UserError, match=r"has no checkpoint 20 \(latest, best, 30, 40\)"):
+        with pytest.raises(UserError, match=r"has no checkpoint 20 \(latest, 30, 40\)"):
             checkpoint.read(run_dir, wanted, TREE)
     else:
         newest, _, remarks = checkpoint.read(run_dir, wanted, TREE)

@@ -2,15 +2,19 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
+import textwrap
 import types
+from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from rlcls import evaluate, plot, train
+from rlcls import evaluate, plot, train, trained
 from rlcls._errors import UserError
 from rlcls.runs import Checkpoints, Metrics, checkpoint, folder, metrics
 
@@ -242,6 +246,8 @@ def test_a_run_that_has_nothing_to_do_writes_nothing(call, run_dir):
         code, out, _ = call(train, *SHORT, "run_dir=run", f"steps={steps}")
         assert code == 0 and "is finished" in out
     assert contents(run_dir) == before
+    shutil.rmtree(run_dir / "replay")
+    assert "is finished" in call(train, *SHORT, "run_dir=run")[1]
 
 
 def test_every_name_that_can_be_printed_is_a_run_folder(call, tmp_path):
@@ -290,8 +296,7 @@ def test_wandb_without_an_account_leaves_no_folder_that_blocks(call, tmp_path, m
     assert call(train, *arguments, "seed=5")[0] == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
-def test_a_signal_at_a_checkpoint_saves_once_and_ends_the_run(number, call, tmp_path, monkeypatch):
+def test_a_signal_at_a_checkpoint_saves_once_and_ends_the_run(call, tmp_path, monkeypatch):
     saves, save, write = [], Checkpoints.save, Metrics.write
 
     def counted(self, steps, *arguments, **options):
@@ -306,7 +311,7 @@ def test_a_signal_at_a_checkpoint_saves_once_and_ends_the_run(number, call, tmp_
 
     monkeypatch.setattr(Checkpoints, "save", counted)
     monkeypatch.setattr(Metrics, "write", interrupting)
-    for stop_at, checkpoints in ((200, [200]), (300, [200, 300])):
+    for number, stop_at, checkpoints in ((signal.SIGHUP, 200, [200]), (signal.SIGUSR1, 300, [200, 300])):
         code, out, _ = call(train, *SHORT, "run_dir=run")
         assert code == 128 + number and f"stopped by {number.name} at agent step {stop_at} and saved" in out
         assert saves == checkpoints and checkpoint.load(tmp_path / "run")[0].steps == stop_at
@@ -327,3 +332,38 @@ def test_the_best_checkpoint_and_every_so_many_stay(call, tmp_path, monkeypatch)
     assert call(train, *SHORT, *options, "steps=700")[0] == 0
     assert [int(path.name) for path in checkpoint.folders(tmp_path / "run")] == [400, 700]
     assert checkpoint.load(tmp_path / "run")[0].counters["best"] == {"steps": 700, "return_mean": 4.0}
+
+
+def test_evaluations_with_other_options_stand_side_by_side(call, run_dir):
+    for options in (
+        [],
+        ["eval.episodes=3"],
+        ["seed=7"],
+        ["eval.episodes=3", "checkpoint=400"],
+        ["eval.episodes=3"],
+    ):
+        assert call(evaluate, "run=run", *options)[0] == 0
+    results = {path.name: json.loads(path.read_text()) for path in (run_dir / "evaluations").iterdir()}
+    assert results.keys() == {"600.json", "600_episodes=3.json", "600_seed=7.json", "400_episodes=3.json"}
+    assert results["600.json"]["episodes"] == 2 and results["600_episodes=3.json"]["episodes"] == 3
+    assert call(evaluate, "run=run", "eval.episodes=2", "seed=0", "device=cpu")[1].endswith(
+        "600_device=cpu.json\n"
+    )
+    only = "only Atari games have protocols, and this is none"
+    refused(call(evaluate, "run=run", "env.protocol=nature"), f"env.protocol=nature: {only}")
+
+
+def test_trained_weights_are_loaded_in_three_lines_of_python(run_dir, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs/runs.md").read_text()
+    (lines,) = re.findall(r"^(?:    .*\n)*    agent, acting, spec = .*\n(?:    .*\n)*", page, flags=re.M)
+    monkeypatch.chdir(run_dir.parent)
+    observations = np.zeros((5, 1), np.float32)
+    names = {"observations": observations}
+    exec(re.sub(r'"runs/[^"]*"', '"run"', textwrap.dedent(lines)), names)
+    actions, spec = names["actions"], names["spec"]
+    assert actions.shape == (5, *spec.action.shape) and observations.shape[1:] == spec.observation.shape
+    saved = checkpoint.load(run_dir)[0].tree({"acting": names["acting"]})["acting"]
+    values = names["agent"].q_values(saved, observations)
+    np.testing.assert_array_equal(actions, np.argmax(values, axis=-1))
+    with pytest.raises(UserError, match=r"run has no checkpoint 7 \(latest, 400, 600\)"):
+        trained.load("run", 7)
