@@ -38,7 +38,7 @@ FOLDER, MANIFEST = "checkpoints", "manifest.json"
 RECORD = "last_checkpoint.json"
 """A file in the run folder that says that a checkpoint was written, and when."""
 _TREE, _ARRAYS, _COUNTERS = "tree", "arrays.npz.zst", "counters.json"
-_ATTEMPTS = 100  # choices of a checkpoint that training may take away while it is read
+_ATTEMPTS = 100  # at reading a checkpoint while training removes and replaces checkpoints
 
 
 class Checkpoint(NamedTuple):
