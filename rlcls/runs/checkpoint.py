@@ -345,7 +345,7 @@ def _is_permanent(folder: Path) -> bool:
         return False  # its removal was cut short
     try:
         return bool(json.loads((folder / MANIFEST).read_text()).get("permanent"))
-    except (*DAMAGED, AttributeError):
+    except DAMAGED:
         return True
 
 

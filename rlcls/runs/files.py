@@ -13,7 +13,7 @@ import numpy as np
 
 from rlcls._errors import UserError
 
-DAMAGED = (OSError, ValueError, KeyError, TypeError)
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """Reading a damaged file may raise these."""
 
 

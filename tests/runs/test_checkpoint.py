@@ -81,6 +81,13 @@ def test_damage_to_any_file_of_a_checkpoint_is_seen(two):
     assert checkpoint.load(run_dir)[0].steps == 20
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"parts": []}', '{"parts": {"a": 1}}'])
+def test_a_manifest_of_something_else_is_damage(text, two):
+    run_dir, _, _ = two
+    (run_dir / f"checkpoints/{20:012d}/manifest.json").write_text(text)
+    assert Checkpoints(run_dir, 2).resume()[0].steps == 10
+
+
 def test_the_last_one_damaged_leaves_none_and_is_not_said_to_have_one_before(two):
     run_dir, _, _ = two
     for path in run_dir.glob("checkpoints/*/counters.json"):
