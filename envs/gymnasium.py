@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from jaxtyping import Bool, Float32, Integer, PyTree, Shaped
 
-from rlcls._errors import UserError, nearest
+from rlcls._errors import UserError, nearest, one_line
 from rlcls.spec import Spec
 
 from .base import observation_dtype, reset_arguments, spec_from_spaces
@@ -159,9 +159,9 @@ def make(id: str, num_envs: int = 1, **kwargs: Any) -> GymnasiumEnv:
     except gymnasium.error.DependencyNotInstalled as error:
         extra = re.search(r"gymnasium\[\w+\]", str(error))
         needs = f'pip install "{extra[0]}"' if extra else "another package"
-        raise UserError(f"{id} needs {needs} ({_first_line(error)})") from None
+        raise UserError(f"{id} needs {needs} ({one_line(error)})") from None
     except (gymnasium.error.Error, ImportError, TypeError, ValueError) as error:
-        raise UserError(f"{id} cannot be made: {_first_line(error)}") from error
+        raise UserError(f"{id} cannot be made: {one_line(error)}") from error
 
 
 def _converted(observations: Any) -> Any:
@@ -202,7 +202,3 @@ def _counted_from_zero(space: gymnasium.Space) -> gymnasium.Space:
 def _is_channels_last(shape: tuple[int, ...]) -> bool:
     """Whether `shape` is [H, W, C]; [4, 84, 84] is not."""
     return len(shape) == 3 and shape[-1] in (1, 3, 4) and min(shape[:2]) > shape[-1]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -11,6 +11,12 @@ class UserError(Exception):
     """A mistake in what the user asked for. The message is one line; a command prints it and exits with 2."""
 
 
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message that is not blank; the name of its class if there is none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 def check_choice(what: str, value: Any, choices: Iterable[Any]) -> None:
     """Raises a ValueError, which calls the value `what`, if it is none of the choices."""
     choices = list(choices)

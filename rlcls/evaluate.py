@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rlcls._errors import UserError, command
-from rlcls.cli.arguments import parse
+from rlcls._errors import UserError, command, nearest
+from rlcls.cli.arguments import DEVICES, parse
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from rlcls.evaluation import EpisodeEvaluator, Evaluation
     from rlcls.runs.checkpoint import Checkpoint
 
-_OPTIONS = ("run", "eval.episodes", "checkpoint", "video")
+_OPTIONS = ("run", "checkpoint", "seed", "eval.episodes", "eval.epsilon", "env.protocol", "device", "video")
 _HELP = """Plays whole episodes with the agents of one or more runs, under the evaluation protocol.
 
 usage: python -m rlcls.evaluate run=RUN_FOLDER[,RUN_FOLDER ...] [name=value ...]
        python -m rlcls.evaluate RUN_FOLDER [RUN_FOLDER ...] [name=value ...]
 
 run=FOLDER        the run folder, or several with commas between them
+checkpoint=STEP   the checkpoint to load: latest (the default), best, or its agent steps (offline: updates)
+seed=N            seed of the environments and of the random actions; default: the run's
 eval.episodes=N   number of episodes; default: the run's own number
-checkpoint=STEP   the checkpoint to load, named by its agent steps (offline: updates); default: latest
+eval.epsilon=P    probability of a random action; default: the run's
+env.protocol=NAME the rules of an Atari game; default: the run's
+device=NAME       cpu, gpu or tpu; default: the fastest that JAX finds
 video=FILE.mp4    films the first episode; video=true puts the film into the run folder's videos/
 
-The result is printed, several runs in one table at the end, and stored in each run folder's evaluations/."""
+The result is printed, several runs in one table at the end, and stored in each run folder's evaluations/, in a file
+named by the checkpoint and by the options that are not the run's own."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,8 +60,7 @@ def _command(argv: list[str]) -> int:
         raise UserError(
             f"video={video} is one film, and there are {len(run_dirs)} runs; video=true films each"
         )
-
-    episodes = _positive(options["eval.episodes"]) if "eval.episodes" in options else None
+    settings, wanted = _settings(options), options.get("checkpoint", "latest")
 
     from rlcls.runs import read_config
 
@@ -60,7 +69,7 @@ def _command(argv: list[str]) -> int:
     rows: list[dict[str, str]] = []
     try:
         for run_dir in run_dirs:
-            rows.append({"run": str(run_dir), **_evaluate(run_dir, options, episodes, video)})
+            rows.append({"run": str(run_dir), **_evaluate(run_dir, settings, wanted, video)})
     finally:
         if len(run_dirs) > 1 and rows:
             print(_table(rows))
@@ -73,57 +82,67 @@ def _run_dirs(text: str) -> list[Path]:
     return [Path(name) for name in names if name]
 
 
-def _evaluate(run_dir: Path, options: dict[str, str], episodes: int | None, video: str) -> dict[str, str]:
-    """Evaluates one run and stores the result; returns the cells of its row in a table."""
+def _evaluate(run_dir: Path, settings: Mapping[str, Any], wanted: str, video: str) -> dict[str, str]:
+    """Evaluates one run and stores the result; returns the cells of its row in a table.
+
+    Args:
+      run_dir: the run folder.
+      settings: values of options that replace the run's own, from `_settings`.
+      wanted: the checkpoint.
+      video: the option of that name.
+    """
     from rlcls.cli import build
     from rlcls.evaluation.film import can_be_filmed, film
-    from rlcls.runs import Progress, read_config
+    from rlcls.runs import Progress, checkpoint, read_config
     from rlcls.runs.files import replacing
     from rlcls.runs.progress import header, phase
     from rlcls.training import xla
 
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of files that training removes meanwhile
     config = read_config(run_dir)
-    if episodes:
-        config.eval.episodes = episodes
-    checkpoint = _checkpoint(run_dir, options.get("checkpoint", "latest"))
-    xla.choose_device(None)
+    changed = _change(config, settings)
+    xla.choose_device(settings.get("device"))
     xla.cache_compilations()
-    if "num_envs" in config.env:
-        config.env.num_envs = 1  # this environment only states its observations and actions
     with contextlib.ExitStack() as stack:
-        env = stack.enter_context(contextlib.closing(build.environment(config)))
+        env = stack.enter_context(contextlib.closing(build.one_environment(config)))
         agent = build.agent(config, env.spec)
         evaluator = build.episode_evaluator(config, agent, env)
         stack.callback(evaluator.close)
+        like = {"acting": build.acting_like(config, agent)}
+        with phase("reading the checkpoint"):
+            chosen, tree, remarks = checkpoint.read(run_dir, wanted, like)
+        for line in remarks:
+            print(f"note: {line}", file=sys.stderr)
         if video != "false" and not can_be_filmed(evaluator.env):
             raise UserError(f"video={video}: {env.name} cannot be filmed")
-        unit = "agent step" if "agent_steps" in checkpoint.counters["counts"] else "update"
+        unit = "agent step" if "agent_steps" in chosen.counters["counts"] else "update"
         rows = {
             "game": env.name,
             "protocol": evaluator.env.describe(),
             "epsilon": f"{evaluator.epsilon:g}",
             "network": build.describe_network(config, agent),
             "run folder": str(run_dir),
-            "checkpoint": f"{unit} {checkpoint.steps:,}",
+            "checkpoint": f"{unit} {chosen.steps:,}",
         }
         header({name: value for name, value in rows.items() if value})
 
-        with phase("reading the checkpoint"):
-            acting = checkpoint.tree({"acting": build.acting_like(config, agent)})["acting"]
-        number = checkpoint.counters["number"]
+        number = chosen.counters["number"]
         first_actions: list[int] = []  # of the first environment, to be filmed
         with Progress(evaluator.episodes, unit="episodes") as progress:
             result = evaluator.play(
-                acting,
+                tree["acting"],
                 number,
                 lambda done, total: progress.update(done),
                 record=None if video == "false" else lambda actions: first_actions.append(int(actions[0])),
             )
         cells = _cells(result, evaluator.env.frame_skip)
         print(_table([cells]))
-        print(_store(run_dir, env.name, evaluator, checkpoint, result))
+        stem = "_".join([str(chosen.steps), *(f"{name}={value}" for name, value in changed.items())])
+        print(
+            _store(run_dir / "evaluations" / f"{stem}.json", env.name, config.seed, evaluator, chosen, result)
+        )
         if video != "false":
-            path = run_dir / "videos" / f"{checkpoint.steps}.mp4" if video == "true" else Path(video)
+            path = run_dir / "videos" / f"{stem}.mp4" if video == "true" else Path(video)
             if video == "true":
                 path.parent.mkdir(exist_ok=True)
             actions = first_actions[: result.lengths[0]]
@@ -138,31 +157,46 @@ def _evaluate(run_dir: Path, options: dict[str, str], episodes: int | None, vide
     return cells
 
 
-def _positive(text: str) -> int:
-    if not (text.isdecimal() and int(text) > 0):
-        raise UserError(f"eval.episodes={text} must be a whole number of at least 1")
-    return int(text)
+def _settings(options: Mapping[str, str]) -> dict[str, Any]:
+    """The values of those options that replace the run's own."""
+    settings: dict[str, Any] = {}
+    for name, least, most in (("seed", 0, 2**32 - 1), ("eval.episodes", 1, 10**9)):
+        if name in options:
+            text = options[name]
+            if not (text.isdecimal() and least <= int(text) <= most):
+                raise UserError(f"{name}={text} must be a whole number between {least} and {most}")
+            settings[name] = int(text)
+    if "eval.epsilon" in options:
+        try:
+            epsilon = float(options["eval.epsilon"])
+        except ValueError:
+            epsilon = math.nan
+        if not 0 <= epsilon <= 1:
+            raise UserError(f"eval.epsilon={options['eval.epsilon']} must be a number between 0 and 1")
+        settings["eval.epsilon"] = epsilon
+    if "env.protocol" in options:
+        settings["env.protocol"] = options["env.protocol"]
+    if "device" in options:
+        if options["device"] not in DEVICES:
+            raise UserError(f"unknown device {options['device']!r}{nearest(options['device'], DEVICES)}")
+        settings["device"] = options["device"]
+    return settings
 
 
-def _checkpoint(run_dir: Path, wanted: str) -> Checkpoint:
-    from rlcls.runs import checkpoint
-    from rlcls.runs.files import DAMAGED
+def _change(config: DictConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts settings into a run's configuration; returns those that change it, by the last word of their names."""
+    from omegaconf import OmegaConf
 
-    if wanted == "latest":
-        newest, remarks = checkpoint.load(run_dir)
-        for line in remarks:
-            print(f"note: {line}", file=sys.stderr)
-        if newest is None:
-            raise UserError(f"{run_dir} has no checkpoint yet")
-        return newest
-    folders = {str(int(folder.name)): folder for folder in checkpoint.folders(run_dir)}
-    if wanted not in folders:
-        existing = ", ".join(["latest", *folders])
-        raise UserError(f"{run_dir} has no checkpoint {wanted} ({existing})")
-    try:
-        return checkpoint.open_whole(run_dir, folders[wanted])
-    except DAMAGED as error:
-        raise UserError(f"checkpoint {folders[wanted]} is damaged ({error})") from error
+    if "env.protocol" in settings and "protocol" not in config.env:
+        raise UserError(
+            f"env.protocol={settings['env.protocol']}: only Atari games have protocols, and this is none"
+        )
+    changed = {}
+    for name, value in settings.items():
+        if OmegaConf.select(config, name) != value:
+            OmegaConf.update(config, name, value, force_add=True)
+            changed[name.rpartition(".")[2]] = value
+    return changed
 
 
 def _cells(result: Evaluation, frame_skip: int) -> dict[str, str]:
@@ -194,17 +228,22 @@ def _table(rows: list[dict[str, str]]) -> str:
 
 
 def _store(
-    run_dir: Path, name: str, evaluator: EpisodeEvaluator, checkpoint: Checkpoint, result: Evaluation
+    path: Path,
+    name: str,
+    seed: int,
+    evaluator: EpisodeEvaluator,
+    checkpoint: Checkpoint,
+    result: Evaluation,
 ) -> Path:
-    """Writes the result into the run folder, with everything that it depends on."""
+    """Writes the result, with everything that it depends on."""
     from rlcls.runs.files import write_text
     from rlcls.runs.folder import facts
 
-    path = run_dir / "evaluations" / f"{checkpoint.steps}.json"
     content = {
         "agent_steps": checkpoint.counters["counts"].get("agent_steps"),
         "game": name,
         "protocol": evaluator.env.facts(),
+        "seed": seed,
         "epsilon": evaluator.epsilon,
         "episodes": len(result.returns),
         **result.summary(),

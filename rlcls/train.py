@@ -55,8 +55,8 @@ def _command(argv: list[str]) -> int:
 
 def _train(config: DictConfig) -> int:
     from rlcls.cli import build, clipping
-    from rlcls.runs import Checkpoints, Metrics, Progress, RunFolder, run
-    from rlcls.runs.metrics import check_wandb
+    from rlcls.runs import Checkpoints, Metrics, Progress, RunFolder, run, start
+    from rlcls.runs.metrics import WandB, check_wandb
     from rlcls.runs.progress import phase
     from rlcls.runs.run import last_shown
     from rlcls.runs.signals import collected
@@ -81,30 +81,32 @@ def _train(config: DictConfig) -> int:
         folder = RunFolder(path, options, environment=env.name, protocol=env.facts())
         stack.enter_context(folder)
         received = stack.enter_context(collected())
-        for remark in folder.remarks:
-            print(f"note: {remark}", file=sys.stderr)
-        checkpoints = Checkpoints(folder.path, config.checkpoint.keep)
-        with phase("reading the checkpoint"):
-            checkpoint, remarks = checkpoints.resume()
-        for line in remarks:
-            print(f"note: {line}", file=sys.stderr)
-        if remarks and not checkpoint:
-            print(f"note: no checkpoint of {folder.path} is whole: the run begins again", file=sys.stderr)
         unit = loop.unit.replace("_", " ")
-        unfinished = checkpoint.counters["unfinished"] if checkpoint else []
-        if checkpoint and checkpoint.steps >= config.steps and not unfinished:
+        if steps := _finished_at(folder.path, config.steps):
             print(
-                f"{folder.path} is finished: it has {checkpoint.steps:,} of {config.steps:,} {unit}; "
+                f"{folder.path} is finished: it has {steps:,} of {config.steps:,} {unit}; "
                 "give a larger steps= to continue"
             )
             return 0
+        checkpoints = Checkpoints(folder.path, config.checkpoint.keep)
+        with phase("reading the checkpoint"):
+            checkpoint, replay, position, remarks = start(folder, checkpoints, config.resume)
+        for line in [*(folder.remarks if checkpoint else []), *remarks]:
+            print(f"note: {line}", file=sys.stderr)
+        unfinished = checkpoint.counters["unfinished"] if checkpoint else []
+        wandb = None
+        if config.logging.wandb:
+            run_id = position["wandb"] if position else None
+            wandb = WandB(folder.path, config.logging.wandb, unit=loop.unit, run_id=run_id, config=options)
+            stack.callback(wandb.close)
+        folder.record()
         with phase("compiling"):
             seconds = loop.warm_up(config.steps)  # of one unit
         if checkpoint:
             print(f"resuming {folder.path} at {unit[:-1]} {checkpoint.steps:,}", flush=True)
             fresh = loop.save()
             with phase("reading the checkpoint"):
-                saved = checkpoint.saved(fresh.tree, fresh.rows)
+                saved = checkpoint.saved(fresh.tree, fresh.rows if replay else None)
             with phase("replaying actions") as tick:
                 loop.restore(saved, tick)
         _header(config, loop, env, agent, device, folder.path, seconds)
@@ -112,16 +114,18 @@ def _train(config: DictConfig) -> int:
             folder.path,
             unit=loop.unit,
             tensorboard=config.logging.tensorboard,
-            wandb=config.logging.wandb,
-            position=checkpoint.counters["metrics"] if checkpoint else None,
+            wandb=wandb,
+            position=position,
         )
         stack.enter_context(contextlib.closing(metrics))
-        start = loop.counts[loop.unit]
+        if not replay:
+            metrics.write("refill", loop.counts)
+        first = loop.counts[loop.unit]
         # Programs compile once more for the arrays of a checkpoint, so the first steps after a resume are slow.
-        resumed_from = start + config.logging.every if checkpoint else 0
+        resumed_from = first + config.logging.every if checkpoint else 0
         progress = Progress(
             config.steps,
-            start=start,
+            start=first,
             steady_from=max(resumed_from, 0 if data else config.replay.get("min_size", 0)),
             expected_pace=seconds,
             unit=unit,
@@ -136,16 +140,18 @@ def _train(config: DictConfig) -> int:
                     metrics=metrics,
                     checkpoints=checkpoints,
                     checkpoint_every=config.checkpoint.every,
+                    keep_every=config.checkpoint.keep_every,
+                    keep_best=config.checkpoint.keep_best,
                     stopped=lambda: bool(received),
                     unfinished=unfinished,
+                    best=checkpoint.counters.get("best") if checkpoint else None,
                     progress=progress,
                     shown=last_shown(folder.path) if checkpoint else None,
                     widen=lambda: clipping.advice(config, getattr(loop, "replay", None)),
                 )
         except Diverged as error:
             raise UserError(f"{error}; {_last_checkpoint(folder.path)}") from error
-        picture = _picture(folder.path)
-        print(f"{_outcome(loop, config.steps, received)}; learning curve: {picture}")
+        print(f"{_outcome(loop, config.steps, received)}{_picture(folder.path)}")
         return 128 + received[0] if received else 0
 
 
@@ -187,6 +193,15 @@ def _head_line(config: DictConfig) -> str:
     return " ".join([config.choices.loss, *(f"{name}={value}" for name, value in options.items())])
 
 
+def _finished_at(path: Path, steps: int) -> int | None:
+    """The units of the newest checkpoint if the run in this folder ended with it, at `steps` or later."""
+    from rlcls.runs.checkpoint import load
+
+    newest, _ = load(path, replay=False)
+    ended = newest is not None and newest.steps >= steps and not newest.counters["unfinished"]
+    return newest.steps if newest and ended else None
+
+
 def _last_checkpoint(path: Path) -> str:
     from rlcls.runs.checkpoint import folders
 
@@ -194,12 +209,16 @@ def _last_checkpoint(path: Path) -> str:
     return f"{existing[-1]} is the last good checkpoint" if existing else "there was no checkpoint yet"
 
 
-def _picture(path: Path) -> Path:
+def _picture(path: Path) -> str:
+    """Draws the learning curve; the end of a sentence that says where, or why there is none."""
     from rlcls.plotting.curves import learning_curve
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return learning_curve(path)
+        try:
+            return f"; learning curve: {learning_curve(path)}"
+        except UserError as error:
+            return f"; no learning curve: {error}"
 
 
 def _outcome(loop: Loop, steps: int, received: list[int]) -> str:

@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from rlcls._errors import UserError, nearest
 
+DEVICES = ("cpu", "gpu", "tpu")
+"""What the option device= can be."""
+
 
 class Arguments(NamedTuple):
     """The arguments of a command.

@@ -13,15 +13,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from rlcls import networks
-from rlcls._errors import UserError
+from rlcls._errors import UserError, one_line
 from rlcls.agents.base import Agent
 from rlcls.envs.base import HostEnv, as_host_env
 from rlcls.evaluation import EpisodeEvaluator, Periodic
 from rlcls.runs.identity import identity
 from rlcls.spec import Spec
 from rlcls.training.loop import Dataset, Loop
-
-from .compose import one_line
 
 # Hydra 1.4 asks which targets may run: here it is any, since a class of one's own is the user's own code.
 _UNCHECKED = getattr(hydra.utils, "UNSAFE_DISABLE_EXECUTION_CHECKS", None)
@@ -59,6 +57,13 @@ def environment(config: DictConfig) -> HostEnv:
         return build(OmegaConf.create({"env": {**config.env, "num_envs": num_envs}}), "env")
 
     return as_host_env(build(config, "env"), make)
+
+
+def one_environment(config: DictConfig) -> HostEnv:
+    """One environment of a run, which states what its agent observes and does."""
+    if "num_envs" in config.env:
+        config.env.num_envs = 1
+    return environment(config)
 
 
 def agent(config: DictConfig, spec: Spec) -> Agent[Any]:

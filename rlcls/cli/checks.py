@@ -11,10 +11,11 @@ from typing import Any
 
 from rlcls._errors import UserError, nearest
 from rlcls.runs.identity import leaves, plain
+from rlcls.runs.start import CHOICES as RESUMES
 
+from .arguments import DEVICES
 from .help import GROUPS
 
-_DEVICES = ("cpu", "gpu", "tpu")
 # The kind of a value cannot be seen where the YAML says null.
 _KIND_BESIDES_NULL: dict[str, type] = {
     "agent.optimizer.momentum": float,
@@ -23,6 +24,7 @@ _KIND_BESIDES_NULL: dict[str, type] = {
     "data._target_": str,
     "device": str,
     "run_dir": str,
+    "resume": str,
     "eval.epsilon": float,
     "logging.wandb": str,
 }
@@ -30,7 +32,7 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 # Sections whose options their constructors take: an option that is left out there has the constructor's default.
 _SECTIONS = (*(group for group in GROUPS if "/" not in group), "training", "replay", "exploration")
 
-_KINDS_OF_LINES = ("train", "eval", "episode", "diagnostics")
+_KINDS_OF_LINES = ("train", "eval", "episode", "diagnostics", "refill")
 
 # Option, what holds for a possible value, and the words for it.
 _Rule = tuple[str, Callable[[Any], bool], str]
@@ -42,7 +44,7 @@ def _at_least(least: float, *options: str) -> list[_Rule]:
 
 _RULES: list[_Rule] = [
     *_at_least(1, "steps", "checkpoint.every", "checkpoint.keep", "logging.every", "diagnostics.batch_size"),
-    *_at_least(0, "diagnostics.every", "eval.every"),
+    *_at_least(0, "diagnostics.every", "eval.every", "checkpoint.keep_every"),
     # jax.random.key takes 32 bits, and would make two seeds one.
     ("seed", lambda value: 0 <= value < 2**32, f"between 0 and {2**32 - 1}"),
     ("game", lambda name: name != "", "a name"),
@@ -73,8 +75,10 @@ def check(config: dict[str, Any], known: dict[str, Any]) -> None:
         value = values.get(option)
         if value is not None and not holds(value):
             raise UserError(f"{option}: expected {words}, not {_show(value)}")
-    if values["device"] not in (None, *_DEVICES):
-        raise UserError(f"unknown device {values['device']!r}" + nearest(values["device"], _DEVICES))
+    if values["device"] not in (None, *DEVICES):
+        raise UserError(f"unknown device {values['device']!r}" + nearest(values["device"], DEVICES))
+    if values["resume"] not in (None, *RESUMES):
+        raise UserError(f"unknown resume {values['resume']!r}" + nearest(values["resume"], RESUMES))
     for name, evaluator in config["evals"].items():
         if not isinstance(evaluator, Mapping) or not {"_target_", "every"} <= evaluator.keys():
             raise UserError(f"evals.{name}: an evaluator needs evals.{name}._target_ and evals.{name}.every")

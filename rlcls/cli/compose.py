@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlcls._errors import UserError, nearest
+from rlcls._errors import UserError, nearest, one_line
 from rlcls.runs.identity import leaves
 
 from . import checks, help
@@ -131,12 +131,6 @@ def expand(argv: list[str]) -> list[list[str]]:
     for command in commands:
         compose(command)
     return commands
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an error's message that is not blank."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def configs() -> contextlib.AbstractContextManager[Any]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from rlcls._errors import UserError, nearest
+from rlcls._errors import UserError, nearest, one_line
 from rlcls.runs.signals import collected
 
-from .compose import configs, one_line
+from .compose import configs
 
 _OPTION = "hydra/launcher"
 # A run has a folder of its own, so Hydra writes only what a cluster's queue needs.
@@ -49,7 +51,11 @@ def run_each(commands: list[list[str]]) -> int:
         print(f"[{number}/{len(commands)}] python -m rlcls.train {shlex.join(overrides)}", flush=True)
         process = subprocess.Popen([sys.executable, "-m", "rlcls.train", *overrides])
         # A terminal sends Ctrl-C to the run too; a signal to this process alone is passed on.
-        with collected({signal.SIGTERM: process.terminate}) as received:
+        passed_on: dict[int, Callable[[], object]] = {
+            number: functools.partial(process.send_signal, number)
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+        }
+        with collected(passed_on) as received:
             code = process.wait()
         if code or received:
             return 128 - code if code < 0 else code or 128 + received[0]

@@ -244,7 +244,9 @@ def _draw_returns(axes: "Axes", run: Run, colour: str) -> None:
         label="training, mean of 20 episodes",
     )
     steps, mean = run.smoothed("eval", "return_mean")
-    _, spread = run.smoothed("eval", "return_std")
+    deviations = dict(zip(*run.smoothed("eval", "return_std"), strict=True))
+    # An evaluator of the user's own may give no deviation.
+    spread = np.array([deviations.get(step, 0.0) for step in steps])
     axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0)
     axes.plot(steps, mean, "o-", color=colour, markersize=4, label="evaluation, mean and standard deviation")
     axes.set(xlabel=run.unit, ylabel="return" + (f", mean of {run.smooth} points" if run.smooth > 1 else ""))

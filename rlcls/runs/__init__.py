@@ -5,5 +5,16 @@ from .folder import RunFolder, read_config
 from .metrics import Metrics
 from .progress import Progress
 from .run import run
+from .start import Start, start
 
-__all__ = ["Checkpoint", "Checkpoints", "Metrics", "Progress", "RunFolder", "read_config", "run"]
+__all__ = [
+    "Checkpoint",
+    "Checkpoints",
+    "Metrics",
+    "Progress",
+    "RunFolder",
+    "Start",
+    "read_config",
+    "run",
+    "start",
+]

@@ -3,8 +3,11 @@
 A checkpoint is a folder `checkpoints/<steps>`, named by the loop's units so far (agent steps, or updates). Its
 `manifest.json` lists every file that it consists of, with size and SHA-256: the tree that Orbax wrote, the small
 arrays and counters, and the replay's segments, which lie in `replay/` and are shared between checkpoints. Everything
-is on the disk before the folder gets its name, a segment is removed only when no kept checkpoint lists it, and files
-that do not match their manifest are never read.
+is read back and on the disk before the folder gets its name, files that do not match their manifest are never read,
+and files that are not a checkpoint's are left alone.
+
+The newest `keep` checkpoints keep their segments, so that a run can go on from them. Older ones are kept if they are
+permanent or the best so far. Their segments go, so what acts can be read from them and the replay cannot.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,15 +27,18 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from rlcls._errors import UserError
+from rlcls._errors import UserError, one_line
 from rlcls.training.loop import Rows, Saved
 
 from . import segments
-from .files import DAMAGED, Seal, pack, sync, unpack
+from .files import DAMAGED, NotAsWritten, Seal, pack, sync, unpack, write_text
 from .segments import Segment
 
 FOLDER, MANIFEST = "checkpoints", "manifest.json"
+RECORD = "last_checkpoint.json"
+"""A file in the run folder that says that a checkpoint was written, and when."""
 _TREE, _ARRAYS, _COUNTERS = "tree", "arrays.npz.zst", "counters.json"
+_ATTEMPTS = 100  # at reading a checkpoint while training removes and replaces checkpoints
 
 
 class Checkpoint(NamedTuple):
@@ -43,7 +50,6 @@ class Checkpoint(NamedTuple):
       counters: JSON-able values: those of the loop under "loop", others of the run.
       arrays: small arrays by name.
       segments: files of rows, oldest first.
-      parts: size and SHA-256 of every file that it consists of, by its path in the run folder.
     """
 
     folder: Path
@@ -51,29 +57,32 @@ class Checkpoint(NamedTuple):
     counters: dict[str, Any]
     arrays: dict[str, np.ndarray]
     segments: list[Segment]
-    parts: dict[str, Seal]
 
     def tree(self, like: PyTree) -> PyTree:
         """The saved tree, or the part of it that `like` has, with the shapes, dtypes and shardings of `like`.
 
         Args:
           like: a pytree of arrays or `jax.ShapeDtypeStruct`s. Entries of dicts may be missing.
+
+        Raises:
+          UserError: the tree has no such part, or one of other shapes.
         """
         import orbax.checkpoint as ocp
 
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        options = ocp.args.PyTreeRestore(
-            wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
-        )
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            return checkpointer.restore((self.folder / _TREE).resolve(), args=options)
+        with _orbax(self.folder) as (checkpointer, path):
+            _check_shapes(checkpointer.metadata(path).item_metadata.tree, wanted, self.folder)
+            options = ocp.args.PyTreeRestore(
+                wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+            )
+            return checkpointer.restore(path, args=options)
 
     def saved(self, like: PyTree, rows: Rows | None) -> Saved:
         """Everything that the loop saved, for its `restore`.
 
         Args:
           like: structure, shapes and dtypes of the tree, from `Loop.save` of a fresh loop.
-          rows: where the rows are written, of a fresh loop.
+          rows: where the rows are written, of a fresh loop; None leaves the rows out.
         """
         if rows is not None:
             segments.read(self.segments, rows)
@@ -85,7 +94,7 @@ class Checkpoints:
 
     Args:
       run_dir: the run folder.
-      keep: checkpoints kept, at least 1.
+      keep: newest checkpoints kept, at least 1.
     """
 
     def __init__(self, run_dir: Path, keep: int):
@@ -93,29 +102,46 @@ class Checkpoints:
             raise ValueError(f"keep must be at least 1, not {keep}")
         self._run_dir, self._keep = run_dir, keep
         self._segments: list[Segment] = []  # of the newest checkpoint
-        self._parts: dict[str, Seal] = {}
 
-    def resume(self) -> tuple[Checkpoint | None, list[str]]:
-        """As `load`. Damaged checkpoints are removed, so that no later one shares their files."""
-        _tidy(self._run_dir / FOLDER)
-        checkpoint, remarks = load(self._run_dir)
-        for folder in folders(self._run_dir):
-            if checkpoint is None or folder.name > checkpoint.folder.name:
-                _discard(folder)
+    def resume(self, *, replay: bool = True) -> tuple[Checkpoint | None, list[str]]:
+        """As `load`. Damaged checkpoints that are newer are removed, so that no later one shares their files.
+
+        Args:
+          replay: whether the run goes on with the checkpoint's segments; otherwise they may be missing.
+        """
+        left = _tidy(self._run_dir / FOLDER)
+        checkpoint, remarks = load(self._run_dir, replay=replay)
         if checkpoint:
-            self._segments, self._parts = checkpoint.segments, checkpoint.parts
-        return checkpoint, remarks
+            for folder in folders(self._run_dir):
+                if folder.name > checkpoint.folder.name:
+                    remarks += _discard(folder)
+            self._segments = checkpoint.segments if replay else []
+        return checkpoint, remarks + left
 
-    def save(self, steps: int, saved: Saved, **counters: Any) -> None:
-        """Writes a checkpoint and, once it is whole, removes the oldest ones.
+    def save(
+        self,
+        steps: int,
+        saved: Saved,
+        *,
+        permanent: bool = False,
+        best: Mapping[str, Any] | None = None,
+        **counters: Any,
+    ) -> list[str]:
+        """Writes a checkpoint and, once it has been read back, removes the oldest ones.
 
         Args:
           steps: the loop's units so far; they name the checkpoint, and one of the same name is replaced.
           saved: by the loop.
+          permanent: whether it is never removed.
+          best: the units ("steps") and the return ("return_mean") of the best checkpoint so far, which is not removed.
           counters: the run's own, JSON-able.
 
+        Returns:
+          A line on each older checkpoint that could not be removed.
+
         Raises:
-          UserError: the disk is full or cannot be written. The checkpoint before is untouched.
+          UserError: the disk is full or cannot be written, or gives back something else. The checkpoint before is
+            untouched.
         """
         final = self._run_dir / FOLDER / f"{steps:012d}"
         working, replaced = (final.with_name(f".{final.name}.{state}") for state in ("partial", "replaced"))
@@ -124,23 +150,22 @@ class Checkpoints:
             working.mkdir(parents=True)
             written = segments.write(self._run_dir, saved.rows, self._segments) if saved.rows else []
             _reserve(working / "room", saved.tree)
-            _save_tree(working / _TREE, saved.tree)
+            _save_tree(working, saved.tree)
             pack(working / _ARRAYS, saved.arrays)
-            text = json.dumps(counters | {"loop": saved.counters}, allow_nan=False)
+            text = json.dumps(counters | {"best": best, "loop": saved.counters}, allow_nan=False)
             (working / _COUNTERS).write_text(text)
             parts = {
                 str(Path(FOLDER, final.name, path.relative_to(working))): Seal.of(path)
                 for path in _files(working)
             }
-            for segment in written:
-                name = str(segment.path.relative_to(self._run_dir))
-                # The seals of segments that the checkpoint before lists are reused. Reading them again would read
-                # the whole replay, and would accept any damage since then.
-                parts[name] = self._parts.get(name) or Seal.of(segment.path)
+            # The seals of segments that the checkpoint before lists are reused. Reading them again would read the
+            # whole replay, and would accept any damage since then.
+            names = {str(segment.path.relative_to(self._run_dir)): segment.seal for segment in written}
             manifest = {
                 "steps": steps,
-                "parts": dict(sorted(parts.items())),
-                "segments": [str(segment.path.relative_to(self._run_dir)) for segment in written],
+                "permanent": permanent or (final.exists() and _is_permanent(final)),
+                "parts": dict(sorted((parts | names).items())),
+                "segments": list(names),
             }
             (working / MANIFEST).write_text(json.dumps(manifest, indent=1))
             shared = [self._run_dir / segments.FOLDER] if written else []
@@ -150,21 +175,28 @@ class Checkpoints:
                 final.rename(replaced)
             working.rename(final)
             sync(final.parent)
-            shutil.rmtree(replaced, ignore_errors=True)
-        except OSError as error:
+        except (OSError, NotAsWritten) as error:
             shutil.rmtree(working, ignore_errors=True)
             if replaced.exists() and not final.exists():
                 replaced.rename(final)
-            with contextlib.suppress(OSError):
-                _prune(self._run_dir, self._keep)  # the segments that were written for it
-            reason = "no space left" if error.errno == errno.ENOSPC else error.strerror or str(error)
+            _prune_segments(self._run_dir, self._keep)  # those that were written for it
+            reason = _reason(error)
             raise UserError(f"cannot write the checkpoint {steps} to {self._run_dir}: {reason}") from error
-        self._segments, self._parts = written, parts
-        _prune(self._run_dir, self._keep)
+        self._segments = written
+        write_text(self._run_dir / RECORD, json.dumps({"steps": steps}))
+        remarks = _discard(replaced) if replaced.exists() else []
+        for folder in folders(self._run_dir)[: -self._keep]:
+            if not _is_permanent(folder) and not (best and int(folder.name) == best["steps"]):
+                remarks += _discard(folder)
+        return remarks + _prune_segments(self._run_dir, self._keep)
 
 
-def load(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
+def load(run_dir: Path, *, replay: bool = True) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole.
+
+    Args:
+      run_dir: the run folder.
+      replay: whether its segments must be whole, too.
 
     Returns:
       The checkpoint, or None where there is none, and a line on each newer one that is damaged.
@@ -172,15 +204,51 @@ def load(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     remarks: list[str] = []
     for number, folder in reversed(list(enumerate(folders(run_dir)))):
         try:
-            return open_whole(run_dir, folder), remarks
+            return open_whole(run_dir, folder, replay=replay), remarks
         except DAMAGED as error:
             remedy = "falling back to the one before" if number else "there is none before it"
-            remarks.append(f"checkpoint {folder} is damaged ({error}); {remedy}")
+            remarks.append(f"checkpoint {folder} is damaged ({one_line(error)}); {remedy}")
     return None, remarks
 
 
-def open_whole(run_dir: Path, folder: Path) -> Checkpoint:
+def read(run_dir: Path, wanted: str, like: PyTree) -> tuple[Checkpoint, PyTree, list[str]]:
+    """A checkpoint and a part of its tree, also while a run goes on in the folder; the replay may be missing.
+
+    Training removes and replaces checkpoints. If that happens during the reading, the choice is made again.
+
+    Args:
+      run_dir: the run folder.
+      wanted: "latest", "best", or the units of a checkpoint.
+      like: the part of the tree, as for `Checkpoint.tree`.
+
+    Returns:
+      The checkpoint, what `like` has of its tree, and a line on each newer checkpoint that is damaged.
+
+    Raises:
+      UserError: there is no such checkpoint, it is damaged, or its tree has other shapes.
+    """
+    for attempt in range(_ATTEMPTS):
+        before = _manifests(run_dir)
+        try:
+            checkpoint, remarks = _choose(run_dir, wanted)
+            tree = checkpoint.tree(like)
+        except Exception:  # Orbax has errors of many types for files that disappear
+            if _manifests(run_dir) == before or attempt + 1 == _ATTEMPTS:
+                raise
+            continue
+        now, name = _manifests(run_dir), checkpoint.folder.name
+        if now.get(name) == before.get(name) is not None and (not remarks or now == before):
+            break
+    return checkpoint, tree, remarks
+
+
+def open_whole(run_dir: Path, folder: Path, *, replay: bool = True) -> Checkpoint:
     """The checkpoint in `folder`, checked against its manifest.
+
+    Args:
+      run_dir: the run folder.
+      folder: the checkpoint's folder.
+      replay: whether its segments are checked, too.
 
     Raises:
       DAMAGED: it has no manifest, or differs from it.
@@ -188,52 +256,136 @@ def open_whole(run_dir: Path, folder: Path) -> Checkpoint:
     manifest = json.loads((folder / MANIFEST).read_text())
     parts = {name: Seal(seal) for name, seal in manifest["parts"].items()}
     for name, seal in parts.items():
-        seal.check(run_dir / name, name)
+        if replay or name not in manifest["segments"]:
+            seal.check(run_dir / name, name)
     return Checkpoint(
         folder=folder,
         steps=manifest["steps"],
         counters=json.loads((folder / _COUNTERS).read_text()),
         arrays=unpack(folder / _ARRAYS),
-        segments=[Segment.at(run_dir / name) for name in manifest["segments"]],
-        parts=parts,
+        segments=[Segment.at(run_dir / name, parts[name]) for name in manifest["segments"]],
     )
 
 
 def folders(run_dir: Path) -> list[Path]:
     """Folders that may be checkpoints, oldest first."""
     paths = (run_dir / FOLDER).glob("[0-9]*")
-    return sorted(path for path in paths if path.is_dir() and re.fullmatch(r"\d{12}", path.name))
+    # A folder without these files is what a foreign file keeps of a removed checkpoint.
+    names = MANIFEST, _ARRAYS, _COUNTERS
+    return sorted(
+        path
+        for path in paths
+        if re.fullmatch(r"\d{12}", path.name) and any((path / name).exists() for name in names)
+    )
 
 
-def _prune(run_dir: Path, keep: int) -> None:
-    for folder in folders(run_dir)[:-keep]:
-        _discard(folder)
-    named: set[str] = set()
+def last_written(run_dir: Path) -> int | None:
+    """The units of the last checkpoint that was written, 0 where the record is damaged; None if there was none."""
+    path = run_dir / RECORD
+    if not path.exists():
+        names = [int(folder.name) for folder in folders(run_dir)]
+        return max(names, default=None)
+    try:
+        return int(json.loads(path.read_text())["steps"])
+    except DAMAGED:
+        return 0
+
+
+def _choose(run_dir: Path, wanted: str) -> tuple[Checkpoint, list[str]]:
+    remarks: list[str] = []
+    if wanted in ("latest", "best"):
+        newest, remarks = load(run_dir, replay=False)
+        if newest is None:
+            raise UserError(remarks[0] if remarks else f"{run_dir} has no checkpoint yet")
+        if wanted == "latest":
+            return newest, remarks
+        best = newest.counters.get("best")
+        if best is None:
+            raise UserError(
+                f"{run_dir} has no best checkpoint: checkpoint.keep_best=true keeps it from now on"
+            )
+        wanted = str(best["steps"])
+    existing = {str(int(folder.name)): folder for folder in folders(run_dir)}
+    if wanted not in existing:
+        raise UserError(f"{run_dir} has no checkpoint {wanted} ({', '.join(['latest', *existing])})")
+    try:
+        return open_whole(run_dir, existing[wanted], replay=False), remarks
+    except DAMAGED as error:
+        raise UserError(f"checkpoint {existing[wanted]} is damaged ({one_line(error)})") from error
+
+
+def _manifests(run_dir: Path) -> dict[str, tuple[int, int]]:
+    """What changes when a checkpoint is written, replaced or removed."""
+    present = {}
     for folder in folders(run_dir):
+        with contextlib.suppress(OSError):
+            status = (folder / MANIFEST).stat()
+            present[folder.name] = (status.st_ino, status.st_mtime_ns)
+    return present
+
+
+def _prune_segments(run_dir: Path, keep: int) -> list[str]:
+    """Removes the segments that none of the newest `keep` checkpoints lists."""
+    named: set[str] = set()
+    for folder in folders(run_dir)[-keep:]:
         try:
-            named.update(json.loads((folder / MANIFEST).read_text())["parts"])
+            named.update(json.loads((folder / MANIFEST).read_text())["segments"])
         except DAMAGED:
-            return  # a damaged manifest may have listed any segment
-    segments.prune(run_dir, named)
+            return []  # a damaged manifest may have listed any segment
+    try:
+        segments.prune(run_dir, named)
+    except OSError as error:
+        return [f"cannot remove old segments from {run_dir / segments.FOLDER}: {_reason(error)}"]
+    return []
 
 
-def _tidy(folder: Path) -> None:
+def _is_permanent(folder: Path) -> bool:
+    """Whether the checkpoint is never removed; a manifest that cannot be read may have said so."""
+    if not (folder / MANIFEST).exists():
+        return False  # its removal was cut short
+    try:
+        return bool(json.loads((folder / MANIFEST).read_text()).get("permanent"))
+    except DAMAGED:
+        return True
+
+
+def _tidy(folder: Path) -> list[str]:
     """Finishes what a kill cut short in `Checkpoints.save`."""
+    remarks = []
     for left in folder.glob(".*"):
         match = re.fullmatch(r"\.(\d{12})\.(partial|replaced)", left.name)
-        if not match:
+        if not match or not left.is_dir():
             continue
         final = folder / match[1]
-        if match[2] == "replaced" and not final.exists():
-            left.rename(final)
-        else:
-            shutil.rmtree(left)
+        try:
+            if match[2] == "replaced" and not final.exists():
+                left.rename(final)
+            else:
+                shutil.rmtree(left)
+        except OSError as error:
+            remarks.append(f"cannot remove {left}: {_reason(error)}")
+    return remarks
 
 
-def _discard(folder: Path) -> None:
-    # The manifest goes first, so that a kill leaves nothing that looks like a checkpoint.
-    (folder / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(folder)
+def _discard(folder: Path) -> list[str]:
+    """Removes the files of a checkpoint, and its folder unless something else lies there."""
+    try:
+        # The manifest goes first, so that a kill leaves nothing that looks like a checkpoint.
+        for name in (MANIFEST, _ARRAYS, _COUNTERS):
+            (folder / name).unlink(missing_ok=True)
+        if (folder / _TREE).exists():
+            shutil.rmtree(folder / _TREE)
+    except OSError as error:
+        return [f"cannot remove the checkpoint {folder}: {_reason(error)}"]
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+    return []
+
+
+def _reason(error: Exception) -> str:
+    if not isinstance(error, OSError):
+        return one_line(error)
+    return "no space left" if error.errno == errno.ENOSPC else error.strerror or one_line(error)
 
 
 def _reserve(path: Path, tree: PyTree) -> None:
@@ -247,11 +399,64 @@ def _reserve(path: Path, tree: PyTree) -> None:
     path.unlink()
 
 
-def _save_tree(path: Path, tree: PyTree) -> None:
+@contextlib.contextmanager
+def _orbax(folder: Path) -> Iterator[tuple[Any, Path]]:
+    """Orbax's checkpointer, and a path to the tree in `folder` for it.
+
+    The path goes through a link with a plain name: Orbax and TensorStore take characters such as [ and * for patterns,
+    and then write trees that nothing can read.
+    """
     import orbax.checkpoint as ocp
 
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(path.resolve(), args=ocp.args.PyTreeSave(tree))
+    with tempfile.TemporaryDirectory(prefix="rlcls-") as place:
+        link = Path(place, "checkpoint")
+        link.symlink_to(folder.resolve(), target_is_directory=True)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            yield checkpointer, link / _TREE
+
+
+def _save_tree(folder: Path, tree: PyTree) -> None:
+    """Writes a tree, and compares what is read back bit for bit.
+
+    Raises:
+      NotAsWritten: something else comes back.
+    """
+    import orbax.checkpoint as ocp
+
+    with _orbax(folder) as (checkpointer, path):
+        checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
+    with _orbax(folder) as (checkpointer, path):
+        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+        on_the_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        try:
+            options = ocp.args.PyTreeRestore(wanted, restore_args=on_the_host)
+            same = jax.tree.map(_same_bits, tree, checkpointer.restore(path, args=options))
+        except Exception as error:  # Orbax has errors of many types for files that it cannot read
+            raise NotAsWritten(f"the tree cannot be read back: {one_line(error)}") from error
+    for name, is_same in jax.tree_util.tree_leaves_with_path(same):
+        if not is_same:
+            raise NotAsWritten(f"the tree reads back with other values of {jax.tree_util.keystr(name)}")
+
+
+def _same_bits(a: Any, b: Any) -> bool:
+    first, second = (np.ascontiguousarray(each).reshape(-1) for each in (a, b))
+    return first.dtype == second.dtype and np.array_equal(first.view(np.uint8), second.view(np.uint8))
+
+
+def _check_shapes(saved: Mapping[str, Any], wanted: PyTree, folder: Path) -> None:
+    """Raises a UserError if the saved tree does not have the leaves of `wanted` in their shapes."""
+    import orbax.checkpoint as ocp
+
+    present, expected = (ocp.tree.to_flat_dict(tree, sep=".") for tree in (saved, wanted))
+    for name, leaf in expected.items():
+        if name not in present:
+            raise UserError(f"{folder} does not fit the run's configuration: it has no {name}")
+        shape = tuple(present[name].shape)
+        if shape != leaf.shape:
+            raise UserError(
+                f"{folder} does not fit the run's configuration: {name} has shape {list(shape)} there, and the "
+                f"configuration gives it {list(leaf.shape)}"
+            )
 
 
 def _files(folder: Path) -> Iterator[Path]:

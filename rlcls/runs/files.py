@@ -13,8 +13,12 @@ import numpy as np
 
 from rlcls._errors import UserError
 
-DAMAGED = (OSError, ValueError, KeyError, TypeError)
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """Reading a damaged file may raise these."""
+
+
+class NotAsWritten(ValueError):
+    """A file does not hold what was written to it."""
 
 
 @contextlib.contextmanager
@@ -39,6 +43,15 @@ def replacing(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def is_foreign(name: str) -> bool:
+    """Whether an entry of this name belongs to an editor or a file system, such as .DS_Store or lost+found."""
+    return (
+        name.startswith((".", "#"))
+        or name.endswith("~")
+        or name in ("lost+found", "Thumbs.db", "desktop.ini")
+    )
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a text file that is whole or absent.
 
@@ -58,14 +71,25 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def pack(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays as a compressed .npz."""
+def pack(path: Path, arrays: dict[str, np.ndarray]) -> Seal:
+    """Writes arrays as a compressed .npz, and reads the file back.
+
+    Returns:
+      The seal of the bytes that were to be written.
+
+    Raises:
+      NotAsWritten: the file holds others.
+    """
     import zstandard
 
     raw = io.BytesIO()
     np.savez(raw, **arrays)  # type: ignore[arg-type]
     # Level 1: a game's frames shrink twentyfold even so, and a checkpoint should not hold up the run.
-    path.write_bytes(zstandard.ZstdCompressor(level=1).compress(raw.getbuffer()))
+    packed = zstandard.ZstdCompressor(level=1).compress(raw.getbuffer())
+    path.write_bytes(packed)
+    seal = Seal((len(packed), hashlib.sha256(packed).hexdigest()))
+    seal.check(path, path.name)
+    return seal
 
 
 def unpack(path: Path) -> dict[str, np.ndarray]:
@@ -85,14 +109,14 @@ class Seal(tuple[int, str]):
         return cls((path.stat().st_size, _digest(path)))
 
     def check(self, path: Path, name: str) -> None:
-        """Raises a ValueError about `name` if the file at `path` is not the one that was sealed."""
+        """Raises a NotAsWritten about `name` if the file at `path` is not the one that was sealed."""
         size, digest = self
         if not path.is_file():
-            raise ValueError(f"{name} is missing")
+            raise NotAsWritten(f"{name} is missing")
         if path.stat().st_size != size:
-            raise ValueError(f"{name} has {path.stat().st_size} bytes instead of {size}")
+            raise NotAsWritten(f"{name} has {path.stat().st_size} bytes instead of {size}")
         if _digest(path) != digest:
-            raise ValueError(f"{name} does not match its checksum")
+            raise NotAsWritten(f"{name} does not match its checksum")
 
 
 def _digest(path: Path) -> str:

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import platform
+import shutil
 import subprocess
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
 import jax
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from rlcls._errors import UserError
+from rlcls._errors import UserError, one_line
 
-from .files import write_text
-from .identity import difference
+from .files import is_foreign, write_text
+from .identity import difference, plain
 
 CONFIG, FACTS, LOCK = "config.yaml", "run.json", "lock"
+_REMEDY = "the command that began the run prints what belongs there, with --config"
+_FACTS_REMEDY = "remove it, and the next training in this folder writes it"
+# Groups of options that every run's configuration has.
+_GROUPS = ("choices", "agent", "loss", "backbone", "env", "training", "eval")
 # Versions that can change the bits of a run.
 _PACKAGES = ("rlcls", "jax", "jaxlib", "flax", "optax", "numpy", "ale-py")
 
 
 class RunFolder:
-    """A run folder, locked by this process until `close`.
+    """A run folder, locked by this process until `close`; a new one is a run folder once `record` has been called.
 
     Attributes:
       path: the folder.
@@ -45,27 +53,70 @@ class RunFolder:
             another protocol.
 
         Raises:
-          UserError: the folder holds something else or another configuration, another process trains in it, or it
-            cannot be written.
+          UserError: the folder holds something else, another configuration or damaged files, another process trains
+            in it, or it cannot be written.
         """
-        self.path = path
+        self.path, self._config = path, config
+        self._facts = facts() | {"environment": environment, "protocol": protocol}
         try:
+            # A configuration file is UTF-8, and a message is one line.
+            if not str(path).isprintable():
+                raise UserError(
+                    f"the run folder {str(path)!r} has characters that cannot be printed; choose another"
+                )
             self.resumed = self._is_run()
             before = read_config(self.path) if self.resumed else None
+            self._is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = self._locked()
             if before is not None:
                 lines = difference(OmegaConf.to_container(before), config)  # type: ignore[arg-type]
                 if lines:
                     raise UserError(f"{self.path} holds another configuration: {'; '.join(lines)}")
-            self.remarks = self._record(facts() | {"environment": environment, "protocol": protocol})
-            # The configuration comes last: without it the folder is no run yet.
-            write_text(self.path / CONFIG, OmegaConf.to_yaml(config))
+            self.remarks = self._differences()
         except OSError as error:
             raise UserError(f"cannot write to the run folder {self.path}: {error.strerror}") from error
 
+    def record(self) -> None:
+        """Writes the configuration, and, when the run begins, what it is made with.
+
+        Raises:
+          UserError: they cannot be written.
+        """
+        if not (self.path / FACTS).exists():
+            write_text(self.path / FACTS, json.dumps(self._facts, indent=1))
+        # The configuration comes last: without it the folder is no run yet.
+        write_text(self.path / CONFIG, OmegaConf.to_yaml(self._config))
+        self._is_new = False
+
+    def set_aside(self, names: Iterable[str]) -> Path:
+        """Moves entries, in this order, into a new folder `set_aside_<n>`, which gets a copy of the configuration.
+
+        Returns:
+          The new folder.
+
+        Raises:
+          UserError: they cannot be moved.
+        """
+        number = 1
+        while (place := self.path / f"set_aside_{number}").exists():
+            number += 1
+        try:
+            place.mkdir()
+            shutil.copyfile(self.path / CONFIG, place / CONFIG)
+            for name in names:
+                if (self.path / name).exists():
+                    (self.path / name).rename(place / name)
+        except OSError as error:
+            raise UserError(f"cannot set files aside in {place}: {error.strerror}") from error
+        return place
+
     def close(self) -> None:
-        """Lets another process in."""
+        """Lets another process in. A folder that was made and not recorded goes, unless something else lies in it."""
+        if self._is_new:
+            with contextlib.suppress(OSError):
+                (self.path / LOCK).unlink()
+                self.path.rmdir()
         self._lock.close()
 
     def __enter__(self) -> RunFolder:
@@ -77,10 +128,11 @@ class RunFolder:
     def _is_run(self) -> bool:
         if (self.path / CONFIG).is_file():
             return True
-        # A process that was killed while it made the folder can have left these.
-        unfinished = {FACTS, LOCK, ".run.partial.json", ".config.partial.yaml"}
+        # A process that ended while it made the folder can have left these.
+        unfinished = (FACTS, LOCK, "wandb")
         if self.path.exists() and not (
-            self.path.is_dir() and {entry.name for entry in self.path.iterdir()} <= unfinished
+            self.path.is_dir()
+            and all(entry.name in unfinished or is_foreign(entry.name) for entry in self.path.iterdir())
         ):
             raise UserError(f"{self.path} exists and is not a run folder: it has no {CONFIG}")
         return False
@@ -94,12 +146,11 @@ class RunFolder:
             raise UserError(f"another process is training in {self.path}") from None
         return file
 
-    def _record(self, now: dict[str, Any]) -> list[str]:
-        path = self.path / FACTS
-        if not path.exists():
-            write_text(path, json.dumps(now, indent=1))
+    def _differences(self) -> list[str]:
+        """A line on each fact that has changed since the run began."""
+        now, then = self._facts, read_facts(self.path)
+        if not then:
             return []
-        then = read_facts(self.path)
         return [
             f"{name} was {then.get(name)} when this run began and is {now[name]}: results may differ in their last bits"
             for name in now
@@ -111,27 +162,54 @@ def read_config(run_dir: Path) -> DictConfig:
     """The configuration that a run folder holds.
 
     Raises:
-      UserError: it is not a run folder.
+      UserError: it is not a run folder, or the configuration is damaged.
     """
     path = run_dir / CONFIG
     if not path.is_file():
         raise UserError(f"{run_dir} is not a run folder: it has no {CONFIG}")
     try:
         config = OmegaConf.load(path)
-    except (OSError, ValueError, YAMLError) as error:
-        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+        values = OmegaConf.to_container(config, resolve=True)
+    except YAMLError as error:
+        mark = getattr(error, "context_mark", None) or getattr(error, "problem_mark", None)
+        line = f" (line {mark.line + 1})" if mark else ""
+        raise UserError(f"cannot read {path}: {one_line(error)}{line}; {_REMEDY}") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {error.full_key}: {one_line(error)}; {_REMEDY}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {one_line(error)}; {_REMEDY}") from error
     # Other programs keep files of that name too.
-    if not isinstance(config, DictConfig) or not {"choices", "training", "eval"} <= config.keys():
+    if not isinstance(config, DictConfig) or not isinstance(values, dict) or not set(_GROUPS) & values.keys():
         raise UserError(f"{run_dir} is not a run folder: its {CONFIG} is not of a run")
+    for name in _GROUPS:
+        if not isinstance(values.get(name), dict):
+            what = (
+                "is missing"
+                if name not in values
+                else f"must be a group of options, not {plain(values[name])}"
+            )
+            raise UserError(f"{path}: {name} {what}; {_REMEDY}")
+    if type(values.get("seed")) is not int:
+        raise UserError(f"{path}: seed must be a whole number, not {plain(values.get('seed'))}; {_REMEDY}")
     return config
 
 
 def read_facts(run_dir: Path) -> dict[str, Any]:
-    """The facts that run.json records; empty if it is missing or damaged."""
+    """The facts that run.json records; empty if it is missing.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    path = run_dir / FACTS
     try:
-        return dict(json.loads((run_dir / FACTS).read_text()))
-    except (OSError, ValueError, TypeError):
+        facts = json.loads(path.read_text())
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {one_line(error)}; {_FACTS_REMEDY}") from error
+    if not isinstance(facts, dict):
+        raise UserError(f"cannot read {path}: it is not a JSON object; {_FACTS_REMEDY}")
+    return facts
 
 
 def facts() -> dict[str, Any]:

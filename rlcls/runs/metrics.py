@@ -1,8 +1,11 @@
 """The measurements of a run: one JSON object a line in metrics.jsonl, and its scalars in TensorBoard and W&B.
 
 A checkpoint stores `Metrics.position()`. Opening with that position cuts the lines that were written after it, so a
-run that was killed and resumed leaves the same lines as one that was not, except for the clock fields.
+run that was killed and resumed leaves the same lines as one that was not, except for the clock fields. Lines may end
+in CRLF, as an editor may have saved them.
 """
+
+from __future__ import annotations
 
 import contextlib
 import importlib
@@ -14,15 +17,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rlcls._errors import UserError
+from rlcls._errors import UserError, one_line
 
 FILE = "metrics.jsonl"
 CLOCK_FIELDS = ("seconds", "steps_per_second", "frames_per_second")
 """The fields in which two equal runs differ."""
 
-# `step`: the largest count of the unit in any line. `rate_from`: unit, frames and seconds of the last train line.
+# Fields that pictures draw: a number or null, by the kind of their line; every field of a diagnosis is one.
+_NUMBERS = {
+    "train": ("episode_return", "loss", "td_divergence", "clip_fraction"),
+    "eval": ("return_mean", "return_std"),
+    "episode": ("return", "length"),
+}
+# `lines`: those before the position. `step`: the largest count of the unit in any line. `rate_from`: unit, frames and
+# seconds of the last train line.
 _BEGINNING: Mapping[str, Any] = {
-    "bytes": 0,
+    "lines": 0,
     "seconds": 0.0,
     "step": -1,
     "rate_from": [0, 0, 0.0],
@@ -39,7 +49,7 @@ class Metrics:
         *,
         unit: str = "agent_steps",
         tensorboard: bool,
-        wandb: str | None,
+        wandb: WandB | None = None,
         position: Mapping[str, Any] | None = None,
     ):
         """Opens the metrics, cut to `position`; None empties them.
@@ -48,11 +58,11 @@ class Metrics:
           run_dir: the run folder.
           unit: the count that TensorBoard and W&B draw scalars over.
           tensorboard: whether to mirror scalars to run_dir/tensorboard.
-          wandb: the W&B project to mirror scalars to, None for none.
+          wandb: the open W&B run to mirror scalars to, which the caller closes; None for none.
           position: what `position` returned, from the checkpoint that the run goes on from.
 
         Raises:
-          UserError: wandb is asked for and missing, or metrics.jsonl lacks lines that the checkpoint has.
+          UserError: metrics.jsonl cannot be written, or lacks lines that the checkpoint has.
         """
         run_dir = Path(run_dir)
         self._path = run_dir / FILE
@@ -60,18 +70,17 @@ class Metrics:
         self._unit = unit
         self._step: int = position["step"]
         self._rate_from: list[Any] = list(position["rate_from"])
-        # A missing library raises before any line is cut.
-        self._wandb = _WandB(run_dir, wandb, unit, position["wandb"]) if wandb else None
+        self._wandb = wandb
         self._tensorboard: _TensorBoard | None = None
         with self._writing():
-            self._file = open(self._path, "ab")  # noqa: SIM115
-            size = self._file.tell()
-            kept = position["bytes"]
-            if size < kept:
-                self._file.close()
-                raise UserError(f"{self._path} has {size} bytes where the checkpoint counts on {kept}")
-            self._file.truncate(kept)
-            self._file.seek(kept)
+            self._file = open(self._path, "a+b")  # noqa: SIM115
+            self._file.seek(0)
+            self._lines: int = position["lines"]
+            for number in range(self._lines):
+                if not self._file.readline().endswith(b"\n"):
+                    self._file.close()
+                    raise UserError(_too_short(self._path, number, self._lines))
+            self._file.truncate(self._file.tell())
             if tensorboard:
                 # Lines of one step can lie on both sides of the position: a point may appear twice, and none is lost.
                 self._tensorboard = _TensorBoard(run_dir / "tensorboard", purge_step=self._step + 1)
@@ -123,6 +132,7 @@ class Metrics:
         with self._writing():
             self._file.write(line.encode() + b"\n")
             self._file.flush()
+            self._lines += 1
             if self._tensorboard:
                 self._tensorboard.write(scalars, step)
         if self._wandb:
@@ -140,7 +150,7 @@ class Metrics:
             if self._tensorboard:
                 self._tensorboard.flush()
         return {
-            "bytes": self._file.tell(),
+            "lines": self._lines,
             "seconds": self.seconds(),
             "step": self._step,
             "rate_from": list(self._rate_from),
@@ -148,14 +158,12 @@ class Metrics:
         }
 
     def close(self) -> None:
-        """Closes the files and ends the W&B run. May be called twice."""
+        """Closes the files. May be called twice."""
         with contextlib.suppress(OSError):  # a line that could not be written was reported by `write`
             self._file.close()
         with contextlib.suppress(OSError):
             if self._tensorboard:
                 self._tensorboard.close()
-        if self._wandb:
-            self._wandb.close()
         self._tensorboard = self._wandb = None
 
 
@@ -163,21 +171,69 @@ def read(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, oldest first, without the torn line that a kill may leave.
 
     Raises:
-      UserError: the folder has no metrics.jsonl, or a line other than the last is no JSON object.
+      UserError: the folder has no metrics.jsonl, or a line other than the last is none of a run.
     """
     path = Path(run_dir) / FILE
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{run_dir} is not a run folder: it has no {FILE}") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
-            if number < len(lines):
-                raise UserError(f"{path}, line {number}: not a JSON object") from None
+    lines = _split(path)
+    rows = [_row(path, number, line) for number, line in enumerate(lines[:-1], start=1)]
+    with contextlib.suppress(UserError):
+        rows.append(_row(path, len(lines), lines[-1]))
     return rows
+
+
+def check(run_dir: str | os.PathLike[str], position: Mapping[str, Any]) -> None:
+    """Raises a UserError unless metrics.jsonl has all lines before a position, and each can be read."""
+    path, count = Path(run_dir) / FILE, position["lines"]
+    if not path.exists():
+        raise UserError(f"{path} is missing")
+    lines = _split(path)
+    if len(lines) <= count:
+        raise UserError(_too_short(path, len(lines) - 1, count))
+    for number, line in enumerate(lines[:count], start=1):
+        _row(path, number, line)
+
+
+def position_in_lines(run_dir: str | os.PathLike[str], position: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same position, for one that a checkpoint of the first revisions counts in bytes."""
+    path = Path(run_dir) / FILE
+    if "lines" in position or not path.is_file():
+        return {"lines": 1, **position}
+    return {**position, "lines": path.read_bytes()[: position["bytes"]].count(b"\n")}
+
+
+def _too_short(path: Path, lines: int, expected: int) -> str:
+    return f"{path} has {lines} lines where the checkpoint counts on {expected}"
+
+
+def _split(path: Path) -> list[bytes]:
+    """The lines of a file; the last one is empty or torn."""
+    try:
+        return path.read_bytes().split(b"\n")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path.parent} is not a run folder: it has no {FILE}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise UserError(f"{path}, line {number}: not a JSON object")
+    step = next((name for name in ("agent_steps", "updates") if name in row), "agent_steps")
+    kind = row.get("kind")
+    if not isinstance(kind, str):
+        raise UserError(f"{path}, line {number}: kind must be a text, not {json.dumps(kind)}")
+    drawn = row.keys() - {"kind"} if kind == "diagnostics" else _NUMBERS.get(kind, ())
+    wrong = [name for name in (step, "seconds") if not _is_scalar(row.get(name))]
+    wrong += [name for name in sorted(drawn) if row.get(name) is not None and not _is_scalar(row[name])]
+    if wrong:
+        raise UserError(
+            f"{path}, line {number}: {wrong[0]} must be a number, not {json.dumps(row.get(wrong[0]))}"
+        )
+    return row
 
 
 def check_wandb(project: str) -> Any:
@@ -247,10 +303,26 @@ class _TensorBoard:
         self._writer.close()
 
 
-class _WandB:
-    """Scalars in a W&B run. It cannot purge: after a resume a point may stand twice, with the same value."""
+class WandB:
+    """Scalars in a W&B run. It cannot purge: after a resume a point may stand twice, with the same value.
 
-    def __init__(self, run_dir: Path, project: str, unit: str, run_id: str | None):
+    Args:
+      run_dir: the run folder, which must exist.
+      project: the W&B project.
+      unit: the count that scalars are drawn over.
+      run_id: the W&B run to go on with, `id` of an earlier one; None begins one.
+      config: the run's configuration.
+
+    Attributes:
+      id: identifies the W&B run.
+
+    Raises:
+      UserError: wandb is not installed, or there is no account or network.
+    """
+
+    def __init__(
+        self, run_dir: Path, project: str, *, unit: str, run_id: str | None, config: Mapping[str, Any]
+    ):
         wandb = check_wandb(project)
         try:
             self._run = wandb.init(
@@ -259,10 +331,10 @@ class _WandB:
                 name=run_dir.name,
                 id=run_id,
                 resume="allow",
-                config=_config(run_dir),
+                config=dict(config),
             )
         except Exception as error:  # wandb's own errors: no account, no network, ...
-            raise UserError(f"logging.wandb={project}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"logging.wandb={project}: {one_line(error)}") from error
         self.id: str = self._run.id
         self._run.define_metric("*", step_metric=unit)
 
@@ -271,11 +343,3 @@ class _WandB:
 
     def close(self) -> None:
         self._run.finish()
-
-
-def _config(run_dir: Path) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
-    path = run_dir / "config.yaml"
-    config = OmegaConf.load(path) if path.exists() else OmegaConf.create()
-    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -36,8 +37,11 @@ def run(
     metrics: Metrics,
     checkpoints: Checkpoints,
     checkpoint_every: int,
+    keep_every: int = 0,
+    keep_best: bool = False,
     stopped: Callable[[], bool],
     unfinished: Collection[str] = (),
+    best: Mapping[str, Any] | None = None,
     progress: Progress,
     shown: Mapping[str, Any] | None = None,
     widen: Callable[[], str] = lambda: "widen it",
@@ -51,8 +55,11 @@ def run(
       metrics: where lines are written.
       checkpoints: where checkpoints are written.
       checkpoint_every: units between two checkpoints.
+      keep_every: units between two checkpoints that are never removed; 0: none.
+      keep_best: whether a checkpoint is written, and kept, when an evaluation's mean return is the highest so far.
       stopped: whether a signal asks to end; called after every step, of evaluations too.
       unfinished: kinds of evaluators that a signal interrupted at the restored moment; they are called first.
+      best: the units and the return of the best checkpoint at the restored moment.
       progress: the display, opened by the caller.
       shown: the latest values of the display, from `last_shown`; None for a run that has none.
       widen: returns the advice of the warning that many targets lie outside the head's support.
@@ -61,7 +68,8 @@ def run(
       Diverged: an update gave numbers that are not finite.
       UserError: something cannot be written.
     """
-    unfinished = list(unfinished)
+    unfinished, best = list(unfinished), best if keep_best else None
+    unsaved = True
     shown = dict.fromkeys(_SHOWN.values()) | dict(shown or {})
     clipped_lines = 0
     periods = {_phase_of(each.kind): each.every for each in evaluators if each.every}
@@ -83,7 +91,8 @@ def run(
                 share = f"{clipped:.0%} of the targets lie outside the support and are clipped"
                 print(f"warning: {share}; {widen()}", file=sys.stderr, flush=True)
 
-    def save() -> None:
+    def save(*, permanent: bool = False) -> None:
+        nonlocal unsaved
         state = {
             "metrics": metrics.position(),
             "unfinished": unfinished,
@@ -91,7 +100,10 @@ def run(
             "counts": loop.counts,
         }
         with progress.phase(_SAVING):
-            checkpoints.save(count(), loop.save(), **state)
+            remarks = checkpoints.save(count(), loop.save(), permanent=permanent, best=best, **state)
+        for remark in remarks:
+            print(f"note: {remark}", file=sys.stderr)
+        unsaved = False
 
     def unless_stopped(tick: Tick) -> Tick:
         def checked(done: int, total: int) -> None:
@@ -103,6 +115,7 @@ def run(
 
     def evaluate(due: Sequence[Periodic]) -> list[str]:
         """Calls evaluators; returns the kinds of those that a signal prevented."""
+        nonlocal best
         for number, (kind, evaluator, _) in enumerate(due):
             try:
                 with progress.phase(_phase_of(kind)) as tick:
@@ -111,6 +124,9 @@ def run(
                 return [kind for kind, _, _ in due[number:]]
             write(kind, values)
             progress.update(count(), **shown)
+            score = values.get("return_mean") if keep_best and kind == "eval" else None
+            if score is not None and score > (best["return_mean"] if best else -math.inf):
+                best = {"steps": count(), "return_mean": score}
         return []
 
     progress.update(count(), **shown)
@@ -118,7 +134,7 @@ def run(
         unfinished = evaluate([periodic for periodic in evaluators if periodic.kind in unfinished])
         save()
     while count() < steps and not stopped():
-        before = count()
+        before, unsaved = count(), True
         for kind, values in loop.advance():
             write(kind, values)
             if kind == "train":
@@ -127,10 +143,12 @@ def run(
         last = count() >= steps
         due = [each for each in evaluators if each.every and (last or _passed(each.every, before, count()))]
         unfinished = evaluate(due)
-        if last or _passed(checkpoint_every, before, count()):
-            save()
-    if stopped():
-        print("saving a checkpoint; a second signal stops without it", flush=True)
+        permanent = keep_every > 0 and _passed(keep_every, before, count())
+        is_best = best is not None and best["steps"] == count()
+        if last or permanent or is_best or _passed(checkpoint_every, before, count()):
+            save(permanent=permanent)
+    if stopped() and unsaved:
+        print("saving a checkpoint; a second Ctrl-C or SIGTERM stops without it", flush=True)
         save()
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rlcls.training.loop import Rows
 
-from .files import pack, sync, unpack
+from .files import Seal, pack, sync, unpack
 
 FOLDER = "replay"
 _BYTES = 1 << 28  # of rows, before compression: the memory that writing one segment needs
@@ -22,14 +22,16 @@ class Segment(NamedTuple):
       first: number of its first row.
       last: one more than the number of its last row.
       path: the file.
+      seal: its size and SHA-256.
     """
 
     first: int
     last: int
     path: Path
+    seal: Seal
 
     @classmethod
-    def at(cls, path: Path) -> Segment:
+    def at(cls, path: Path, seal: Seal) -> Segment:
         """The segment in a file, by the file's name.
 
         Raises:
@@ -38,11 +40,11 @@ class Segment(NamedTuple):
         match = _NAME.fullmatch(path.name)
         if not match:
             raise ValueError(f"{path} is not a replay segment")
-        return cls(int(match[1]), int(match[2]), path)
+        return cls(int(match[1]), int(match[2]), path, seal)
 
 
 def write(run_dir: Path, rows: Rows, segments: list[Segment]) -> list[Segment]:
-    """Writes the rows that no segment holds yet.
+    """Writes the rows that no segment holds yet, and reads the new files back.
 
     Args:
       run_dir: the run folder.
@@ -51,6 +53,9 @@ def write(run_dir: Path, rows: Rows, segments: list[Segment]) -> list[Segment]:
 
     Returns:
       Segments that hold all of `rows`, oldest first; those whose rows have all been dropped are left out.
+
+    Raises:
+      OSError, NotAsWritten: a file could not be written.
     """
     folder = run_dir / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,10 +66,10 @@ def write(run_dir: Path, rows: Rows, segments: list[Segment]) -> list[Segment]:
         end = min(start + step, rows.last)
         path = folder / f"rows-{start:012d}-{end:012d}.npz.zst"
         partial = path.with_name(path.name + ".partial")
-        pack(partial, rows.read(start, end))
+        seal = pack(partial, rows.read(start, end))
         sync(partial)
         partial.rename(path)
-        current.append(Segment(start, end, path))
+        current.append(Segment(start, end, path, seal))
     return current
 
 
@@ -75,7 +80,8 @@ def read(segments: list[Segment], rows: Rows) -> None:
 
 
 def prune(run_dir: Path, named: set[str]) -> None:
-    """Removes the segments that are not `named`, by their paths in the run folder."""
+    """Removes the segments that are not `named`, by their paths in the run folder, and leaves other files alone."""
     for path in (run_dir / FOLDER).glob("rows-*"):
-        if str(path.relative_to(run_dir)) not in named:
-            path.unlink()
+        ours = _NAME.fullmatch(path.name.removesuffix(".partial")) and path.is_file()
+        if ours and str(path.relative_to(run_dir)) not in named:
+            path.unlink(missing_ok=True)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+# A closing terminal and a cluster's warning. Both may come several times, so only the first of them counts.
+_WARNINGS = (signal.SIGHUP, signal.SIGUSR1)
+
 
 @contextlib.contextmanager
 def collected(reactions: Mapping[int, Callable[[], object]] = MappingProxyType({})) -> Iterator[list[int]]:
-    """Collects SIGTERM and Ctrl-C in the list that it yields; a second one takes its usual course.
+    """Collects SIGTERM, Ctrl-C, SIGHUP and SIGUSR1 in the list that it yields.
+
+    A second SIGTERM or Ctrl-C takes its usual course; a second SIGHUP or SIGUSR1 is ignored. Under nohup, SIGHUP stays
+    ignored.
 
     Args:
       reactions: what else to do when a signal comes, by its number.
@@ -20,12 +27,22 @@ def collected(reactions: Mapping[int, Callable[[], object]] = MappingProxyType({
 
     def note(number: int, frame: object) -> None:
         received.append(number)
-        # A second Ctrl-C raises an exception, so that the display restores the cursor.
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else before[number])
+        if number in _WARNINGS:
+            signal.signal(number, signal.SIG_IGN)
+        else:
+            # A second Ctrl-C raises an exception, so that the display restores the cursor.
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else before[number])
+        if number == signal.SIGHUP:
+            _leave_terminal(terminals)
         if number in reactions:
             reactions[number]()
 
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    terminals = [number for number in (1, 2) if os.isatty(number)]
+    before: dict[int, Any] = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, *_WARNINGS)
+    }
+    if before[signal.SIGHUP] == signal.SIG_IGN:
+        del before[signal.SIGHUP]
     for number in before:
         signal.signal(number, note)
     try:
@@ -33,3 +50,10 @@ def collected(reactions: Mapping[int, Callable[[], object]] = MappingProxyType({
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _leave_terminal(descriptors: list[int]) -> None:
+    """Sends output nowhere if its terminal has closed: writing to it would raise, and the run would not be saved."""
+    for number in descriptors:
+        if not os.isatty(number):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)

@@ -134,7 +134,7 @@ class Loop(Protocol):
         """Goes on from a saved moment; rows have been written already.
 
         Args:
-          saved: by `save`.
+          saved: by `save`. Its `rows` are None where the rows of that moment are lost: the loop then gathers new ones.
           tick: called while environments are brought back, with the steps done and all of them.
 
         Raises:

@@ -78,7 +78,7 @@ class Online:
         update_period: int = 4,
         lag: int = 1,
         act_with_target: bool = False,
-        reseed_every: int = 3_000,
+        reseed_every: int = 6_000,
         exploration: LinearDecay = LinearDecay(),  # noqa: B008  # frozen
         diagnostics_every: int = 0,
         diagnostics_batch_size: int = 256,
@@ -109,6 +109,7 @@ class Online:
                 f"{env.num_envs} environments at a lag of {lag} are not complete before"
             )
         self.replay, self.number = replay, 0
+        self._filled_from = (0, 0)  # vector steps and updates when the replay was empty
         self._agent, self._env, self._seed, self._lag = agent, env, seed, lag
         self._batch_size, self._update_period, self._log_every = batch_size, update_period, log_every
         self._reseed_every = reseed_every
@@ -198,7 +199,9 @@ class Online:
             self._learner.submit(*self.replay.sample(self._batch_size, self._seed, number), held_out)
 
     def _updates_due(self, number: int) -> int:
-        return max(0, number * self._env.num_envs - self.replay.min_size) // self._update_period
+        first_number, updates = self._filled_from
+        added = (number - first_number) * self._env.num_envs
+        return updates + max(0, added - self.replay.min_size) // self._update_period
 
     def _epsilon(self) -> float:
         return self._exploration.epsilon(self._agent_steps - self.replay.min_size)
@@ -306,11 +309,15 @@ class Online:
             "returns": self._returns.save(),
             "sums": dict(self._sums),
             "replay": replay_counters,
+            "filled_from": self._filled_from,
         }
         return Saved(tree, arrays | replay_arrays, counters, self.replay)
 
     def restore(self, saved: Saved, tick: Tick = lambda done, total: None) -> None:
         """Goes on from a saved moment; the environments are brought there by playing their actions again.
+
+        Without rows the replay stays empty. Updates then go on once `min_size` agent steps have been added to it, and
+        the probability of a random action stays the function of all agent steps that it was.
 
         Args:
           saved: by `save`.
@@ -318,8 +325,13 @@ class Online:
         """
         counters = saved.counters
         self._learner.restore(saved.tree, saved.arrays)
-        self.replay.restore(saved.arrays, counters["replay"])
         self.number = counters["number"]
+        first_number, updates = counters.get("filled_from", (0, 0))
+        self._filled_from = (first_number, updates)
+        if saved.rows is None:
+            self._filled_from = (self.number, self._updates_due(self.number))
+        else:
+            self.replay.restore(saved.arrays, counters["replay"])
         self._seedings[:], self._seeded_at[:] = saved.arrays["seedings"], saved.arrays["seeded_at"]
         self._sent = collections.deque(saved.arrays["sent"])
         self._play_again(self._sent, tick)

@@ -30,7 +30,9 @@ MISTAKES = {
     "loss=mse loss.num_bins=5": "unknown option 'loss.num_bins' of loss=mse",
     "hydra.run.dir=x": "unknown option 'hydra.run.dir'; did you mean 'run_dir'? (--help lists them all)",
     "eval=3": "unknown eval '3' (episodes)",
-    "checkpoint=3": "'checkpoint' is a group of options, set one by one (checkpoint.every, checkpoint.keep)",
+    "checkpoint=3": "'checkpoint' is a group of options, set one by one "
+    "(checkpoint.every, checkpoint.keep, checkpoint.keep_every, checkpoint.keep_best)",
+    "resume=weigths": "unknown resume 'weigths'; did you mean 'weights'? (restart, weights)",
     "+foo=1": "nothing would read 'foo'; options can be added to agent, loss, backbone, "
     "env, data, training, replay, exploration, eval",
     "~seed": "seed: cannot be left out",

@@ -72,6 +72,19 @@ def test_it_plays_the_episodes_of_the_runs_own_evaluation_and_films_the_first(ru
     assert np.ptp(early, axis=2).max() > 50  # in colour
 
 
+def test_other_options_leave_the_result_of_the_runs_own(run_dir, capsys):
+    own = run_dir / "evaluations" / "96.json"
+    before = own.read_bytes() if own.exists() else None
+    options = ["eval.episodes=1", "seed=5", "env.protocol=atari100k", "eval.epsilon=1", "device=cpu"]
+    assert evaluate.main([f"run={run_dir}", *options]) == 0, capsys.readouterr().err
+    path = Path(capsys.readouterr().out.splitlines()[-1])
+    result = json.loads(path.read_text())
+    assert path.name == "96_seed=5_episodes=1_epsilon=1.0_protocol=atari100k_device=cpu.json"
+    assert (result["seed"], result["episodes"], result["epsilon"]) == (5, 1, 1.0)
+    assert result["protocol"]["repeat_action_probability"] == 0 and result["protocol"]["name"] == "atari100k"
+    assert (own.read_bytes() if own.exists() else None) == before
+
+
 def test_what_cannot_be_evaluated_is_one_line_and_exit_code_2(run_dir, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.yaml").write_bytes((run_dir / "config.yaml").read_bytes())
@@ -118,10 +131,15 @@ def test_a_folder_whose_name_has_a_comma_is_one_run(tmp_path):
         (["eval.episodes=3"], "name the run folder to evaluate: run=runs/...; --help says more"),
         (
             ["run=a", "vido=true"],
-            "unknown option 'vido'; did you mean 'video'? (checkpoint, eval.episodes, run, video)",
+            "unknown option 'vido'; did you mean 'video'? (checkpoint, device, env.protocol, "
+            "eval.episodes, eval.epsilon, run, seed, video)",
         ),
         (["run=a", "video=a.avi"], "video=a.avi must be true, false or a file that ends in .mp4"),
-        (["run=a", "eval.episodes=0"], "eval.episodes=0 must be a whole number of at least 1"),
+        (["run=a", "eval.episodes=0"], "eval.episodes=0 must be a whole number between 1 and 1000000000"),
+        (["run=a", "seed=-1"], "seed=-1 must be a whole number between 0 and 4294967295"),
+        (["run=a", "eval.epsilon=2"], "eval.epsilon=2 must be a number between 0 and 1"),
+        (["run=a", "eval.epsilon=low"], "eval.epsilon=low must be a number between 0 and 1"),
+        (["run=a", "device=gpus"], "unknown device 'gpus'; did you mean 'gpu'? (cpu, gpu, tpu)"),
         (["run="], "run needs a value: run=..."),
     ],
 )

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import shutil
+import types
 
 import numpy as np
 import pytest
@@ -77,6 +79,13 @@ def test_damage_to_any_file_of_a_checkpoint_is_seen(two):
             assert passed_over[0].endswith("falling back to the one before")
             path.write_bytes(data)
     assert checkpoint.load(run_dir)[0].steps == 20
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"parts": []}', '{"parts": {"a": 1}}'])
+def test_a_manifest_of_something_else_is_damage(text, two):
+    run_dir, _, _ = two
+    (run_dir / f"checkpoints/{20:012d}/manifest.json").write_text(text)
+    assert Checkpoints(run_dir, 2).resume()[0].steps == 10
 
 
 def test_the_last_one_damaged_leaves_none_and_is_not_said_to_have_one_before(two):
@@ -193,12 +202,188 @@ def test_rows_that_left_the_ring_between_two_checkpoints_are_neither_written_nor
     np.testing.assert_array_equal(restored(tmp_path).frames, replay.frames)
 
 
+@pytest.mark.parametrize(
+    "name", ["my [2026] work", "a*b?", "50%25 #1", "~x", "s3:x", "{lr}", "a\\b", "größe", " x'\"$&|"]
+)
+def test_a_run_folder_may_have_any_name(name, tmp_path):
+    run_dir = tmp_path / name
+    checkpoints, replay = Checkpoints(run_dir, 1), filled(10)
+    for row in (10, 11):
+        save(checkpoints, replay)
+        add(replay, row)
+    np.testing.assert_array_equal(restored(run_dir).frames[:, :11], replay.frames[:, :11])
+    newest, tree, _ = checkpoint.read(run_dir, "latest", TREE)
+    assert newest.steps == 11 and [path.name for path in newest.folder.parent.iterdir()] == [f"{11:012d}"]
+    np.testing.assert_array_equal(tree["weights"], TREE["weights"])
+
+
+def test_a_tree_that_reads_back_otherwise_is_no_checkpoint_and_the_one_before_stays(two, monkeypatch):
+    run_dir, checkpoints, replay = two
+    import orbax.checkpoint as ocp
+
+    write = ocp.Checkpointer.save
+    add(replay, 20)
+    for harm in (lambda path: path.unlink(), lambda path: path.write_bytes(bytes(path.stat().st_size))):
+
+        def save_and_harm(self, path, args, harm=harm):
+            write(self, path, args=args)
+            for file in (path / "d").iterdir():
+                harm(file)
+
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(UserError, match=r"checkpoint 21 .*: the tree .*read"),
+        ):
+            patch.setattr(ocp.Checkpointer, "save", save_and_harm)
+            save(checkpoints, replay)
+        assert checkpoint.load(run_dir)[0].steps == 20
+        assert len(list((run_dir / "checkpoints").iterdir())) == 2
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match=r"checkpoint 21 .*: rows-.* checksum"),
+    ):
+        patch.setattr(files, "_digest", lambda path: "another")
+        save(checkpoints, replay)
+    assert checkpoint.load(run_dir)[0].steps == 20
+
+
+def test_without_its_replay_a_checkpoint_is_read_and_not_resumed(two):
+    run_dir, _, _ = two
+    shutil.rmtree(run_dir / "replay")
+    assert Checkpoints(run_dir, 2).resume()[0] is None
+    assert len(checkpoint.folders(run_dir)) == 2  # nothing is removed
+    newest, tree, remarks = checkpoint.read(run_dir, "latest", TREE)
+    assert newest.steps == 20 and tree["weights"][3] == 3 and not remarks
+    assert Checkpoints(run_dir, 2).resume(replay=False)[0].steps == 20
+
+
+@pytest.mark.parametrize("wanted", ["latest", "best", "20"])
+def test_a_checkpoint_that_training_takes_away_meanwhile_is_read_from_the_next_one(wanted, two, monkeypatch):
+    run_dir, checkpoints, _ = two
+    checkpoints.save(20, Saved(TREE, {}, {}), best={"steps": 20, "return_mean": 1.0})
+    read_tree = checkpoint.Checkpoint.tree
+
+    def tree(self, like):
+        if self.steps == 20:
+            for row in (30, 40):
+                checkpoints.save(row, Saved(TREE, {}, {}), best={"steps": 40, "return_mean": 2.0})
+        return read_tree(self, like)
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "tree", tree)
+    if wanted == "20":
+        with pytest.raises(UserError, match=r"has no checkpoint 20 \(latest, 30, 40\)"):
+            checkpoint.read(run_dir, wanted, TREE)
+    else:
+        newest, _, remarks = checkpoint.read(run_dir, wanted, TREE)
+        assert newest.steps == 40 and not remarks
+
+
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(two, monkeypatch):
+    run_dir, checkpoints, _ = two
+    read_tree, replaced = checkpoint.Checkpoint.tree, []
+
+    def tree(self, like):
+        if not replaced:
+            replaced.append(self)
+            checkpoints.save(20, Saved({"weights": -TREE["weights"]}, {}, {}), seconds=2.5)
+        return read_tree(self, like)
+
+    monkeypatch.setattr(checkpoint.Checkpoint, "tree", tree)
+    newest, tree, _ = checkpoint.read(run_dir, "latest", TREE)
+    assert newest.counters["seconds"] == 2.5 and tree["weights"][3] == -3
+
+
+def test_a_tree_of_another_shape_is_one_line(two):
+    run_dir, _, _ = two
+    for like, problem in (
+        ({"weights": np.zeros(7)}, r"weights has shape \[6\] there, and the configuration gives it \[7\]"),
+        ({"bias": np.zeros(6)}, "it has no bias"),
+    ):
+        with pytest.raises(UserError, match=f"{20:012d} does not fit the run's configuration: {problem}"):
+            checkpoint.read(run_dir, "latest", like)
+
+
+def test_permanent_and_best_checkpoints_stay_without_their_segments(tmp_path):
+    checkpoints, replay = Checkpoints(tmp_path, 2), filled()
+    for row in range(6):
+        add(replay, row)
+        saved = Saved(TREE, {}, {}, replay)
+        best = {"steps": min(row, 2), "return_mean": 0.0}
+        checkpoints.save(row, saved, permanent=row in (0, 3), best=best)
+        for _ in range(20):
+            add(replay, 50)
+    assert [int(folder.name) for folder in checkpoint.folders(tmp_path)] == [0, 2, 3, 4, 5]
+    listed = {segment.path for steps in (4, 5) for segment in opened(tmp_path, steps).segments}
+    assert set((tmp_path / "replay").iterdir()) == listed
+    assert [checkpoint.read(tmp_path, wanted, TREE)[0].steps for wanted in ("0", "best", "latest")] == [
+        0,
+        2,
+        5,
+    ]
+    checkpoints.save(5, Saved(TREE, {}, {}, replay), permanent=True)
+    checkpoints.save(5, Saved(TREE, {}, {}, replay))  # written again, it is still permanent
+    for row in (6, 7, 8):
+        checkpoints.save(row, Saved(TREE, {}, {}, replay))
+    assert [int(folder.name) for folder in checkpoint.folders(tmp_path)] == [0, 3, 5, 7, 8]
+
+
+def opened(run_dir, steps):
+    return checkpoint.open_whole(run_dir, run_dir / f"checkpoints/{steps:012d}")
+
+
+def test_a_run_without_a_best_checkpoint_says_so(two):
+    with pytest.raises(UserError, match=r"has no best checkpoint: checkpoint.keep_best=true keeps it"):
+        checkpoint.read(two[0], "best", TREE)
+
+
+def test_what_cannot_be_removed_is_a_remark(two, monkeypatch):
+    run_dir, checkpoints, replay = two
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    rmtree = lambda path, ignore_errors=False: ignore_errors or refuse(path)  # noqa: E731
+    monkeypatch.setattr(checkpoint, "shutil", types.SimpleNamespace(rmtree=rmtree))
+    add(replay, 20)
+    arrays, counters = replay.save()
+    remarks = checkpoints.save(21, Saved(TREE, arrays, counters, replay))
+    assert remarks == [f"cannot remove the checkpoint {run_dir}/checkpoints/{10:012d}: Permission denied"]
+    (run_dir / "checkpoints" / f".{30:012d}.partial").mkdir()
+    newest, remarks = Checkpoints(run_dir, 2).resume()
+    assert newest.steps == 21
+    assert remarks == [f"cannot remove {run_dir}/checkpoints/.{30:012d}.partial: Permission denied"]
+
+
+def test_a_foreign_file_in_a_checkpoint_stays_when_the_checkpoint_goes(two):
+    run_dir, checkpoints, replay = two
+    foreign = run_dir / "checkpoints" / f"{10:012d}" / ".DS_Store"
+    foreign.write_text("")
+    for row in range(20, 23):
+        add(replay, row)
+        save(checkpoints, replay)
+    assert [path.name for path in foreign.parent.iterdir()] == [".DS_Store"]
+    newest, remarks = checkpoint.load(run_dir)
+    assert newest.steps == 23 and not remarks and len(checkpoint.folders(run_dir)) == 2
+
+
 def test_what_is_not_a_checkpoint_is_neither_read_nor_removed(two):
     run_dir, checkpoints, replay = two
-    foreign = [run_dir / "checkpoints" / name for name in (".nfs0001", "000000000020-copy", "2")]
-    for path in foreign[1:]:
-        path.mkdir()
-    foreign[0].write_text("")
+    foreign = [
+        run_dir / name
+        for name in (
+            "checkpoints/.nfs0001",
+            "checkpoints/.000000000007.partial",  # a file, where ours would be a folder
+            "checkpoints/000000000020-copy",
+            "checkpoints/2",
+            "checkpoints/lost+found",
+            "replay/.DS_Store",
+            "replay/rows-notes.txt",
+            "replay/rows-000000000000-000000000010.npz.zst~",
+            "replay/rows-lost",
+        )
+    ]
+    for path in foreign:
+        path.write_text("") if "." in path.name else path.mkdir()
     checkpoint_now, remarks = Checkpoints(run_dir, 2).resume()
     assert checkpoint_now.steps == 20 and not remarks
     for row in range(20, 30):

@@ -267,6 +267,7 @@ def test_the_whole_protocol_is_stored_and_a_resume_under_another_meaning_says_so
         return folder.RunFolder(tmp_path, config, environment="Pong", protocol=protocol)
 
     with opened(means) as run:
+        run.record()
         facts = folder.read_facts(run.path)
         assert facts["protocol"] == means and facts["environment"] == "Pong"
     with opened(means) as run:

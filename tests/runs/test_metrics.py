@@ -82,7 +82,7 @@ def test_lines_after_the_position_are_cut_at_a_resume(tmp_path):
     for step in (12, 16):
         write_train(log, step, loss=-1.0)  # and here the process dies
     resumed = open_metrics(tmp_path, position, tensorboard=True)
-    assert resumed.position()["bytes"] == position["bytes"]
+    assert resumed.position()["lines"] == position["lines"] == 2
     write_train(resumed, 12, loss=6.0)
     assert [(row["agent_steps"], row["loss"]) for row in metrics.read(tmp_path)] == [(4, 2), (8, 4), (12, 6)]
     assert tensorboard_points(tmp_path)["train/loss"] == [(4, 2), (8, 4), (12, 6)]
@@ -118,10 +118,14 @@ def test_a_checkpoint_that_counts_on_missing_lines_is_refused(tmp_path):
     log = open_metrics(tmp_path)
     write_train(log, 4)
     position = log.position()
-    (tmp_path / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match=r"has 3 bytes where the checkpoint counts on"):
-        open_metrics(tmp_path, position)
-    assert (tmp_path / "metrics.jsonl").read_text() == "{}\n"
+    write_train(log, 8)
+    position = log.position()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text(text[:-1])
+    for use in (open_metrics, metrics.check):
+        with pytest.raises(UserError, match=r"metrics.jsonl has 1 lines where the checkpoint counts on 2"):
+            use(tmp_path, position)
+    assert (tmp_path / "metrics.jsonl").read_text() == text[:-1]
 
 
 def test_the_clock_goes_on_where_the_position_left_it(tmp_path, monkeypatch):
@@ -144,11 +148,69 @@ def test_the_clock_goes_on_where_the_position_left_it(tmp_path, monkeypatch):
 
 def test_a_torn_last_line_is_passed_over_and_a_bad_one_before_it_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"kind": "train"}\n{"kind": "ev')
-    assert metrics.read(tmp_path) == [{"kind": "train"}]
-    path.write_text('{"kind": "tr\n{"kind": "train"}\n')
+    line = '{"kind": "train", "agent_steps": 4, "seconds": 1.5}'
+    path.write_text(line + '\n{"kind": "ev')
+    assert metrics.read(tmp_path) == [json.loads(line)]
+    path.write_text('{"kind": "tr\n' + line + "\n")
     with pytest.raises(UserError, match=r"metrics.jsonl, line 1: not a JSON object"):
         metrics.read(tmp_path)
+
+
+def test_lines_that_an_editor_ended_in_crlf_are_read_and_gone_on_from(tmp_path):
+    log, path = open_metrics(tmp_path), tmp_path / "metrics.jsonl"
+    for step in (4, 8, 12):
+        write_train(log, step, loss=1.0)
+        if step == 8:
+            position = log.position()
+    log.close()
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    assert [row["agent_steps"] for row in metrics.read(tmp_path)] == [4, 8, 12]
+    metrics.check(tmp_path, position)
+    write_train(open_metrics(tmp_path, position), 16)
+    assert [row["agent_steps"] for row in metrics.read(tmp_path)] == [4, 8, 16]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{}", "kind must be a text, not null"),
+        ("[1]", "not a JSON object"),
+        ('{"kind": "train", "loss": 1.0, "seconds": 1}', "agent_steps must be a number, not null"),
+        ('{"kind": "train", "agent_steps": 8}', "seconds must be a number, not null"),
+        ('{"kind": "train", "agent_steps": "8", "seconds": 1}', 'agent_steps must be a number, not "8"'),
+        (
+            '{"kind": "train", "agent_steps": 8, "seconds": 1, "loss": "low"}',
+            'loss must be a number, not "low"',
+        ),
+        (
+            '{"kind": "eval", "updates": 8, "seconds": 1, "return_mean": []}',
+            "return_mean must be a number, not []",
+        ),
+        (
+            '{"kind": "diagnostics", "updates": 8, "seconds": 1, "rank": "?"}',
+            'rank must be a number, not "?"',
+        ),
+    ],
+)
+def test_a_line_that_is_none_of_a_run_is_named_with_its_number(line, problem, tmp_path):
+    log = open_metrics(tmp_path)
+    write_train(log, 4, loss=math.nan)
+    position = log.position() | {"lines": 2}
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(line + "\n")
+    for read in (lambda: metrics.read(tmp_path), lambda: metrics.check(tmp_path, position)):
+        with pytest.raises(UserError) as error:
+            read()
+        assert str(error.value) == f"{tmp_path}/metrics.jsonl, line 2: {problem}"
+
+
+def test_a_position_in_bytes_is_one_in_lines(tmp_path):
+    log = open_metrics(tmp_path)
+    write_train(log, 4)
+    size = (tmp_path / "metrics.jsonl").stat().st_size
+    write_train(log, 8)
+    assert metrics.position_in_lines(tmp_path, {"bytes": size, "step": 4})["lines"] == 1
 
 
 def test_a_folder_without_metrics_is_no_run(tmp_path):
@@ -172,10 +234,14 @@ def test_a_folder_that_cannot_be_written_is_one_clear_line(tmp_path):
         open_metrics(tmp_path)
 
 
+def open_wandb(run_dir, run_id=None):
+    return metrics.WandB(run_dir, "mine", unit="agent_steps", run_id=run_id, config={"game": "Pong"})
+
+
 def test_a_missing_wandb_is_one_clear_line_and_leaves_no_file(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"logging\.wandb=mine: wandb is not installed"):
-        open_metrics(tmp_path, wandb="mine")
+        open_wandb(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -193,12 +259,11 @@ def test_wandb_gets_the_scalars_and_a_resume_goes_on_in_the_same_run(tmp_path, m
         return Run()
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-    (tmp_path / "config.yaml").write_text("game: Pong\n")
-    log = open_metrics(tmp_path, wandb="mine")
+    log = open_metrics(tmp_path, wandb=(wandb := open_wandb(tmp_path)))
     log.write("eval", counts(4), return_mean=2.0, returns=[2.0])
     position = log.position()
-    log.close()
-    open_metrics(tmp_path, position, wandb="mine")
+    log.close(), wandb.close()
+    open_metrics(tmp_path, position, wandb=open_wandb(tmp_path, position["wandb"]))
     names = [name for name, _, _ in calls]
     assert names == ["init", "define_metric", "log", "finish", "init", "define_metric"]
     first, second = calls[0][2], calls[4][2]

@@ -213,6 +213,37 @@ def test_the_seeds_of_an_environment_do_not_depend_on_those_beside_it(monkeypatc
     assert len({int(seed) for seeds in many for seed in seeds}) == 4 * len(many) == 20
 
 
+@pytest.mark.parametrize("lag", [0, 1, 3])
+def test_without_its_rows_a_loop_goes_on_from_its_weights_and_learns_again_once_the_replay_has_filled(
+    lag, tmp_path
+):
+    overrides = (
+        "loss=mse",
+        f"training.lag={lag}",
+        "replay.prioritized=true",
+        "exploration.epsilon_decay=800",
+    )
+    first, again = run(make(*overrides), 60), make(*overrides)
+    saved = first.save()
+    steps, updates, tree = 240, first.counts["updates"], jax.tree.map(np.array, saved.tree)
+    assert first.counts["agent_steps"] == steps and updates == (steps - 100) // 4
+    epsilon = first._epsilon()
+    again.restore(saved._replace(rows=None))
+    assert again.counts == first.counts and again._epsilon() == epsilon and again.replay.size == 0
+    chex.assert_trees_all_equal(jax.tree.map(np.array, again.save().tree), tree)
+    run(again, 25)
+    assert again.replay.size == 100 and again.counts["updates"] == updates
+    chex.assert_trees_all_equal(jax.tree.map(np.array, again.save().tree["state"]), tree["state"])
+    run(again, 10)
+    assert again.counts["updates"] == updates + 10 == int(again.save().tree["state"].step)
+    Checkpoints(tmp_path, 2).save(again.number, again.save())
+    resumed = make(*overrides)
+    fresh = resumed.save()
+    resumed.restore(Checkpoints(tmp_path, 2).resume()[0].saved(fresh.tree, fresh.rows))
+    chex.assert_trees_all_equal(*(ending(run(loop, 20)) for loop in (again, resumed)))
+    first.close()
+
+
 def test_a_segment_goes_only_when_no_kept_checkpoint_names_it(tmp_path):
     loop, checkpoints = make("loss=mse", "replay.capacity=160"), Checkpoints(tmp_path, 2)
     for _ in range(8):
