@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float32, Integer, PyTree, Shaped
 from rlcls._errors import UserError, nearest
 from rlcls.spec import Spec
 
-from .base import observation_dtype, reset_arguments, spec_from_spaces
+from .base import checked_actions, observation_dtype, reset_arguments, spec_from_spaces
 
 
 class GymnasiumEnv(gymnasium.vector.VectorEnv):
@@ -79,10 +79,11 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
         return _converted(observations), info
 
     def send(self, actions: Shaped[np.ndarray, "N *action"]) -> None:
-        """Keeps the actions for `recv`."""
+        """Keeps the actions for `recv`; see `HostEnv`."""
         if self._actions is not None:
             raise RuntimeError("send was called twice without recv")
-        self._actions = np.asarray(actions, self.action_space.dtype) + self._first_action
+        checked = checked_actions(actions, self.spec, self.num_envs, self.name)
+        self._actions = checked.astype(self.action_space.dtype) + self._first_action
 
     def recv(
         self,
