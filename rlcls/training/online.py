@@ -111,8 +111,7 @@ class Online:
         self._batch_size, self._update_period, self._log_every = batch_size, update_period, log_every
         self._reseed_every = max(1, reseed_every // env.num_envs)  # vector steps
         self._exploration = exploration
-        key = jax.random.key(seed)
-        init_key, act_key, update_key = (jax.random.fold_in(key, use) for use in (_INIT, _ACT, _UPDATE))
+        init_key, act_key, update_key = xla.keys(seed, _INIT, _ACT, _UPDATE)
 
         def act(acting: PyTree, observations: Any, number: Any, epsilon: Any) -> Any:
             return agent.act(acting, observations, jax.random.fold_in(act_key, number), epsilon)
@@ -148,7 +147,9 @@ class Online:
         if self._observations is None or (self.number and self.number % self._reseed_every == 0):
             self._observations = self._reseed(self.number // self._reseed_every)
         observations, starts = self._observations, self._starts
-        actions = np.array(self._act(self._learner.acting, observations, self.number, self._epsilon()))
+        arguments = jax.device_put((observations, self.number, self._epsilon()))
+        # A copy: a view would keep one of JAX's arrays alive for each step.
+        actions = np.array(jax.device_get(self._act(self._learner.acting, *arguments)))
         self._env.send(actions)
         if self._lag:  # the updates need nothing of this step: they are prepared while the emulator plays it
             self._learn()
