@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,6 +24,13 @@ from .identity import difference
 CONFIG, FACTS, LOCK = "config.yaml", "run.json", "lock"
 # Versions that can change the bits of a run.
 _PACKAGES = ("rlcls", "jax", "jaxlib", "flax", "optax", "numpy", "ale-py")
+# Settings of JAX that can, too.
+_JAX_SETTINGS = (
+    "jax_default_prng_impl",
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_threefry_partitionable",
+)
 
 
 class RunFolder:
@@ -92,6 +100,11 @@ class RunFolder:
         except BlockingIOError:
             file.close()
             raise UserError(f"another process is training in {self.path}") from None
+        except OSError as error:  # some network file systems have no locks
+            print(
+                f"note: {self.path} cannot be locked ({error.strerror}): see to it that no other process trains in it",
+                file=sys.stderr,
+            )
         return file
 
     def _record(self, now: dict[str, Any]) -> list[str]:
@@ -103,7 +116,7 @@ class RunFolder:
         return [
             f"{name} was {then.get(name)} when this run began and is {now[name]}: results may differ in their last bits"
             for name in now
-            if name != "git" and then.get(name) != now[name]
+            if name != "git" and name in then and then[name] != now[name]
         ]
 
 
@@ -135,7 +148,7 @@ def read_facts(run_dir: Path) -> dict[str, Any]:
 
 
 def facts() -> dict[str, Any]:
-    """Versions, cores, device and git revision: what a run's bits depend on besides its configuration."""
+    """Versions, cores, device, JAX's settings and git revision: what a run's bits depend on besides its options."""
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
@@ -143,6 +156,8 @@ def facts() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "machine": platform.machine(),
         "device": f"{device.platform}: {device.device_kind}",
+        **{name: jax.config.values[name] for name in _JAX_SETTINGS},
+        "XLA_FLAGS": " ".join(sorted(os.environ.get("XLA_FLAGS", "").split())) or None,
         "git": _git_revision(),
     }
 
