@@ -47,13 +47,14 @@ def _command(argv: list[str]) -> int:
         raise UserError(f"video={video} must be true, false or a file that ends in .mp4")
     episodes = _positive(options["eval.episodes"]) if "eval.episodes" in options else None
 
-    from rlcls.cli import build
+    from rlcls.cli import build, resources
     from rlcls.evaluation.film import can_be_filmed, film
     from rlcls.runs import Progress, read_config
     from rlcls.runs.files import replacing
     from rlcls.runs.progress import header
     from rlcls.training import xla
 
+    resources.allow_open_files()
     config = read_config(run_dir)
     if episodes:
         config.eval.episodes = episodes

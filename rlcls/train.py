@@ -48,13 +48,15 @@ def _command(argv: list[str]) -> int:
 
 
 def _train(config: DictConfig) -> int:
-    from rlcls.cli import build
+    from rlcls.cli import build, packages, resources
     from rlcls.runs import Checkpoints, Metrics, Progress, RunFolder, run
     from rlcls.runs.metrics import check_wandb
     from rlcls.runs.run import OVERHEAD
     from rlcls.runs.signals import collected
     from rlcls.training import Diverged, memory, xla
 
+    resources.allow_open_files()
+    packages.import_all(tensorboard=config.logging.tensorboard)
     device = xla.choose_device(config.device)
     xla.cache_compilations()
     memory.reuse_freed_memory()

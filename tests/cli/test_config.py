@@ -1,10 +1,12 @@
 """What a command line comes to: precedence, the paper's tables, identity and difference, sweeps, help."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
+from rlcls._errors import UserError
 from rlcls.cli import build, compose
 from rlcls.cli.help import GROUPS, choices
 from rlcls.runs.identity import difference, identity
@@ -119,6 +121,31 @@ def test_whole_numbers_may_be_written_as_powers_of_ten():
 
 def test_a_path_may_hold_what_the_grammar_keeps_for_itself():
     assert compose.compose(["run_dir=/tmp/it's (a=b)"]).run_dir == "/tmp/it's (a=b)"
+
+
+@pytest.mark.parametrize(
+    "typed",
+    ["2026_11_26", "1e5", "true", "Null", "~", "0x10", "007", "[a]", "{a: 1}", "a b", "a\\b\\", "1:2", "ü"],
+)
+def test_a_path_is_taken_as_it_is_typed(typed):
+    assert compose.compose([f"run_dir={typed}"]).run_dir == typed
+    assert compose.compose([f"game={typed}"]).env.game == typed
+    assert compose.compose(["env=gymnasium", f"env.id={typed}"]).env.id == typed
+    assert compose.expand([f"run_dir={typed}"]) == [[f"run_dir={typed}"]]
+    (first, second) = compose.expand([f"game=Pong,{typed}"])
+    assert compose.compose(first).game == "Pong" and compose.compose(second).game == typed
+
+
+def test_null_is_still_no_path_and_quotes_are_still_the_grammars():
+    assert compose.compose(["run_dir=null"]).run_dir is None
+    assert compose.compose(["run_dir='a,b'"]).run_dir == "a,b"
+
+
+def test_a_path_may_begin_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert build.run_dir(compose.compose(["run_dir=~/x"]), "Pong") == Path("/somewhere/x")
+    with pytest.raises(UserError, match="run_dir=~no-such-user/x: Could not determine home directory"):
+        build.run_dir(compose.compose(["run_dir=~no-such-user/x"]), "Pong")
 
 
 def test_a_head_of_ones_own_gets_only_the_options_that_were_said():
