@@ -130,7 +130,8 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Closes the environments."""
-        self._envs.close()
+        if hasattr(self, "_envs"):  # gymnasium closes an environment whose constructor raised, too
+            self._envs.close()
 
     def __repr__(self) -> str:
         return f"GymnasiumEnv({self.name!r}, num_envs={self.num_envs})"

@@ -55,15 +55,18 @@ def check(config: DictConfig, agent: Agent[Any], spec: Spec, frame_stack: int) -
     needs = [*_replay(config, spec, frame_stack), *_learning(config, agent, spec)]
     if episodes := config.eval.get("episodes"):
         needs.append(Need(f"eval.episodes={episodes}", episodes * _EPISODE, episodes))
-    room = max(0, int(memory * _SHARE) - _PROGRAM)
-    total, most = sum(need.bytes for need in needs), max(needs, key=lambda need: need.bytes)
+    room, total = max(0, int(memory * _SHARE) - _PROGRAM), sum(need.bytes for need in needs)
     if total <= room:
         return
-    left = max(0, room - (total - most.bytes))
-    fits = f"; {_rounded_down(most.value * left // most.bytes):,} would fit" if most.value else ""
+    for need in sorted(needs, key=lambda need: need.bytes, reverse=True):
+        rest = total - need.bytes
+        fits = _rounded_down((need.value or 0) * max(0, room - rest) // max(1, need.bytes))
+        # No batch fits if the network is what is too large.
+        if need.value is None or fits:
+            break
     raise UserError(
-        f"{most.words} needs {_gib(most.bytes)} GiB of memory, and of the {_gib(memory)} GiB that this process may use "
-        f"{_gib(left)} are left for it{fits}"
+        f"{need.words} needs {_gib(need.bytes)} GiB of memory, the whole run {_gib(total)}, and this process has room "
+        f"for {_gib(room)} (of {_gib(memory)})" + (f"; {fits:,} would fit" if fits else "")
     )
 
 

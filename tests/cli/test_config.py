@@ -123,17 +123,35 @@ def test_a_path_may_hold_what_the_grammar_keeps_for_itself():
     assert compose.compose(["run_dir=/tmp/it's (a=b)"]).run_dir == "/tmp/it's (a=b)"
 
 
-@pytest.mark.parametrize(
-    "typed",
-    ["2026_11_26", "1e5", "true", "Null", "~", "0x10", "007", "[a]", "{a: 1}", "a b", "a\\b\\", "1:2", "ü"],
-)
-def test_a_path_is_taken_as_it_is_typed(typed):
-    assert compose.compose([f"run_dir={typed}"]).run_dir == typed
-    assert compose.compose([f"game={typed}"]).env.game == typed
-    assert compose.compose(["env=gymnasium", f"env.id={typed}"]).env.id == typed
-    assert compose.expand([f"run_dir={typed}"]) == [[f"run_dir={typed}"]]
-    (first, second) = compose.expand([f"game=Pong,{typed}"])
-    assert compose.compose(first).game == "Pong" and compose.compose(second).game == typed
+TYPED = [
+    "2026_11_26",
+    "1e5",
+    "true",
+    "Null",
+    "~",
+    "0x10",
+    "007",
+    "[a]",
+    "{a: 1}",
+    "a b",
+    "a\\b\\",
+    "1:2",
+    "ü",
+]
+
+
+@pytest.mark.parametrize("option", ["run_dir", "game", "env.id", "logging.wandb"])
+def test_a_path_or_a_name_is_taken_as_it_is_typed(option):
+    assert [compose._parse(f"{option}={typed}").value() for typed in TYPED] == TYPED
+    sweep = compose._parse(f"{option}={','.join(TYPED)}")
+    texts = [f"{option}={text}" for text in sweep.sweep_string_iterator()]
+    assert [compose._parse(text).value() for text in texts] == TYPED
+
+
+def test_a_folder_named_by_a_date_or_a_truth_value_stays_it():
+    assert compose.compose(["run_dir=2026_11_26", "game=true"]).run_dir == "2026_11_26"
+    assert compose.expand(["run_dir=true,1e5"]) == [["run_dir='true'"], ["run_dir='1e5'"]]
+    assert compose.compose(["run_dir='1e5'"]).run_dir == "1e5"
 
 
 def test_null_is_still_no_path_and_quotes_are_still_the_grammars():

@@ -43,7 +43,7 @@ def test_what_does_not_fit_is_refused_with_what_would(option, eight_gib):
         check(*others, option)
     subject = re.escape(option) if ending else r"a network of \d[\d,]* parameters"
     assert re.match(
-        rf"{subject} needs [\d,.]+ GiB of memory, and of the 8.0 GiB that this process may use [\d.]+ are left for it",
+        rf"{subject} needs [\d,.]+ GiB of memory, the whole run [\d,.]+, and this process has room for 6.7 \(of 8.0\)",
         str(error.value),
     )
 
