@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from jaxtyping import Bool, Float32, Integer, UInt8
 from rlcls._errors import UserError, nearest
 from rlcls.spec import Spec
 
-from .base import reset_arguments, spec_from_spaces
+from .base import checked_actions, reset_arguments, spec_from_spaces
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,9 @@ class Protocol:
             del arguments[own]
         return arguments
 
+
+# These ROMs have no mode for one player, and the emulator refuses them.
+_FOR_TWO_PLAYERS = ("Combat", "Joust", "MazeCraze", "Warlords")
 
 _PROTOCOLS = (
     # Machado et al. 2018 (arXiv 1709.06009), with the values of Dopamine: dopamine/jax/agents/dqn/configs/dqn.gin and
@@ -214,10 +218,14 @@ class Atari(gymnasium.vector.VectorEnv):
         return observations, info
 
     def send(self, actions: Integer[np.ndarray, "N"]) -> None:
-        """Lets the threads play one agent step and returns at once; `recv` must follow."""
+        """Lets the threads play one agent step and returns at once; `recv` must follow.
+
+        Raises:
+          UserError: an action that the game does not have, for which the emulator would wait without end.
+        """
         if self._in_flight:
             raise RuntimeError("send was called twice without recv")
-        self._emulator.send(np.asarray(actions, np.int32))
+        self._emulator.send(checked_actions(actions, self.spec, self.num_envs, self.name))
         self._in_flight = True
 
     def recv(
@@ -304,7 +312,7 @@ def rgb_twin(game: str, protocol: Protocol, num_envs: int = 1) -> Atari:
 
 
 def games() -> list[str]:
-    """The names of the games whose ROMs ship with ale-py, in alphabetical order."""
+    """The names of the games for one player whose ROMs ship with ale-py, in alphabetical order."""
     return sorted(_roms())
 
 
@@ -329,11 +337,17 @@ def _episode_began(info: dict[str, np.ndarray]) -> np.ndarray:
 
 def _rom(game: str) -> str:
     roms = _roms()
+    if game in _FOR_TWO_PLAYERS:
+        raise UserError(f"game {game!r} needs two players; rlcls.envs.atari.games() lists the games for one")
     if game not in roms:
-        raise UserError(
-            f"unknown game {game!r}{nearest(game, roms, most=4)}; rlcls.envs.atari.games() lists all"
-        )
+        similar = nearest(_plain_name(game), roms, most=4)
+        raise UserError(f"unknown game {game!r}{similar}; rlcls.envs.atari.games() lists all")
     return roms[game]
+
+
+def _plain_name(game: str) -> str:
+    """The game in a name of gymnasium's registry, such as ALE/Pong-v5 or PongNoFrameskip-v4; others stay the same."""
+    return re.sub(r"^ALE/|(-ram)?(NoFrameskip|Deterministic)?-v\d+$", "", game)
 
 
 @functools.cache
@@ -344,7 +358,8 @@ def _roms() -> dict[str, str]:
     from ale_py.roms import get_all_rom_ids
 
     folder = Path(ale.roms.__file__).parent
-    return {rom_id_to_name(rom): rom for rom in get_all_rom_ids() if (folder / f"{rom}.bin").exists()}
+    names = {rom_id_to_name(rom): rom for rom in get_all_rom_ids() if (folder / f"{rom}.bin").exists()}
+    return {name: rom for name, rom in names.items() if name not in _FOR_TWO_PLAYERS}
 
 
 def _ale() -> Any:

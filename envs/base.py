@@ -84,7 +84,11 @@ class HostEnv(Protocol):
         """`send` followed by `recv`."""
 
     def send(self, actions: Shaped[np.ndarray, "N *action"]) -> None:
-        """Begins a step and may return before it is done; `recv` must follow."""
+        """Begins a step and may return before it is done; `recv` must follow.
+
+        Raises:
+          UserError: an action that does not exist; the environments of this package then have sent nothing.
+        """
 
     def recv(self) -> Step:
         """Waits for the step that `send` began."""
@@ -153,6 +157,38 @@ def reset_arguments(
     if seed is not None and np.shape(seed) != (num_envs,):
         raise ValueError(f"reset needs a seed for each of {num_envs} environments, not {np.shape(seed)}")
     return None if seed is None else np.asarray(seed), mask
+
+
+def checked_actions(
+    actions: Shaped[np.ndarray, "N *action"], spec: Spec, num_envs: int, name: str
+) -> Shaped[np.ndarray, "N *action"]:
+    """A copy of the actions in the dtype of `spec.action`.
+
+    Args:
+      actions: one for each of the environments.
+      spec: states the actions that exist.
+      num_envs: N.
+      name: the task, for the message.
+
+    Raises:
+      UserError: the actions have another shape; discrete ones are no integers or no actions of the spec; continuous
+        ones are not finite. Continuous actions beyond their range are left to the environment.
+    """
+    array = np.asarray(actions)
+    shape = (num_envs, *spec.action.shape)
+    if array.shape != shape:
+        raise UserError(f"{name}: actions must have shape {shape}, not {array.shape}")
+    if spec.num_actions is None:
+        if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
+            raise UserError(f"{name}: actions must be finite numbers, not {array.tolist()}")
+    elif array.dtype.kind not in "iu":
+        raise UserError(f"{name}: actions must be integers, not {array.dtype}")
+    elif (outside := (array < 0) | (array >= spec.num_actions)).any():
+        raise UserError(
+            f"{name} has {spec.num_actions} actions, 0 to {spec.num_actions - 1}, and the agent sent "
+            f"{array[outside][0]}"
+        )
+    return array.astype(spec.action.dtype)
 
 
 def spec_from_spaces(observation_space: gymnasium.Space, action_space: gymnasium.Space) -> Spec:
@@ -283,7 +319,7 @@ class Wrapped(gymnasium.vector.VectorWrapper):
             return
         if self._actions is not None:
             raise RuntimeError("send was called twice without recv")
-        self._actions = np.array(actions)
+        self._actions = checked_actions(actions, self._spec, self.num_envs, self.name)
 
     def recv(self) -> Step:
         if hasattr(self.env, "recv"):

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float32, Integer, PyTree, Shaped
 from rlcls._errors import UserError, nearest, one_line
 from rlcls.spec import Spec
 
-from .base import observation_dtype, reset_arguments, spec_from_spaces
+from .base import checked_actions, observation_dtype, reset_arguments, spec_from_spaces
 
 
 class GymnasiumEnv(gymnasium.vector.VectorEnv):
@@ -79,10 +79,11 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
         return _converted(observations), info
 
     def send(self, actions: Shaped[np.ndarray, "N *action"]) -> None:
-        """Keeps the actions for `recv`."""
+        """Keeps the actions for `recv`; see `HostEnv`."""
         if self._actions is not None:
             raise RuntimeError("send was called twice without recv")
-        self._actions = np.asarray(actions, self.action_space.dtype) + self._first_action
+        checked = checked_actions(actions, self.spec, self.num_envs, self.name)
+        self._actions = checked.astype(self.action_space.dtype) + self._first_action
 
     def recv(
         self,
@@ -129,7 +130,8 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Closes the environments."""
-        self._envs.close()
+        if hasattr(self, "_envs"):  # gymnasium closes an environment whose constructor raised, too
+            self._envs.close()
 
     def __repr__(self) -> str:
         return f"GymnasiumEnv({self.name!r}, num_envs={self.num_envs})"

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Integer, Key, Sha
 from rlcls._errors import UserError, nearest
 from rlcls.spec import Spec
 
-from .base import reset_arguments, spec_from_spaces
+from .base import checked_actions, reset_arguments, spec_from_spaces
 
 _STACK, _SIDE = 4, 84  # as Atari
 
@@ -220,10 +220,10 @@ class ProbeVectorEnv(gymnasium.vector.VectorEnv):
         return self._observations(), {"episode_start": self._episode_start}
 
     def send(self, actions: Integer[np.ndarray, "N"]) -> None:
-        """Keeps the actions for `recv`."""
+        """Keeps the actions for `recv`; see `HostEnv`."""
         if self._actions is not None:
             raise RuntimeError("send was called twice without recv")
-        self._actions = np.array(actions)
+        self._actions = checked_actions(actions, self.spec, self.num_envs, self.name)
 
     def recv(
         self,

@@ -1,6 +1,7 @@
 """Errors that the user can correct, printed as one line each."""
 
 import difflib
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -32,33 +33,64 @@ def command(run: Callable[[list[str]], int], argv: list[str] | None) -> int:
       argv: its arguments, None for the process's.
 
     Returns:
-      The exit code: 2, and one line on stderr, for a mistake of the user's; 130 for a Ctrl-C that it did not take;
-      141 when whoever reads the output has read enough, as `head` does.
+      The exit code: 2, and one line on stderr, for a mistake of the user's, for output that cannot be written, and for
+      too little memory or too few open files; 130 for a Ctrl-C that it did not take; 141 when whoever reads the output
+      has read enough, as `head` does.
     """
+    _open_streams()
+    os.environ["MPLBACKEND"] = "Agg"  # every picture is a file, whatever window system the user has
     try:
+        _check_working_directory()
         code = run(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _refuse(str(error))
     except ModuleNotFoundError as error:
         if (error.name or "rlcls").partition(".")[0] == "rlcls":  # a fault of ours
             raise
-        print(
-            f'error: {error.name} is not installed; the commands need pip install "rlcls[atari]"',
-            file=sys.stderr,
-        )
-        return 2
+        return _refuse(f'{error.name} is not installed; the commands need pip install "rlcls[atari]"')
+    except (MemoryError, RuntimeError) as error:
+        line = str(error).partition("\n")[0]
+        if isinstance(error, RuntimeError) and not line.startswith("RESOURCE_EXHAUSTED"):  # JAX's word for it
+            raise
+        return _refuse(f"not enough memory: {line}")
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return _refuse(f"{error.strerror}; ulimit -n sets how many a process may open")
         try:
             print(flush=True)
-        except BrokenPipeError:
+        except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else closing it raises again
-            return 141
-        raise  # another pipe, such as that of a video's encoder
+            if isinstance(error, BrokenPipeError):
+                return 141
+            return _refuse(f"cannot write to the standard output: {error.strerror}")
+        raise  # another file or pipe, such as that of a video's encoder
+
+
+def _refuse(line: str) -> int:
+    print(f"error: {line}", file=sys.stderr)
+    return 2
+
+
+def _check_working_directory() -> None:
+    try:
+        os.getcwd()
+    except OSError:
+        raise UserError("the working directory does not exist any more; change to another") from None
+
+
+def _open_streams() -> None:
+    """Makes the standard streams writable: what is closed discards, and what has no such letter shows its number."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            # The file lives as long as the process. Without it, the next file that is opened takes the stream's number.
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def nearest(name: str, names: Iterable[str], most: int | None = None) -> str:

@@ -1,7 +1,7 @@
 """Diagnostics of a value network: rank and spectrum of its features, dormant units, norms, attention, TD error.
 
 Each is a pure function of arrays that can run inside a compiled program. It computes in float32, or in float64 for
-float64 inputs. For the zeros of a network that died it returns numbers and never NaN.
+float64 inputs. For the zeros of a network that died it returns numbers and never NaN; for NaN it returns NaN.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import entr
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Num, PyTree
+from jaxtyping import Array, Bool, Float, Num, PyTree
 
 from rlcls.kernels.arrays import at_least_float32
 
@@ -41,7 +41,7 @@ def singular_values(features: Float[ArrayLike, "b d"], *, centered: bool = False
     if centered:
         x = x - jnp.mean(x, axis=0, keepdims=True)
     values = jnp.linalg.svd(x, compute_uv=False)
-    return jnp.where(values > rounding, values, 0)
+    return jnp.where(values <= rounding, 0, values)
 
 
 def rankme(singular_values: Float[ArrayLike, "k"]) -> Float[Array, ""]:
@@ -60,10 +60,10 @@ def rankme(singular_values: Float[ArrayLike, "k"]) -> Float[Array, ""]:
     """
     values = _spectrum(singular_values)
     rank = jnp.exp(jnp.sum(entr(_shares(values))))
-    return jnp.where(values[0] > 0, rank, 0)
+    return jnp.where(values[0] == 0, 0, rank)
 
 
-def srank(singular_values: Float[ArrayLike, "k"], delta: float = 0.01) -> Int[Array, ""]:
+def srank(singular_values: Float[ArrayLike, "k"], delta: float = 0.01) -> Float[Array, ""]:
     """The number of largest singular values whose sum is 1 - delta of the whole: 1 to K, and 0 for a matrix of zeros.
 
     Args:
@@ -71,7 +71,7 @@ def srank(singular_values: Float[ArrayLike, "k"], delta: float = 0.01) -> Int[Ar
       delta: share of the sum that may be missing, above 0 and below 1.
 
     Returns:
-      int32.
+      A whole number, in the dtype of the values.
 
     Raises:
       ValueError: delta is not between 0 and 1, or the singular values are not a vector.
@@ -84,7 +84,7 @@ def srank(singular_values: Float[ArrayLike, "k"], delta: float = 0.01) -> Int[Ar
     missing = jnp.cumsum(_shares(values)) < 1 - delta
     # Rounding may leave the sum of all shares below 1 - delta if delta is tiny.
     rank = jnp.minimum(1 + jnp.sum(missing), jnp.count_nonzero(values))
-    return rank.astype(jnp.int32)
+    return jnp.where(jnp.isnan(values).any(), jnp.nan, rank.astype(values.dtype))
 
 
 def alpha_req(singular_values: Float[ArrayLike, "k"], first: int = 4, last: int = 100) -> Float[Array, ""]:
@@ -118,7 +118,8 @@ def alpha_req(singular_values: Float[ArrayLike, "k"], first: int = 4, last: int 
     y = y - jnp.sum(weights * y) / total
     enough = jnp.sum(fitted) >= 2
     slope = jnp.sum(weights * x * y) / jnp.where(enough, jnp.sum(weights * x**2), 1)
-    return jnp.where(enough, -slope, jnp.where(values[0] > 0, jnp.inf, 0.0))
+    decay = jnp.where(enough, -slope, jnp.where(values[0] > 0, jnp.inf, 0.0))
+    return jnp.where(jnp.isnan(values).any(), jnp.nan, decay)
 
 
 def dormant_ratio(activations: Float[ArrayLike, "*b d"], tau: float = _TAU) -> Float[Array, ""]:
@@ -142,7 +143,7 @@ def dormant_ratio(activations: Float[ArrayLike, "*b d"], tau: float = _TAU) -> F
     x = at_least_float32(activations)
     if x.ndim < 1 or not x.size:
         raise ValueError(f"activations must have shape (..., units), none of them 0, not {x.shape}")
-    return jnp.mean(_dormant(jnp.mean(jnp.abs(x), axis=tuple(range(x.ndim - 1))), tau), dtype=x.dtype)
+    return jnp.mean(_dormant(jnp.mean(jnp.abs(x), axis=tuple(range(x.ndim - 1))), tau))
 
 
 def feature_norm(features: Float[ArrayLike, "*b d"]) -> Float[Array, ""]:
@@ -161,7 +162,10 @@ def td_error(
     backups: Float[ArrayLike, "*b"],
     weights: Float[ArrayLike, "*b"] | None = None,
 ) -> Float[Array, ""]:
-    """The weighted mean of |values - backups|, in the units of the values; NaN if all weights are 0.
+    """The weighted mean of |values - backups|, in the units of the values; infinite if all weights are 0.
+
+    An error that nothing was measured for is infinite and not NaN, so that a run can be searched for NaN by
+    JAX_DEBUG_NANS.
 
     Args:
       values: Q(s, a).
@@ -169,11 +173,10 @@ def td_error(
       weights: weights of the mean; None means equal weights.
     """
     errors = jnp.abs(at_least_float32(values) - at_least_float32(backups))
-    return (
-        jnp.mean(errors)
-        if weights is None
-        else jnp.sum(errors * weights) / jnp.sum(at_least_float32(weights))
-    )
+    if weights is None:
+        return jnp.mean(errors)
+    total = jnp.sum(at_least_float32(weights))
+    return jnp.where(total == 0, jnp.inf, jnp.sum(errors * weights) / jnp.where(total == 0, 1, total))
 
 
 def attention_entropy(
@@ -292,8 +295,10 @@ def shown(intermediates: PyTree, *, causal: bool = False) -> dict[str, Array]:
     return found
 
 
-def _dormant(scores: Float[Array, "d"], tau: float) -> Bool[Array, "d"]:
-    return scores <= tau * jnp.mean(scores)
+def _dormant(scores: Float[Array, "d"], tau: float) -> Float[Array, "d"]:
+    """1 where a unit is dormant, else 0; NaN in a layer that has NaN."""
+    least = tau * jnp.mean(scores)
+    return jnp.where(jnp.isnan(least), jnp.nan, (scores <= least).astype(scores.dtype))
 
 
 def _spectrum(values: Any) -> Float[Array, "k"]:

@@ -91,7 +91,7 @@ def _evaluate(run_dir: Path, settings: Mapping[str, Any], wanted: str, video: st
       wanted: the checkpoint.
       video: the option of that name.
     """
-    from rlcls.cli import build
+    from rlcls.cli import build, resources
     from rlcls.evaluation.film import can_be_filmed, film
     from rlcls.runs import Progress, checkpoint, read_config
     from rlcls.runs.files import replacing
@@ -99,6 +99,7 @@ def _evaluate(run_dir: Path, settings: Mapping[str, Any], wanted: str, video: st
     from rlcls.training import xla
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of files that training removes meanwhile
+    resources.allow_open_files()
     config = read_config(run_dir)
     changed = _change(config, settings)
     xla.choose_device(settings.get("device"))

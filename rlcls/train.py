@@ -54,7 +54,7 @@ def _command(argv: list[str]) -> int:
 
 
 def _train(config: DictConfig) -> int:
-    from rlcls.cli import build, clipping
+    from rlcls.cli import build, clipping, packages, resources
     from rlcls.runs import Checkpoints, Metrics, Progress, RunFolder, run, start
     from rlcls.runs.metrics import WandB, check_wandb
     from rlcls.runs.progress import phase
@@ -62,6 +62,8 @@ def _train(config: DictConfig) -> int:
     from rlcls.runs.signals import collected
     from rlcls.training import Diverged, memory, xla
 
+    resources.allow_open_files()
+    packages.import_all(tensorboard=config.logging.tensorboard)
     device = xla.choose_device(config.device)
     xla.cache_compilations()
     memory.reuse_freed_memory()

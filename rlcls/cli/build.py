@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import pkgutil
 from pathlib import Path
 from typing import Any
 
 import hydra
 import jax
-import numpy as np
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,9 +16,11 @@ from rlcls._errors import UserError, one_line
 from rlcls.agents.base import Agent
 from rlcls.envs.base import HostEnv, as_host_env
 from rlcls.evaluation import EpisodeEvaluator, Periodic
-from rlcls.runs.identity import identity
+from rlcls.runs.identity import identity, leaves
 from rlcls.spec import Spec
 from rlcls.training.loop import Dataset, Loop
+
+from . import resources
 
 # Hydra 1.4 asks which targets may run: here it is any, since a class of one's own is the user's own code.
 _UNCHECKED = getattr(hydra.utils, "UNSAFE_DISABLE_EXECUTION_CHECKS", None)
@@ -32,6 +33,13 @@ def build(config: DictConfig, section: str, *positional: Any, **arguments: Any) 
     Raises:
       UserError: its class cannot be imported, or does not take these options or arguments.
     """
+    options = OmegaConf.to_container(OmegaConf.select(config, section))
+    for option, target in leaves(options):  # type: ignore[arg-type]
+        if option.rpartition(".")[2] == "_target_":
+            try:
+                pkgutil.resolve_name(target)
+            except (ImportError, AttributeError, ValueError) as error:
+                raise UserError(f"{section}.{option}={target}: {one_line(error)}") from error
     try:
         made = hydra.utils.instantiate(OmegaConf.select(config, section), _convert_="all", **_ANY_TARGET)
         return made(*positional, **arguments) if positional or arguments else made
@@ -84,10 +92,11 @@ def agent(config: DictConfig, spec: Spec) -> Agent[Any]:
             f"agent: {kind} has no {' and no '.join(missing)}; rlcls.agents.Agent lists what it needs"
         )
     try:  # what the network cannot look at is reported now, and not after the replay has filled
-        state = jax.eval_shape(made.init, jax.random.key(0))
+        key = jax.eval_shape(jax.random.key, 0)
+        state = jax.eval_shape(made.init, key)
         acting = jax.eval_shape(lambda state: made.acting(state, target=acts_with_target(config)), state)
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), spec.observation)
-        jax.eval_shape(made.act, acting, one, jax.random.key(0), 0.0)
+        jax.eval_shape(made.act, acting, one, key, 0.0)
     except (TypeError, ValueError) as error:
         raise UserError(f"agent: {one_line(error)}") from error
     return made
@@ -101,7 +110,8 @@ def acts_with_target(config: DictConfig) -> bool:
 def acting_like(config: DictConfig, agent: Agent[Any]) -> Any:
     """Structure, shapes and dtypes of what acts in a run of this configuration."""
     target = acts_with_target(config)
-    return jax.eval_shape(lambda key: agent.acting(agent.init(key), target=target), jax.random.key(0))
+    key = jax.eval_shape(jax.random.key, 0)
+    return jax.eval_shape(lambda key: agent.acting(agent.init(key), target=target), key)
 
 
 def describe_network(config: DictConfig, agent: Agent[Any]) -> str:
@@ -133,6 +143,7 @@ def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | No
     Raises:
       UserError: the parts do not fit together, or do not fit into the memory.
     """
+    resources.check(config, agent, data.spec if data else env.spec, env.frame_stack)
     common = {"seed": config.seed, "log_every": config.logging.every}
     if data is not None:
         if "replay" in config:
@@ -140,7 +151,6 @@ def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | No
         return build(config, "training", agent, data, **common)
     if "replay" not in config:
         raise UserError(f"loop={config.choices.loop} needs a data set: data= or data._target_=")
-    check_memory(config, env.spec, env.frame_stack)
     return build(
         config,
         "training",
@@ -177,9 +187,15 @@ def run_dir(config: DictConfig, name: str) -> Path:
     Args:
       config: the run's configuration.
       name: the environment's name.
+
+    Raises:
+      UserError: `run_dir` begins with ~, and the user it names has no home.
     """
     if config.run_dir:
-        return Path(config.run_dir)
+        try:
+            return Path(config.run_dir).expanduser()
+        except RuntimeError as error:
+            raise UserError(f"run_dir={config.run_dir}: {one_line(error)}") from error
     chosen = config.choices
     parts = chosen.agent, chosen.loss, name.replace("/", "-"), f"s{config.seed}", identity(plain_dict(config))
     return Path("runs") / "-".join(parts)
@@ -190,23 +206,6 @@ def plain_dict(config: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 
-def check_memory(config: DictConfig, spec: Spec, frame_stack: int) -> None:
-    """Raises a UserError if this machine cannot hold the replay."""
-    observation = spec.observation
-    if not isinstance(observation, jax.ShapeDtypeStruct) or "capacity" not in config.replay:
-        return  # a replay of one's own checks its memory itself
-    shape = observation.shape[1:] if frame_stack else observation.shape
-    frame_bytes = int(np.prod(shape, dtype=np.int64)) * observation.dtype.itemsize
-    capacity = int(config.replay.capacity)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if capacity * frame_bytes > memory:
-        fits = int(memory * 0.6 / frame_bytes) // 10_000 * 10_000
-        raise UserError(
-            f"replay.capacity={capacity} needs {capacity * frame_bytes / 2**30:.1f} GiB and this machine has "
-            f"{memory / 2**30:.1f}; {fits} would fit"
-        )
-
-
 def _evaluator(config: DictConfig, section: str, agent: Agent[Any], env: HostEnv) -> Any:
     options = {key: value for key, value in OmegaConf.select(config, section).items() if key != "every"}
     root = section.rpartition(".")[2]
@@ -215,4 +214,4 @@ def _evaluator(config: DictConfig, section: str, agent: Agent[Any], env: HostEnv
             OmegaConf.create({root: options | {"_partial_": True}}), root, agent, env, seed=config.seed
         )
     except UserError as error:
-        raise UserError(str(error).replace(f"{root}:", f"{section}:", 1)) from error
+        raise UserError(str(error).replace(root, section, 1)) from error

@@ -43,7 +43,9 @@ def _at_least(least: float, *options: str) -> list[_Rule]:
 
 
 _RULES: list[_Rule] = [
-    *_at_least(1, "steps", "checkpoint.every", "checkpoint.keep", "logging.every", "diagnostics.batch_size"),
+    # Counters inside compiled programs have 32 bits.
+    ("steps", lambda value: 1 <= value < 2**31, f"between 1 and {2**31 - 1}"),
+    *_at_least(1, "checkpoint.every", "checkpoint.keep", "logging.every", "diagnostics.batch_size"),
     *_at_least(0, "diagnostics.every", "eval.every", "checkpoint.keep_every"),
     # jax.random.key takes 32 bits, and would make two seeds one.
     ("seed", lambda value: 0 <= value < 2**32, f"between 0 and {2**32 - 1}"),
@@ -75,6 +77,7 @@ def check(config: dict[str, Any], known: dict[str, Any]) -> None:
         value = values.get(option)
         if value is not None and not holds(value):
             raise UserError(f"{option}: expected {words}, not {_show(value)}")
+    _check_environments(values)
     if values["device"] not in (None, *DEVICES):
         raise UserError(f"unknown device {values['device']!r}" + nearest(values["device"], DEVICES))
     if values["resume"] not in (None, *RESUMES):
@@ -87,6 +90,22 @@ def check(config: dict[str, Any], known: dict[str, Any]) -> None:
             raise UserError(f"evals.{name}.every: expected a whole number of at least 0, not {_show(every)}")
         if name in _KINDS_OF_LINES:
             raise UserError(f"evals.{name}: the metrics already have lines of that kind; choose another name")
+
+
+def _check_environments(values: Mapping[str, Any]) -> None:
+    """Refuses more environments than the loop can have before they are made: of Atari, 3,000 take minutes."""
+    num_envs, min_size, n_step, lag = (
+        values.get(name) for name in ("env.num_envs", "replay.min_size", "replay.n_step", "training.lag")
+    )
+    if not (type(num_envs) is type(min_size) is type(n_step) is type(lag) is int):
+        return
+    rows = n_step + lag
+    if n_step >= 1 and lag >= 0 and num_envs * rows > min_size:
+        raise UserError(
+            f"training: replay.min_size ({min_size}) must be at least {num_envs * rows}: {n_step}-step returns of "
+            f"{num_envs} environments at a lag of {lag} are not complete before; "
+            f"at most {min_size // rows} environments would do"
+        )
 
 
 def _of_kind(option: str, value: Any, sample: Any) -> Any:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import itertools
 import pkgutil
+import re
 from collections.abc import Callable
 from typing import Any
 
 import hydra
 import hydra.errors
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -42,6 +44,9 @@ OBJECTS = (
     "eval",
 )
 FIXED = ("loss.name", "env.game")  # follow from loss=, game=
+# Texts that are taken as they are typed: Hydra would read 2026_11_26 as a number and true as a truth value.
+_AS_TYPED = ("game", "run_dir", "env.id", "logging.wandb")
+_MOST_RUNS = 1000  # of a sweep; each is composed and checked before the first begins
 _ALSO_READ = {"eval": {"every"}}  # options of a section that its object does not take
 
 
@@ -51,13 +56,13 @@ def compose(argv: list[str]) -> DictConfig:
     Later entries win: config.yaml, loop, data, agent, loss, backbone, eval, recipe, env, then the files
     <agent>_<loss>, <backbone> and <agent/schedule> of recipe/<recipe>/, then `argv`. The key `choices` holds the
     name of what was chosen of each group; a class of one's own (`loss._target_=package.Class`) goes by its name.
-    Options that the class of a section does not take are dropped, unless `argv` gives them.
+    Options that the class of a section does not take are dropped.
 
     Args:
       argv: overrides in Hydra's syntax, such as `["loss=mse", "agent.learning_rate=1e-4"]`.
 
     Raises:
-      UserError: one line about the first mistake in `argv`.
+      UserError: one line about the first mistake in `argv`, which may be an option that its class does not take.
     """
     overrides = [_parse(argument) for argument in argv]
     for override in overrides:
@@ -78,7 +83,8 @@ def compose(argv: list[str]) -> DictConfig:
     try:
         resolved: Any = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise UserError(one_line(error)) from None
+        option = f"{error.full_key}: " if error.full_key else ""
+        raise UserError(f"{option}{one_line(error)}") from None
     checks.check(resolved, _resolved_where_possible(known))
     return DictConfig(resolved)
 
@@ -112,24 +118,36 @@ def help_text() -> str:
 def expand(argv: list[str]) -> list[list[str]]:
     """The command lines of a sweep; the last option varies fastest, and each command is checked.
 
+    Raises:
+      UserError: a mistake in one of the commands, more than a thousand runs, or two runs in one folder.
+
     >>> expand(["loss=mse,hlgauss", "seed=range(2)"])
     [['loss=mse', 'seed=0'], ['loss=mse', 'seed=1'], ['loss=hlgauss', 'seed=0'], ['loss=hlgauss', 'seed=1']]
     """
     commands: list[list[str]] = [[]]
     for argument in argv:
         override = _parse(argument)
-        values = [_text(override)]
+        values = [argument]
         if override.is_sweep_override():
             try:
                 name = f"{override.get_key_element()}"
-                values = [f"{name}={value}" for value in override.sweep_string_iterator()]
+                texts = itertools.islice(override.sweep_string_iterator(), _MOST_RUNS + 1)
+                values = [f"{name}={value}" for value in texts]
             except (HydraException, AttributeError, TypeError, ValueError):
                 raise UserError(
                     f"cannot read the sweep {argument!r}; write name=1,2,3 or name=range(3)"
                 ) from None
+        if len(commands) * len(values) > _MOST_RUNS:
+            raise UserError(
+                f"{argument!r} makes more than {_MOST_RUNS} runs; a sweep has at most {_MOST_RUNS}"
+            )
         commands = [[*command, value] for command in commands for value in values]
-    for command in commands:
-        compose(command)
+    folders = [folder for command in commands if (folder := compose(command).run_dir) is not None]
+    if len(set(folders)) < len(folders):
+        raise UserError(
+            f"run_dir={folders[0]} would hold several runs of the sweep; leave run_dir out, and each run has a "
+            "folder of its own"
+        )
     return commands
 
 
@@ -174,16 +192,28 @@ def _parse(argument: str) -> Override:
     if not (equals or argument.startswith("~")) or not key:
         raise UserError(f"cannot read {argument!r}; options are written name=value, such as seed=1")
     parser = OverridesParser.create()
+    if key.lstrip("+") in _AS_TYPED:
+        value = _as_typed(value)
     try:
-        return parser.parse_override(argument)
+        return parser.parse_override(f"{key}{equals}{value}")
     except HydraException:
         pass
     try:
         # A path or a name with a character that Hydra's grammar reserves.
-        quoted = value.replace("\\", "\\\\").replace("'", "\\'")
-        return parser.parse_override(f"{key}='{quoted}'")
+        return parser.parse_override(f"{key}={_quoted(value)}")
     except HydraException:
         raise UserError(f"cannot read {argument!r}; options are written name=value, such as seed=1") from None
+
+
+def _as_typed(value: str) -> str:
+    """The value in quotes, and each of several (a,b); null, quotes, sweeps and interpolations keep their meaning."""
+    if re.match(r"['\"]|(choice|range|glob|shuffle|sort|tag)\(", value) or "${" in value:
+        return value
+    return ",".join(each if each == "null" else _quoted(each) for each in value.split(","))
+
+
+def _quoted(value: str) -> str:
+    return QuotedString(value, Quote.single).with_quotes()
 
 
 def _text(override: Override) -> str:
@@ -226,11 +256,18 @@ def _nearest_option(key: str, names: list[str]) -> str:
     section, _, leaf = key.rpartition(".")
     names = [name for name in names if "._" not in name and name not in FIXED]
     beside = [name for name in names if name.rpartition(".")[0] == section]
-    same_leaf = [name for name in names if name.rpartition(".")[2] == leaf]
     if section in OBJECTS:
-        return nearest(key, beside)
+        names = beside = sorted(beside)
+    same_leaf = [name for name in names if leaf in (last := name.rpartition(".")[2], _initials(last))]
     hint = f"; did you mean {same_leaf[0]!r}?" if same_leaf else nearest(key, names).partition(" (")[0]
+    if section in OBJECTS:
+        return hint + (f" ({', '.join(beside)})" if beside else "")
     return hint + (f" ({', '.join(beside)})" if section and beside else " (--help lists them all)")
+
+
+def _initials(name: str) -> str:
+    """lr for learning_rate."""
+    return "".join(word[0] for word in name.split("_") if word)
 
 
 def _fit(config: DictConfig, known: DictConfig, section: str, given: set[str]) -> None:
@@ -252,14 +289,19 @@ def _fit(config: DictConfig, known: DictConfig, section: str, given: set[str]) -
     if target != usual and (group := section.replace(".", "/")) in GROUPS:
         config.choices[group] = str(target).rpartition(".")[2]
     takes = _options_of(str(target))
+    importable = takes is not None
     if takes is None:  # a class of one's own gets nothing that it may not know
         if target == usual:
             return
         takes = frozenset()
     for key in [str(key) for key in options]:
-        inside = any(other == f"{section}.{key}" or other.startswith(f"{section}.{key}.") for other in given)
-        if not key.startswith("_") and key not in takes | _ALSO_READ.get(section, set()) and not inside:
+        if key.startswith("_") or key in takes | _ALSO_READ.get(section, set()):
+            continue
+        if not any(other == f"{section}.{key}" or other.startswith(f"{section}.{key}.") for other in given):
             del options[key]
+        elif importable:
+            named = takes.intersection(map(str, options)) or takes
+            raise UserError(f"{section}.{key}: {target} takes no {key!r}" + nearest(key, named))
 
 
 @functools.cache
@@ -267,9 +309,14 @@ def _options_of(target: str) -> frozenset[str] | None:
     """The keyword arguments of the class or function at an import path; None if they cannot be told."""
     try:
         function: Callable[..., Any] = pkgutil.resolve_name(target)
+        if isinstance(function, type):  # the metaclass of NNX modules hides the signature of the class
+            init = inspect.getattr_static(function, "__init__")
+            function = function if init is object.__init__ else init
         parameters = inspect.signature(function).parameters.values()
     except Exception:  # whatever importing raises: building the object reports it with its section
         return None
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
         return None
-    return frozenset(each.name for each in parameters)
+    return frozenset(
+        each.name for each in parameters if each.name != "self" and not each.name.startswith("_")
+    )

@@ -84,7 +84,7 @@ class EpisodeEvaluator:
             raise ValueError(f"epsilon must be between 0 and 1, not {epsilon}")
         self.episodes, self.epsilon = episodes, float(epsilon)
         self._training_env, self._seed = env, seed
-        key = jax.random.fold_in(jax.random.key(seed), _KEY)
+        (key,) = xla.keys(seed, _KEY)
 
         def act(acting: PyTree, observations: Any, number: Any, step: Any, epsilon: Any) -> Any:
             step_key = jax.random.fold_in(jax.random.fold_in(key, number), step)
@@ -121,7 +121,8 @@ class EpisodeEvaluator:
         """
 
         def act(observations: np.ndarray, step: int) -> np.ndarray:
-            actions = np.array(self._act(acting, observations, number, step, self.epsilon))
+            arguments = jax.device_put((observations, number, step, self.epsilon))
+            actions = np.array(jax.device_get(self._act(acting, *arguments)))
             if record:
                 record(actions)
             return actions

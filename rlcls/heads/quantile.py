@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Real
 
 from rlcls.kernels.arrays import as_real, check_floating, clip
 
-from ._arrays import as_outputs, as_scalars, check_integer, check_leading, check_positive
+from ._arrays import as_outputs, as_scalars, check_finite, check_integer, check_leading
 from .base import Head
 
 _BLOCK = 16  # targets in a step of the loop; compilers keep the sums over this many in registers
@@ -28,6 +28,8 @@ class Quantile(Head):
     loss(x, t) = sum_i |tau_i - [t < x_i]| * huber(t - x_i) / kappa, with i from 0 and
     huber(u) = u**2 / 2 if |u| <= kappa, else kappa * (|u| - kappa / 2)
 
+    With kappa = 0 the loss is its limit sum_i |tau_i - [t < x_i]| * |t - x_i| (QR-DQN-0).
+
     `td_loss` averages this over the quantiles r + discount * x'_j of the next state as targets t. The head needs no
     support.
 
@@ -40,7 +42,7 @@ class Quantile(Head):
     def __post_init__(self) -> None:
         count = check_integer("quantile: num_quantiles", self.num_quantiles, 1)
         object.__setattr__(self, "num_quantiles", count)
-        object.__setattr__(self, "kappa", check_positive("quantile: kappa", self.kappa))
+        object.__setattr__(self, "kappa", _check_kappa("quantile: kappa", self.kappa, np.float32))
 
     @property
     def name(self) -> str:
@@ -121,15 +123,16 @@ def quantile_huber(
     """The quantile Huber loss of predicted quantiles to samples (or quantiles) of the target.
 
     mean_j sum_i |tau_i - [u < 0]| * huber(u, kappa) / kappa with u = targets[j] - quantiles[i] and
-    tau_i = (i + 1/2) / n. The targets get no gradient. Time grows with n * m, memory with n + m.
+    tau_i = (i + 1/2) / n. With kappa = 0, huber(u, kappa) / kappa is its limit |u|, whose slope at u = 0 is taken as 0.
+    The targets get no gradient. Time grows with n * m, memory with n + m.
 
     Raises:
-      ValueError: the leading dimensions differ, there are no quantiles or no targets, or kappa is not positive.
+      ValueError: the leading dimensions differ, there are no quantiles or no targets, or kappa is neither 0 nor a
+        normal number of the dtype of the loss.
       TypeError: the quantiles are not floating point, or the targets not real.
 
     Source: Dabney et al. 2018, equations 9 and 10.
     """
-    kappa = check_positive("quantile_huber: kappa", kappa)
     predicted, samples = jnp.asarray(quantiles), as_real(targets, "targets")
     check_floating(predicted, "quantiles")
     for argument, x in (("quantiles", predicted), ("targets", samples)):
@@ -137,7 +140,16 @@ def quantile_huber(
             raise ValueError(f"{argument} of shape {x.shape} must have a last axis of at least 1")
     check_leading(samples.shape[:-1], "targets", predicted, "quantiles")
     dtype = jnp.promote_types(predicted.dtype, samples.dtype)
+    kappa = _check_kappa("quantile_huber: kappa", kappa, dtype)
     return _loss(predicted.astype(dtype), lax.stop_gradient(samples).astype(dtype), kappa)
+
+
+def _check_kappa(what: str, kappa: Any, dtype: Any) -> float:
+    """The value as a float; a smaller one than `dtype` can divide by is refused."""
+    kappa, tiny = check_finite(what, kappa), float(jnp.finfo(dtype).tiny)
+    if kappa < 0 or 0 < kappa < tiny:
+        raise ValueError(f"{what} must be 0 or at least {tiny:.3g}, not {kappa}")
+    return kappa
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -200,12 +212,13 @@ def _at_once(quantiles: Array, targets: Array, kappa: float) -> tuple[Array, Arr
 def _terms(quantiles: Array, targets: Array, kappa: float) -> tuple[Array, Array]:
     """The loss of each pair and its derivative with respect to the quantile; the arrays broadcast."""
     n = quantiles.shape[-1]
-    levels = (np.arange(n) + 0.5) / (n * kappa)
+    scale = kappa or 1.0
+    levels = (np.arange(n) + 0.5) / (n * scale)
     below, above = (
         x.astype(quantiles.dtype).reshape((1,) * (quantiles.ndim - 1) + (-1,))
-        for x in (1 / kappa - levels, levels)
+        for x in (1 / scale - levels, levels)
     )
     errors = targets - quantiles
-    clipped = clip(errors, -kappa, kappa)
+    clipped = clip(errors, -kappa, kappa) if kappa else jnp.sign(errors)
     pull = jnp.where(errors < 0, below, above) * clipped
-    return pull * (errors - clipped / 2), -pull
+    return pull * (errors - clipped / 2 if kappa else errors), -pull

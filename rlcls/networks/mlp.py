@@ -44,11 +44,16 @@ class MLP(nnx.Module):
         """Features of a batch of observations.
 
         Raises:
-          ValueError: the observations have not the shape the network was made for.
+          ValueError: the observations have not the shape the network was made for, or are pictures of bytes.
         """
         if observations.ndim == 0 or observations.shape[1:] != self.observation_shape:
             wanted = ", ".join(map(str, ("batch", *self.observation_shape)))
             raise ValueError(f"observations must have shape ({wanted}), not {observations.shape}")
+        if observations.dtype == jnp.uint8 and len(self.observation_shape) >= 3:
+            raise ValueError(
+                f"MLP looks at vectors, not at pictures of bytes of shape {self.observation_shape}; "
+                "the other backbones look at pictures"
+            )
         x = observations.reshape(observations.shape[0], -1).astype(jnp.float32)
         for layer in self.layers:
             x = relu(self, layer(x))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -35,13 +37,23 @@ class Priorities:
         return float(self._sums.sum())
 
     def assign(self, slots: Int[np.ndarray, "n"], weights: Float[np.ndarray, "n"] | float) -> None:
-        """Sets the weights of `slots` (finite, >= 0). A slot that appears twice gets the later weight."""
+        """Sets the weights of `slots`. A slot that appears twice gets the later weight.
+
+        Raises:
+          ValueError: a weight is negative or not finite; no weight has changed then.
+        """
+        _check(weights)
         self._leaves.reshape(-1)[slots] = weights
         blocks = np.unique(slots // self._block)
         self._sums[blocks] = self._leaves[blocks].sum(axis=1)
 
     def assign_all(self, weights: Float[np.ndarray, "size"]) -> None:
-        """Replaces every weight."""
+        """Replaces every weight.
+
+        Raises:
+          ValueError: a weight is negative or not finite; no weight has changed then.
+        """
+        _check(weights)
         self._leaves.reshape(-1)[: self.size] = weights
         self._sums[:] = self._leaves.sum(axis=1)
 
@@ -68,3 +80,9 @@ class Priorities:
         rest = points - (cumulated[block] - self._sums[block])
         rest = np.clip(rest, 0, np.nextafter(within[:, -1], 0))
         return block * self._block + (within <= rest[:, None]).sum(axis=1)
+
+
+def _check(weights: Any) -> None:
+    """Raises a ValueError for weights with which nothing could be drawn any more."""
+    if not (np.isfinite(weights).all() and np.greater_equal(weights, 0).all()):
+        raise ValueError("priorities must be finite and at least 0")

@@ -59,7 +59,7 @@ def write_text(path: Path, text: str) -> None:
       UserError: it cannot be written.
     """
     with replacing(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
 
 def sync(path: Path) -> None:

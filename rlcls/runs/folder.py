@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -31,6 +32,13 @@ _FACTS_REMEDY = "remove it, and the next training in this folder writes it"
 _GROUPS = ("choices", "agent", "loss", "backbone", "env", "training", "eval")
 # Versions that can change the bits of a run.
 _PACKAGES = ("rlcls", "jax", "jaxlib", "flax", "optax", "numpy", "ale-py")
+# Settings of JAX that can, too.
+_JAX_SETTINGS = (
+    "jax_default_prng_impl",
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_threefry_partitionable",
+)
 
 
 class RunFolder:
@@ -144,6 +152,11 @@ class RunFolder:
         except BlockingIOError:
             file.close()
             raise UserError(f"another process is training in {self.path}") from None
+        except OSError as error:  # some network file systems have no locks
+            print(
+                f"note: {self.path} cannot be locked ({error.strerror}): see to it that no other process trains in it",
+                file=sys.stderr,
+            )
         return file
 
     def _differences(self) -> list[str]:
@@ -154,7 +167,7 @@ class RunFolder:
         return [
             f"{name} was {then.get(name)} when this run began and is {now[name]}: results may differ in their last bits"
             for name in now
-            if name != "git" and then.get(name) != now[name]
+            if name != "git" and name in then and then[name] != now[name]
         ]
 
 
@@ -213,7 +226,7 @@ def read_facts(run_dir: Path) -> dict[str, Any]:
 
 
 def facts() -> dict[str, Any]:
-    """Versions, cores, device and git revision: what a run's bits depend on besides its configuration."""
+    """Versions, cores, device, JAX's settings and git revision: what a run's bits depend on besides its options."""
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
@@ -221,6 +234,8 @@ def facts() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "machine": platform.machine(),
         "device": f"{device.platform}: {device.device_kind}",
+        **{name: jax.config.values[name] for name in _JAX_SETTINGS},
+        "XLA_FLAGS": " ".join(sorted(os.environ.get("XLA_FLAGS", "").split())) or None,
         "git": _git_revision(),
     }
 

@@ -205,9 +205,11 @@ class Learner:
         self._thread.shutdown(cancel_futures=True)
 
     def _run(self, batch: Transition, where: Where, number: int, held_out: Transition | None) -> _Pending:
-        # Nothing is read here: the next update is dispatched while this one runs.
+        # Nothing is read here: the next update is dispatched while this one runs. Every transfer between host and
+        # device is explicit, so that JAX_TRANSFER_GUARD=disallow finds only those that nobody intended.
+        batch, held_out, index = jax.device_put((batch, held_out, number))
         seen = self._diagnose(self._state, batch, held_out) if self._diagnose and held_out else {}
-        self._state, info, finite = self.update(self._state, batch, number)
+        self._state, info, finite = self.update(self._state, batch, index)
         return _Pending(number, where, info.metrics, info.priorities, seen, finite)
 
 
@@ -224,17 +226,19 @@ def _read(update: _Pending, raises: bool = True) -> Result:
 
     The parameters are checked too, because a gradient can overflow before a loss shows it.
     """
-    metrics = {name: float(value) for name, value in update.metrics.items()}
+    arrays, priorities, diagnostics, finite = jax.device_get(
+        (update.metrics, update.priorities, update.diagnostics, update.finite)
+    )
+    metrics = {name: float(value) for name, value in arrays.items()}
     infinite = [name for name, value in metrics.items() if not math.isfinite(value)]
     if raises and infinite:
         raise Diverged(f"{infinite[0]} is {metrics[infinite[0]]} at update {update.number + 1}")
-    if raises and not update.finite:
+    if raises and not finite:
         raise Diverged(f"the parameters are no longer finite after update {update.number + 1}")
-    priorities = None if update.priorities is None else np.asarray(update.priorities)
     if not raises and priorities is not None:  # a replay takes only finite priorities
         priorities = np.nan_to_num(priorities, posinf=1.0)
-    diagnostics = {name: float(value) for name, value in update.diagnostics.items()}
-    return Result(update.number, update.where, metrics, priorities, diagnostics)
+    seen = {name: float(value) for name, value in diagnostics.items()}
+    return Result(update.number, update.where, metrics, priorities, seen)
 
 
 def _below(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:

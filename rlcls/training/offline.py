@@ -6,11 +6,11 @@ import collections
 import time
 from typing import Any
 
-import jax
 from jaxtyping import PyTree
 
 from rlcls.agents.base import Agent
 
+from . import xla
 from .learner import Learner
 from .loop import Saved, Source, Tick
 
@@ -57,8 +57,7 @@ class Offline:
         self.number = 0
         self._source, self._seed = source, seed
         self._batch_size, self._log_every = batch_size, log_every
-        key = jax.random.key(seed)
-        init_key, update_key = (jax.random.fold_in(key, use) for use in (_INIT, _UPDATE))
+        init_key, update_key = xla.keys(seed, _INIT, _UPDATE)
         self._learner = Learner(agent, init_key, update_key, act_with_target=act_with_target)
         self._sums: collections.Counter[str] = collections.Counter()  # of update metrics since the last line
 

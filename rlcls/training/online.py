@@ -114,8 +114,7 @@ class Online:
         self._batch_size, self._update_period, self._log_every = batch_size, update_period, log_every
         self._reseed_every = reseed_every
         self._exploration = exploration
-        key = jax.random.key(seed)
-        init_key, act_key, update_key = (jax.random.fold_in(key, use) for use in (_INIT, _ACT, _UPDATE))
+        init_key, act_key, update_key = xla.keys(seed, _INIT, _ACT, _UPDATE)
 
         def act(acting: PyTree, observations: Any, number: Any, epsilon: Any) -> Any:
             return agent.act(acting, observations, jax.random.fold_in(act_key, number), epsilon)
@@ -157,7 +156,9 @@ class Online:
         if self._observations is None:
             self._observations, _ = self._env.reset(seed=self._seeds())
         observations, starts = self._observations, self._starts
-        actions = np.array(self._act(self._learner.acting, observations, self.number, self._epsilon()))
+        arguments = jax.device_put((observations, self.number, self._epsilon()))
+        # A copy: a view would keep one of JAX's arrays alive for each step.
+        actions = np.array(jax.device_get(self._act(self._learner.acting, *arguments)))
         self._env.send(actions)
         if self._lag:  # the updates need nothing of this step: they are prepared while the emulator plays it
             self._learn()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jaxtyping import Array, Key
 
 from rlcls._errors import UserError
 
@@ -42,12 +43,28 @@ def _options() -> dict[str, str] | None:
     return _CPU_OPTIONS
 
 
+def keys(seed: int, *uses: int) -> list[Key[Array, ""]]:
+    """A random key for each use, from the key of `seed`; JAX_TRANSFER_GUARD does not concern their transfer."""
+    with jax.transfer_guard("allow"):
+        key = jax.random.key(seed)
+        return [jax.random.fold_in(key, use) for use in uses]
+
+
 def cache_compilations() -> None:
-    """Keeps compiled programs between runs, in $XDG_CACHE_HOME/rlcls or the folder that JAX is configured with."""
+    """Keeps compiled programs between runs, in $XDG_CACHE_HOME/rlcls or the folder that JAX is configured with.
+
+    Programs are compiled again in every run if that folder cannot be written.
+    """
     if jax.config.values["jax_compilation_cache_dir"]:
         return
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(root / "rlcls" / "xla"))
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlcls" / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # a user without a home, or with one that cannot be written
+        return
+    if not os.access(folder, os.W_OK):
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
@@ -55,17 +72,29 @@ def choose_device(name: str | None) -> jax.Device:
     """Makes a device of that kind ("cpu", "gpu", "tpu") the default; None leaves JAX its choice.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, JAX_PLATFORMS names one that JAX cannot start, or JAX promotes no dtypes.
     """
+    promotion = jax.config.values["jax_numpy_dtype_promotion"]
+    if promotion != "standard":
+        raise UserError(
+            f"JAX_NUMPY_DTYPE_PROMOTION={promotion}: optax needs standard, since it multiplies floats with counts"
+        )
     if name == "cpu":
         # This must precede the first use of JAX, which would otherwise look for accelerators.
         jax.config.update("jax_platforms", "cpu")
     try:
-        device = jax.devices(name)[0] if name else jax.devices()[0]
-    except RuntimeError as error:
-        there = sorted({device.platform for device in jax.devices()})
+        platforms = sorted({device.platform for device in jax.devices()})
+    except (RuntimeError, AssertionError) as error:  # JAX asserts where a library finds no device
+        asked, reason = jax.config.values["jax_platforms"], str(error).partition(" (set JAX_PLATFORMS")[0]
         raise UserError(
-            f"device={name} was asked for and JAX finds none (it finds {', '.join(there)}); "
+            f"JAX_PLATFORMS={asked}: JAX finds no such device{f' ({reason})' if reason else ''}; JAX_PLATFORMS=cpu "
+            "always works, and without the variable JAX takes the fastest device that it finds"
+        ) from error
+    try:
+        device = jax.devices(name)[0]
+    except RuntimeError as error:
+        raise UserError(
+            f"device={name} was asked for and JAX finds none (it finds {', '.join(platforms)}); "
             f'install it with pip install "rlcls[{"cuda" if name == "gpu" else name}]"'
         ) from error
     if name:

@@ -1,10 +1,12 @@
 """What a command line comes to: precedence, the paper's tables, identity and difference, sweeps, help."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
+from rlcls._errors import UserError
 from rlcls.cli import build, compose
 from rlcls.cli.help import GROUPS, choices
 from rlcls.runs.identity import difference, identity
@@ -119,6 +121,49 @@ def test_whole_numbers_may_be_written_as_powers_of_ten():
 
 def test_a_path_may_hold_what_the_grammar_keeps_for_itself():
     assert compose.compose(["run_dir=/tmp/it's (a=b)"]).run_dir == "/tmp/it's (a=b)"
+
+
+TYPED = [
+    "2026_11_26",
+    "1e5",
+    "true",
+    "Null",
+    "~",
+    "0x10",
+    "007",
+    "[a]",
+    "{a: 1}",
+    "a b",
+    "a\\b\\",
+    "1:2",
+    "ü",
+]
+
+
+@pytest.mark.parametrize("option", ["run_dir", "game", "env.id", "logging.wandb"])
+def test_a_path_or_a_name_is_taken_as_it_is_typed(option):
+    assert [compose._parse(f"{option}={typed}").value() for typed in TYPED] == TYPED
+    sweep = compose._parse(f"{option}={','.join(TYPED)}")
+    texts = [f"{option}={text}" for text in sweep.sweep_string_iterator()]
+    assert [compose._parse(text).value() for text in texts] == TYPED
+
+
+def test_a_folder_named_by_a_date_or_a_truth_value_stays_it():
+    assert compose.compose(["run_dir=2026_11_26", "game=true"]).run_dir == "2026_11_26"
+    assert compose.expand(["run_dir=true,1e5"]) == [["run_dir='true'"], ["run_dir='1e5'"]]
+    assert compose.compose(["run_dir='1e5'"]).run_dir == "1e5"
+
+
+def test_null_is_still_no_path_and_quotes_are_still_the_grammars():
+    assert compose.compose(["run_dir=null"]).run_dir is None
+    assert compose.compose(["run_dir='a,b'"]).run_dir == "a,b"
+
+
+def test_a_path_may_begin_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert build.run_dir(compose.compose(["run_dir=~/x"]), "Pong") == Path("/somewhere/x")
+    with pytest.raises(UserError, match="run_dir=~no-such-user/x: Could not determine home directory"):
+        build.run_dir(compose.compose(["run_dir=~no-such-user/x"]), "Pong")
 
 
 def test_a_head_of_ones_own_gets_only_the_options_that_were_said():

@@ -43,7 +43,15 @@ MISTAKES = {
     "seed=-1": "seed: expected between 0 and 4294967295, not -1",
     "seed=4294967296": "seed: expected between 0 and 4294967295, not 4294967296",
     "seed=1,2": "'seed=1,2' asks for several runs; add --multirun to make them",
-    "steps=-1": "steps: expected at least 1, not -1",
+    "steps=-1": "steps: expected between 1 and 2147483647, not -1",
+    "steps=1000000000000000000": "steps: expected between 1 and 2147483647, not 1000000000000000000",
+    "env.num_envs=3000": "training: replay.min_size (5000) must be at least 12000: 3-step returns of 3000 "
+    "environments at a lag of 1 are not complete before; at most 1250 environments would do",
+    "lr=1": "unknown option 'lr'; did you mean 'agent.learning_rate'? (--help lists them all)",
+    "+backbone.foo=1 backbone=mlp": "backbone.foo: rlcls.networks.MLP takes no 'foo' (dtype, hidden)",
+    "loss._target_=fractions.Fraction +loss.foo=1": "loss.foo: fractions.Fraction takes no 'foo' "
+    "(denominator, numerator)",
+    "agent.learning_rate=${nope}": "agent.learning_rate: Interpolation key 'nope' not found",
     "agent.learning_rate=nan": "agent.learning_rate: expected a number, not nan",
     "agent/optimizer=adma": "unknown agent/optimizer 'adma'; did you mean 'adam'? (adam, adamw, rmsprop, sgd)",
     "agent.adam_eps=1": "unknown option 'agent.adam_eps' of agent=dqn; did you mean 'agent.double'? (agent.double, "
@@ -54,7 +62,7 @@ MISTAKES = {
     "+evals.mine._target_=package.Mine": "evals.mine: an evaluator needs evals.mine._target_ and evals.mine.every",
     "device=gup": "unknown device 'gup'; did you mean 'gpu'? (cpu, gpu, tpu)",
     "run_dir=": "run_dir: expected a path, not ''",
-    "game=${nope}": "Interpolation key 'nope' not found",
+    "game=${nope}": "game: Interpolation key 'nope' not found",
 }
 
 
@@ -82,15 +90,31 @@ def test_a_flag_that_is_none_is_named(flag, line):
     assert str(caught.value) == line
 
 
-def test_an_object_that_cannot_be_built_is_one_line():
-    for argv in (
-        ["loss._target_=no_such_package.Head"],
-        ["loss._target_=collections.NoSuchHead"],
-        ["loss._target_=fractions.Fraction", "+loss.foo=1"],
-    ):
-        with pytest.raises(UserError) as caught:
-            build.build(compose.compose(argv), "loss")
-        assert str(caught.value).startswith("loss: ") and "\n" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("no_such_package.Head", "No module named 'no_such_package'"),
+        ("collections.NoSuchHead", "module 'collections' has no attribute 'NoSuchHead'"),
+        ("nothing", "No module named 'nothing'"),
+    ],
+)
+def test_a_class_that_cannot_be_imported_is_named_with_its_option(target, reason):
+    with pytest.raises(UserError) as caught:
+        build.build(compose.compose([f"loss._target_={target}"]), "loss")
+    assert str(caught.value) == f"loss._target_={target}: {reason}"
+
+
+def test_a_sweep_that_is_too_large_or_shares_a_folder_is_refused_before_its_first_run():
+    with pytest.raises(UserError) as caught:
+        compose.expand(["seed=range(1e9)"])
+    assert str(caught.value) == "'seed=range(1e9)' makes more than 1000 runs; a sweep has at most 1000"
+    with pytest.raises(UserError, match="makes more than 1000 runs"):
+        compose.expand(["seed=range(500)", "loss=mse,huber,c51"])
+    with pytest.raises(UserError) as caught:
+        compose.expand(["seed=0,1", "run_dir=mine"])
+    assert str(caught.value) == (
+        "run_dir=mine would hold several runs of the sweep; leave run_dir out, and each run has a folder of its own"
+    )
 
 
 # Options that are checked by the constructor that takes them.

@@ -1,5 +1,6 @@
 """What `python -m rlcls.train` leaves when it is asked for the impossible: one line, and nothing else."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -57,8 +58,9 @@ def train(*argv, cwd):
             "unknown environment 'CartPol-v1'; did you mean 'CartPole-v1'?",
         ),
         (["env.protocol=dopmine"], "unknown protocol 'dopmine'; did you mean 'dopamine'?"),
-        (["loss._target_=no_such_package.Head"], "loss: "),
-        (["loss._target_=fractions.Fraction", "+loss.foo=1"], "loss: "),
+        (["loss._target_=no_such_package.Head"], "loss._target_=no_such_package.Head: No module named"),
+        (["loss._target_=fractions.Fraction", "+loss.foo=1"], "loss.foo: fractions.Fraction takes no 'foo'"),
+        (["game=Joust"], "game 'Joust' needs two players"),
     ],
 )
 def test_a_mistake_ends_with_2_one_line_and_nothing_written(argv, line, tmp_path, monkeypatch, capsys):
@@ -91,6 +93,78 @@ def test_a_reader_that_has_read_enough_ends_a_command_quietly(tmp_path):
     process.stdout.close()  # as `| head` does
     assert process.stderr.read() == ""
     assert process.wait() == 141
+
+
+@pytest.mark.parametrize(
+    ("stream", "code", "line"),
+    [
+        ("full", 2, "error: cannot write to the standard output: No space left on device\n"),
+        ("closed", 0, ""),
+        ("latin-1", 0, ""),
+    ],
+)
+def test_whatever_the_standard_output_is_a_command_ends_in_one_line(
+    stream, code, line, tmp_path, monkeypatch, capfd
+):
+    """The command in this process, whose standard output stands in for a shell's `>/dev/full` and `>&-`."""
+    output = {
+        "full": lambda: open("/dev/full", "w"),  # noqa: SIM115
+        "closed": lambda: None,
+        "latin-1": lambda: open(tmp_path / "out", "w", encoding="latin-1"),  # noqa: SIM115
+    }[stream]()
+    monkeypatch.setattr("sys.stdout", output)
+
+    def run(argv):
+        print("π", flush=True)
+        return 0
+
+    descriptor = os.dup(output.fileno()) if output else None
+    assert command(run, []) == code
+    if descriptor:
+        os.close(descriptor)
+    assert capfd.readouterr().err == line
+    if stream == "latin-1":
+        assert (tmp_path / "out").read_text() == "\\u03c0\n"
+
+
+def test_a_working_directory_that_was_deleted_is_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["env=probe"]) == 2
+    assert (
+        capsys.readouterr().err == "error: the working directory does not exist any more; change to another\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            OSError(errno.EMFILE, os.strerror(errno.EMFILE)),
+            "error: Too many open files; ulimit -n sets how many a process may open",
+        ),
+        (MemoryError("Unable to allocate 7 TiB"), "error: not enough memory: Unable to allocate 7 TiB"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nallocator"),
+            "error: not enough memory: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.",
+        ),
+    ],
+)
+def test_what_the_machine_has_too_little_of_is_one_line(error, line, capsys):
+    def run(argv):
+        raise error
+
+    assert command(run, []) == 2
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_a_fault_of_ours_is_no_lack_of_memory():
+    def run(argv):
+        raise RuntimeError("send was called twice without recv")
+
+    with pytest.raises(RuntimeError, match="twice"):
+        command(run, [])
 
 
 def test_a_pipe_to_anything_else_that_breaks_is_not_hidden():

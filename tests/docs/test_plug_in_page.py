@@ -67,13 +67,13 @@ def test_a_part_of_ones_own_trains(command, folder, capsys):
 
 MISFITS = {
     "agent._target_=misfit.NoActing": "agent: misfit.NoActing has no acting and no update",
-    "agent._target_=misfit.NoActing +agent.foo=1": "agent: NoActing.__init__() got an unexpected keyword argument",
+    "agent._target_=misfit.NoActing +agent.foo=1": "agent.foo: misfit.NoActing takes no 'foo'",
     "env._target_=misfit.no_start": "env: misfit.NoStart has no episode_start in the info of reset",
     "backbone._target_=misfit.Flat": "agent: Flat gives features of shape (1,), not [batch, num_features]",
     "data._target_=misfit.NoActing loop=offline": "data: ",
     "data._target_=coin.Coin": "a data set needs loop=offline",
     "loop=offline": "loop=offline needs a data set",
-    "agent._target_=nowhere.Agent": "agent: ",
+    "agent._target_=nowhere.Agent": "agent._target_=nowhere.Agent: No module named 'nowhere'",
     "+evals.mine._target_=misfit.NoActing +evals.mine.every=5": "evals.mine: ",
 }
 

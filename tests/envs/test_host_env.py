@@ -205,6 +205,41 @@ def test_send_and_recv_take_turns(name):
 
 
 @pytest.mark.untyped
+@every_env
+def test_an_action_that_does_not_exist_is_refused_and_plays_nothing(name):
+    env, other = ENVS[name](2), ENVS[name](2)
+    env.reset(seed=0)
+    other.reset(seed=0)
+    good = actions_of(env, 1)[0]
+    wrong = [good[:1], good[None]]
+    if env.spec.action_range is None:
+        wrong += [
+            good + 0.5,
+            np.where(good == good.max(), -1, good),
+            np.full_like(good, env.spec.num_actions),
+        ]
+    else:
+        wrong += [good * np.nan, good.astype(str)]
+    for actions in wrong:
+        with pytest.raises(
+            UserError, match=r"must be|must have shape|has \d+ actions, 0 to \d+, and the agent sent"
+        ):
+            env.send(actions)
+    assert_equal_rows(env.step(good), other.step(good), [0, 1])
+    env.close()
+    other.close()
+
+
+def test_an_agent_with_more_outputs_than_actions_is_told_so():
+    env = atari.make("Breakout", 2)
+    env.reset(seed=0)
+    with pytest.raises(UserError) as error:
+        env.send(np.array([0, 17]))
+    assert str(error.value) == "Breakout has 4 actions, 0 to 3, and the agent sent 17"
+    env.close()
+
+
+@pytest.mark.untyped
 @pytest.mark.parametrize(
     ("arguments", "message"),
     (

@@ -17,7 +17,7 @@ quantiles = hnp.arrays(np.float32, (3, 7), elements=st.floats(-20, 20, width=32)
 modest = settings(max_examples=30)
 
 
-@given(predicted=quantiles, target=quantiles, kappa=st.sampled_from([0.5, 1.0, 3.0]))
+@given(predicted=quantiles, target=quantiles, kappa=st.sampled_from([0.0, 0.5, 1.0, 3.0]))
 @modest
 def test_the_quantile_huber_loss_is_its_definition(predicted, target, kappa):
     expected = np.zeros(3)
@@ -25,7 +25,8 @@ def test_the_quantile_huber_loss_is_its_definition(predicted, target, kappa):
         errors = target.astype(np.float64) - predicted[:, i : i + 1]
         size = np.abs(errors)
         huber = np.where(size <= kappa, errors**2 / 2, kappa * (size - kappa / 2))
-        expected += (np.abs((i + 0.5) / 7 - (errors < 0)) * huber / kappa).mean(-1)
+        scaled = huber / kappa if kappa else size
+        expected += (np.abs((i + 0.5) / 7 - (errors < 0)) * scaled).mean(-1)
     loss = heads.quantile_huber(predicted, target, kappa=kappa)
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-6)
 
@@ -115,6 +116,19 @@ def test_the_loss_is_least_at_the_quantiles():
     assert head.value(outputs) == pytest.approx(1, abs=0.1)
 
 
+def test_without_a_quadratic_part_the_slopes_are_those_of_quantile_regression():
+    predicted, target = np.random.default_rng(0).normal(size=(2, 4, 20)).astype(np.float32)
+    predicted[:, 0] = target[:, 0]  # an error of exactly 0
+    levels = (np.arange(20) + 0.5) / 20
+    errors = target[:, None, :] - predicted[..., None]
+    slopes = -np.where(errors < 0, 1 - levels[:, None], levels[:, None]) * np.sign(errors)
+    head = heads.Quantile(num_quantiles=20, kappa=0)
+    gradient = jax.grad(lambda o: head.td_loss(o, target).sum())(predicted)
+    np.testing.assert_allclose(gradient, slopes.mean(-1), atol=1e-6)
+    almost = heads.quantile_huber(predicted, target, kappa=float(np.finfo(np.float32).tiny))
+    np.testing.assert_allclose(head.td_loss(predicted, target), almost, rtol=1e-6)
+
+
 def test_the_td_target_moves_every_quantile():
     head = heads.Quantile(num_quantiles=3)
     target = head.td_target(jnp.array([[1.0, 2.0, 3.0]]), jnp.array([0.5]), jnp.array([0.9]))
@@ -126,8 +140,9 @@ def test_the_td_target_moves_every_quantile():
 def test_impossible_options_are_refused():
     with pytest.raises(ValueError, match="quantile: num_quantiles must be at least 1, not 0"):
         heads.Quantile(0)
-    with pytest.raises(ValueError, match="quantile: kappa must be positive, not 0"):
-        heads.Quantile(kappa=0)
+    for kappa in (-1.0, 1e-45):
+        with pytest.raises(ValueError, match=f"quantile: kappa must be 0 or at least 1.18e-38, not {kappa}"):
+            heads.Quantile(kappa=kappa)
     with pytest.raises(ValueError, match=r"targets must have shape \(2,\)|targets of shape"):
         heads.quantile_huber(jnp.zeros((2, 5)), jnp.zeros((3, 5)))
     with pytest.raises(ValueError, match=r"target of shape \(3,\) do not match outputs of shape \(2, 5\)"):
@@ -137,8 +152,8 @@ def test_impossible_options_are_refused():
             heads.quantile_huber(jnp.zeros((2, 5)), jnp.zeros(shape))
     with pytest.raises(TypeError, match="quantiles must be floating point, not int32"):
         heads.quantile_huber(jnp.zeros((2, 5), jnp.int32), jnp.zeros((2, 5)))
-    with pytest.raises(ValueError, match="quantile_huber: kappa must be positive, not 0"):
-        heads.quantile_huber(jnp.zeros((2, 5)), jnp.zeros((2, 5)), kappa=0)
+    with pytest.raises(ValueError, match="quantile_huber: kappa must be 0 or at least 1.18e-38, not -1"):
+        heads.quantile_huber(jnp.zeros((2, 5)), jnp.zeros((2, 5)), kappa=-1)
     with pytest.raises(ValueError, match=r"bce: vmin \(1.0\) must be below vmax \(0.0\)"):
         heads.BCE(1, 0)
 

@@ -20,7 +20,6 @@ PIXELS = ["env=probe", "game=probe/policy", "+env.pixels=true"]
 SMALL = {
     "nature": [],
     "data_efficient": [],
-    "mlp": [],
     "impala": [],
     "soft_moe": ["backbone.hidden=64"],
     "per_token": ["backbone.hidden=64"],
@@ -42,8 +41,8 @@ def agent(*overrides: str) -> DQN:
     return build.agent(config, build.environment(config).spec)
 
 
-def test_every_backbone_is_among_them():
-    assert sorted(SMALL) == sorted(choices("backbone"))
+def test_every_backbone_for_pixels_is_among_them():
+    assert sorted([*SMALL, "mlp"]) == sorted(choices("backbone"))
 
 
 @pytest.mark.parametrize("backbone", SMALL)
@@ -59,6 +58,10 @@ def test_a_backbone_fits_every_loss(loss):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            [*PIXELS, "backbone=mlp"],
+            "MLP looks at vectors, not at pictures of bytes of shape (4, 84, 84); the other backbones look at pictures",
+        ),
         (
             ["env=probe", "game=probe/policy", "backbone=resnet18"],
             "ResNet looks at observations of shape (frames, height, width), at least 1 high and wide, not (1,)",

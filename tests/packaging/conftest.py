@@ -134,6 +134,16 @@ def _link_requirements(distribution, extras, packages, own, done):
 
 
 def _link(distribution, packages):
+    names = (distribution.read_text("top_level.txt") or "").split()
+    if (
+        distribution.read_text("installed-files.txt") is not None
+    ):  # by setup.py, whose list Python 3.11 does not read
+        for place in (
+            Path(distribution.locate_file(each)) for name in names for each in (name, f"{name}.py")
+        ):
+            if place.exists() and not (packages / place.name).exists():
+                os.symlink(place, packages / place.name)
+        return
     for file in distribution.files or []:
         target = packages / file
         if ".." not in file.parts and "__pycache__" not in file.parts and not target.exists():

@@ -56,3 +56,14 @@ def test_a_point_next_to_one_still_finds_a_weighted_slot():
     table.assign(np.array([3, 40]), np.array([1e-300, 0.1]))
     assert table.draw(np.array([np.nextafter(1, 0)]))[0] == 40
     assert table.draw(np.array([0.0]))[0] in (3, 40)
+
+
+@pytest.mark.parametrize("weight", [np.nan, np.inf, -np.inf, -1.0])
+def test_a_weight_that_nothing_can_be_drawn_by_is_refused_and_changes_none(weight):
+    table = Priorities(4)
+    table.assign_all(np.arange(4.0))
+    with pytest.raises(ValueError, match="priorities must be finite and at least 0"):
+        table.assign(np.array([0, 1]), np.array([1.0, weight]))
+    with pytest.raises(ValueError, match="priorities must be finite and at least 0"):
+        table.assign_all(np.full(4, weight))
+    assert table.weights.tolist() == [0, 1, 2, 3]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import io
 import json
@@ -12,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import pytest
 from omegaconf import OmegaConf
 
@@ -274,3 +276,69 @@ def test_the_whole_protocol_is_stored_and_a_resume_under_another_meaning_says_so
         assert run.resumed and not run.remarks
     with opened(means | {"noop_max": 7}) as run:
         assert len(run.remarks) == 1 and "protocol was" in run.remarks[0]
+
+
+def test_a_resume_under_settings_of_jax_that_change_bits_says_so(tmp_path, monkeypatch):
+    config = build.plain_dict(compose(SHORT))
+
+    def opened():
+        return folder.RunFolder(tmp_path, config, environment="probe/two_step", protocol={})
+
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    opened().close()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true")
+    now = {
+        "jax_default_prng_impl": "rbg",
+        "jax_enable_x64": True,
+        "jax_default_matmul_precision": "float32",
+    }
+    before = {name: jax.config.values[name] for name in now}
+    try:
+        for name, value in now.items():
+            jax.config.update(name, value)
+        with opened() as run:
+            remarks = run.remarks
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+    rest = ": results may differ in their last bits"
+    assert [line.removesuffix(rest) for line in remarks] == [
+        "jax_default_prng_impl was threefry2x32 when this run began and is rbg",
+        "jax_enable_x64 was False when this run began and is True",
+        "jax_default_matmul_precision was None when this run began and is float32",
+        "XLA_FLAGS was None when this run began and is --xla_gpu_deterministic_ops=true",
+    ]
+
+
+def test_a_file_system_without_locks_is_a_note(tmp_path, monkeypatch, capsys):
+    def flock(file, operation):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(folder.fcntl, "flock", flock)
+    config = build.plain_dict(compose(SHORT))
+    folder.RunFolder(tmp_path / "run", config, environment="probe/two_step", protocol={}).close()
+    assert capsys.readouterr().err == (
+        f"note: {tmp_path / 'run'} cannot be locked (Operation not supported): see to it that no other process trains "
+        "in it\n"
+    )
+
+
+def test_training_and_a_resume_transfer_nothing_implicitly(tmp_path):
+    before = jax.config.values["jax_transfer_guard"]
+    jax.config.update("jax_transfer_guard", "disallow")
+    try:
+        for steps in (600, 800):
+            done = train(f"steps={steps}", "diagnostics.every=50", "run_dir=run", cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+    finally:
+        jax.config.update("jax_transfer_guard", before)
+
+
+def test_training_makes_no_nan(tmp_path):
+    before = jax.config.values["jax_debug_nans"]
+    jax.config.update("jax_debug_nans", True)
+    try:
+        done = train("diagnostics.every=20", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    finally:
+        jax.config.update("jax_debug_nans", before)

@@ -275,3 +275,11 @@ def test_an_option_out_of_range_is_named():
     }.items():
         with pytest.raises(UserError, match=f"^{message}"):
             make("loss=mse", *option.split())
+
+
+def test_a_long_run_holds_no_more_arrays_than_a_short_one():
+    loop = run(make("loss=mse", "diagnostics.every=10"), 100)
+    before = len(jax.live_arrays())
+    run(loop, 300)
+    assert len(jax.live_arrays()) <= before + 100  # the values of updates under way; one a step would be 300
+    loop.close()

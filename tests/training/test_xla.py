@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from rlcls._errors import UserError
 from rlcls.training import xla
 
 
@@ -38,6 +39,15 @@ def test_compiled_programs_are_kept_in_the_users_cache_unless_jax_was_told_where
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: jax.config.values[name] for name in names}
     try:
+        # A user without a home, and one whose home cannot be written, compile again in every run.
+        jax.config.update("jax_compilation_cache_dir", None)
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+        monkeypatch.setattr(xla.Path, "home", _no_home)
+        xla.cache_compilations()
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        xla.cache_compilations()
+        assert jax.config.values["jax_compilation_cache_dir"] is None
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         jax.config.update("jax_compilation_cache_dir", "elsewhere")
         xla.cache_compilations()
@@ -48,3 +58,33 @@ def test_compiled_programs_are_kept_in_the_users_cache_unless_jax_was_told_where
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
+
+
+def _no_home():
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Unable to initialize backend 'x': no x (set JAX_PLATFORMS='')"), AssertionError()]
+)
+def test_a_platform_that_jax_cannot_start_is_one_line(error, monkeypatch):
+    def devices(*name):
+        raise error
+
+    monkeypatch.setattr(jax, "devices", devices)
+    with pytest.raises(UserError) as caught:
+        xla.choose_device(None)
+    reason = " (Unable to initialize backend 'x': no x)" if str(error) else ""
+    assert str(caught.value) == (
+        f"JAX_PLATFORMS=cpu: JAX finds no such device{reason}; JAX_PLATFORMS=cpu always works, and without the "
+        "variable JAX takes the fastest device that it finds"
+    )
+
+
+def test_a_promotion_of_dtypes_that_optax_cannot_do_without_is_asked_for_in_one_line():
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    try:
+        with pytest.raises(UserError, match="^JAX_NUMPY_DTYPE_PROMOTION=strict: optax needs standard"):
+            xla.choose_device(None)
+    finally:
+        jax.config.update("jax_numpy_dtype_promotion", "standard")

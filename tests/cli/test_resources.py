@@ -1,0 +1,146 @@
+"""A run that this machine cannot hold is refused at once, with what it could hold."""
+
+import re
+import resource
+
+import pytest
+
+from rlcls._errors import UserError
+from rlcls.cli import build, compose, packages, resources
+
+GIB = 2**30
+
+
+@pytest.fixture
+def eight_gib(monkeypatch):
+    monkeypatch.setattr(resources, "available", lambda: 8 * GIB)
+
+
+def check(*overrides):
+    config = compose.compose([*overrides])
+    env = build.environment(config)
+    try:
+        resources.check(config, build.agent(config, env.spec), env.spec, env.frame_stack)
+    finally:
+        env.close()
+
+
+VECTORS = ["env=gymnasium", "backbone=mlp"]
+TOO_LARGE = {
+    "replay.capacity=2000000": (["recipe=paper"], r"; 990,000 would fit$"),
+    "replay.capacity=1000000000": (VECTORS, r"; \d{3},000,000 would fit$"),
+    "diagnostics.batch_size=1000000": ([], r"; \d\d?0,000 would fit$"),
+    "eval.episodes=1000000000000": (VECTORS, r"; \d\d,000,000 would fit$"),
+    "loss.num_bins=10000000": (VECTORS, None),
+    "backbone.hidden=[1000000,1000000]": (VECTORS, None),
+}
+
+
+@pytest.mark.parametrize("option", TOO_LARGE)
+def test_what_does_not_fit_is_refused_with_what_would(option, eight_gib):
+    others, ending = TOO_LARGE[option]
+    with pytest.raises(UserError, match=ending) as error:
+        check(*others, option)
+    subject = re.escape(option) if ending else r"a network of \d[\d,]* parameters"
+    assert re.match(
+        rf"{subject} needs [\d,.]+ GiB of memory, the whole run [\d,.]+, and this process has room for 6.7 \(of 8.0\)",
+        str(error.value),
+    )
+
+
+def test_what_would_fit_does(eight_gib):
+    with pytest.raises(UserError) as error:
+        check(*VECTORS, "replay.capacity=1000000000")
+    fits = str(error.value).rpartition("; ")[2].removesuffix(" would fit").replace(",", "")
+    check(*VECTORS, f"replay.capacity={fits}")
+
+
+def test_a_replay_of_nearly_all_the_memory_is_refused(monkeypatch):
+    monkeypatch.setattr(resources, "available", lambda: int(23.5 * GIB))
+    capacity = int(22.3 * GIB) // 7093
+    with pytest.raises(UserError, match=rf"^replay.capacity={capacity} needs 22\.3 GiB of memory"):
+        check(f"replay.capacity={capacity}")
+
+
+def test_the_default_runs_fit_into_four_gib(monkeypatch):
+    monkeypatch.setattr(resources, "available", lambda: 4 * GIB)
+    check()
+    check(*VECTORS)
+
+
+def system(folder, files):
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/memory.max": "3000\n"}, 3000),
+        # The limit of a group around it counts, and the word max is none.
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/b/memory.max": "max\n",
+                "sys/fs/cgroup/a/memory.max": "5000\n",
+            },
+            5000,
+        ),
+        # Inside a container the path is the host's, and the group lies at the root.
+        ({"proc/self/cgroup": "0::/docker/17\n", "sys/fs/cgroup/memory.max": "7000\n"}, 7000),
+        (
+            {
+                "proc/self/cgroup": "5:cpu:/\n4:memory:/x\n0::/\n",
+                "sys/fs/cgroup/memory/x/memory.limit_in_bytes": "4000\n",
+                "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+            },
+            4000,
+        ),
+    ],
+)
+def test_the_memory_of_a_control_group_is_what_a_process_may_use(files, limit, tmp_path):
+    assert resources.available(system(tmp_path, files)) == limit
+
+
+def test_without_a_control_group_the_memory_is_the_machines_or_that_of_the_shell(tmp_path, monkeypatch):
+    machine = resources.available(tmp_path)
+    assert machine is not None and machine > GIB
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (machine // 2, resource.RLIM_INFINITY))
+    assert resources.available(tmp_path) == machine // 2
+
+
+def test_a_limit_of_open_files_is_raised_and_one_that_cannot_be_is_one_line(monkeypatch):
+    limits = []
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (20, 4096))
+    monkeypatch.setattr(resource, "setrlimit", lambda which, pair: limits.append(pair))
+    resources.allow_open_files()
+    assert limits == [(256, 4096)]
+
+    def refuse(which, pair):
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (20, 20))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    with pytest.raises(UserError) as error:
+        resources.allow_open_files()
+    assert (
+        str(error.value) == "this process may open 20 files and a checkpoint needs up to 256: ulimit -n 256"
+    )
+
+
+def test_a_package_that_cannot_be_imported_is_named_before_training(monkeypatch):
+    packages.import_all(tensorboard=True)
+
+    def broken(name):
+        if name == "orbax.checkpoint":
+            raise AttributeError("module 'jax' has no attribute 'thing'")
+
+    monkeypatch.setattr(packages.importlib, "import_module", broken)
+    with pytest.raises(UserError) as error:
+        packages.import_all(tensorboard=False)
+    assert str(error.value) == (
+        "orbax.checkpoint cannot be imported (AttributeError: module 'jax' has no attribute 'thing'); "
+        'pip install --upgrade "rlcls[train]" installs versions that fit'
+    )
