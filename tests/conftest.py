@@ -8,6 +8,7 @@ RLCLS_CHECK_TYPES=0 leaves the check out altogether. Subprocesses run without it
 import atexit
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import types
@@ -38,6 +39,10 @@ if os.environ.get("RLCLS_CHECK_TYPES", "1") != "0":
 # The first example of a property compiles for seconds, and a gate must not pass today and fail tomorrow.
 hypothesis.settings.register_profile("rlcls", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("rlcls")
+
+
+if hasattr(signal, "SIGHUP"):  # nohup ignores it, and a run that it does not reach has nothing to save
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
