@@ -13,6 +13,7 @@ rows of zeros precede every episode. A checkpoint usually begins and ends within
 
 from __future__ import annotations
 
+import collections
 import functools
 import gzip
 import re
@@ -109,8 +110,8 @@ def _read(paths: dict[str, Path], number: int, fraction: float) -> Iterator[Rows
         padding[np.flatnonzero(terminal) + offset] = True
     starts = np.full(count + _PADDING + 1, CONTINUES, np.uint8)
     starts[np.flatnonzero(terminal) + _PADDING + 1] = BEGINS
-    first = 0
-    for frames in _blocks(paths["observation"], size, count):
+    first, blocks = 0, _blocks(paths["observation"], size, count)
+    for frames in blocks:
         if first == 0:
             if not (frames[:_PADDING].any() or action[:_PADDING].any() or terminal[:_PADDING].any()):
                 padding[:_PADDING], starts[_PADDING] = True, BEGINS
@@ -122,6 +123,7 @@ def _read(paths: dict[str, Path], number: int, fraction: float) -> Iterator[Rows
         for column in rows[:4]:
             if column[zeros].any():
                 row = first + int(np.flatnonzero(zeros)[0])
+                collections.deque(blocks, maxlen=0)  # a checksum at the end of the file tells more
                 raise UserError(
                     f"{paths['observation']}: {_PADDING} rows of zeros must follow every terminal, "
                     f"and there are others between rows {row} and {last}"

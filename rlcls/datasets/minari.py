@@ -110,13 +110,8 @@ def _recorded(metadata: dict[str, Any]) -> str:
 def _is_image(space: dict[str, Any]) -> bool:
     """Whether Minari takes observations of this space for images, which it may store as JPEG."""
     shape = space["shape"]
-    large = len(shape) in (2, 3) and min(shape[:2]) >= 32
-    return (
-        large
-        and space["dtype"] == "uint8"
-        and np.min(space["low"]) == np.max(space["low"]) == 0
-        and (np.min(space["high"]) == np.max(space["high"]) == 255)
-    )
+    large = len(shape) in (2, 3) and min(shape[:2]) >= 32 and space["dtype"] == "uint8"
+    return large and bool(np.all(np.array(space["low"]) == 0) and np.all(np.array(space["high"]) == 255))
 
 
 def _layout(game: str, observation: dict[str, Any], action: dict[str, Any], path: Path) -> Layout:

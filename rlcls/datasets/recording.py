@@ -167,7 +167,7 @@ class Recording:
         """
         chunks = np.searchsorted(self._borders, rows.reshape(-1), side="right") - 1
         for chunk in np.unique(chunks[~self._checked[chunks]]):
-            first, last = self._borders[chunk : chunk + 2]
+            first, last = (int(row) for row in self._borders[chunk : chunk + 2])
             if _digest(self.columns.frames[first:last]) != self.manifest.sha256["frames"][chunk]:
                 raise UserError(_damaged(self.path, "frames", first, last))
             self._checked[chunk] = True

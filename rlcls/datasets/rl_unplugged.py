@@ -92,7 +92,7 @@ def _read(path: Path, fraction: float) -> Iterator[Rows]:
 
 def _records(path: Path) -> Iterator[bytes]:
     with reading(path), gzip.open(path) as file:
-        yield from tfrecord.records(file)  # type: ignore[arg-type]
+        yield from tfrecord.records(file)
 
 
 def _episode(features: dict[str, Any], number: int) -> Rows:

@@ -9,17 +9,18 @@ Source: tensorflow/core/lib/io/record_writer.h and tensorflow/core/example/examp
 
 from __future__ import annotations
 
+import gzip
 import struct
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from rlcls._errors import UserError
 
 
-def records(file: IO[bytes]) -> Iterator[bytes]:
-    """The data of each record of an uncompressed stream.
+def records(file: gzip.GzipFile) -> Iterator[bytes]:
+    """The data of each record of a file that is compressed as a whole.
 
     Raises:
       EOFError: it ends within a record.

@@ -21,9 +21,9 @@ def test_permutations_of_different_epochs_are_different():
 
 
 def test_every_place_of_an_epoch_holds_every_index_equally_often():
-    images = np.stack([permute(np.arange(7), 7, (3, epoch)) for epoch in range(7000)])
+    images = np.stack([permute(np.arange(7), 7, (3, epoch)) for epoch in range(2100)])
     counts = np.stack([np.bincount(column, minlength=7) for column in images.T])
-    assert np.abs(counts - 1000).max() < 150  # five standard deviations
+    assert np.abs(counts - 300).max() < 80  # five standard deviations
 
 
 @settings(max_examples=30)
