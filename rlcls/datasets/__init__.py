@@ -1,0 +1,25 @@
+"""Recorded experience: DQN Replay files, RL Unplugged, Minari and one's own recordings, behind one sampler."""
+
+from .choices import open_dqn_replay, open_minari, open_recording, open_rl_unplugged
+from .mixture import Mixture
+from .recording import Recording, Writer
+from .rows import BEGINS, CONTINUES, CUT, Layout, Rows
+from .streams import Streams
+from .transitions import Transitions
+
+__all__ = [
+    "BEGINS",
+    "CONTINUES",
+    "CUT",
+    "Layout",
+    "Mixture",
+    "Recording",
+    "Rows",
+    "Streams",
+    "Transitions",
+    "Writer",
+    "open_dqn_replay",
+    "open_minari",
+    "open_recording",
+    "open_rl_unplugged",
+]

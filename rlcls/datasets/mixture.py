@@ -1,0 +1,94 @@
+"""Several games in one batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from rlcls.spec import Spec
+from rlcls.transition import Transition
+
+from .transitions import Transitions
+
+
+class Mixture:
+    """Transitions of several games; an observation is {"frames": [*observation], "game": int32 []}.
+
+    The number of a game is its place in `games`. All games must have the same kind of observations and actions; the
+    spec has as many actions as the game with the most.
+
+    Args:
+      games: the transitions of each game by its name, all sampled with replacement.
+      weights: the share of each game in the batches, in proportion; None for equal shares.
+      host: number of this host, h.
+      hosts: number of hosts, H; host h takes every H-th transition of a batch of H * size.
+
+    Raises:
+      ValueError: the games cannot be mixed.
+    """
+
+    def __init__(
+        self,
+        games: Mapping[str, Transitions],
+        weights: Sequence[float] | None = None,
+        *,
+        host: int = 0,
+        hosts: int = 1,
+    ):
+        self.games = dict(games)
+        shares = np.ones(len(games)) if weights is None else np.array(weights, np.float64)
+        if len(games) == 0 or len(shares) != len(games) or shares.min() < 0 or not 0 < shares.sum() < np.inf:
+            raise ValueError(
+                f"weights must be {len(games)} numbers of at least 0, one above it, not {list(shares)}"
+            )
+        for name, game in games.items():
+            if game.sampling != "replacement":
+                raise ValueError("several games need sampling=replacement; epochs of games differ in length")
+            if game.spec[:2] != next(iter(games.values())).spec[:2]:
+                raise ValueError(
+                    f"observations or actions of {name} differ from those of {next(iter(games))}"
+                )
+        if not 0 <= host < hosts:
+            raise ValueError(f"host ({host}) must be at least 0 and below hosts ({hosts})")
+        self._bounds = np.cumsum(shares) / shares.sum()
+        self._host, self._hosts = host, hosts
+
+    @property
+    def spec(self) -> Spec:
+        """The observations with the game's number."""
+        first, *others = (game.spec for game in self.games.values())
+        counts = [spec.num_actions for spec in (first, *others) if spec.num_actions is not None]
+        observation = {"frames": first.observation, "game": jax.ShapeDtypeStruct((), np.int32)}
+        return Spec(observation, first.action, max(counts, default=None), first.action_range)
+
+    @property
+    def identity(self) -> str:
+        """A hash of the recorded contents of all games, 64 hexadecimal digits."""
+        text = " ".join(f"{name} {game.identity}" for name, game in self.games.items())
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def sample(self, size: int, seed: int, number: int) -> tuple[Transition, tuple[np.ndarray, np.ndarray]]:
+        """A batch, see `rlcls.training.Source`; its origin is (games, rows), each int64 [size].
+
+        Raises:
+          UserError: frames that it needs are damaged.
+        """
+        # The high word of the counter keeps these numbers apart from those that draw transitions.
+        random = np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, 0, 1]))
+        uniforms = random.random(size * self._hosts)[self._host :: self._hosts]
+        games = np.searchsorted(self._bounds, uniforms, side="right").astype(np.int64)
+        order, batches = np.argsort(games, kind="stable"), []
+        for place, game in enumerate(self.games.values()):
+            if count := int((games == place).sum()):
+                # Seeds are below 2**32. Each game has its own, or games of equal length would draw the same rows.
+                batches.append(game.sample(count, seed + (place << 32), number))
+        back = np.argsort(order)
+        batch, (rows,) = jax.tree.map(lambda *parts: np.concatenate(parts)[back], *batches)
+        frames = {
+            name: {"frames": getattr(batch, name), "game": games.astype(np.int32)}
+            for name in ("observation", "next_observation")
+        }
+        return batch._replace(**frames), (games, rows)

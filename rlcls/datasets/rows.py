@@ -1,0 +1,117 @@
+"""The common form of recorded experience: rows in the order in which they were played."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float32, Shaped, UInt8
+
+from rlcls.spec import Spec
+
+CONTINUES, BEGINS, CUT = 0, 1, 2
+"""Values of `starts`: the row goes on with the episode of the row before it; it is the first of its episode; it is the
+first recorded row of an episode that was already under way."""
+
+
+class Rows(NamedTuple):
+    """Consecutive rows. A row holds what one agent step saw, did and got.
+
+    An episode is a row that begins or cuts in, and the rows that continue it. Its last row is only bootstrapped from,
+    unless that row is terminal. One rule therefore covers recordings with and without a final observation.
+
+    Attributes:
+      frames: [rows, *frame], the newest frame of the observation.
+      actions: int32 [rows], or float32 [rows, D]; taken at that observation.
+      rewards: received for the actions.
+      terminals: whether the action ended the episode; false where a limit or the end of a file cut it.
+      starts: CONTINUES, BEGINS or CUT.
+    """
+
+    frames: Shaped[np.ndarray, "rows *frame"]
+    actions: Shaped[np.ndarray, "rows *action"]
+    rewards: Float32[np.ndarray, "rows"]
+    terminals: Bool[np.ndarray, "rows"]
+    starts: UInt8[np.ndarray, "rows"]
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows."""
+        return len(self.rewards)
+
+    def part(self, first: int, last: int) -> Rows:
+        """The rows first, ..., last - 1."""
+        return Rows(*(column[first:last] for column in self))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What was recorded, and in which shapes and dtypes.
+
+    Attributes:
+      game: name of the game or environment.
+      frame_shape: shape of one frame.
+      frame_dtype: numpy's name of the frames' dtype.
+      stack: frames in an observation ([stack, *frame_shape]); 0 where the frame is the observation.
+      num_actions: values of a discrete action; None for continuous actions.
+      action_low: lowest values of a continuous action, D numbers.
+      action_high: highest values of a continuous action, D numbers.
+      rewards_clipped: whether the rewards were clipped to [-1, 1] before they were recorded.
+    """
+
+    game: str
+    frame_shape: tuple[int, ...]
+    frame_dtype: str = "uint8"
+    stack: int = 0
+    num_actions: int | None = None
+    action_low: tuple[float, ...] | None = None
+    action_high: tuple[float, ...] | None = None
+    rewards_clipped: bool = False
+
+    @classmethod
+    def of_json(cls, values: dict[str, Any]) -> Layout:
+        """The layout that `dataclasses.asdict` and JSON turned into `values`."""
+        options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**options)
+
+    @property
+    def spec(self) -> Spec:
+        """The observations and actions of this layout."""
+        shape = (self.stack, *self.frame_shape) if self.stack else self.frame_shape
+        observation = jax.ShapeDtypeStruct(shape, np.dtype(self.frame_dtype))
+        if self.num_actions is not None:
+            return Spec(observation, jax.ShapeDtypeStruct((), np.int32), self.num_actions, None)
+        low, high = np.array(self.action_low, np.float32), np.array(self.action_high, np.float32)
+        return Spec(observation, jax.ShapeDtypeStruct(low.shape, np.float32), None, (low, high))
+
+    @property
+    def columns(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+        """Dtype and shape of a row of each column, in the order of `Rows`."""
+        action = self.spec.action
+        return {
+            "frames": (np.dtype(self.frame_dtype), self.frame_shape),
+            "actions": (np.dtype(action.dtype), action.shape),
+            "rewards": (np.dtype(np.float32), ()),
+            "terminals": (np.dtype(bool), ()),
+            "starts": (np.dtype(np.uint8), ()),
+        }
+
+    def check(self, rows: Rows) -> None:
+        """Raises a ValueError, in one line, if `rows` are not of this layout."""
+        for (name, (dtype, shape)), column in zip(self.columns.items(), rows, strict=True):
+            if column.dtype != dtype or column.shape != (rows.num_rows, *shape):
+                raise ValueError(
+                    f"{name} are {column.dtype} {list(column.shape)}, not {dtype} {[rows.num_rows, *shape]}"
+                )
+        if not np.isfinite(rows.rewards).all():
+            raise ValueError("a reward is not finite")
+        if rows.starts.max(initial=0) > CUT:
+            raise ValueError(f"starts has the value {rows.starts.max()}; it can be 0, 1 or 2")
+        low, high = rows.actions.min(initial=0), rows.actions.max(initial=0)
+        if self.num_actions is not None and not (low >= 0 and high < self.num_actions):
+            wrong = low if low < 0 else high
+            raise ValueError(f"action {wrong} is none of the {self.num_actions} actions of {self.game}")
+        if self.num_actions is None and not np.isfinite(rows.actions).all():
+            raise ValueError("an action is not finite")

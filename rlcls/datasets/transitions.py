@@ -1,0 +1,168 @@
+"""n-step transitions from a recording, made when they are sampled."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64, Shaped
+
+from rlcls._errors import UserError
+from rlcls.spec import Spec
+from rlcls.transition import Transition
+
+from .indices import Indices
+from .recording import Recording
+from .rows import CONTINUES, CUT
+
+
+class Transitions:
+    """A `rlcls.training.Dataset` of a recording: its batches are a function of (seed, number, contents).
+
+    Stacks have zeros before the first frame of an episode, as those of `rlcls.replay.FrameReplay`. No transition
+    starts at the first stack - 1 rows of an episode whose beginning is missing, since their stacks are unknown. An
+    episode without a terminal bootstraps from its last row. `next_action` there is the action recorded with that row.
+
+    `return_to_go` sums discounted rewards to the end of the episode or of its record; it lacks what an episode that
+    was cut would still have brought. Like the n-step rewards it is of clipped rewards if `reward_clip` is set.
+
+    Memory beside the mapped frames: 23 bytes for each row of discrete actions.
+
+    Args:
+      recording: what is sampled.
+      n_step: rewards summed before bootstrapping.
+      gamma: discount of one agent step.
+      reward_clip: rewards are clipped to +-reward_clip when summed; 0 clips none.
+      sampling: "replacement" or "epochs", see `Indices`.
+      host: number of this host.
+      hosts: number of hosts, among which each batch is divided.
+
+    Attributes:
+      count: transitions that can be sampled.
+
+    Raises:
+      ValueError: an option is out of range.
+      UserError: the recording holds no transition.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        *,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        reward_clip: float = 0.0,
+        sampling: str = "replacement",
+        host: int = 0,
+        hosts: int = 1,
+    ):
+        if n_step < 1:
+            raise ValueError(f"n_step must be at least 1, not {n_step}")
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma must be between 0 and 1, not {gamma}")
+        if reward_clip < 0:
+            raise ValueError(f"reward_clip must be at least 0, not {reward_clip}")
+        self.recording, self.sampling = recording, sampling
+        layout = recording.manifest.layout
+        self._stack, self._n_step, self._gamma = layout.stack, n_step, gamma
+        columns = recording.columns
+        self._actions, self._terminals = np.array(columns.actions), np.array(columns.terminals)
+        self._begins = np.array(columns.starts) != CONTINUES
+        self._rewards = np.array(columns.rewards)
+        if reward_clip:
+            np.clip(self._rewards, -reward_clip, reward_clip, out=self._rewards)
+        last = np.append(self._begins[1:], True)[: columns.num_rows]
+        self._steps = self._terminals | ~last  # whether the outcome of a row's action is known
+        self._returns = _returns_to_go(self._rewards, self._terminals | last, gamma)
+        first = self._steps.copy()
+        for row in np.flatnonzero(columns.starts == CUT):
+            unknown = slice(row, row + max(self._stack - 1, 0))
+            first[unknown] &= (
+                np.cumsum(self._begins[unknown]) > 1
+            )  # another episode may begin among these rows
+        self._first_rows = np.flatnonzero(first)
+        self.count = len(self._first_rows)
+        if not self.count:
+            raise UserError(f"{recording.path} holds no transition ({columns.num_rows} rows)")
+        self._indices = Indices(self.count, sampling, host=host, hosts=hosts)
+
+    @property
+    def spec(self) -> Spec:
+        """What was recorded."""
+        return self.recording.manifest.layout.spec
+
+    @property
+    def identity(self) -> str:
+        """A hash of the recorded contents, 64 hexadecimal digits."""
+        return self.recording.identity
+
+    def sample(self, size: int, seed: int, number: int) -> tuple[Transition, tuple[np.ndarray]]:
+        """A batch, see `rlcls.training.Source`; its origin is int64 [size], the row where each transition starts.
+
+        Raises:
+          UserError: frames that it needs are damaged.
+        """
+        rows = self._first_rows[self._indices.draw(size, seed, number)]
+        return self.at(rows), (rows,)
+
+    def at(self, rows: Int64[np.ndarray, "b"]) -> Transition:
+        """The transitions that start at these rows."""
+        reward, discount, steps = self._accumulate(rows)
+        # After a terminal row without a final observation there is none to bootstrap from, and the discount is 0.
+        ahead = np.minimum(rows + steps, len(self._begins) - 1)
+        next_rows = np.where(self._begins[ahead] | (rows + steps > ahead), rows + steps - 1, ahead)
+        return Transition(
+            observation=self._observations(rows),
+            action=self._actions[rows],
+            reward=reward,
+            discount=discount,
+            next_observation=self._observations(next_rows),
+            weight=np.ones(len(rows), np.float32),
+            next_action=self._actions[next_rows],
+            return_to_go=self._returns[rows],
+        )
+
+    def _accumulate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Sum of rewards, discount, and how many rows ahead to bootstrap."""
+        reward, discount = np.zeros(len(rows)), np.ones(len(rows))
+        steps, running = np.zeros(len(rows), np.int64), np.ones(len(rows), bool)
+        for i in range(self._n_step):
+            at = np.minimum(rows + i, len(self._steps) - 1)
+            if i:
+                running &= self._steps[at] & (rows + i == at)
+            reward += np.where(running, self._gamma**i * self._rewards[at], 0.0)
+            steps += running
+            terminal = running & self._terminals[at]
+            discount = np.where(running, np.where(terminal, 0.0, discount * self._gamma), discount)
+            running &= ~terminal
+        return reward.astype(np.float32), discount.astype(np.float32), steps
+
+    def _observations(self, rows: np.ndarray) -> Shaped[np.ndarray, "b *observation"]:
+        frames = self.recording.columns.frames
+        if not self._stack:
+            self.recording.check(rows)
+            return np.take(frames, rows, axis=0)
+        stacked = np.maximum(rows[:, None] + np.arange(1 - self._stack, 1), 0)  # oldest frame first
+        self.recording.check(stacked)
+        observations = np.take(frames, stacked, axis=0)
+        # A frame is of another episode if any row after it, up to the sampled one, began one.
+        begins = self._begins[stacked[:, 1:]]
+        before = np.flip(np.logical_or.accumulate(np.flip(begins, 1), axis=1), 1)
+        observations[:, :-1][before] = 0
+        return observations
+
+
+def _returns_to_go(
+    rewards: Float32[np.ndarray, "rows"], ends: Bool[np.ndarray, "rows"], gamma: float
+) -> Float32[np.ndarray, "rows"]:
+    """The discounted sum of the rewards from each row to the next end, both included.
+
+    The sums over 1, 2, 4, ... rows are each made of two of the length before.
+    """
+    rows = np.arange(len(rewards))
+    places = np.flatnonzero(ends)
+    left = places[np.searchsorted(places, rows)] - rows
+    returns, length = rewards.astype(np.float64), 1
+    while length <= left.max(initial=0):
+        longer = returns.copy()
+        longer[:-length] += np.where(left[:-length] >= length, gamma**length * returns[length:], 0.0)
+        returns, length = longer, 2 * length
+    return returns.astype(np.float32)

@@ -1,0 +1,177 @@
+"""Transitions of a recording against a slow, obvious oracle that walks lists of episodes."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rlcls._errors import UserError
+from rlcls.datasets import BEGINS, CONTINUES, CUT, Layout, Rows, Streams, Transitions, Writer
+from rlcls.replay import FrameReplay
+from rlcls.training import Dataset
+
+GAMMA = 0.9
+CASES = st.fixed_dictionaries(
+    {
+        "lengths": st.lists(st.integers(1, 12), min_size=1, max_size=8),
+        "stack": st.sampled_from([0, 1, 2, 4]),
+        "n_step": st.integers(1, 5),
+        "reward_clip": st.sampled_from([0.0, 1.0]),
+        "seed": st.integers(0, 2**31),
+    }
+)
+
+
+def random_episodes(case):
+    """[start, [[frame, action, reward, terminal], ...]] of each episode: cut at either end, terminal, lives lost."""
+    random, frame, episodes = np.random.default_rng(case["seed"]), 1, []
+    for length in case["lengths"]:
+        steps = [
+            [frame + i, int(random.integers(5)), float(random.integers(-3, 4)), bool(random.random() < 0.15)]
+            for i in range(length)
+        ]
+        frame += length
+        episodes.append((CUT if random.random() < 0.3 else BEGINS, steps))
+    return episodes
+
+
+def as_rows(episodes):
+    steps = [step for _, episode in episodes for step in episode]
+    starts = [s for start, episode in episodes for s in [start] + [CONTINUES] * (len(episode) - 1)]
+    frames, actions, rewards, terminals = zip(*steps, strict=True)
+    return Rows(
+        np.array(frames, np.int64)[:, None],
+        np.array(actions, np.int32),
+        np.array(rewards, np.float32),
+        np.array(terminals),
+        np.array(starts, np.uint8),
+    )
+
+
+def oracle(episodes, stack, n_step, clip):
+    """row -> (observation, action, reward, discount, next observation, next action, return to go)."""
+    expected, row = {}, 0
+
+    def seen(steps, i):
+        if not stack:
+            return [steps[i][0]]
+        return [steps[k][0] if k >= 0 else 0 for k in range(i - stack + 1, i + 1)]
+
+    def clipped(reward):
+        return max(-clip, min(clip, reward)) if clip else reward
+
+    for start, steps in episodes:
+        for i, (_, action, _, terminal) in enumerate(steps):
+            known = terminal or i + 1 < len(steps)
+            unknown_past = start == CUT and i < stack - 1
+            if known and not unknown_past:
+                reward, discount, j = 0.0, 1.0, i
+                while True:
+                    reward += GAMMA ** (j - i) * clipped(steps[j][2])
+                    discount = 0.0 if steps[j][3] else discount * GAMMA
+                    j += 1
+                    over = steps[j - 1][3] or j == len(steps)
+                    if over or j - i == n_step or (j == len(steps) - 1 and not steps[j][3]):
+                        break
+                to_go, k = 0.0, i
+                while k < len(steps):
+                    to_go += GAMMA ** (k - i) * clipped(steps[k][2])
+                    if steps[k][3]:
+                        break
+                    k += 1
+                after = min(j, len(steps) - 1)
+                expected[row + i] = (
+                    seen(steps, i), action, reward, discount, seen(steps, after), steps[after][1], to_go,
+                )  # fmt: skip
+        row += len(steps)
+    return expected
+
+
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=CASES)
+def test_transitions_are_those_of_the_oracle(case, tmp_path_factory, record):
+    episodes = random_episodes(case)
+    stack, n_step, clip = case["stack"], case["n_step"], case["reward_clip"]
+    layout = Layout(game="test", frame_shape=(1,), frame_dtype="int64", stack=stack, num_actions=5)
+    recording = record(tmp_path_factory.mktemp("recording"), as_rows(episodes), layout)
+    expected = oracle(episodes, stack, n_step, clip)
+    options = {"n_step": n_step, "gamma": GAMMA, "reward_clip": clip}
+    if not expected:
+        with pytest.raises(UserError, match="holds no transition"):
+            Transitions(recording, **options)
+        return
+    data = Transitions(recording, **options, sampling="epochs")
+    assert data.count == len(expected)
+    batch, (rows,) = data.sample(data.count, 0, 0)
+    assert sorted(rows) == sorted(expected)
+    for b, row in enumerate(rows):
+        observation, action, reward, discount, after, next_action, to_go = expected[row]
+        assert batch.observation[b].ravel().tolist() == observation
+        assert batch.next_observation[b].ravel().tolist() == after
+        assert (batch.action[b], batch.next_action[b], batch.weight[b]) == (action, next_action, 1)
+        np.testing.assert_allclose(
+            [batch.reward[b], batch.discount[b], batch.return_to_go[b]],
+            [reward, discount, to_go],
+            rtol=1e-5,
+            atol=1e-6,
+        )
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_what_streams_record_is_sampled_as_the_replay_samples_it(n_step, tmp_path):
+    random, streams, steps = np.random.default_rng(0), 3, 200
+    options = {"n_step": n_step, "gamma": GAMMA, "reward_clip": 1.0}
+    replay = FrameReplay(streams, 10_000, frame_shape=(1,), frame_dtype=np.int64, stack=4, **options)
+    layout = Layout(game="test", frame_shape=(1,), frame_dtype="int64", stack=4, num_actions=5)
+    pending, starts = np.zeros(streams, bool), np.ones(streams, bool)
+    with Writer(tmp_path / "recording", layout, {}) as writer:
+        recorder = Streams(writer, streams)
+        for step in range(steps):
+            frames = (1 + np.arange(streams) + step * streams)[:, None, None] * np.ones((1, 4, 1), np.int64)
+            over = ~pending & (random.random(streams) < 0.1)
+            row = frames, random.integers(0, 5, streams), random.normal(size=streams), over, starts
+            replay.add(*row)
+            recorder.add(*row)
+            cut = ~pending & ~over & (random.random(streams) < 0.05)
+            starts, pending = pending, over | cut
+        recorder.close()
+        data = Transitions(writer.finish(), **options)
+    batch, where = replay.sample(300, 0, 0)
+    place = {int(frame): row for row, frame in enumerate(data.recording.columns.frames[:, 0])}
+    recorded = data.at(np.array([place[int(frame)] for frame in batch.observation[:, -1, 0]]))
+    assert len(where.rows) == 300
+    for name in ("observation", "action", "reward", "discount", "next_observation"):
+        np.testing.assert_array_equal(getattr(batch, name), getattr(recorded, name), name)
+
+
+def test_a_batch_is_a_function_of_seed_and_number(tmp_path, record, make_rows, layout):
+    recording = record(tmp_path / "a", make_rows(layout, [30, 20]))
+    data = Transitions(recording)
+    assert isinstance(data, Dataset) and data.spec.observation.shape == (4, 2, 3)
+    (one, (rows,)), (two, (same,)) = data.sample(16, 1, 2), Transitions(recording).sample(16, 1, 2)
+    assert (rows == same).all() and (one.observation == two.observation).all()
+    assert (data.sample(16, 1, 3)[1][0] != rows).any()
+
+
+def test_continuous_actions_are_sampled_as_they_were_recorded(tmp_path, record):
+    layout = Layout(
+        game="arm", frame_shape=(3,), frame_dtype="float32", action_low=(-1, -1), action_high=(1, 1)
+    )
+    frames = np.arange(15, dtype=np.float32).reshape(5, 3)
+    actions = np.linspace(-1, 1, 10, dtype=np.float32).reshape(5, 2)
+    starts = np.array([BEGINS, 0, 0, 0, 0], np.uint8)
+    rows = Rows(frames, actions, np.ones(5, np.float32), np.zeros(5, bool), starts)
+    data = Transitions(record(tmp_path / "a", rows, layout))
+    batch = data.at(np.arange(4))
+    np.testing.assert_array_equal(batch.action, actions[:4])
+    np.testing.assert_array_equal(batch.next_action, actions[1:])
+    np.testing.assert_array_equal(batch.next_observation, frames[1:])
+    assert data.spec.num_actions is None and data.spec.action.shape == (2,)
+
+
+@pytest.mark.parametrize(
+    "options", [{"n_step": 0}, {"gamma": 1.5}, {"reward_clip": -1.0}, {"sampling": "all"}]
+)
+def test_an_option_out_of_range_is_refused(options, tmp_path, record, make_rows, layout):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        Transitions(record(tmp_path / "a", make_rows(layout, [9])), **options)
