@@ -49,4 +49,4 @@ class OneOfMany(gymnasium.vector.VectorObservationWrapper):
 
     def evaluation(self, num_envs: int) -> Any:
         """The evaluation environment of the game, with the same number."""
-        return OneOfMany(self.env.evaluation(num_envs), self._number)
+        return OneOfMany(self._game.evaluation(num_envs), self._number)
