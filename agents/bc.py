@@ -29,13 +29,7 @@ class BC(QLearning):
       spec: as in `QLearning`.
       make_backbone: as in `QLearning`.
       head: unused, since a logit is no value.
-      learning_rate: as in `QLearning`, and so are all options below.
-      schedule: see there.
-      optimizer: see there.
-      max_gradient_norm: see there.
-      target_period: see there.
-      target_tau: see there.
-      games: see there.
+      learning_rate, schedule, optimizer, max_gradient_norm, target_period, target_tau, games: as in `QLearning`.
 
     Raises:
       ValueError: an option is out of range, or spec and backbone do not fit together.

@@ -30,17 +30,16 @@ class OneOfMany(gymnasium.vector.VectorObservationWrapper):
     def __init__(self, env: HostEnv, number: int):
         if not isinstance(number, int) or number < 0:
             raise UserError(f"env.number must be a whole number of at least 0, not {number}")
-        if not isinstance(env, gymnasium.vector.VectorEnv):
+        vector_env: Any = env
+        if not isinstance(vector_env, gymnasium.vector.VectorEnv):
             raise UserError(
                 f"env.number needs a gymnasium vector environment, and {type(env).__name__} is none"
             )
-        super().__init__(env)
-        self._number = number
-        game = Discrete(number + 1)
-        self.single_observation_space = Dict(frames=env.single_observation_space, game=game)
-        self.observation_space = gymnasium.vector.utils.batch_space(
-            self.single_observation_space, env.num_envs
-        )
+        super().__init__(vector_env)
+        self._played, self._number = env, number
+        space = Dict(frames=vector_env.single_observation_space, game=Discrete(number + 1))
+        self.single_observation_space = space
+        self.observation_space = gymnasium.vector.utils.batch_space(space, env.num_envs)
 
     def observations(self, observations: Shaped[np.ndarray, "N ..."]) -> dict[str, np.ndarray]:
         """The observations and, beside each, the number of the game."""
@@ -49,4 +48,4 @@ class OneOfMany(gymnasium.vector.VectorObservationWrapper):
 
     def evaluation(self, num_envs: int) -> Any:
         """The evaluation environment of the game, with the same number."""
-        return OneOfMany(self._game.evaluation(num_envs), self._number)
+        return OneOfMany(self._played.evaluation(num_envs), self._number)
