@@ -4,6 +4,8 @@
 """
 
 from .base import Agent, UpdateInfo
+from .bc import BC
+from .cql import CQL
 from .dqn import DQN
 
-__all__ = ["DQN", "Agent", "UpdateInfo"]
+__all__ = ["BC", "CQL", "DQN", "Agent", "UpdateInfo"]

@@ -64,7 +64,7 @@ class QLearning:
     """A Q-network with a target network; an agent adds its loss by overriding `loss`.
 
     Args:
-      spec: discrete actions, and an observation that is one array.
+      spec: discrete actions, and an observation that is one array; with `games`, a dict {"frames", "game"}.
       make_backbone: (observation shape, rngs=) -> NNX module with `num_features`.
       head: how a value is represented, targeted and lost.
       learning_rate: the optimiser's rate.
@@ -77,6 +77,9 @@ class QLearning:
         with target_period=1 is a Polyak average.
       double: the online network chooses the next action (van Hasselt et al. 2016), not the target network.
       dueling: outputs = state + advantage - mean of advantage over actions (Wang et al. 2016).
+      games: the number of games that share the network, each with a last layer of its own (Kumar et al. 2022).
+        Observations are then {"frames": [B, ...], "game": int32 [B]}, and 0 <= game < games. With 0 an observation is
+        one array.
 
     Raises:
       ValueError: an option is out of range, or spec, backbone and head do not fit together.
@@ -96,7 +99,13 @@ class QLearning:
         target_tau: float = 1.0,
         double: bool = False,
         dueling: bool = False,
+        games: int = 0,
     ):
+        if games < 0:
+            raise ValueError(f"games must be at least 0, not {games}")
+        if games and dueling:
+            raise ValueError("dueling=true is not possible with games: each game has one last layer")
+        self._games = games
         self._num_actions = self._check(spec)
         if learning_rate <= 0:
             raise ValueError(f"learning_rate must be above 0, not {learning_rate}")
@@ -177,15 +186,7 @@ class QLearning:
         (loss, (network_state, chosen, metrics)), gradients = jax.value_and_grad(self.loss, has_aux=True)(
             state.params, state.network_state, batch, target
         )
-        changes, opt_state = self._optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, changes)
-        step = state.step + 1
-        online, target_network = (params, network_state), (state.target_params, state.target_network_state)
-        if self._target_tau < 1:
-            online = jax.tree.map(self._polyak, online, target_network)
-        target_params, target_network_state = optax.periodic_update(
-            online, target_network, step, self._target_period
-        )
+        new_state = self._step(state, gradients, network_state)
         divergence = self.head.td_divergence(chosen, target)
         metrics = {
             "loss": loss,
@@ -194,7 +195,6 @@ class QLearning:
             "clip_fraction": self.head.clip_fraction(backup),
             **metrics,
         }
-        new_state = AgentState(params, target_params, network_state, target_network_state, opt_state, step)
         return new_state, UpdateInfo(metrics, divergence)
 
     def loss(
@@ -214,15 +214,11 @@ class QLearning:
         raise NotImplementedError
 
     def targets(self, state: AgentState, batch: Transition) -> tuple[PyTree, Float[Array, "b"]]:
-        """The head's target, and the scalar r + discount * max_a Q(s', a) that it stands for."""
+        """The head's target, and the scalar r + discount * Q(s', a') that it stands for."""
         next_outputs, _, _ = self._apply(
             state.target_params, state.target_network_state, batch.next_observation, train=False
         )
-        if self._double:
-            next_q_values = self.q_values(state.online, batch.next_observation)
-        else:
-            next_q_values = self.head.value(next_outputs)
-        chosen_next = heads.select(next_outputs, jnp.argmax(next_q_values, axis=-1))
+        chosen_next = heads.select(next_outputs, self._next_action(state, batch, next_outputs))
         target = self.head.td_target(chosen_next, batch.reward, batch.discount)
         return target, jnp.asarray(batch.reward + batch.discount * self.head.value(chosen_next))
 
@@ -262,14 +258,48 @@ class QLearning:
         if spec.num_actions is None or spec.action.shape:
             action = f"{spec.action.dtype} {list(spec.action.shape)}"
             raise ValueError(f"{name} needs one discrete action at a time, and these are {action}")
-        if not isinstance(spec.observation, jax.ShapeDtypeStruct):
-            fields = ", ".join(spec.observation) if isinstance(spec.observation, dict) else "several arrays"
+        fields = ", ".join(spec.observation) if isinstance(spec.observation, dict) else "several arrays"
+        several_games = isinstance(spec.observation, dict) and spec.observation.keys() == {"frames", "game"}
+        if self._games and not several_games:
+            seen = "one array" if isinstance(spec.observation, jax.ShapeDtypeStruct) else f"a tree ({fields})"
+            raise ValueError(
+                f"games={self._games} needs observations of frames and game, and these are {seen}"
+            )
+        if several_games and not self._games:
+            raise ValueError(
+                f"{name} needs the number of games, games=, since these observations are of frames and game"
+            )
+        if not several_games and not isinstance(spec.observation, jax.ShapeDtypeStruct):
             raise ValueError(f"{name} needs observations that are one array, and these are a tree ({fields})")
         return spec.num_actions
 
-    def _make_network(self, rngs: nnx.Rngs) -> networks.QNetwork:
-        backbone = self._make_backbone(self.spec.observation.shape, rngs=rngs)
-        return networks.QNetwork(backbone, self.head, self._num_actions, dueling=self._dueling, rngs=rngs)
+    def _make_network(self, rngs: nnx.Rngs) -> networks.QNetwork | networks.MultiGameQNetwork:
+        seen, num_actions = self.spec.observation, self._num_actions
+        backbone = self._make_backbone((seen["frames"] if self._games else seen).shape, rngs=rngs)
+        if self._games:
+            return networks.MultiGameQNetwork(backbone, self.head, num_actions, self._games, rngs=rngs)
+        return networks.QNetwork(backbone, self.head, num_actions, dueling=self._dueling, rngs=rngs)
+
+    def _next_action(
+        self, state: AgentState, batch: Transition, next_outputs: Float[Array, "b a n"]
+    ) -> Int[ArrayLike, "b"]:
+        """The action a' to bootstrap from: the best one by the target network, or by the online one if `double`."""
+        if self._double:
+            return jnp.argmax(self.q_values(state.online, batch.next_observation), axis=-1)
+        return jnp.argmax(self.head.value(next_outputs), axis=-1)
+
+    def _step(self, state: AgentState, gradients: PyTree, network_state: PyTree) -> AgentState:
+        """The optimiser's step, and the target network's where one is due."""
+        changes, opt_state = self._optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, changes)
+        step = state.step + 1
+        online, target_network = (params, network_state), (state.target_params, state.target_network_state)
+        if self._target_tau < 1:
+            online = jax.tree.map(self._polyak, online, target_network)
+        target_params, target_network_state = optax.periodic_update(
+            online, target_network, step, self._target_period
+        )
+        return AgentState(params, target_params, network_state, target_network_state, opt_state, step)
 
     def _polyak(self, online: Any, target: Any) -> Any:
         """One Polyak step for one leaf. Leaves that cannot be averaged (random keys, counters) are copied."""

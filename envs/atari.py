@@ -281,7 +281,13 @@ class Atari(gymnasium.vector.VectorEnv):
         return f"Atari({self.game!r}, num_envs={self.num_envs}, protocol={self.protocol.name!r})"
 
 
-def make(game: str, num_envs: int, protocol: str = "dopamine", num_threads: int = 0) -> Atari:
+def make(
+    game: str,
+    num_envs: int,
+    protocol: str = "dopamine",
+    num_threads: int = 0,
+    full_action_space: bool = False,
+) -> Atari:
     """`num_envs` copies of a game under a named protocol.
 
     Args:
@@ -289,11 +295,16 @@ def make(game: str, num_envs: int, protocol: str = "dopamine", num_threads: int 
       num_envs: environments stepped together.
       protocol: a name of `PROTOCOLS`.
       num_threads: C++ threads, never more than cores or environments; 0 leaves one core to the learner.
+      full_action_space: all 18 actions of the console instead of those that have an effect in the game, so that all
+        games have the same actions.
 
     Raises:
       UserError: the game or protocol is unknown, a number is out of range, or ale-py is not installed.
     """
-    return Atari(game, num_envs, protocol_named(protocol), num_threads)
+    rules = protocol_named(protocol)
+    if full_action_space:
+        rules = dataclasses.replace(rules, full_action_space=True)
+    return Atari(game, num_envs, rules, num_threads)
 
 
 def rgb_twin(game: str, protocol: Protocol, num_envs: int = 1) -> Atari:

@@ -15,6 +15,7 @@ from rlcls import networks
 from rlcls._errors import UserError, one_line
 from rlcls.agents.base import Agent
 from rlcls.envs.base import HostEnv, as_host_env
+from rlcls.envs.one_of_many import OneOfMany
 from rlcls.evaluation import EpisodeEvaluator, Periodic
 from rlcls.runs.identity import identity, leaves
 from rlcls.spec import Spec
@@ -59,12 +60,14 @@ def build(config: DictConfig, section: str, *positional: Any, **arguments: Any) 
 
 
 def environment(config: DictConfig) -> HostEnv:
-    """The environments to train in."""
+    """The environments to train in; `env.number` makes them one of several games, see `OneOfMany`."""
+    options = {key: value for key, value in config.env.items() if key != "number"}
 
     def make(num_envs: int) -> Any:
-        return build(OmegaConf.create({"env": {**config.env, "num_envs": num_envs}}), "env")
+        return build(OmegaConf.create({"env": {**options, "num_envs": num_envs}}), "env")
 
-    return as_host_env(build(config, "env"), make)
+    env = as_host_env(build(OmegaConf.create({"env": options}), "env"), make)
+    return as_host_env(OneOfMany(env, config.env.number)) if "number" in config.env else env
 
 
 def one_environment(config: DictConfig) -> HostEnv:
@@ -148,6 +151,9 @@ def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | No
     if data is not None:
         if "replay" in config:
             raise UserError("a data set needs loop=offline; loop=online learns from what it plays")
+        if config.eval.every or config.evals:
+            _check_same_task(data.spec, env)
+        _check_batches(agent, data)
         return build(config, "training", agent, data, **common)
     if "replay" not in config:
         raise UserError(f"loop={config.choices.loop} needs a data set: data= or data._target_=")
@@ -204,6 +210,39 @@ def run_dir(config: DictConfig, name: str) -> Path:
 def plain_dict(config: DictConfig) -> dict[str, Any]:
     """The configuration as nested dictionaries of plain values."""
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
+def _check_same_task(recorded: Spec, env: HostEnv) -> None:
+    """Raises a UserError if what learns from the recorded observations and actions cannot play in `env`."""
+    there, here = _describe(recorded), _describe(env.spec)
+    if there != here:
+        number = isinstance(recorded.observation, dict) and "game" in recorded.observation
+        cure = (
+            "+env.number=K makes it the K-th of several games"
+            if number
+            else "choose env= as the data, or eval.every=0"
+        )
+        raise UserError(f"the data has {there}, and {env.name} has {here}: {cure}")
+
+
+def _describe(spec: Spec) -> str:
+    """The observations and actions in one phrase."""
+    named = jax.tree_util.tree_leaves_with_path(spec.observation)
+    arrays = (f"{jax.tree_util.keystr(path)} {leaf.dtype} {list(leaf.shape)}".strip() for path, leaf in named)
+    actions = f"{spec.action.dtype} {list(spec.action.shape)}"
+    if spec.num_actions is not None:
+        actions = f"{spec.num_actions} for each of {actions}" if spec.action.shape else str(spec.num_actions)
+    return f"observations {', '.join(arrays)} and actions {actions}"
+
+
+def _check_batches(agent: Agent[Any], data: Dataset) -> None:
+    """Raises a UserError if the agent cannot be updated from a batch of the data."""
+    batch, _ = data.sample(1, 0, 0)
+    try:
+        state = jax.eval_shape(agent.init, jax.random.key(0))
+        jax.eval_shape(agent.update, state, batch, jax.random.key(0))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"agent: {one_line(error)}") from error
 
 
 def _evaluator(config: DictConfig, section: str, agent: Agent[Any], env: HostEnv) -> Any:

@@ -54,9 +54,9 @@ def compose(argv: list[str]) -> DictConfig:
     """The whole configuration that `argv` asks for, every value checked and every interpolation resolved.
 
     Later entries win: config.yaml, loop, data, agent, loss, backbone, eval, recipe, env, then the files
-    <agent>_<loss>, <backbone> and <agent/schedule> of recipe/<recipe>/, then `argv`. The key `choices` holds the
-    name of what was chosen of each group; a class of one's own (`loss._target_=package.Class`) goes by its name.
-    Options that the class of a section does not take are dropped.
+    <loop>, <agent>_<loss>, <backbone> and <agent/schedule> of recipe/<recipe>/, then `argv`. The key `choices`
+    holds the name of what was chosen of each group; a class of one's own (`loss._target_=package.Class`) goes by
+    its name. Options that the class of a section does not take are dropped.
 
     Args:
       argv: overrides in Hydra's syntax, such as `["loss=mse", "agent.learning_rate=1e-4"]`.

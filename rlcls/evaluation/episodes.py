@@ -10,15 +10,15 @@ from typing import Any
 import gymnasium.vector
 import jax
 import numpy as np
-from jaxtyping import Float64, Int64, Integer, PyTree, Shaped, UInt32
+from jaxtyping import Float64, Int64, Integer, PyTree, UInt32
 
 from rlcls.agents.base import Agent
-from rlcls.envs.base import HostEnv, environment_seeds
+from rlcls.envs.base import HostEnv, Observations, environment_seeds
 from rlcls.training import xla
 
 from .evaluator import Tick
 
-Act = Callable[[Shaped[np.ndarray, "N ..."], int], Integer[np.ndarray, "N"]]
+Act = Callable[[Observations, int], Integer[np.ndarray, "N"]]
 """(observations, step) -> one action for each environment; the step counts from 0."""
 
 _KEY = 3  # what the run's key is folded with; the online loop uses 0, 1 and 2
@@ -120,7 +120,7 @@ class EpisodeEvaluator:
           record: called with the actions [N] of every step.
         """
 
-        def act(observations: np.ndarray, step: int) -> np.ndarray:
+        def act(observations: Observations, step: int) -> np.ndarray:
             arguments = jax.device_put((observations, number, step, self.epsilon))
             actions = np.array(jax.device_get(self._act(acting, *arguments)))
             if record:

@@ -5,7 +5,7 @@ from .functional import count_parameters, functional
 from .impala import IMPALA
 from .impala_tokens import IMPALATokens
 from .mlp import MLP
-from .multi_game import GameObservation, MultiGameQNetwork
+from .multi_game import MultiGameQNetwork
 from .nature import DataEfficient, Nature
 from .q_network import QNetwork
 from .resnet import ResNet
@@ -17,7 +17,6 @@ __all__ = [
     "IMPALA",
     "MLP",
     "DataEfficient",
-    "GameObservation",
     "IMPALATokens",
     "MultiGameQNetwork",
     "Nature",

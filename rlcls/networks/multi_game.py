@@ -1,6 +1,6 @@
 """One body for many games, with a head or a learned embedding for each game."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
@@ -16,20 +16,10 @@ from .q_network import check_vector
 _EMBEDDING = 64
 
 
-class GameObservation(NamedTuple):
-    """An observation, and the number of its game.
-
-    Attributes:
-      observation: [B, *observation].
-      game: integers [B], 0 <= game < num_games.
-    """
-
-    observation: Any
-    game: Any
-
-
 class MultiGameQNetwork(nnx.Module):
-    """A network from `GameObservation` to the head's outputs for every action of its game.
+    """A network from observations of several games to the head's outputs for every action of their games.
+
+    An observation is {"frames": [B, ...], "game": integers [B]}, and 0 <= game < num_games.
 
     Args:
       backbone: maps observations to `num_features` features.
@@ -72,10 +62,10 @@ class MultiGameQNetwork(nnx.Module):
         copies = num_games if form == "heads" else 1
         self.q_head = QHead(head, size, copies * num_actions, rngs=rngs)
 
-    def __call__(self, observations: GameObservation) -> Float[Array, "b a n"]:
+    def __call__(self, observations: dict[str, Any]) -> Float[Array, "b a n"]:
         """The outputs of every action; NaN for a game number out of range."""
-        features = self.backbone(observations.observation)
-        game = without_wraparound(jnp.asarray(observations.game), self.num_games)
+        features = self.backbone(observations["frames"])
+        game = without_wraparound(jnp.asarray(observations["game"]), self.num_games)
         if self.embedding is not None and self.mixer is not None:
             features = jnp.concatenate([features, self.embedding(game)], axis=-1)
             features = relu(self, self.mixer(features))

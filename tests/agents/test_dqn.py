@@ -299,6 +299,7 @@ def test_what_does_not_fit_is_one_line():
     with pytest.raises(ValueError, match="Nature looks at observations of shape"):
         DQN(spec(), networks.Nature, head)
     for option in (
+        {"games": -1},
         {"learning_rate": 0.0},
         {"target_period": 0},
         {"target_tau": 1.5},
@@ -306,6 +307,22 @@ def test_what_does_not_fit_is_one_line():
     ):
         with pytest.raises(ValueError, match=f"^{next(iter(option))} must be "):
             DQN(spec(), backbone, head, **option)
+
+
+def test_games_and_observations_that_do_not_fit_together_are_one_line():
+    head, backbone = heads.make("mse"), functools.partial(networks.MLP, hidden=(8,))
+    game = jax.ShapeDtypeStruct((), np.int32)
+    several = spec()._replace(observation={"frames": spec().observation, "game": game})
+    with pytest.raises(
+        ValueError, match="^games=2 needs observations of frames and game, and these are one array$"
+    ):
+        DQN(spec(), backbone, head, games=2)
+    with pytest.raises(
+        ValueError, match="^DQN needs the number of games, games=, since these observations are of"
+    ):
+        DQN(several, backbone, head)
+    with pytest.raises(ValueError, match="^dueling=true is not possible with games: "):
+        DQN(several, backbone, head, games=2, dueling=True)
 
 
 class _Tokens(networks.MLP):
@@ -341,28 +358,21 @@ def test_two_networks_of_one_seed_are_equal():
     assert not np.array_equal(jax.tree.leaves(one.params)[-1], jax.tree.leaves(other.params)[-1])
 
 
-class _TwoGames(DQN):
-    """DQN of games that share a network."""
-
-    def __init__(self, *args, form, **options):
-        self._form = form
-        super().__init__(*args, **options)
-
-    def _check(self, spec):
-        return spec.num_actions
+class _Embedded(DQN):
+    """DQN of games that share a network and its last layer."""
 
     def _make_network(self, rngs):
-        backbone = self._make_backbone(self.spec.observation.observation.shape, rngs=rngs)
-        return networks.MultiGameQNetwork(backbone, self.head, 2, 2, form=self._form, rngs=rngs)
+        backbone = self._make_backbone(self.spec.observation["frames"].shape, rngs=rngs)
+        return networks.MultiGameQNetwork(backbone, self.head, 2, 2, form="embedding", rngs=rngs)
 
 
-@pytest.mark.parametrize("form", ["heads", "embedding"])
-def test_one_network_learns_two_games_that_contradict_each_other(form):
+@pytest.mark.parametrize("kind", [DQN, _Embedded])
+def test_one_network_learns_two_games_that_contradict_each_other(kind):
     probe, head = PROBES["probe/policy"], heads.make("hlgauss", **HEADS["hlgauss"])
-    seen = networks.GameObservation
+    seen = lambda frames, game: {"frames": frames, "game": game}  # noqa: E731
     both_games = spec()._replace(observation=seen(spec().observation, jax.ShapeDtypeStruct((), np.int32)))
     backbone = functools.partial(networks.MLP, hidden=(32,))
-    agent = _TwoGames(both_games, backbone, head, learning_rate=3e-2, target_period=20, form=form)
+    agent = kind(both_games, backbone, head, learning_rate=3e-2, target_period=20, games=2)
     one = every_transition(probe)
     both = jax.tree.map(lambda x: np.concatenate([x, x]), one)
     game = np.repeat(np.arange(2, dtype=np.int32), 4)

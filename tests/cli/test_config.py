@@ -29,11 +29,12 @@ def test_the_default_is_hlgauss_on_pong_quickly():
     assert (run.game, run.env.game, run.env.protocol) == ("Pong", "Pong", "dopamine")
 
 
-@pytest.mark.parametrize("agent", choices("agent"))
-@pytest.mark.parametrize("loss", choices("loss"))
 @pytest.mark.parametrize("recipe", choices("recipe"))
-def test_every_recipe_is_whole_for_every_agent_and_loss(agent, loss, recipe):
-    compose.compose([f"agent={agent}", f"loss={loss}", f"recipe={recipe}"])
+def test_every_recipe_is_whole_for_every_agent_and_loss(recipe):
+    for agent in choices("agent"):
+        compose.compose([f"agent={agent}", f"recipe={recipe}"])
+    for loss in choices("loss"):  # the files of a pair are those of DQN
+        compose.compose([f"loss={loss}", f"recipe={recipe}"])
 
 
 # Options that have no default.
@@ -112,6 +113,52 @@ PAPER = {
 def test_the_paper_recipe_is_the_papers_tables(loss):
     run = compose.compose(["recipe=paper", f"loss={loss}"])
     assert {option: OmegaConf.select(run, option) for option in PAPER[loss]} == PAPER[loss]
+
+
+# Farebrother et al. 2024, section 4.1, and Dopamine's labs/offline_rl/jax/configs/jax_classy_cql.gin.
+OFFLINE = {
+    "steps": 100 * 62_500,
+    "agent.learning_rate": 6.25e-5,
+    "agent.optimizer.eps": 3.125e-4,
+    "agent.target_period": 2_000,
+    "agent.target_tau": 1.0,
+    "agent.double": True,
+    "agent.alpha": 0.1,
+    "training.batch_size": 32,
+    "eval.every": 62_500,
+    "env.protocol": "dopamine",
+}
+
+
+@pytest.mark.parametrize("loss", ["mse", "hlgauss", "c51", "two_hot", "mse_softmax"])
+def test_the_paper_recipe_of_cql_is_the_authors_configuration_with_every_loss(loss):
+    run = compose.compose(["agent=cql", "recipe=paper", f"loss={loss}"])
+    assert {option: OmegaConf.select(run, option) for option in OFFLINE} == OFFLINE
+    assert "num_bins" not in run.loss or (run.loss.num_bins, run.loss.vmin, run.loss.vmax) == (
+        51,
+        -10.0,
+        10.0,
+    )
+
+
+@pytest.mark.parametrize("agent", ["cql", "bc"])
+def test_an_offline_agent_chooses_its_loop_and_the_command_line_another(agent):
+    run = compose.compose([f"agent={agent}"])
+    assert run.choices.loop == "offline" and "replay" not in run
+    assert run.training["_target_"] == "rlcls.training.Offline" and "lag" not in run.training
+    assert compose.compose([f"agent={agent}", "loop=online"]).choices.loop == "online"
+
+
+def test_dqn_learns_offline_by_the_recipe_of_its_loop():
+    run = compose.compose(["loop=offline", "recipe=paper", "loss=hlgauss"])
+    assert (run.agent.learning_rate, run.agent.double, run.steps) == (6.25e-5, True, 6_250_000)
+    assert compose.compose(["recipe=paper"]).agent.double is False
+
+
+def test_the_recipe_of_many_games_has_its_backbone_and_its_batch():
+    run = compose.compose(["agent=cql", "recipe=scaled_ql", "agent.games=40"])
+    assert (run.choices.backbone, run.training.batch_size, run.agent.games) == ("resnet101", 512, 40)
+    assert (run.agent.learning_rate, run.agent.target_period) == (2e-4, 2_000)
 
 
 def test_whole_numbers_may_be_written_as_powers_of_ten():

@@ -38,6 +38,14 @@ def test_a_protocol_leaves_no_argument_of_the_emulator_to_its_default(name):
     assert set(atari.PROTOCOLS[name].emulator_arguments()) == arguments - execution
 
 
+def test_all_games_have_the_same_18_actions_if_asked_for():
+    for game, own in (("Pong", 6), ("Breakout", 4)):
+        assert atari.make(game, 1).spec.num_actions == own
+        env = atari.make(game, 1, full_action_space=True)
+        assert env.spec.num_actions == env.evaluation(1).spec.num_actions == 18
+        assert "all 18 actions" in env.describe()
+
+
 def test_the_protocols_are_those_of_the_literature():
     dopamine, nature, atari100k = (atari.PROTOCOLS[name] for name in ("dopamine", "nature", "atari100k"))
     assert dopamine.repeat_action_probability == 0.25

@@ -12,6 +12,7 @@ from gymnasium.wrappers.vector import ClipReward, FlattenObservation, NormalizeO
 from rlcls._errors import UserError
 from rlcls.envs import atari, base, probe
 from rlcls.envs import gymnasium as registry
+from rlcls.envs.one_of_many import OneOfMany
 from rlcls.spec import Spec
 
 
@@ -78,6 +79,7 @@ ENVS = {
     "picture": lambda n: registry.make("Picture-v0", n),
     "parts": lambda n: registry.make("Parts-v0", n),
     "wrapped": lambda n: base.as_host_env(ClipReward(registry.make("CartPole-v1", n), -1, 0.5)),
+    "one of many": lambda n: base.as_host_env(OneOfMany(probe.make("probe/policy", n), 3)),
     "wrapped probe": lambda n: base.as_host_env(flat_probe(n), flat_probe),
 }
 every_env = pytest.mark.parametrize("name", ENVS)

@@ -142,7 +142,7 @@ def multi_game(form, **options):
 def test_each_game_has_its_own_head():
     network = multi_game("heads")
     x, game = jnp.linspace(-1, 1, 10).reshape(5, 2), jnp.array([0, 3, 1, 3, 2])
-    outputs = network(networks.GameObservation(x, game))
+    outputs = network({"frames": x, "game": game})
     everything = network.q_head(network.backbone(x)).reshape(5, 4, 3, 5)
     np.testing.assert_array_equal(outputs, np.asarray(everything)[np.arange(5), game])
     _, params, _ = networks.functional(network)
@@ -150,7 +150,7 @@ def test_each_game_has_its_own_head():
     # What one game's samples teach changes no other game's head.
     graphdef, state = nnx.split(network)
     gradient = jax.grad(
-        lambda state: nnx.merge(graphdef, state)(networks.GameObservation(x, jnp.full(5, 2))).sum()
+        lambda state: nnx.merge(graphdef, state)({"frames": x, "game": jnp.full(5, 2)}).sum()
     )(state)
     rows = np.abs(gradient["q_head"]["advantage"]["kernel"][...]).reshape(16, 4, 15).sum(axis=(0, 2))
     assert (rows[[0, 1, 3]] == 0).all() and rows[2] > 0
@@ -161,14 +161,14 @@ def test_a_game_embedding_tells_games_apart_beyond_a_constant():
     _, params, _ = networks.functional(network)
     assert networks.count_parameters(params) == 3 * 16 + 4 * 64 + (16 + 64 + 1) * 16 + 17 * 3 * 5
     x = jnp.linspace(-3, 3, 10).reshape(5, 2)
-    one, other = (network(networks.GameObservation(x, jnp.full(5, game))) for game in (0, 1))
+    one, other = (network({"frames": x, "game": jnp.full(5, game)}) for game in (0, 1))
     assert np.std(one - other, axis=0).max() > 1e-3
 
 
 @pytest.mark.parametrize("game", [4, -1])
 @pytest.mark.parametrize("form", ["heads", "embedding"])
 def test_a_game_that_there_is_not_gives_nan(form, game):
-    outputs = multi_game(form)(networks.GameObservation(jnp.ones((1, 2)), jnp.array([game])))
+    outputs = multi_game(form)({"frames": jnp.ones((1, 2)), "game": jnp.array([game])})
     assert np.isnan(outputs).all()
 
 

@@ -1,0 +1,121 @@
+"""`python -m rlcls.train` learns from recorded data, stops, and goes on to the same bits."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from rlcls.runs import checkpoint, metrics
+from rlcls.train import main
+
+# Both actions of both states of `probe/policy`. STOP_AT is outside the configuration, as a signal is.
+MODULE = """
+import signal
+
+import jax
+import numpy as np
+
+from rlcls.envs.probe import PROBES
+from rlcls.spec import Spec
+from rlcls.transition import Transition
+
+PROBE, STOP_AT = PROBES["probe/policy"], None
+
+
+class Recorded:
+    def __init__(self, games=0):
+        self._games, self.spec = games, PROBE.spec
+        if games:
+            frames, game = self.spec.observation, jax.ShapeDtypeStruct((), np.int32)
+            self.spec = self.spec._replace(observation={"frames": frames, "game": game})
+
+    def sample(self, size, seed, number):
+        if number == STOP_AT:
+            signal.raise_signal(signal.SIGTERM)
+        states, actions, game = np.random.default_rng([seed, number]).integers(0, 2, (3, size), np.int32)
+        frames, rewards = PROBE.observations()[states], np.array(PROBE.rewards, np.float32)[states, actions]
+        if self._games:  # the second game pays for what the first punishes
+            rewards, frames = np.where(game == 0, rewards, -rewards), {"frames": frames, "game": game}
+        ones = np.ones(size, np.float32)
+        return Transition(frames, actions, rewards, 0 * ones, frames, ones), (states,)
+"""
+COMMAND = ["agent=cql", "loss=hlgauss", "data._target_=recorded.Recorded", "env=probe", "game=probe/policy"]
+COMMAND += [
+    "recipe=vector",
+    "backbone.hidden=[16]",
+    "returns.low=-2",
+    "returns.high=2",
+    "training.batch_size=16",
+]
+COMMAND += ["logging.every=20", "logging.tensorboard=false", "checkpoint.every=1000", "eval.episodes=4"]
+
+
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    (tmp_path / "recorded.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import recorded
+
+    yield recorded
+    sys.modules.pop("recorded")
+
+
+def lines(run_dir, kind):
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == kind]
+
+
+def leaves(run_dir):
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        tree = checkpointer.restore((checkpoint.load(run_dir)[0].folder / "tree").resolve())
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def test_cql_learns_from_data_and_a_stopped_run_goes_on_to_the_same_bits(recorded, tmp_path, capsys):
+    command = [*COMMAND, "steps=60", "eval.every=30"]
+    assert main([*command, "run_dir=through"]) == 0, capsys.readouterr().err
+    recorded.STOP_AT = 35
+    assert main([*command, "run_dir=broken"]) == 128 + 15
+    recorded.STOP_AT = None
+    assert main([*command, "run_dir=broken"]) == 0
+    assert "resuming broken at update 40" in capsys.readouterr().out
+    through, broken = tmp_path / "through", tmp_path / "broken"
+    assert metrics.same(through, broken)
+    for one, other in zip(leaves(through), leaves(broken), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert [row["updates"] for row in lines(broken, "train")] == [20, 40, 60]
+    assert {"loss", "cql_gap", "td_divergence"} <= lines(broken, "train")[0].keys()
+    assert len(lines(broken, "eval")) == 2
+
+
+@pytest.mark.parametrize("game", [0, 1])
+def test_one_of_several_games_is_played_by_its_number(game, recorded, tmp_path, capsys):
+    games = ["agent.games=2", "+data.games=2", f"+env.number={game}", "steps=200", "eval.every=200"]
+    assert main([*COMMAND, *games, "run_dir=run"]) == 0, capsys.readouterr().err
+    assert lines(tmp_path / "run", "eval")[-1]["return_mean"] == (1, -1)[game]
+
+
+REFUSED = {
+    "agent.target=sarsa": "agent: target=sarsa needs batches with next_action, and these have none: ",
+    "agent=bc env=gymnasium": "the data has observations float32 [1] and actions 2, and CartPole-v1 has observations "
+    "float32 [4] and actions 2: choose env= as the data, or eval.every=0",
+    "+data.games=2": "agent: CQL needs the number of games, games=, since these observations are of frames and game",
+    "+data.games=2 agent.games=2": "the data has observations ['frames'] float32 [1], ['game'] int32 [] and actions 2, "
+    "and probe/policy has observations float32 [1] and actions 2: +env.number=K makes it the K-th of several games",
+    "agent.games=2": "agent: games=2 needs observations of frames and game, and these are one array",
+    "agent.alpha=-1": "agent: alpha must be at least 0, not -1.0",
+}
+
+
+@pytest.mark.untyped
+@pytest.mark.parametrize("options", REFUSED)
+def test_what_does_not_fit_is_one_line_and_writes_nothing(options, recorded, tmp_path, capsys):
+    before = sorted(tmp_path.iterdir())
+    assert main([*COMMAND, *options.split(), "run_dir=run"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {REFUSED[options]}") and len(error.splitlines()) == 1, error
+    assert [path for path in sorted(tmp_path.iterdir()) if path.name != "__pycache__"] == before
