@@ -47,7 +47,7 @@ FIXED = ("loss.name", "env.game")  # follow from loss=, game=
 # Texts that are taken as they are typed: Hydra would read 2026_11_26 as a number and true as a truth value.
 _AS_TYPED = ("game", "run_dir", "env.id", "logging.wandb")
 _MOST_RUNS = 1000  # of a sweep; each is composed and checked before the first begins
-_ALSO_READ = {"eval": {"every"}}  # options of a section that its object does not take
+_ALSO_READ = {"eval": {"every"}, "env": {"number"}}  # options of a section that its object does not take
 
 
 def compose(argv: list[str]) -> DictConfig:
