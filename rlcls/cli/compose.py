@@ -143,9 +143,9 @@ def expand(argv: list[str]) -> list[list[str]]:
             )
         commands = [[*command, value] for command in commands for value in values]
     folders = [folder for command in commands if (folder := compose(command).run_dir) is not None]
-    if len(set(folders)) < len(folders):
+    if shared := [folder for folder in folders if folders.count(folder) > 1]:
         raise UserError(
-            f"run_dir={folders[0]} would hold several runs of the sweep; leave run_dir out, and each run has a "
+            f"run_dir={shared[0]} would hold several runs of the sweep; leave run_dir out, and each run has a "
             "folder of its own"
         )
     return commands
