@@ -282,7 +282,9 @@ def test_a_resume_under_settings_of_jax_that_change_bits_says_so(tmp_path, monke
     config = build.plain_dict(compose(SHORT))
 
     def opened():
-        return folder.RunFolder(tmp_path, config, environment="probe/two_step", protocol={})
+        run = folder.RunFolder(tmp_path, config, environment="probe/two_step", protocol={})
+        run.record()
+        return run
 
     monkeypatch.delenv("XLA_FLAGS", raising=False)
     opened().close()
