@@ -89,7 +89,7 @@ def check(config: dict[str, Any], known: dict[str, Any]) -> None:
 
 
 def _check_environments(values: Mapping[str, Any]) -> None:
-    """Refuses more environments than the loop can have before they are made; 3,000 Atari games take minutes to start."""
+    """Refuses more environments than the loop can have, before they are made: 3,000 Atari games start for minutes."""
     num_envs, min_size, n_step, lag = (
         values.get(name) for name in ("env.num_envs", "replay.min_size", "replay.n_step", "training.lag")
     )
