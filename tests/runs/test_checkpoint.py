@@ -4,7 +4,10 @@ import errno
 import json
 import shutil
 import types
+import warnings
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -390,3 +393,13 @@ def test_what_is_not_a_checkpoint_is_neither_read_nor_removed(two):
         add(replay, row)
         save(checkpoints, replay)
     assert all(path.exists() for path in foreign)
+
+
+def test_weights_are_read_without_a_word_on_the_devices_that_wrote_them(tmp_path):
+    layers = {"layers": {0: {"bias": jnp.ones(2)}}}
+    Checkpoints(tmp_path, 1).save(1, Saved({"state": jnp.zeros(9), "acting": layers}, {}, {}))
+    like = jax.eval_shape(lambda: {"acting": layers})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tree = checkpoint.load(tmp_path)[0].tree(like)
+    np.testing.assert_array_equal(tree["acting"]["layers"][0]["bias"], np.ones(2))
