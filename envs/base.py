@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Integer, Key, PyTree, Shaped, UInt32
 
-from rlcls._errors import UserError
+from rlcls._errors import UserError, one_line
 from rlcls.spec import Spec
 
 Observations: TypeAlias = PyTree[Shaped[np.ndarray, "N ..."]]
@@ -222,7 +222,7 @@ def spec_from_spaces(observation_space: gymnasium.Space, action_space: gymnasium
 
 
 def check_host_env(env: Any) -> None:
-    """Checks by one reset that `env` is a `HostEnv` whose observations are as its `spec` says.
+    """Checks by two resets and a step that `env` is a `HostEnv` whose observations are as its `spec` says.
 
     Raises:
       UserError: it is not; the line names what is missing or wrong.
@@ -236,17 +236,58 @@ def check_host_env(env: Any) -> None:
     if not isinstance(env.spec, Spec):
         raise UserError(f"env: {kind}.spec must be an rlcls.spec.Spec, not {type(env.spec).__name__}")
     observations, info = env.reset()  # with seeds, Atari would load its ROMs again
-    if "episode_start" not in info:
-        raise UserError(
-            f"env: {kind} has no episode_start in the info of reset; bool [{env.num_envs}], it says which "
-            "observations begin an episode"
-        )
+    _episode_start(env, info, "reset")
     actual, expected = (
         jax.tree.map(lambda leaf: (tuple(leaf.shape), np.dtype(leaf.dtype).name), tree)
         for tree in (observations, _batched(env.spec.observation, env.num_envs))
     )
     if actual != expected:
         raise UserError(f"env: {kind}.reset returns {actual} and its spec says {expected}")
+    _check_reset_mask(env)
+
+
+def _check_reset_mask(env: HostEnv) -> None:
+    """Raises a UserError if the environments that a reset does not select begin an episode, too.
+
+    A loop resets single environments only after thousands of steps.
+    """
+    kind = _class_name(env)
+    _, _, _, _, info = env.step(_some_actions(env))
+    mask = np.arange(env.num_envs) == 0
+    expected = _episode_start(env, info, "step") | mask
+    try:
+        _, info = env.reset(options={"reset_mask": mask})
+    except Exception as error:  # an environment that knows no mask can raise anything
+        raise UserError(
+            f"env: {kind}.reset fails with options={{'reset_mask': bool [{env.num_envs}]}}, which resets only the "
+            f"environments where it is True ({type(error).__name__}: {one_line(error)})"
+        ) from error
+    starts = _episode_start(env, info, "reset")
+    if not np.array_equal(starts, expected):
+        raise UserError(
+            f"env: {kind}.reset must reset only the environments where options['reset_mask'] is True; after "
+            f"{mask.tolist()} episode_start is {starts.tolist()} and should be {expected.tolist()}"
+        )
+
+
+def _episode_start(env: HostEnv, info: dict[str, Any], method: str) -> Bool[np.ndarray, "N"]:
+    """A copy of `info["episode_start"]`.
+
+    Raises:
+      UserError: the info of that method has none.
+    """
+    if "episode_start" not in info:
+        raise UserError(
+            f"env: {_class_name(env)} has no episode_start in the info of {method}; bool [{env.num_envs}], it says "
+            "which observations begin an episode"
+        )
+    return np.array(info["episode_start"])
+
+
+def _some_actions(env: HostEnv) -> Shaped[np.ndarray, "N *action"]:
+    """An action of the spec for each environment."""
+    action = np.zeros((env.num_envs, *env.spec.action.shape), env.spec.action.dtype)
+    return action if env.spec.action_range is None else np.clip(action, *env.spec.action_range)
 
 
 def as_host_env(env: Any, make: Callable[[int], Any] | None = None) -> HostEnv:

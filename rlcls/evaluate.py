@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,10 +92,11 @@ def _evaluate(run_dir: Path, settings: Mapping[str, Any], wanted: str, video: st
       wanted: the checkpoint.
       video: the option of that name.
     """
+    from rlcls import trained
     from rlcls.cli import build, resources
     from rlcls.evaluation.film import can_be_filmed, film
-    from rlcls.runs import Progress, checkpoint, read_config
-    from rlcls.runs.files import replacing
+    from rlcls.files import replacing
+    from rlcls.runs import Progress, read_config
     from rlcls.runs.progress import header, phase
     from rlcls.training import xla
 
@@ -106,16 +108,21 @@ def _evaluate(run_dir: Path, settings: Mapping[str, Any], wanted: str, video: st
     xla.cache_compilations()
     with contextlib.ExitStack() as stack:
         env = stack.enter_context(contextlib.closing(build.one_environment(config)))
-        agent = build.agent(config, env.spec)
-        evaluator = build.episode_evaluator(config, agent, env)
-        stack.callback(evaluator.close)
-        like = {"acting": build.acting_like(config, agent)}
         with phase("reading the checkpoint"):
-            chosen, tree, remarks = checkpoint.read(run_dir, wanted, like)
+            (agent, acting, spec), chosen, remarks = trained.read(config, env, run_dir, wanted)
         for line in remarks:
             print(f"note: {line}", file=sys.stderr)
+        if other := build.other_task(spec, env):
+            raise UserError(f"{run_dir} cannot be evaluated in its environment: the data has {other}")
+        evaluator = build.episode_evaluator(config, agent, env)
+        stack.callback(evaluator.close)
         if video != "false" and not can_be_filmed(evaluator.env):
             raise UserError(f"video={video}: {env.name} cannot be filmed")
+        stem = "_".join([str(chosen.steps), *(f"{name}={value}" for name, value in changed.items())])
+        result_path = run_dir / "evaluations" / f"{stem}.json"
+        film_path = run_dir / "videos" / f"{stem}.mp4" if video == "true" else Path(video)
+        for path in [result_path, *[film_path] * (video != "false")]:
+            _prepare(path.parent)
         unit = "agent step" if "agent_steps" in chosen.counters["counts"] else "update"
         rows = {
             "game": env.name,
@@ -131,31 +138,35 @@ def _evaluate(run_dir: Path, settings: Mapping[str, Any], wanted: str, video: st
         first_actions: list[int] = []  # of the first environment, to be filmed
         with Progress(evaluator.episodes, unit="episodes") as progress:
             result = evaluator.play(
-                tree["acting"],
+                acting,
                 number,
                 lambda done, total: progress.update(done),
                 record=None if video == "false" else lambda actions: first_actions.append(int(actions[0])),
             )
         cells = _cells(result, evaluator.env.frame_skip)
         print(_table([cells]))
-        stem = "_".join([str(chosen.steps), *(f"{name}={value}" for name, value in changed.items())])
-        print(
-            _store(run_dir / "evaluations" / f"{stem}.json", env.name, config.seed, evaluator, chosen, result)
-        )
+        print(_store(result_path, env.name, config.seed, evaluator, chosen, result))
         if video != "false":
-            path = run_dir / "videos" / f"{stem}.mp4" if video == "true" else Path(video)
-            if video == "true":
-                path.parent.mkdir(exist_ok=True)
             actions = first_actions[: result.lengths[0]]
-            with replacing(path) as partial:
+            with replacing(film_path) as partial:
                 filmed = film(partial, evaluator.env, seed=evaluator.seeds(number)[:1], actions=actions)
                 if filmed != result.returns[0]:
                     raise UserError(
                         f"the film's return is {filmed:g} and the evaluation's was {result.returns[0]:g}: {env.name} "
                         "does not repeat its episodes, so no film was kept"
                     )
-            print(path)
+            print(film_path)
     return cells
+
+
+def _prepare(folder: Path) -> None:
+    """Makes a folder of results, so that one that cannot be written is refused before episodes are played."""
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}") from error
 
 
 def _settings(options: Mapping[str, str]) -> dict[str, Any]:
@@ -237,11 +248,11 @@ def _store(
     result: Evaluation,
 ) -> Path:
     """Writes the result, with everything that it depends on."""
-    from rlcls.runs.files import write_text
+    from rlcls.files import write_text
     from rlcls.runs.folder import facts
 
     content = {
-        "agent_steps": checkpoint.counters["counts"].get("agent_steps"),
+        **checkpoint.counters["counts"],
         "game": name,
         "protocol": evaluator.env.facts(),
         "seed": seed,
@@ -251,7 +262,6 @@ def _store(
         "lengths": result.lengths.tolist(),
         "made_with": facts(),
     }
-    path.parent.mkdir(exist_ok=True)
     write_text(path, json.dumps(content, indent=1) + "\n")
     return path
 

@@ -140,6 +140,19 @@ def dataset(config: DictConfig) -> Dataset | None:
     return made
 
 
+def trained_spec(config: DictConfig, env: HostEnv) -> Spec:
+    """The observations and actions that the agent of a run was built for.
+
+    An offline run that evaluates begins only if its data and its environment have the same, so only a run that does
+    not evaluate needs its data again.
+
+    Raises:
+      UserError: the data is needed and cannot be opened.
+    """
+    data = None if _evaluates(config) else dataset(config)
+    return data.spec if data else env.spec
+
+
 def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | None = None) -> Loop:
     """The loop of a configuration.
 
@@ -151,8 +164,14 @@ def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | No
     if data is not None:
         if "replay" in config:
             raise UserError("a data set needs loop=offline; loop=online learns from what it plays")
-        if config.eval.every or config.evals:
-            _check_same_task(data.spec, env)
+        if _evaluates(config) and (other := other_task(data.spec, env)):
+            number = isinstance(data.spec.observation, dict) and "game" in data.spec.observation
+            cure = (
+                "+env.number=K makes it the K-th of several games"
+                if number
+                else "choose env= as the data, or eval.every=0"
+            )
+            raise UserError(f"the data has {other}: {cure}")
         _check_batches(agent, data)
         return build(config, "training", agent, data, **common)
     if "replay" not in config:
@@ -212,17 +231,14 @@ def plain_dict(config: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 
-def _check_same_task(recorded: Spec, env: HostEnv) -> None:
-    """Raises a UserError if what learns from the recorded observations and actions cannot play in `env`."""
-    there, here = _describe(recorded), _describe(env.spec)
-    if there != here:
-        number = isinstance(recorded.observation, dict) and "game" in recorded.observation
-        cure = (
-            "+env.number=K makes it the K-th of several games"
-            if number
-            else "choose env= as the data, or eval.every=0"
-        )
-        raise UserError(f"the data has {there}, and {env.name} has {here}: {cure}")
+def other_task(learnt: Spec, env: HostEnv) -> str:
+    """The difference between what an agent learnt and what `env` has, in one phrase; empty where it can play there."""
+    there, here = _describe(learnt), _describe(env.spec)
+    return f"{there}, and {env.name} has {here}" if there != here else ""
+
+
+def _evaluates(config: DictConfig) -> bool:
+    return bool(config.eval.every or config.evals)
 
 
 def _describe(spec: Spec) -> str:

@@ -21,9 +21,12 @@ def advice(config: DictConfig, replay: Any) -> str:
     returns = getattr(replay, "episode_returns", None)
     if low is None or high is None or returns is None:
         return "a wider support would contain them"
+    gamma = config.replay.get("gamma")
     try:
-        wanted = suggest_support(returns(), config.replay.gamma)
-    except ValueError:  # without rewards, or without a discount
+        wanted = suggest_support(returns(), gamma) if gamma is not None else None
+    except ValueError:  # without rewards, or with a discount of 1
+        wanted = None
+    if wanted is None:
         return "a wider support (loss.vmin, loss.vmax) would contain them"
     vmin, vmax = min(low, _outwards(wanted.edges[0])), max(high, _outwards(wanted.edges[-1]))
     if (vmin, vmax) == (low, high):

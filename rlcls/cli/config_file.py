@@ -48,12 +48,15 @@ def split(argv: list[str]) -> tuple[Path | None, list[str]]:
 def overrides(path: Path, argv: list[str]) -> list[str]:
     """The options of a file as arguments, followed by `argv`, which replace them.
 
+    A group that `argv` chooses replaces all that the file says about the group: `loss=mse` drops `loss.sigma_ratio`.
+
     Keys are the names of the command line, nested or dotted: `loss: mse`, `agent: {learning_rate: 1e-4}`,
     `agent.learning_rate: 1e-4`, `+env.name: value`. A run folder's config.yaml can be read too: the entries of its
     `choices` choose the groups.
 
     Raises:
-      UserError: the file cannot be read, or holds something other than options.
+      UserError: the file cannot be read, or holds something other than options; or `argv` chooses another recipe for
+        the configuration of a run, whose values would all replace the recipe's.
     """
     try:
         config = OmegaConf.load(path)
@@ -65,15 +68,23 @@ def overrides(path: Path, argv: list[str]) -> list[str]:
         raise UserError(f"{path}: expected options, written name: value")
     tree: Any = OmegaConf.to_container(config)
     chosen = tree.pop("choices", None) or {}
+    if not isinstance(chosen, dict):
+        raise UserError(f"{path}: choices: expected groups and their names, not {plain(chosen)!r}")
     # The other choices are the names of the user's own classes, which the options `_target_` choose.
     options = {group: name for group, name in chosen.items() if group in GROUPS and name in choices(group)}
     options |= {str(name): value for name, value in leaves(tree) if not (chosen and name in FIXED)}
     given = {argument.partition("=")[0].lstrip("+~") for argument in argv}
+    if chosen and "recipe" in given:
+        raise UserError(
+            f"{path} is the configuration of a run, and its values would replace those of another recipe; leave "
+            "recipe= or --config-file out"
+        )
+    replaced = tuple(f"{section}." for group in given.intersection(GROUPS) for section in _sections(group))
     return [
         *(
             f"{name}={_written(name, value)}"
             for name, value in options.items()
-            if name.lstrip("+~") not in given
+            if (key := name.lstrip("+~")) not in given and not key.replace("/", ".").startswith(replaced)
         ),
         *argv,
     ]
@@ -98,6 +109,11 @@ def named(path: Path | None, arguments: list[str], argv: list[str]) -> Iterator[
         if any(re.search(rf"(?<![\w./]){re.escape(key)}(?![\w./])", mistake) for key in keys):
             raise UserError(f"{path}: {error}") from error
         raise
+
+
+def _sections(group: str) -> tuple[str, ...]:
+    """The sections that a choice of the group fills."""
+    return ("training", "replay", "exploration") if group == "loop" else (group.replace("/", "."),)
 
 
 def _written(name: str, value: Any) -> str:

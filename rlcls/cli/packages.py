@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from rlcls._errors import UserError
-
-from .compose import one_line
+from rlcls._errors import UserError, one_line
 
 # Checkpoints, the replay's segments, the picture at the end.
 _LATER = ("orbax.checkpoint", "zstandard", "matplotlib.figure")

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from rlcls._errors import UserError
+from rlcls.files import write_text
 
 from .rows import CONTINUES, Layout, Rows
 
@@ -76,8 +77,6 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Writes the file, whole or not at all."""
-        from rlcls.runs.files import write_text
-
         values = {"format": _FORMAT, **dataclasses.asdict(self), "seal": self.seal}
         write_text(folder / MANIFEST, json.dumps(values))
 

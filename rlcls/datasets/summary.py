@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rlcls.files import replacing
+
 from .recording import Recording
 from .rows import BEGINS, CONTINUES
 from .transitions import Transitions
@@ -59,8 +61,6 @@ def draw(recordings: Sequence[Recording], path: Path) -> Path | None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-
-    from rlcls.runs.files import replacing
 
     figure, axes = plt.subplots(
         _DOWN * len(recordings),

@@ -21,7 +21,6 @@ from .evaluator import Tick
 Act = Callable[[Observations, int], Integer[np.ndarray, "N"]]
 """(observations, step) -> one action for each environment; the step counts from 0."""
 
-_KEY = 3  # what the run's key is folded with; the online loop uses 0, 1 and 2
 _MOST_ENVS = 32
 
 
@@ -84,7 +83,7 @@ class EpisodeEvaluator:
             raise ValueError(f"epsilon must be between 0 and 1, not {epsilon}")
         self.episodes, self.epsilon = episodes, float(epsilon)
         self._training_env, self._seed = env, seed
-        (key,) = xla.keys(seed, _KEY)
+        (key,) = xla.keys(seed, xla.Use.EVALUATION)
 
         def act(acting: PyTree, observations: Any, number: Any, step: Any, epsilon: Any) -> Any:
             step_key = jax.random.fold_in(jax.random.fold_in(key, number), step)
@@ -102,7 +101,7 @@ class EpisodeEvaluator:
         return environment_seeds(self._seeds_at(number), self.env.num_envs)
 
     def _seeds_at(self, number: int) -> list[int]:
-        return [self._seed, _KEY, number]
+        return [self._seed, xla.Use.EVALUATION, number]
 
     def __call__(self, acting: PyTree, number: int, tick: Tick) -> dict[str, Any]:
         """The summary of `play`."""

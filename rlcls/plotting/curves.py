@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float64
+from omegaconf import DictConfig, OmegaConf
 
 from rlcls._errors import UserError
+from rlcls.files import replacing
 from rlcls.runs import metrics
-from rlcls.runs.files import replacing
+from rlcls.runs.folder import read_config, read_facts
+from rlcls.runs.identity import difference, identity
 
 from . import panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from omegaconf import DictConfig
 
 # Okabe and Ito's colours, which colour-blind people can tell apart. A loss has the same colour in every picture.
 _COLOURS = {
@@ -71,7 +73,7 @@ class Run:
     """
 
     folder: Path
-    config: "DictConfig"
+    config: DictConfig
     game: str
     rows: list[dict[str, Any]]
     axis: str
@@ -123,8 +125,6 @@ def load(run_dir: str | os.PathLike[str], axis: str = "agent_steps", smooth: int
     Raises:
       UserError: it is not a run folder, or its lines do not have what `axis` counts.
     """
-    from rlcls.runs.folder import read_config, read_facts
-
     folder = Path(run_dir)
     config = read_config(folder)
     game = read_facts(folder).get("environment") or str(config.game)
@@ -170,7 +170,7 @@ def learning_curve(run_dir: str | os.PathLike[str], *, axis: str = "agent_steps"
             panel.set_ylim(0, 1.1 * panel.get_ylim()[1])
             _step_axis(panel, run.last)
             if name == "clip_fraction":
-                panel.yaxis.set_major_formatter(_percent())
+                panel.yaxis.set_major_formatter(panels.percent())
                 panel.set_ylim(top=max(0.01, panel.get_ylim()[1]))
         for panel in panels.draw(figure, grid, titles, diagnostics, (colour, _GREY)):
             _step_axis(panel, run.last)
@@ -294,11 +294,10 @@ def _draw_group(axes: "Axes", label: str, seeds: list[Series], colour: str) -> N
 
 def _without_copies(runs: Iterable[Run]) -> list[Run]:
     """The runs without those that repeat another's configuration and seed; of such runs the longest stays."""
-    from rlcls.runs.identity import identity
-
     by_identity: dict[str, list[Run]] = {}
     for run in runs:
-        by_identity.setdefault(identity(_plain(run.config)), []).append(run)
+        options: Any = OmegaConf.to_container(run.config)
+        by_identity.setdefault(identity(options), []).append(run)
     kept = []
     for copies in by_identity.values():
         longest = max(copies, key=lambda run: run.last)
@@ -311,22 +310,12 @@ def _without_copies(runs: Iterable[Run]) -> list[Run]:
     return kept
 
 
-def _plain(config: "DictConfig") -> Any:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(config)
-
-
 def _note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
 
 
 def _groups(runs: list[Run]) -> list[tuple[str, list[Run]]]:
     """The runs by label; runs with the same label differ only in their seed."""
-    from omegaconf import OmegaConf
-
-    from rlcls.runs.identity import difference
-
     variants: list[list[Run]] = []
     for run in sorted(runs, key=lambda run: (run.loss, str(run.folder))):
         for variant in variants:
@@ -390,13 +379,6 @@ def _add_minutes(axes: "Axes", run: Run) -> None:
     top.spines["top"].set_visible(True)
     top.grid(False)
     top.set_xlabel(f"wall-clock {name}", fontsize=9)
-
-
-@functools.cache
-def _percent() -> Any:
-    from matplotlib.ticker import PercentFormatter
-
-    return PercentFormatter(1.0)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import Formatter
 
 # Title of a panel -> its series, and their names in the legend.
 _PANELS = {
@@ -33,6 +34,13 @@ def measured(series: Callable[[str], Any]) -> list[str]:
 def line(axes: "Axes", series: tuple[Any, Any], **style: Any) -> None:
     """Plots steps and values as a line, or as a marker where there is one point, which a line would not show."""
     axes.plot(*series, marker="o" if len(series[0]) == 1 else "", markersize=4, **style)
+
+
+def percent() -> "Formatter":
+    """Labels of a vertical axis whose values are shares: 0.5 is 50%."""
+    from matplotlib.ticker import PercentFormatter
+
+    return PercentFormatter(1.0)
 
 
 def draw(
@@ -63,9 +71,7 @@ def draw(
         else:
             axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
         if title == "dormant units":
-            from matplotlib.ticker import PercentFormatter
-
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+            axes.yaxis.set_major_formatter(percent())
             axes.set_ylim(top=1)
         drawn.append(axes)
     return drawn

@@ -34,10 +34,9 @@ class FrameReplay:
     observation began an episode. Observations are stacked when sampled, with zeros before an episode's first frame,
     as the emulator stacks them.
 
-    A row that is followed by an episode's start holds the final observation of the episode before: its action was
-    ignored (gymnasium's next-step autoreset) or its outcome dropped (a re-seed). Transitions bootstrap from it and
-    never start at it. A lost life that ends an episode for the agent is a terminal without such a row, since the game
-    plays on.
+    A row that is followed by an episode's start holds the final observation of the episode before, whose action was
+    ignored (gymnasium's next-step autoreset). Transitions bootstrap from it and never start at it. A lost life that
+    ends an episode for the agent is a terminal without such a row, since the game plays on.
 
     It is a `rlcls.training.loop.Source`: a batch is a function of (seed, update, contents). It is also
     `rlcls.training.loop.Rows`: a checkpoint saves its rows incrementally.
@@ -156,10 +155,10 @@ class FrameReplay:
     def least_rows(self) -> int:
         """Rows with which there is always a transition to sample.
 
-        At most two consecutive rows cannot start a transition: an episode's final observation, then a first
-        observation cut off by a reset. Three candidate rows therefore contain one that can.
+        Only an episode's final observation cannot start a transition, and a first observation follows it. Two
+        consecutive candidate rows therefore contain one that can.
         """
-        return self._context + self.n_step + self._delay + 3
+        return self._context + self.n_step + self._delay + 2
 
     @property
     def size(self) -> int:

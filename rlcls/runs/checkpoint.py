@@ -28,10 +28,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from rlcls._errors import UserError, one_line
+from rlcls.files import DAMAGED, NotAsWritten, Seal, pack, sync, unpack, write_text
 from rlcls.training.loop import Rows, Saved
 
 from . import segments
-from .files import DAMAGED, NotAsWritten, Seal, pack, sync, unpack, write_text
 from .segments import Segment
 
 FOLDER, MANIFEST = "checkpoints", "manifest.json"

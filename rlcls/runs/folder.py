@@ -21,8 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from rlcls._errors import UserError, one_line
+from rlcls.files import is_foreign, write_text
 
-from .files import is_foreign, write_text
 from .identity import difference, plain
 
 CONFIG, FACTS, LOCK = "config.yaml", "run.json", "lock"

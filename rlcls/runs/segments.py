@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from rlcls.files import Seal, pack, sync, unpack
 from rlcls.training.loop import Rows
-
-from .files import Seal, pack, sync, unpack
 
 FOLDER = "replay"
 _BYTES = 1 << 28  # of rows, before compression: the memory that writing one segment needs

@@ -14,7 +14,6 @@ from . import xla
 from .learner import Learner
 from .loop import Saved, Source, Tick
 
-_INIT, _, _UPDATE = range(3)  # what the run's key is folded with, as in the online loop
 _BLOCK = 10  # updates in one call of `advance`
 _REHEARSAL = 0.5  # seconds for which a warm-up measures
 
@@ -57,7 +56,7 @@ class Offline:
         self.number = 0
         self._source, self._seed = source, seed
         self._batch_size, self._log_every = batch_size, log_every
-        init_key, update_key = xla.keys(seed, _INIT, _UPDATE)
+        init_key, update_key = xla.keys(seed, xla.Use.INIT, xla.Use.UPDATE)
         self._learner = Learner(agent, init_key, update_key, act_with_target=act_with_target)
         self._sums: collections.Counter[str] = collections.Counter()  # of update metrics since the last line
 

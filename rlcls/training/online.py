@@ -6,7 +6,6 @@ import collections
 import copy
 import hashlib
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,7 +14,7 @@ from jaxtyping import Bool, PyTree, UInt32
 
 from rlcls._errors import UserError
 from rlcls.agents.base import Agent
-from rlcls.envs.base import HostEnv
+from rlcls.envs.base import HostEnv, environment_seeds
 from rlcls.replay import FrameReplay
 
 from . import xla
@@ -24,8 +23,6 @@ from .learner import Learner
 from .loop import Saved, Tick
 from .returns import EpisodeReturns
 
-_INIT, _ACT, _UPDATE = range(3)  # what the run's key is folded with; `rlcls.evaluation` uses 3
-_ENVIRONMENT = 4  # what the seeds of environments are derived with
 _REHEARSAL = 0.5  # seconds for which a warm-up measures
 _REHEARSAL_STEPS = 2  # vector steps that it measures at least
 
@@ -114,7 +111,7 @@ class Online:
         self._batch_size, self._update_period, self._log_every = batch_size, update_period, log_every
         self._reseed_every = reseed_every
         self._exploration = exploration
-        init_key, act_key, update_key = xla.keys(seed, _INIT, _ACT, _UPDATE)
+        init_key, act_key, update_key = xla.keys(seed, xla.Use.INIT, xla.Use.ACT, xla.Use.UPDATE)
 
         def act(acting: PyTree, observations: Any, number: Any, epsilon: Any) -> Any:
             return agent.act(acting, observations, jax.random.fold_in(act_key, number), epsilon)
@@ -179,7 +176,7 @@ class Online:
         episodes = self._returns.add(rewards, self._starts)
         due = self._starts & (self.number - self._seeded_at >= self._reseed_every)
         if due.any():
-            self._observations = self._reseed(due)
+            self._reseed(due)
         lines: list[tuple[str, dict[str, Any]]] = [
             ("episode", {"return": value, "length": length}) for value, length in episodes
         ]
@@ -209,41 +206,39 @@ class Online:
 
     def _seeds(self) -> UInt32[np.ndarray, "N"]:
         """The last seed of each environment."""
-        words = [
-            [self._seed, _ENVIRONMENT, number, count] for number, count in enumerate(self._seedings.tolist())
-        ]
-        return np.concatenate([np.random.SeedSequence(each).generate_state(1) for each in words])
+        use = xla.Use.ENVIRONMENT
+        counts = enumerate(self._seedings.tolist())
+        return np.concatenate(
+            [environment_seeds((self._seed, use, number, count), 1) for number, count in counts]
+        )
 
-    def _reseed(self, due: Bool[np.ndarray, "N"]) -> np.ndarray:
-        """Gives a new seed to the environments that are `due`, all at the first observation of an episode.
-
-        Returns:
-          The observations of all environments.
-        """
+    def _reseed(self, due: Bool[np.ndarray, "N"]) -> None:
+        """Gives a new seed to the environments that are `due`, all at the first observation of an episode."""
         self._seedings[due] += 1
         self._seeded_at[due] = self.number
         while len(self._sent) > self.number - self._seeded_at.min():
             self._sent.popleft()
-        observations, _ = self._env.reset(seed=self._seeds(), options={"reset_mask": due})
-        return observations
+        self._observations, info = self._env.reset(seed=self._seeds(), options={"reset_mask": due})
+        self._starts = info["episode_start"]
 
-    def _play_again(self, sent: Sequence[np.ndarray], tick: Tick) -> None:
-        """Brings every environment from its last seed to the present by the actions that were `sent` since.
+    def _play_again(self, tick: Tick) -> None:
+        """Brings every environment from its last seed to the present by the actions that it was sent since.
 
         The environments step together from the oldest of the seeds; each is reset with its own when the actions reach
         it. What it played before is dropped.
         """
-        seeds, first = self._seeds(), self.number - len(sent)
+        seeds, steps = self._seeds(), len(self._sent)
+        first = self.number - steps
         self._observations, _ = self._env.reset(seed=seeds)
         self._starts = np.ones(self._env.num_envs, bool)
-        for number, actions in enumerate(sent, first + 1):
+        for number, actions in enumerate(self._sent, first + 1):
             self._observations, _, _, _, info = self._env.step(actions)
             self._starts = info["episode_start"]
             begins = self._seeded_at == number
             if begins.any():
                 self._observations, info = self._env.reset(seed=seeds, options={"reset_mask": begins})
                 self._starts = info["episode_start"]
-            tick(number - first, len(sent))
+            tick(number - first, steps)
 
     def _summary(self) -> dict[str, Any]:
         """A line of metrics over the updates since the last one."""
@@ -335,7 +330,7 @@ class Online:
             self.replay.restore(saved.arrays, counters["replay"])
         self._seedings[:], self._seeded_at[:] = saved.arrays["seedings"], saved.arrays["seeded_at"]
         self._sent = collections.deque(saved.arrays["sent"])
-        self._play_again(self._sent, tick)
+        self._play_again(tick)
         self._returns.restore(counters["returns"])
         self._sums = collections.Counter(counters["sums"])
         if counters["observations"] not in (None, _digest(self._observations)):

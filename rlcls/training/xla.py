@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import functools
 import os
 import warnings
@@ -43,11 +44,24 @@ def _options() -> dict[str, str] | None:
     return _CPU_OPTIONS
 
 
-def keys(seed: int, *uses: int) -> list[Key[Array, ""]]:
+class Use(enum.IntEnum):
+    """The purposes of random numbers. A run's key is folded with them, and the seeds of environments contain them.
+
+    A run repeats and resumes in the same bits only while these numbers stay the same.
+    """
+
+    INIT = 0
+    ACT = 1
+    UPDATE = 2
+    EVALUATION = 3
+    ENVIRONMENT = 4
+
+
+def keys(seed: int, *uses: Use) -> list[Key[Array, ""]]:
     """A random key for each use, from the key of `seed`; JAX_TRANSFER_GUARD does not concern their transfer."""
     with jax.transfer_guard("allow"):
         key = jax.random.key(seed)
-        return [jax.random.fold_in(key, use) for use in uses]
+        return [jax.random.fold_in(key, int(use)) for use in uses]
 
 
 def cache_compilations() -> None:

@@ -43,6 +43,12 @@ def test_returns_inside_the_support_say_that_the_values_are_too_large():
     assert text == "the returns played so far lie inside it, so the values are too large"
 
 
+def test_a_replay_that_needs_no_discount_gets_no_number_to_ask_for():
+    config = compose(CARTPOLE)
+    del config.replay.gamma
+    assert "a wider support" in clipping.advice(config, replay_of(1.0, 20))
+
+
 @pytest.mark.parametrize("rewards", [0.0, None])
 def test_without_rewards_or_a_replay_there_is_no_number_to_ask_for(rewards):
     replay = None if rewards is None else replay_of(rewards, 20)

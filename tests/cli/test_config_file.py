@@ -51,12 +51,41 @@ def test_the_configuration_of_a_run_can_be_read_as_a_file(argv, tmp_path):
     assert compose(config_file.overrides(tmp_path / "config.yaml", ["game=Breakout"])).env.game == "Breakout"
 
 
+@pytest.fixture(scope="module")
+def config_of_a_run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "config.yaml"
+    OmegaConf.save(compose(["seed=3"]), path)
+    return path
+
+
+def test_a_group_of_the_command_line_replaces_all_that_the_file_says_about_it(config_of_a_run):
+    def composed(*argv):
+        return compose(config_file.overrides(config_of_a_run, list(argv)))
+
+    optimiser = composed("agent/optimizer=adamw")
+    assert optimiser.agent.optimizer == compose(["agent/optimizer=adamw"]).agent.optimizer
+    assert (optimiser.agent._target_, optimiser.seed) == ("rlcls.agents.DQN", 3)
+    loss = composed("loss=mse")
+    assert loss.loss == compose(["loss=mse"]).loss and loss.choices.loss == "mse"
+    offline = composed("agent=cql", "loop=offline", "data=recording", "data.path=somewhere")
+    assert offline.agent == compose(["agent=cql"]).agent and "replay" not in offline
+    assert offline.training._target_ == "rlcls.training.Offline"
+
+
+def test_a_recipe_beside_the_configuration_of_a_run_is_refused(config_of_a_run):
+    with pytest.raises(
+        UserError, match=r"is the configuration of a run, .* leave recipe= or --config-file out"
+    ):
+        config_file.overrides(config_of_a_run, ["recipe=paper"])
+
+
 MISTAKES = {
     "sede: 1": "{file}: unknown option 'sede'; did you mean 'seed'? (--help lists them all)",
     "loss: hlgaus": "{file}: unknown loss 'hlgaus'; did you mean 'hlgauss'?",
     "seed: abc": "{file}: seed: expected a whole number, not 'abc'",
     "replay: {n_stp: 3}": "{file}: unknown option 'replay.n_stp'; did you mean 'replay.n_step'?",
     "seed: [1, 2]": "{file}: seed: expected a whole number, not [1, 2]",
+    "choices: text": "{file}: choices: expected groups and their names, not 'text'",
     "- seed": "{file}: expected options, written name: value",
     "seed: 1\nseed: 2": "cannot read {file}: while constructing a mapping",
     "seed: [": "cannot read {file}: while parsing a flow node",

@@ -11,7 +11,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from rlcls import evaluate, runs
+from rlcls import evaluate, evaluation, runs
 from rlcls.runs import metrics
 
 TINY = [
@@ -83,6 +83,13 @@ def test_other_options_leave_the_result_of_the_runs_own(run_dir, capsys):
     assert (result["seed"], result["episodes"], result["epsilon"]) == (5, 1, 1.0)
     assert result["protocol"]["repeat_action_probability"] == 0 and result["protocol"]["name"] == "atari100k"
     assert (own.read_bytes() if own.exists() else None) == before
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_an_episode_is_played(run_dir, monkeypatch, capsys):
+    monkeypatch.setattr(evaluation.EpisodeEvaluator, "play", lambda *arguments, **more: pytest.fail("played"))
+    film = run_dir / "config.yaml" / "film.mp4"
+    assert evaluate.main([f"run={run_dir}", "eval.episodes=1", f"video={film}"]) == 2
+    assert capsys.readouterr().err == f"error: cannot write to {film.parent}: File exists\n"
 
 
 def test_what_cannot_be_evaluated_is_one_line_and_exit_code_2(run_dir, tmp_path):

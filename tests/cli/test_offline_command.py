@@ -8,6 +8,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from rlcls import evaluate, trained
 from rlcls.runs import checkpoint, metrics
 from rlcls.train import main
 
@@ -97,6 +98,30 @@ def test_one_of_several_games_is_played_by_its_number(game, recorded, tmp_path, 
     games = ["agent.games=2", "+data.games=2", f"+env.number={game}", "steps=200", "eval.every=200"]
     assert main([*COMMAND, *games, "run_dir=run"]) == 0, capsys.readouterr().err
     assert lines(tmp_path / "run", "eval")[-1]["return_mean"] == (1, -1)[game]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_evaluate_command_plays_the_episodes_of_an_offline_run(several, recorded, tmp_path, capsys):
+    games = ["agent.games=2", "+data.games=2", "+env.number=1"] if several else []
+    assert main([*COMMAND, *games, "steps=40", "eval.every=40", "run_dir=run"]) == 0, capsys.readouterr().err
+    assert evaluate.main(["run=run", "device=cpu"]) == 0, capsys.readouterr().err
+    result = json.loads((tmp_path / "run" / "evaluations" / "40_device=cpu.json").read_text())
+    (own,) = lines(tmp_path / "run", "eval")
+    assert (result["returns"], result["updates"]) == (own["returns"], 40)
+
+
+def test_a_run_whose_data_differs_from_its_environment_is_loaded_as_its_data_says(recorded, tmp_path, capsys):
+    options = ["agent.games=2", "+data.games=2", "steps=10", "eval.every=0", "run_dir=run"]
+    assert main([*COMMAND, *options]) == 0, capsys.readouterr().err
+    agent, acting, spec = trained.load(tmp_path / "run")
+    assert spec == recorded.Recorded(games=2).spec
+    observations = jax.tree.map(lambda leaf: np.zeros((3, *leaf.shape), leaf.dtype), spec.observation)
+    assert agent.act(acting, observations, jax.random.key(0), 0.0).shape == (3,)
+    assert evaluate.main(["run=run"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "error: run cannot be evaluated in its environment: the data has "
+    )
+    assert not (tmp_path / "run" / "evaluations").exists()
 
 
 REFUSED = {

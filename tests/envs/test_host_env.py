@@ -283,8 +283,13 @@ def test_a_wrapper_that_changes_observations_has_them_stored_whole():
 
 
 def test_a_wrapper_that_computes_in_float64_shows_float32():
-    env = base.as_host_env(NormalizeObservation(registry.make("CartPole-v1", 2)))
-    assert env.reset(seed=0)[0].dtype == env.step(np.zeros(2, int))[0].dtype == np.float32
+    env = base.as_host_env(NormalizeObservation(registry.make("CartPole-v1", 1)))
+    assert env.reset(seed=0)[0].dtype == env.step(np.zeros(1, int))[0].dtype == np.float32
+
+
+def test_a_wrapper_that_cannot_reset_single_environments_is_refused_before_training():
+    with pytest.raises(UserError, match="NormalizeObservation does not support partial resets"):
+        base.as_host_env(NormalizeObservation(registry.make("CartPole-v1", 2)))
 
 
 def test_what_an_environment_lacks_is_one_clear_line():
@@ -301,11 +306,30 @@ def test_what_an_environment_lacks_is_one_clear_line():
             observations, info = super().reset(**arguments)
             return observations.astype(np.float64), info
 
+    class Whole(probe.ProbeVectorEnv):
+        def reset(self, *, seed=None, options=None):
+            return super().reset(seed=seed)
+
+    class Plain(probe.ProbeVectorEnv):
+        def reset(self, *, seed=None):
+            return super().reset(seed=seed)
+
+    class Started(probe.ProbeVectorEnv):
+        def recv(self):
+            return *super().recv()[:-1], {}
+
     prefix = f"env: {__name__}.test_what_an_environment_lacks_is_one_clear_line.<locals>"
     for kind, message in (
         (Mute, f"{prefix}.Mute has no send and evaluation; rlcls.envs.base.HostEnv lists what it needs"),
         (Unmarked, f"{prefix}.Unmarked has no episode_start in the info of reset; "),
         (Wide, f"{prefix}.Wide.reset returns ((2, 1), 'float64') and its spec says ((2, 1), 'float32')"),
+        (
+            Whole,
+            f"{prefix}.Whole.reset must reset only the environments where options['reset_mask'] is True; after "
+            "[True, False] episode_start is [True, True] and should be [True, False]",
+        ),
+        (Plain, f"{prefix}.Plain.reset fails with options={{'reset_mask': bool [2]}}, which resets only "),
+        (Started, f"{prefix}.Started has no episode_start in the info of step; "),
     ):
         with pytest.raises(UserError) as error:
             base.as_host_env(kind(probe.PROBES["probe/policy"], 2))

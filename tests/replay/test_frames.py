@@ -196,6 +196,31 @@ def test_a_ring_put_back_from_its_rows_samples_the_same(case):
     np.testing.assert_array_equal(replay.priorities.weights, copy.priorities.weights)
 
 
+@settings(deadline=None, max_examples=100)
+@given(SETTINGS)
+def test_the_smallest_ring_holds_a_transition_of_every_stream_once_it_is_full(case):
+    replay, _ = build(case)
+    replay = replay.like(capacity=replay.least_rows * case["num_streams"])
+    random = np.random.default_rng(case["seed"])
+    for frames, *rest in random_history(random, case["num_streams"], case["rows"], case["life_losses"]):
+        replay.add(observations(case, frames), *rest)
+        if replay.rows >= replay.length:
+            assert (replay.priorities.weights.reshape(case["num_streams"], -1) > 0).any(axis=1).all()
+
+
+def test_a_ring_one_row_shorter_can_be_without_a_transition(monkeypatch):
+    """Episodes of one step: every second row is a final observation."""
+    least = FrameReplay(1, 10, frame_shape=(1,), stack=0).least_rows
+    monkeypatch.setattr(FrameReplay, "least_rows", least - 1)
+    replay = FrameReplay(1, least - 1, frame_shape=(1,), stack=0)
+    could_be_sampled = []
+    for row in range(8):
+        begins = np.array([row % 2 == 0])
+        replay.add(np.zeros((1, 1), np.uint8), np.zeros(1, np.int32), np.zeros(1), begins, begins)
+        could_be_sampled.append(bool(replay.priorities.weights.any()))
+    assert could_be_sampled == [False, True] * 4
+
+
 def make(**changes):
     options = dict(frame_shape=(2,), stack=0, prioritized=True) | changes
     return FrameReplay(2, 40, **options)
@@ -255,7 +280,7 @@ def test_a_transition_of_atari_costs_the_bytes_of_one_frame_and_19_more():
 
 def test_a_ring_too_small_for_one_transition_says_what_would_do():
     with pytest.raises(
-        ValueError, match=r"the replay's capacity \(10\) must hold at least 9 steps of each of 4"
+        ValueError, match=r"the replay's capacity \(10\) must hold at least 8 steps of each of 4"
     ):
         FrameReplay(4, 10, frame_shape=(1,), stack=4, n_step=3)
 

@@ -213,6 +213,24 @@ def test_the_seeds_of_an_environment_do_not_depend_on_those_beside_it(monkeypatc
     assert len({int(seed) for seeds in many for seed in seeds}) == 4 * len(many) == 20
 
 
+def test_the_reset_that_gives_a_new_seed_says_which_observations_begin_an_episode():
+    loop = make("loss=mse", "training.reseed_every=3")
+    reset, marks = loop._env.reset, []
+
+    def marked(**arguments):
+        observations, info = reset(**arguments)
+        if arguments.get("options"):
+            marks.append(info["episode_start"].copy())
+            info = info | {"episode_start": marks[-1]}
+        return observations, info
+
+    loop._env.reset = marked
+    while not marks:
+        loop.advance()
+    assert loop._starts is marks[-1]
+    loop.close()
+
+
 @pytest.mark.parametrize("lag", [0, 1, 3])
 def test_without_its_rows_a_loop_goes_on_from_its_weights_and_learns_again_once_the_replay_has_filled(
     lag, tmp_path

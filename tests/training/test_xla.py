@@ -25,6 +25,13 @@ def test_options_that_this_compiler_knows_are_used_and_change_no_result_beyond_r
     assert jnp.allclose(fast(x), jnp.tanh(x @ x.T), atol=1e-5)
 
 
+def test_the_uses_of_random_numbers_keep_the_numbers_with_which_runs_were_made():
+    uses = {"INIT": 0, "ACT": 1, "UPDATE": 2, "EVALUATION": 3, "ENVIRONMENT": 4}
+    assert {use.name: use.value for use in xla.Use} == uses
+    (key,) = xla.keys(7, xla.Use.EVALUATION)
+    assert key == jax.random.fold_in(jax.random.key(7), 3)
+
+
 def test_an_option_that_this_compiler_does_not_know_is_dropped_with_one_warning(monkeypatch):
     monkeypatch.setattr(xla, "_CPU_OPTIONS", {"xla_cpu_no_such_option": "1"})
     with pytest.warns(
