@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and the checksums that tell."""
+"""Files that are whole or absent, and the checksums that show it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,19 +24,20 @@ class NotAsWritten(ValueError):
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a path to write to; the file gets its name once it is whole and on the disk.
+    """Yields a path of its own to write to; the file gets its name once it is whole and on the disk.
 
     A process that is killed meanwhile leaves the file before untouched, and a hidden file beside it.
 
     Raises:
       UserError: the file cannot be written.
     """
-    # The suffix stays, since some writers choose a format by it.
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    # Some writers choose a format by the suffix. Two processes may write the same file at once, so the name is unique.
+    partial = path.with_name(f".{path.stem}.partial-{secrets.token_hex(4)}{path.suffix}")
     try:
         yield partial
         sync(partial)
         partial.replace(path)
+        sync(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -78,16 +80,27 @@ def pack(path: Path, arrays: dict[str, np.ndarray]) -> Seal:
       The seal of the bytes that were to be written.
 
     Raises:
-      NotAsWritten: the file holds others.
+      NotAsWritten: the file holds other bytes.
     """
     import zstandard
 
     raw = io.BytesIO()
     np.savez(raw, **arrays)  # type: ignore[arg-type]
     # Level 1: a game's frames shrink twentyfold even so, and a checkpoint should not hold up the run.
-    packed = zstandard.ZstdCompressor(level=1).compress(raw.getbuffer())
-    path.write_bytes(packed)
-    seal = Seal((len(packed), hashlib.sha256(packed).hexdigest()))
+    return write_verified(path, zstandard.ZstdCompressor(level=1).compress(raw.getbuffer()))
+
+
+def write_verified(path: Path, data: bytes) -> Seal:
+    """Writes a file and reads it back.
+
+    Returns:
+      The seal of `data`.
+
+    Raises:
+      NotAsWritten: the file holds other bytes.
+    """
+    path.write_bytes(data)
+    seal = Seal((len(data), hashlib.sha256(data).hexdigest()))
     seal.check(path, path.name)
     return seal
 

@@ -7,6 +7,7 @@ import datetime
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
     from rlcls.agents.base import Agent
     from rlcls.envs.base import HostEnv
+    from rlcls.evaluation import Periodic
+    from rlcls.runs import Checkpoint, Checkpoints, Start
+    from rlcls.runs.metrics import WandB
     from rlcls.training.loop import Loop
 
 
@@ -54,13 +58,13 @@ def _command(argv: list[str]) -> int:
 
 
 def _train(config: DictConfig) -> int:
-    from rlcls.cli import build, clipping, packages, resources
-    from rlcls.runs import Checkpoints, Metrics, Progress, RunFolder, run, start
+    from rlcls.cli import build, packages, resources
+    from rlcls.runs import Checkpoints, RunFolder, start
     from rlcls.runs.metrics import WandB, check_wandb
     from rlcls.runs.progress import phase
-    from rlcls.runs.run import last_shown
-    from rlcls.runs.signals import collected
-    from rlcls.training import Diverged, memory, xla
+    from rlcls.runs.signals import Stopped, collected, output_may_fail
+    from rlcls.training import loop as loops
+    from rlcls.training import memory, xla
 
     resources.allow_open_files()
     packages.import_all(tensorboard=config.logging.tensorboard)
@@ -76,6 +80,7 @@ def _train(config: DictConfig) -> int:
         data = build.dataset(config)
         agent = build.agent(config, data.spec if data else env.spec)
         loop = stack.enter_context(contextlib.closing(build.loop(config, agent, env, data)))
+        loops.check(loop)
         evaluators = build.evaluators(config, agent, env)
         for each in evaluators:
             stack.callback(getattr(each.evaluator, "close", lambda: None))
@@ -90,49 +95,99 @@ def _train(config: DictConfig) -> int:
                 "give a larger steps= to continue"
             )
             return 0
-        checkpoints = Checkpoints(folder.path, config.checkpoint.keep)
         with phase("reading the checkpoint"):
-            checkpoint, replay, position, remarks = start(folder, checkpoints, config.resume)
-        for line in [*(folder.remarks if checkpoint else []), *remarks]:
+            begun = start(folder, config.resume)
+        for line in [*(folder.remarks if begun.checkpoint else []), *begun.remarks]:
             print(f"note: {line}", file=sys.stderr)
-        unfinished = checkpoint.counters["unfinished"] if checkpoint else []
         wandb = None
         if config.logging.wandb:
-            run_id = position["wandb"] if position else None
+            run_id = begun.metrics["wandb"] if begun.metrics else None
             wandb = WandB(folder.path, config.logging.wandb, unit=loop.unit, run_id=run_id, config=options)
             stack.callback(wandb.close)
         folder.record()
         with phase("compiling"):
             seconds = loop.warm_up(config.steps)  # of one unit
-        if checkpoint:
-            print(f"resuming {folder.path} at {unit[:-1]} {checkpoint.steps:,}", flush=True)
-            fresh = loop.save()
-            with phase("reading the checkpoint"):
-                saved = checkpoint.saved(fresh.tree, fresh.rows if replay else None)
-            with phase("replaying actions") as tick:
-                loop.restore(saved, tick)
+        if begun.checkpoint:
+            print(f"resuming {folder.path} at {unit[:-1]} {begun.checkpoint.steps:,}", flush=True)
+            try:
+                _restore(loop, begun.checkpoint, begun.replay, lambda: bool(received))
+            except Stopped:
+                with output_may_fail(lambda: True):
+                    print(
+                        f"stopped by {_name(received)} before it went on; the same command continues from there"
+                    )
+                return 128 + received[0]
         _header(config, loop, env, agent, device, folder.path, seconds)
-        metrics = Metrics(
+        checkpoints = Checkpoints(folder.path, config.checkpoint.keep, begun.segments)
+        _drive(
+            config,
+            loop,
+            evaluators,
+            checkpoints,
+            begun,
             folder.path,
-            unit=loop.unit,
-            tensorboard=config.logging.tensorboard,
-            wandb=wandb,
-            position=position,
+            wandb,
+            received,
+            seconds,
+            env.frame_skip,
         )
-        stack.enter_context(contextlib.closing(metrics))
-        if not replay:
+        with output_may_fail(lambda: bool(received)):
+            print(f"{_outcome(loop, config.steps, received)}{_picture(folder.path)}", flush=True)
+        return 128 + received[0] if received else 0
+
+
+def _restore(loop: Loop, checkpoint: Checkpoint, replay: bool, stopped: Callable[[], bool]) -> None:
+    """Restores a loop; the state that it began with is freed at the end.
+
+    Raises:
+      Stopped: a signal came meanwhile.
+    """
+    from rlcls.runs.progress import phase
+    from rlcls.runs.signals import unless_stopped
+
+    fresh = loop.save()
+    with phase("reading the checkpoint"):
+        saved = checkpoint.saved(fresh.tree, fresh.rows if replay else None)
+    with phase("replaying actions") as tick:
+        loop.restore(saved, unless_stopped(stopped, tick))
+
+
+def _drive(
+    config: DictConfig,
+    loop: Loop,
+    evaluators: list[Periodic],
+    checkpoints: Checkpoints,
+    begun: Start,
+    path: Path,
+    wandb: WandB | None,
+    received: list[int],
+    seconds: float,
+    frame_skip: int,
+) -> None:
+    """Runs the loop to its end or to a signal, with its metrics and its display."""
+    from rlcls.cli import clipping
+    from rlcls.runs import Metrics, Progress, run
+    from rlcls.runs.run import last_shown
+    from rlcls.training import Diverged
+
+    metrics = Metrics(
+        path, unit=loop.unit, tensorboard=config.logging.tensorboard, wandb=wandb, position=begun.metrics
+    )
+    first, is_online = loop.counts[loop.unit], "replay" in config
+    min_size = config.replay.get("min_size", 0) if is_online else 0
+    # Programs compile once more for the arrays of a checkpoint, so the first steps after a resume are slow.
+    resumed_from = first + config.logging.every if begun.checkpoint else 0
+    progress = Progress(
+        config.steps,
+        start=first,
+        steady_from=max(resumed_from, min_size if begun.replay else first + min_size),
+        expected_pace=seconds,
+        unit=loop.unit.replace("_", " "),
+        frame_skip=frame_skip if is_online else None,
+    )
+    with contextlib.closing(metrics):
+        if not begun.replay:
             metrics.write("refill", loop.counts)
-        first = loop.counts[loop.unit]
-        # Programs compile once more for the arrays of a checkpoint, so the first steps after a resume are slow.
-        resumed_from = first + config.logging.every if checkpoint else 0
-        progress = Progress(
-            config.steps,
-            start=first,
-            steady_from=max(resumed_from, 0 if data else config.replay.get("min_size", 0)),
-            expected_pace=seconds,
-            unit=unit,
-            frame_skip=env.frame_skip if data is None else None,
-        )
         try:
             with progress:
                 run(
@@ -145,16 +200,15 @@ def _train(config: DictConfig) -> int:
                     keep_every=config.checkpoint.keep_every,
                     keep_best=config.checkpoint.keep_best,
                     stopped=lambda: bool(received),
-                    unfinished=unfinished,
-                    best=checkpoint.counters.get("best") if checkpoint else None,
+                    unfinished=begun.checkpoint.counters["unfinished"] if begun.checkpoint else (),
+                    best=begun.best,
+                    is_saved=begun.is_exact,
                     progress=progress,
-                    shown=last_shown(folder.path) if checkpoint else None,
+                    shown=last_shown(path) if begun.checkpoint else None,
                     widen=lambda: clipping.advice(config, getattr(loop, "replay", None)),
                 )
         except Diverged as error:
-            raise UserError(f"{error}; {_last_checkpoint(folder.path)}") from error
-        print(f"{_outcome(loop, config.steps, received)}{_picture(folder.path)}")
-        return 128 + received[0] if received else 0
+            raise UserError(f"{error}; {_last_checkpoint(path)}") from error
 
 
 def _header(
@@ -197,8 +251,13 @@ def _head_line(config: DictConfig) -> str:
 
 def _finished_at(path: Path, steps: int) -> int | None:
     """The units of the newest checkpoint if the run in this folder ended with it, at `steps` or later."""
-    from rlcls.runs.checkpoint import load
+    from rlcls.runs.checkpoint import last_written, load
 
+    # Reading a checkpoint hashes its files, so it is read only if the record leaves the question open; 0 is a
+    # damaged record.
+    last = last_written(path)
+    if last is None or 0 < last < steps:
+        return None
     newest, _ = load(path, replay=False)
     ended = newest is not None and newest.steps >= steps and not newest.counters["unfinished"]
     return newest.steps if newest and ended else None
@@ -226,9 +285,13 @@ def _picture(path: Path) -> str:
 def _outcome(loop: Loop, steps: int, received: list[int]) -> str:
     count, unit = loop.counts[loop.unit], loop.unit.replace("_", " ")
     if received:
-        name = signal.Signals(received[0]).name
-        return f"stopped by {name} at {unit[:-1]} {count:,} and saved; the same command continues from there"
+        return f"stopped by {_name(received)} at {unit[:-1]} {count:,} and saved; the same command continues from there"
     return f"finished {count:,} of {steps:,} {unit}"
+
+
+def _name(received: list[int]) -> str:
+    """The name of the first signal that came, such as SIGINT."""
+    return signal.Signals(received[0]).name
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 from rlcls._errors import UserError, nearest
 from rlcls.runs.identity import leaves, plain
-from rlcls.runs.start import CHOICES as RESUMES
+from rlcls.runs.resume import CHOICES as RESUMES
 
 from .arguments import DEVICES
 from .help import GROUPS

@@ -4,8 +4,8 @@ from .checkpoint import Checkpoint, Checkpoints
 from .folder import RunFolder, read_config
 from .metrics import Metrics
 from .progress import Progress
+from .resume import Start, start
 from .run import run
-from .start import Start, start
 
 __all__ = [
     "Checkpoint",

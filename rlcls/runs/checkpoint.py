@@ -1,13 +1,14 @@
-"""Checkpoints that are whole or absent, and that cost what is new since the last one.
+"""Checkpoints are whole or absent, and each one writes only what is new since the last one.
 
 A checkpoint is a folder `checkpoints/<steps>`, named by the loop's units so far (agent steps, or updates). Its
 `manifest.json` lists every file that it consists of, with size and SHA-256: the tree that Orbax wrote, the small
 arrays and counters, and the replay's segments, which lie in `replay/` and are shared between checkpoints. Everything
-is read back and on the disk before the folder gets its name, files that do not match their manifest are never read,
-and files that are not a checkpoint's are left alone.
+is read back and on the disk before the folder gets its name. Files that do not match their manifest are never read.
+Files beside those of a checkpoint are left alone, except in Orbax's folder `tree/` and in unfinished checkpoints, which
+are removed whole.
 
 The newest `keep` checkpoints keep their segments, so that a run can go on from them. Older ones are kept if they are
-permanent or the best so far. Their segments go, so what acts can be read from them and the replay cannot.
+permanent or the best so far. Their segments are removed, so what acts can be read from them and the replay cannot.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from rlcls._errors import UserError, one_line
-from rlcls.files import DAMAGED, NotAsWritten, Seal, pack, sync, unpack, write_text
+from rlcls.files import DAMAGED, NotAsWritten, Seal, pack, sync, unpack, write_text, write_verified
 from rlcls.training.loop import Rows, Saved
 
 from . import segments
@@ -38,18 +39,33 @@ FOLDER, MANIFEST = "checkpoints", "manifest.json"
 RECORD = "last_checkpoint.json"
 """A file in the run folder that says that a checkpoint was written, and when."""
 _TREE, _ARRAYS, _COUNTERS = "tree", "arrays.npz.zst", "counters.json"
-_ATTEMPTS = 100  # at reading a checkpoint while training removes and replaces checkpoints
+_ATTEMPTS = 100  # `read` tries so often, because training may remove and replace checkpoints meanwhile
+
+
+class Damaged(NamedTuple):
+    """A checkpoint that differs from its manifest, or has none.
+
+    Attributes:
+      folder: the checkpoint's folder.
+      reason: names the file and what is wrong with it.
+    """
+
+    folder: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"checkpoint {self.folder} is damaged ({self.reason})"
 
 
 class Checkpoint(NamedTuple):
-    """One checkpoint, checked against its manifest.
+    """One checkpoint that matches its manifest.
 
     Attributes:
-      folder: where it lies.
-      steps: the loop's units so far, when it was taken.
-      counters: JSON-able values: those of the loop under "loop", others of the run.
+      folder: the folder in which it lies.
+      steps: the loop's units when it was taken.
+      counters: JSON-able values. The loop's own are under "loop", and the others belong to the run.
       arrays: small arrays by name.
-      segments: files of rows, oldest first.
+      segments: files of the replay's rows, oldest first.
     """
 
     folder: Path
@@ -65,11 +81,11 @@ class Checkpoint(NamedTuple):
           like: a pytree of arrays or `jax.ShapeDtypeStruct`s. Entries of dicts may be missing.
 
         Raises:
-          UserError: the tree has no such part, or one of other shapes.
+          UserError: the tree has no such part, or its shapes differ.
         """
         import orbax.checkpoint as ocp
 
-        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, jax.tree.map(_key_data, like))
         with _orbax(self.folder) as (checkpointer, path):
             _check_shapes(checkpointer.metadata(path).item_metadata.tree, wanted, self.folder)
             options = ocp.args.PyTreeRestore(
@@ -78,11 +94,11 @@ class Checkpoint(NamedTuple):
             return checkpointer.restore(path, args=options)
 
     def saved(self, like: PyTree, rows: Rows | None) -> Saved:
-        """Everything that the loop saved, for its `restore`.
+        """Reads everything that the loop saved, for its `restore`.
 
         Args:
-          like: structure, shapes and dtypes of the tree, from `Loop.save` of a fresh loop.
-          rows: where the rows are written, of a fresh loop; None leaves the rows out.
+          like: a tree with the structure, shapes and dtypes of the saved one, from `Loop.save` of a fresh loop.
+          rows: the rows of a fresh loop, which are filled with the saved ones; None leaves the rows out.
         """
         if rows is not None:
             segments.read(self.segments, rows)
@@ -94,29 +110,15 @@ class Checkpoints:
 
     Args:
       run_dir: the run folder.
-      keep: newest checkpoints kept, at least 1.
+      keep: the number of newest checkpoints that are kept, at least 1.
+      segments: files of rows that the run goes on with, oldest first; `save` writes only the rows after them.
     """
 
-    def __init__(self, run_dir: Path, keep: int):
+    def __init__(self, run_dir: Path, keep: int, segments: Sequence[Segment] = ()):
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
         self._run_dir, self._keep = run_dir, keep
-        self._segments: list[Segment] = []  # of the newest checkpoint
-
-    def resume(self, *, replay: bool = True) -> tuple[Checkpoint | None, list[str]]:
-        """As `load`. Damaged checkpoints that are newer are removed, so that no later one shares their files.
-
-        Args:
-          replay: whether the run goes on with the checkpoint's segments; otherwise they may be missing.
-        """
-        left = _tidy(self._run_dir / FOLDER)
-        checkpoint, remarks = load(self._run_dir, replay=replay)
-        if checkpoint:
-            for folder in folders(self._run_dir):
-                if folder.name > checkpoint.folder.name:
-                    remarks += _discard(folder)
-            self._segments = checkpoint.segments if replay else []
-        return checkpoint, remarks + left
+        self._segments = list(segments)
 
     def save(
         self,
@@ -130,18 +132,18 @@ class Checkpoints:
         """Writes a checkpoint and, once it has been read back, removes the oldest ones.
 
         Args:
-          steps: the loop's units so far; they name the checkpoint, and one of the same name is replaced.
-          saved: by the loop.
-          permanent: whether it is never removed.
+          steps: the loop's units so far. They name the checkpoint, which replaces one of the same name.
+          saved: the loop's state.
+          permanent: whether the checkpoint is never removed.
           best: the units ("steps") and the return ("return_mean") of the best checkpoint so far, which is not removed.
-          counters: the run's own, JSON-able.
+          counters: JSON-able values of the run.
 
         Returns:
           A line on each older checkpoint that could not be removed.
 
         Raises:
-          UserError: the disk is full or cannot be written, or gives back something else. The checkpoint before is
-            untouched.
+          UserError: the disk is full or cannot be written, or it gives back other bytes than were written. The
+            checkpoint before is untouched.
         """
         final = self._run_dir / FOLDER / f"{steps:012d}"
         working, replaced = (final.with_name(f".{final.name}.{state}") for state in ("partial", "replaced"))
@@ -151,12 +153,12 @@ class Checkpoints:
             written = segments.write(self._run_dir, saved.rows, self._segments) if saved.rows else []
             _reserve(working / "room", saved.tree)
             _save_tree(working, saved.tree)
-            pack(working / _ARRAYS, saved.arrays)
             text = json.dumps(counters | {"best": best, "loop": saved.counters}, allow_nan=False)
-            (working / _COUNTERS).write_text(text)
+            seals = {path: Seal.of(path) for path in _files(working)}
+            seals[working / _ARRAYS] = pack(working / _ARRAYS, saved.arrays)
+            seals[working / _COUNTERS] = write_verified(working / _COUNTERS, text.encode())
             parts = {
-                str(Path(FOLDER, final.name, path.relative_to(working))): Seal.of(path)
-                for path in _files(working)
+                str(Path(FOLDER, final.name, path.relative_to(working))): seal for path, seal in seals.items()
             }
             # The seals of segments that the checkpoint before lists are reused. Reading them again would read the
             # whole replay, and would accept any damage since then.
@@ -167,7 +169,7 @@ class Checkpoints:
                 "parts": dict(sorted((parts | names).items())),
                 "segments": list(names),
             }
-            (working / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            write_verified(working / MANIFEST, json.dumps(manifest, indent=1).encode())
             shared = [self._run_dir / segments.FOLDER] if written else []
             for path in [*working.rglob("*"), working, *shared, self._run_dir]:
                 sync(path)
@@ -175,11 +177,11 @@ class Checkpoints:
                 final.rename(replaced)
             working.rename(final)
             sync(final.parent)
-        except (OSError, NotAsWritten) as error:
+        except (OSError, NotAsWritten, UserError) as error:
             shutil.rmtree(working, ignore_errors=True)
             if replaced.exists() and not final.exists():
                 replaced.rename(final)
-            _prune_segments(self._run_dir, self._keep)  # those that were written for it
+            _prune_segments(self._run_dir, self._keep)  # removes the segments that were written for it
             reason = _reason(error)
             raise UserError(f"cannot write the checkpoint {steps} to {self._run_dir}: {reason}") from error
         self._segments = written
@@ -191,38 +193,37 @@ class Checkpoints:
         return remarks + _prune_segments(self._run_dir, self._keep)
 
 
-def load(run_dir: Path, *, replay: bool = True) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole.
+def load(run_dir: Path, *, replay: bool = True) -> tuple[Checkpoint | None, list[Damaged]]:
+    """Finds the newest checkpoint that is whole; it changes nothing.
 
     Args:
       run_dir: the run folder.
       replay: whether its segments must be whole, too.
 
     Returns:
-      The checkpoint, or None where there is none, and a line on each newer one that is damaged.
+      The checkpoint, or None where there is none, and the newer ones that are damaged, newest first.
     """
-    remarks: list[str] = []
-    for number, folder in reversed(list(enumerate(folders(run_dir)))):
+    damaged: list[Damaged] = []
+    for folder in reversed(folders(run_dir)):
         try:
-            return open_whole(run_dir, folder, replay=replay), remarks
+            return open_whole(run_dir, folder, replay=replay), damaged
         except DAMAGED as error:
-            remedy = "falling back to the one before" if number else "there is none before it"
-            remarks.append(f"checkpoint {folder} is damaged ({one_line(error)}); {remedy}")
-    return None, remarks
+            damaged.append(Damaged(folder, one_line(error)))
+    return None, damaged
 
 
 def read(run_dir: Path, wanted: str, like: PyTree) -> tuple[Checkpoint, PyTree, list[str]]:
-    """A checkpoint and a part of its tree, also while a run goes on in the folder; the replay may be missing.
+    """Reads a checkpoint and a part of its tree, also while a run goes on in the folder; the replay may be missing.
 
     Training removes and replaces checkpoints. If that happens during the reading, the choice is made again.
 
     Args:
       run_dir: the run folder.
       wanted: "latest", "best", or the units of a checkpoint.
-      like: the part of the tree, as for `Checkpoint.tree`.
+      like: the part of the tree, as `Checkpoint.tree` takes it.
 
     Returns:
-      The checkpoint, what `like` has of its tree, and a line on each newer checkpoint that is damaged.
+      The checkpoint, the part of its tree that `like` has, and a line on each newer checkpoint that is damaged.
 
     Raises:
       UserError: there is no such checkpoint, it is damaged, or its tree has other shapes.
@@ -243,7 +244,7 @@ def read(run_dir: Path, wanted: str, like: PyTree) -> tuple[Checkpoint, PyTree, 
 
 
 def open_whole(run_dir: Path, folder: Path, *, replay: bool = True) -> Checkpoint:
-    """The checkpoint in `folder`, checked against its manifest.
+    """Reads the checkpoint in `folder` and checks it against its manifest.
 
     Args:
       run_dir: the run folder.
@@ -251,7 +252,7 @@ def open_whole(run_dir: Path, folder: Path, *, replay: bool = True) -> Checkpoin
       replay: whether its segments are checked, too.
 
     Raises:
-      DAMAGED: it has no manifest, or differs from it.
+      DAMAGED: the checkpoint has no manifest, or differs from it.
     """
     manifest = json.loads((folder / MANIFEST).read_text())
     parts = {name: Seal(seal) for name, seal in manifest["parts"].items()}
@@ -268,9 +269,9 @@ def open_whole(run_dir: Path, folder: Path, *, replay: bool = True) -> Checkpoin
 
 
 def folders(run_dir: Path) -> list[Path]:
-    """Folders that may be checkpoints, oldest first."""
+    """The folders that may be checkpoints, oldest first."""
     paths = (run_dir / FOLDER).glob("[0-9]*")
-    # A folder without these files is what a foreign file keeps of a removed checkpoint.
+    # A foreign file keeps the folder of a removed checkpoint, which then has none of these files.
     names = MANIFEST, _ARRAYS, _COUNTERS
     return sorted(
         path
@@ -294,9 +295,14 @@ def last_written(run_dir: Path) -> int | None:
 def _choose(run_dir: Path, wanted: str) -> tuple[Checkpoint, list[str]]:
     remarks: list[str] = []
     if wanted in ("latest", "best"):
-        newest, remarks = load(run_dir, replay=False)
+        newest, damaged = load(run_dir, replay=False)
         if newest is None:
-            raise UserError(remarks[0] if remarks else f"{run_dir} has no checkpoint yet")
+            raise UserError(
+                f"{damaged[0]}; there is none before it that is whole"
+                if damaged
+                else f"{run_dir} has no checkpoint yet"
+            )
+        remarks = [f"{each}; falling back to the one before" for each in damaged]
         if wanted == "latest":
             return newest, remarks
         best = newest.counters.get("best")
@@ -311,11 +317,11 @@ def _choose(run_dir: Path, wanted: str) -> tuple[Checkpoint, list[str]]:
     try:
         return open_whole(run_dir, existing[wanted], replay=False), remarks
     except DAMAGED as error:
-        raise UserError(f"checkpoint {existing[wanted]} is damaged ({one_line(error)})") from error
+        raise UserError(str(Damaged(existing[wanted], one_line(error)))) from error
 
 
 def _manifests(run_dir: Path) -> dict[str, tuple[int, int]]:
-    """What changes when a checkpoint is written, replaced or removed."""
+    """The inode and time of each manifest, which change when a checkpoint is written, replaced or removed."""
     present = {}
     for folder in folders(run_dir):
         with contextlib.suppress(OSError):
@@ -342,16 +348,21 @@ def _prune_segments(run_dir: Path, keep: int) -> list[str]:
 def _is_permanent(folder: Path) -> bool:
     """Whether the checkpoint is never removed; a manifest that cannot be read may have said so."""
     if not (folder / MANIFEST).exists():
-        return False  # its removal was cut short
+        return False  # a kill cut its removal short
     try:
         return bool(json.loads((folder / MANIFEST).read_text()).get("permanent"))
     except DAMAGED:
         return True
 
 
-def _tidy(folder: Path) -> list[str]:
-    """Finishes what a kill cut short in `Checkpoints.save`."""
-    remarks = []
+def tidy(run_dir: Path) -> list[str]:
+    """Finishes what a kill cut short in `Checkpoints.save`: removes an unfinished checkpoint, and gives a replaced one
+    its name back where the new one did not get it.
+
+    Returns:
+      A line on each folder that could not be removed.
+    """
+    remarks, folder = [], run_dir / FOLDER
     for left in folder.glob(".*"):
         match = re.fullmatch(r"\.(\d{12})\.(partial|replaced)", left.name)
         if not match or not left.is_dir():
@@ -401,41 +412,71 @@ def _reserve(path: Path, tree: PyTree) -> None:
 
 @contextlib.contextmanager
 def _orbax(folder: Path) -> Iterator[tuple[Any, Path]]:
-    """Orbax's checkpointer, and a path to the tree in `folder` for it.
+    """Yields Orbax's checkpointer, and a path to the tree in `folder` for it.
 
     The path goes through a link with a plain name: Orbax and TensorStore take characters such as [ and * for patterns,
     and then write trees that nothing can read.
+
+    Raises:
+      UserError: the link cannot be made.
     """
     import orbax.checkpoint as ocp
 
-    with tempfile.TemporaryDirectory(prefix="rlcls-") as place:
-        link = Path(place, "checkpoint")
-        link.symlink_to(folder.resolve(), target_is_directory=True)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            yield checkpointer, link / _TREE
+    with contextlib.ExitStack() as stack:
+        try:
+            place = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="rlcls-", ignore_cleanup_errors=True)
+            )
+            link = Path(place, "checkpoint")
+            link.symlink_to(folder.resolve(), target_is_directory=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make a temporary folder ({_reason(error)}); TMPDIR says where"
+            ) from error
+        checkpointer = stack.enter_context(ocp.Checkpointer(ocp.PyTreeCheckpointHandler()))
+        yield checkpointer, link / _TREE
 
 
 def _save_tree(folder: Path, tree: PyTree) -> None:
     """Writes a tree, and compares what is read back bit for bit.
 
     Raises:
-      NotAsWritten: something else comes back.
+      OSError: the files cannot be written.
+      NotAsWritten: Orbax cannot write the tree, or other values come back.
     """
     import orbax.checkpoint as ocp
 
     with _orbax(folder) as (checkpointer, path):
-        checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
+        try:
+            checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
+        except OSError:
+            raise
+        except Exception as error:  # Orbax and TensorStore have errors of many types
+            raise NotAsWritten(f"Orbax cannot write the tree: {one_line(error)}") from error
+    expected = jax.device_get(jax.tree.map(_key_data, tree))
     with _orbax(folder) as (checkpointer, path):
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
         on_the_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         try:
             options = ocp.args.PyTreeRestore(wanted, restore_args=on_the_host)
-            same = jax.tree.map(_same_bits, tree, checkpointer.restore(path, args=options))
-        except Exception as error:  # Orbax has errors of many types for files that it cannot read
+            same = jax.tree.map(_same_bits, expected, checkpointer.restore(path, args=options))
+        except Exception as error:
             raise NotAsWritten(f"the tree cannot be read back: {one_line(error)}") from error
     for name, is_same in jax.tree_util.tree_leaves_with_path(same):
         if not is_same:
             raise NotAsWritten(f"the tree reads back with other values of {jax.tree_util.keystr(name)}")
+
+
+def _key_data(leaf: Any) -> Any:
+    """The integers of a typed random key, which Orbax stores with its type; any other leaf as it is."""
+    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        data = jax.eval_shape(jax.random.key_data, leaf)
+        # Orbax gives the integers their type only where they become an array of a device.
+        sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
+    return jax.random.key_data(leaf)
 
 
 def _same_bits(a: Any, b: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The folder in which one run lives: its configuration, the process that writes to it, and what it was made with."""
+"""The run folder holds one run: its configuration, its lock, and the versions and settings that it was made with."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FACTS_REMEDY = "remove it, and the next training in this folder writes it"
 _GROUPS = ("choices", "agent", "loss", "backbone", "env", "training", "eval")
 # Versions that can change the bits of a run.
 _PACKAGES = ("rlcls", "jax", "jaxlib", "flax", "optax", "numpy", "ale-py")
-# Settings of JAX that can, too.
+# Settings of JAX that can change them, too.
 _JAX_SETTINGS = (
     "jax_default_prng_impl",
     "jax_enable_x64",
@@ -42,12 +42,12 @@ _JAX_SETTINGS = (
 
 
 class RunFolder:
-    """A run folder, locked by this process until `close`; a new one is a run folder once `record` has been called.
+    """A run folder that this process locks until `close`; a new one is a run folder once `record` has been called.
 
     Attributes:
       path: the folder.
       resumed: whether it held this run before.
-      remarks: lines for the user on what differs from when the run began.
+      remarks: lines for the user on the facts that have changed since the run began.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], *, environment: str, protocol: dict[str, Any]):
@@ -56,9 +56,9 @@ class RunFolder:
         Args:
           path: the folder.
           config: the whole configuration of the run, nested dictionaries of plain values.
-          environment: its name.
-          protocol: everything that decides what is played, JSON-able: a protocol's name alone may come to mean
-            another protocol.
+          environment: the environment's name.
+          protocol: JSON-able values that decide what is played. A protocol's name alone does not suffice, because it
+            may come to mean another protocol.
 
         Raises:
           UserError: the folder holds something else, another configuration or damaged files, another process trains
@@ -86,10 +86,10 @@ class RunFolder:
             raise UserError(f"cannot write to the run folder {self.path}: {error.strerror}") from error
 
     def record(self) -> None:
-        """Writes the configuration, and, when the run begins, what it is made with.
+        """Writes the configuration, and, when the run begins, the facts that it depends on.
 
         Raises:
-          UserError: they cannot be written.
+          UserError: a file cannot be written.
         """
         if not (self.path / FACTS).exists():
             write_text(self.path / FACTS, json.dumps(self._facts, indent=1))
@@ -100,11 +100,14 @@ class RunFolder:
     def set_aside(self, names: Iterable[str]) -> Path:
         """Moves entries, in this order, into a new folder `set_aside_<n>`, which gets a copy of the configuration.
 
+        Args:
+          names: paths in the run folder, which the entries keep in the new folder; one that is missing is passed over.
+
         Returns:
           The new folder.
 
         Raises:
-          UserError: they cannot be moved.
+          UserError: an entry cannot be moved.
         """
         number = 1
         while (place := self.path / f"set_aside_{number}").exists():
@@ -114,13 +117,14 @@ class RunFolder:
             shutil.copyfile(self.path / CONFIG, place / CONFIG)
             for name in names:
                 if (self.path / name).exists():
+                    (place / name).parent.mkdir(parents=True, exist_ok=True)
                     (self.path / name).rename(place / name)
         except OSError as error:
             raise UserError(f"cannot set files aside in {place}: {error.strerror}") from error
         return place
 
     def close(self) -> None:
-        """Lets another process in. A folder that was made and not recorded goes, unless something else lies in it."""
+        """Releases the lock. It removes a folder that was made and not recorded, unless something else lies in it."""
         if self._is_new:
             with contextlib.suppress(OSError):
                 (self.path / LOCK).unlink()
@@ -136,7 +140,7 @@ class RunFolder:
     def _is_run(self) -> bool:
         if (self.path / CONFIG).is_file():
             return True
-        # A process that ended while it made the folder can have left these.
+        # A process that ended while it made the folder leaves these.
         unfinished = (FACTS, LOCK, "wandb")
         if self.path.exists() and not (
             self.path.is_dir()
@@ -226,7 +230,7 @@ def read_facts(run_dir: Path) -> dict[str, Any]:
 
 
 def facts() -> dict[str, Any]:
-    """Versions, cores, device, JAX's settings and git revision: what a run's bits depend on besides its options."""
+    """Versions, cores, device, JAX's settings and git revision: a run's bits depend on these besides its options."""
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),

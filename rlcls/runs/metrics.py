@@ -1,8 +1,8 @@
-"""The measurements of a run: one JSON object a line in metrics.jsonl, and its scalars in TensorBoard and W&B.
+"""A run writes its measurements as one JSON object a line to metrics.jsonl, and its scalars to TensorBoard and W&B.
 
 A checkpoint stores `Metrics.position()`. Opening with that position cuts the lines that were written after it, so a
 run that was killed and resumed leaves the same lines as one that was not, except for the clock fields. Lines may end
-in CRLF, as an editor may have saved them.
+in CRLF, because some editors save them so.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlcls._errors import UserError, one_line
+from rlcls.training.loop import UNITS
 
 FILE = "metrics.jsonl"
 CLOCK_FIELDS = ("seconds", "steps_per_second", "frames_per_second")
@@ -29,8 +30,8 @@ _NUMBERS = {
     "eval": ("return_mean", "return_std"),
     "episode": ("return", "length"),
 }
-# `lines`: those before the position. `step`: the largest count of the unit in any line. `rate_from`: unit, frames and
-# seconds of the last train line.
+# `lines`: the number of lines before the position. `step`: the largest count of the unit in any line. `rate_from`:
+# unit, frames and seconds of the last train line. `wandb`: the id of the W&B run.
 _BEGINNING: Mapping[str, Any] = {
     "lines": 0,
     "seconds": 0.0,
@@ -59,10 +60,10 @@ class Metrics:
           unit: the count that TensorBoard and W&B draw scalars over.
           tensorboard: whether to mirror scalars to run_dir/tensorboard.
           wandb: the open W&B run to mirror scalars to, which the caller closes; None for none.
-          position: what `position` returned, from the checkpoint that the run goes on from.
+          position: the result of `position` in the checkpoint that the run goes on from.
 
         Raises:
-          UserError: metrics.jsonl cannot be written, or lacks lines that the checkpoint has.
+          UserError: metrics.jsonl cannot be written, or lacks lines that the checkpoint counts on.
         """
         run_dir = Path(run_dir)
         self._path = run_dir / FILE
@@ -71,6 +72,7 @@ class Metrics:
         self._step: int = position["step"]
         self._rate_from: list[Any] = list(position["rate_from"])
         self._wandb = wandb
+        self._wandb_id = wandb.id if wandb else position["wandb"]
         self._tensorboard: _TensorBoard | None = None
         with self._writing():
             self._file = open(self._path, "a+b")  # noqa: SIM115
@@ -97,16 +99,19 @@ class Metrics:
         """The age of the run: the time spent in it, summed over its resumes."""
         return time.monotonic() - self._start
 
-    def write(self, kind: str, counts: Mapping[str, int], **values: Any) -> None:
+    def write(self, kind: str, counts: Mapping[str, int], /, **values: Any) -> dict[str, Any]:
         """Appends one line of `kind` ("train", "eval", "episode", "diagnostics").
 
         The clock fields are added here; a train line also carries the rates since the train line before it.
 
         Args:
           kind: the line's kind.
-          counts: where the line stands: the unit and other counts, such as frames.
+          counts: the unit and other counts, such as frames, at which the line stands.
           values: numbers, strings, None, lists or arrays of them. NaN and infinities become null. A value overrides
             the count of the same name.
+
+        Returns:
+          The values as the line holds them: Python numbers, strings, None and lists.
 
         Raises:
           UserError: the line cannot be written, because the disk is full for example.
@@ -127,7 +132,7 @@ class Metrics:
         scalars = {
             f"{kind}/{name}": value
             for name, value in (values | clock).items()
-            if name not in counts and _is_scalar(value)
+            if name not in counts and is_number(value)
         }
         with self._writing():
             self._file.write(line.encode() + b"\n")
@@ -137,9 +142,10 @@ class Metrics:
                 self._tensorboard.write(scalars, step)
         if self._wandb:
             self._wandb.write({**scalars, self._unit: step})
+        return values
 
     def position(self) -> dict[str, Any]:
-        """From where the metrics go on, JSON-able; every line written so far is on the disk then.
+        """The JSON-able position at which the metrics go on; it brings every line written so far to the disk.
 
         Raises:
           UserError: the lines cannot be brought to the disk.
@@ -154,7 +160,7 @@ class Metrics:
             "seconds": self.seconds(),
             "step": self._step,
             "rate_from": list(self._rate_from),
-            "wandb": self._wandb.id if self._wandb else None,
+            "wandb": self._wandb_id,
         }
 
     def close(self) -> None:
@@ -171,7 +177,7 @@ def read(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, oldest first, without the torn line that a kill may leave.
 
     Raises:
-      UserError: the folder has no metrics.jsonl, or a line other than the last is none of a run.
+      UserError: the folder has no metrics.jsonl, or a line other than the last is not a run's.
     """
     path = Path(run_dir) / FILE
     lines = _split(path)
@@ -193,12 +199,28 @@ def check(run_dir: str | os.PathLike[str], position: Mapping[str, Any]) -> None:
         _row(path, number, line)
 
 
-def position_in_lines(run_dir: str | os.PathLike[str], position: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same position, for one that a checkpoint of the first revisions counts in bytes."""
-    path = Path(run_dir) / FILE
-    if "lines" in position or not path.is_file():
-        return {"lines": 1, **position}
-    return {**position, "lines": path.read_bytes()[: position["bytes"]].count(b"\n")}
+def is_position(position: object) -> bool:
+    """Whether the value of a checkpoint is a position of this version's metrics."""
+    return isinstance(position, Mapping) and _BEGINNING.keys() <= position.keys()
+
+
+def check_values(kind: str, counts: Mapping[str, int], values: Mapping[str, Any]) -> None:
+    """Raises a UserError if a line of these values, from an evaluator, could not be read again.
+
+    Args:
+      kind: the line's kind, which names the evaluator.
+      counts: the counts on the line.
+      values: what the evaluator returned.
+    """
+    reserved = values.keys() & {"kind", *CLOCK_FIELDS, *counts}
+    if reserved:
+        raise UserError(
+            f"the evaluator {kind} returned {min(reserved)}, a name that every line of metrics has"
+        )
+    for name in _NUMBERS.get(kind, ()):
+        value = _plain(values.get(name))
+        if value is not None and not is_number(value):
+            raise UserError(f"the evaluator {kind} returned {name}={json.dumps(value)}; it must be a number")
 
 
 def _too_short(path: Path, lines: int, expected: int) -> str:
@@ -222,13 +244,13 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
         row = None
     if not isinstance(row, dict):
         raise UserError(f"{path}, line {number}: not a JSON object")
-    step = next((name for name in ("agent_steps", "updates") if name in row), "agent_steps")
+    step = next((name for name in UNITS if name in row), UNITS[0])
     kind = row.get("kind")
     if not isinstance(kind, str):
         raise UserError(f"{path}, line {number}: kind must be a text, not {json.dumps(kind)}")
     drawn = row.keys() - {"kind"} if kind == "diagnostics" else _NUMBERS.get(kind, ())
-    wrong = [name for name in (step, "seconds") if not _is_scalar(row.get(name))]
-    wrong += [name for name in sorted(drawn) if row.get(name) is not None and not _is_scalar(row[name])]
+    wrong = [name for name in (step, "seconds") if not is_number(row.get(name))]
+    wrong += [name for name in sorted(drawn) if row.get(name) is not None and not is_number(row[name])]
     if wrong:
         raise UserError(
             f"{path}, line {number}: {wrong[0]} must be a number, not {json.dumps(row.get(wrong[0]))}"
@@ -258,7 +280,7 @@ def same(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """`value` with arrays as lists, array scalars as Python numbers, and null for what JSON cannot say."""
+    """`value` with arrays as lists, array scalars as Python numbers, and None for NaN and infinities."""
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if value is None or isinstance(value, (str, bool, int)):
@@ -268,12 +290,13 @@ def _plain(value: Any) -> Any:
     return _plain(value.tolist())
 
 
-def _is_scalar(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value of a line is a number, and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class _TensorBoard:
-    """Scalars in a TensorBoard event file, written at once by the calling thread: a killed run loses none."""
+    """Writes scalars to a TensorBoard event file at once in the calling thread, so that a killed run loses none."""
 
     def __init__(self, folder: Path, purge_step: int):
         from tensorboardX.event_file_writer import EventsWriter
@@ -304,13 +327,13 @@ class _TensorBoard:
 
 
 class WandB:
-    """Scalars in a W&B run. It cannot purge: after a resume a point may stand twice, with the same value.
+    """Writes scalars to a W&B run. W&B cannot purge, so after a resume a point may stand twice with the same value.
 
     Args:
       run_dir: the run folder, which must exist.
       project: the W&B project.
       unit: the count that scalars are drawn over.
-      run_id: the W&B run to go on with, `id` of an earlier one; None begins one.
+      run_id: the `id` of the W&B run to go on with; None begins one.
       config: the run's configuration.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The output of a command while it runs: a header, then a live display on a terminal, or lines in a log."""
+"""A command shows a header and then its progress: a live display on a terminal, or lines in a log."""
 
 import collections
 import contextlib
@@ -70,11 +70,11 @@ def phase(name: str) -> Iterator[Tick]:
 
 @dataclasses.dataclass
 class _Phase:
-    """Something under way that is not training.
+    """A part of a run that is not training, such as an evaluation.
 
     Attributes:
-      name: its name on the display.
-      begun: when it began, by the monotonic clock.
+      name: the name that the display shows.
+      begun: the monotonic clock when it began, in seconds.
       done: the amount done.
       total: the whole amount; 0 where it is not known.
     """
@@ -114,11 +114,11 @@ class Progress:
         """Starts the display.
 
         Args:
-          total: the count at which the command ends, in `unit`s.
+          total: the count at which the command ends.
           start: the count at which it begins; more than 0 after a resume.
           steady_from: the count from which the pace is steady. Quicker counts before it do not predict the time left.
           expected_pace: seconds for one count, which predicts the time left until then; 0 predicts nothing.
-          unit: what is counted.
+          unit: the name of what is counted, in the plural.
           frame_skip: emulator frames per agent step; None shows no frames.
         """
         self._total, self._count, self._unit, self._frame_skip = total, start, unit, frame_skip
@@ -127,7 +127,7 @@ class Progress:
         self._phase: _Phase | None = None
         self._paused = 0.0  # seconds spent in phases, which the rates leave out
         self._periods: dict[str, int] = {}  # counts between two phases, by their names
-        self._seconds: dict[str, float] = {}  # that the latest phase took, by its name
+        self._seconds: dict[str, float] = {}  # the time of the latest phase of each name
         self._samples = collections.deque([(self._clock(), start)])
         self._live = _open_live() if _on_terminal() else None
         self._period = _PLAIN_PERIOD if self._live is None else _LIVE_PERIOD
@@ -142,7 +142,7 @@ class Progress:
         self._periods = dict(periods)
 
     def update(self, count: int, **latest: float | None) -> None:
-        """Takes in the count and the `latest` values, and refreshes the display if its period has passed.
+        """Sets the count and the `latest` values, and refreshes the display if its period has passed.
 
         Args:
           count: the present count.
@@ -182,7 +182,8 @@ class Progress:
         """Shows the last state and ends the display. May be called twice."""
         if self._period < math.inf:
             self._period = self._next = math.inf
-            self._show()
+            with contextlib.suppress(OSError):  # the caller's own output meets the same error and reports it
+                self._show()
             if self._live:
                 self._live.stop()
 
@@ -257,7 +258,10 @@ class Progress:
         return None
 
     def _phase_left(self, phase: _Phase) -> float | None:
-        """Seconds that a phase still takes, as the one before it did, or else in proportion to what is done."""
+        """The seconds that a phase still takes: those of the last one of its name, or in proportion to the amount done.
+
+        The result is None where nothing predicts it.
+        """
         seconds = phase.seconds()
         if seconds < self._seconds.get(phase.name, 0.0):
             return self._seconds[phase.name] - seconds

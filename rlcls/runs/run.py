@@ -1,4 +1,4 @@
-"""Drives a loop to its last step or a signal, and writes down what it measures."""
+"""Drives a loop to its last step or to a signal, and writes its metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from rlcls.evaluation.evaluator import Periodic
-from rlcls.training.loop import Loop, Tick
+from rlcls.training.loop import Loop
 
 from .checkpoint import Checkpoints
-from .metrics import Metrics, read
+from .metrics import Metrics, check_values, is_number, read
 from .progress import Progress
+from .signals import Stopped, output_may_fail, unless_stopped
 
 _SAVING = "saving a checkpoint"
 _CLIPPED, _CLIPPED_LINES = 0.1, 3  # more than this share of targets, in so many "train" lines in a row
@@ -23,10 +24,6 @@ _SHOWN = {
     ("eval", "return_mean"): "evaluation_return",
     ("train", "loss"): "loss",
 }
-
-
-class _Stopped(Exception):
-    """A signal came during an evaluation."""
 
 
 def run(
@@ -42,34 +39,36 @@ def run(
     stopped: Callable[[], bool],
     unfinished: Collection[str] = (),
     best: Mapping[str, Any] | None = None,
+    is_saved: bool = False,
     progress: Progress,
     shown: Mapping[str, Any] | None = None,
     widen: Callable[[], str] = lambda: "widen it",
 ) -> None:
-    """Advances `loop` to `steps` units or until `stopped`, and saves it then.
+    """Advances `loop` to `steps` units or until `stopped`, and then saves it.
 
     Args:
-      loop: where it stands.
+      loop: the loop, which begins or has been restored.
       steps: the loop's units at which the run ends.
-      evaluators: each is called every so many units, and at the end.
-      metrics: where lines are written.
-      checkpoints: where checkpoints are written.
+      evaluators: the evaluators; each is called at its own period, and at the end.
+      metrics: the open metrics.
+      checkpoints: the writer of checkpoints.
       checkpoint_every: units between two checkpoints.
-      keep_every: units between two checkpoints that are never removed; 0: none.
+      keep_every: units between two checkpoints that are never removed; 0 keeps none.
       keep_best: whether a checkpoint is written, and kept, when an evaluation's mean return is the highest so far.
-      stopped: whether a signal asks to end; called after every step, of evaluations too.
+      stopped: returns whether a signal asks to end; it is called after every step, also of evaluations.
       unfinished: kinds of evaluators that a signal interrupted at the restored moment; they are called first.
-      best: the units and the return of the best checkpoint at the restored moment.
+      best: the units and the return of the best checkpoint at the restored moment; it is kept also without `keep_best`.
+      is_saved: whether the newest checkpoint holds this moment, so that a signal now needs no other one.
       progress: the display, opened by the caller.
       shown: the latest values of the display, from `last_shown`; None for a run that has none.
       widen: returns the advice of the warning that many targets lie outside the head's support.
 
     Raises:
       Diverged: an update gave numbers that are not finite.
-      UserError: something cannot be written.
+      UserError: a file cannot be written, or an evaluator returned values that metrics cannot hold.
     """
-    unfinished, best = list(unfinished), best if keep_best else None
-    unsaved = True
+    unfinished = list(unfinished)
+    unsaved = not is_saved
     shown = dict.fromkeys(_SHOWN.values()) | dict(shown or {})
     clipped_lines = 0
     periods = {_phase_of(each.kind): each.every for each in evaluators if each.every}
@@ -78,18 +77,25 @@ def run(
     def count() -> int:
         return loop.counts[loop.unit]
 
-    def write(kind: str, values: dict[str, Any]) -> None:
-        metrics.write(kind, loop.counts, **values)
-        shown.update(_shown_in(kind, values))
+    def show() -> None:
+        with output_may_fail(stopped):
+            progress.update(count(), **shown)
+
+    def write(kind: str, values: dict[str, Any]) -> dict[str, Any]:
+        written = metrics.write(kind, loop.counts, **values)
+        shown.update(_shown_in(kind, written))
+        return written
 
     def check_clipping(values: dict[str, Any]) -> None:
         nonlocal clipped_lines
-        if clipped_lines < _CLIPPED_LINES:  # it warns once
-            clipped = values.get("clip_fraction", 0.0)
+        if clipped_lines < _CLIPPED_LINES:  # the warning comes once
+            clipped = values.get("clip_fraction")
+            clipped = clipped if is_number(clipped) else 0.0
             clipped_lines = clipped_lines + 1 if clipped > _CLIPPED else 0
             if clipped_lines == _CLIPPED_LINES:
                 share = f"{clipped:.0%} of the targets lie outside the support and are clipped"
-                print(f"warning: {share}; {widen()}", file=sys.stderr, flush=True)
+                with output_may_fail(stopped):
+                    print(f"warning: {share}; {widen()}", file=sys.stderr, flush=True)
 
     def save(*, permanent: bool = False) -> None:
         nonlocal unsaved
@@ -101,17 +107,10 @@ def run(
         }
         with progress.phase(_SAVING):
             remarks = checkpoints.save(count(), loop.save(), permanent=permanent, best=best, **state)
-        for remark in remarks:
-            print(f"note: {remark}", file=sys.stderr)
         unsaved = False
-
-    def unless_stopped(tick: Tick) -> Tick:
-        def checked(done: int, total: int) -> None:
-            if stopped():
-                raise _Stopped
-            tick(done, total)
-
-        return checked
+        with output_may_fail(stopped):
+            for remark in remarks:
+                print(f"note: {remark}", file=sys.stderr)
 
     def evaluate(due: Sequence[Periodic]) -> list[str]:
         """Calls evaluators; returns the kinds of those that a signal prevented."""
@@ -119,27 +118,30 @@ def run(
         for number, (kind, evaluator, _) in enumerate(due):
             try:
                 with progress.phase(_phase_of(kind)) as tick:
-                    values = evaluator(loop.acting(), loop.number, unless_stopped(tick))
-            except _Stopped:
+                    values = evaluator(loop.acting(), loop.number, unless_stopped(stopped, tick))
+            except Stopped:
                 return [kind for kind, _, _ in due[number:]]
-            write(kind, values)
-            progress.update(count(), **shown)
-            score = values.get("return_mean") if keep_best and kind == "eval" else None
+            check_values(kind, loop.counts, values)
+            written = write(kind, values)
+            show()
+            score = written.get("return_mean") if keep_best and kind == "eval" else None
             if score is not None and score > (best["return_mean"] if best else -math.inf):
                 best = {"steps": count(), "return_mean": score}
         return []
 
-    progress.update(count(), **shown)
+    show()
     if unfinished:
-        unfinished = evaluate([periodic for periodic in evaluators if periodic.kind in unfinished])
-        save()
+        still_unfinished = evaluate([periodic for periodic in evaluators if periodic.kind in unfinished])
+        if still_unfinished != unfinished:
+            unfinished = still_unfinished
+            save()
     while count() < steps and not stopped():
         before, unsaved = count(), True
         for kind, values in loop.advance():
-            write(kind, values)
+            written = write(kind, values)
             if kind == "train":
-                check_clipping(values)
-        progress.update(count(), **shown)
+                check_clipping(written)
+        show()
         last = count() >= steps
         due = [each for each in evaluators if each.every and (last or _passed(each.every, before, count()))]
         unfinished = evaluate(due)
@@ -148,7 +150,8 @@ def run(
         if last or permanent or is_best or _passed(checkpoint_every, before, count()):
             save(permanent=permanent)
     if stopped() and unsaved:
-        print("saving a checkpoint; a second Ctrl-C or SIGTERM stops without it", flush=True)
+        with output_may_fail(stopped):
+            print("saving a checkpoint; a second Ctrl-C or SIGTERM stops without it", flush=True)
         save()
 
 
@@ -161,8 +164,12 @@ def last_shown(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _shown_in(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of one line of metrics that the display shows, by their names there."""
-    return {name: values[field] for (of, field), name in _SHOWN.items() if of == kind and field in values}
+    """The numbers of one line of metrics that the display shows, by their names there; None where one is null."""
+    return {
+        name: values[field] if is_number(values[field]) else None
+        for (of, field), name in _SHOWN.items()
+        if of == kind and field in values
+    }
 
 
 def _phase_of(kind: str) -> str:

@@ -5,12 +5,49 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 # A closing terminal and a cluster's warning. Both may come several times, so only the first of them counts.
 _WARNINGS = (signal.SIGHUP, signal.SIGUSR1)
+
+
+class Stopped(Exception):
+    """A signal came during work that a tick can stop."""
+
+
+def unless_stopped(
+    stopped: Callable[[], bool], tick: Callable[[int, int], object]
+) -> Callable[[int, int], None]:
+    """A tick that raises `Stopped` once a signal has come."""
+
+    def checked(done: int, total: int) -> None:
+        if stopped():
+            raise Stopped
+        with output_may_fail(stopped):
+            tick(done, total)
+
+    return checked
+
+
+@contextlib.contextmanager
+def output_may_fail(stopped: Callable[[], bool]) -> Iterator[None]:
+    """Suppresses an OSError of the block's output once a signal has come, because a Ctrl-C also ends `| tee log`.
+
+    A stream that nobody reads discards its output from then on.
+    """
+    try:
+        yield
+    except OSError:
+        if not stopped():
+            raise
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                _discard(stream.fileno())
 
 
 @contextlib.contextmanager
@@ -56,4 +93,11 @@ def _leave_terminal(descriptors: list[int]) -> None:
     """Sends output nowhere if its terminal has closed: writing to it would raise, and the run would not be saved."""
     for number in descriptors:
         if not os.isatty(number):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            _discard(number)
+
+
+def _discard(number: int) -> None:
+    """Makes a file descriptor discard what is written to it."""
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(descriptor, number)
+    os.close(descriptor)

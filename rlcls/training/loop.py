@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import PyTree
 
+from rlcls._errors import UserError, check_choice
 from rlcls.spec import Spec
 from rlcls.transition import Transition
 
 Where = tuple[np.ndarray, ...]
 """The origin of the B items of a batch: arrays [B] that only their source understands."""
+
+UNITS = ("agent_steps", "updates")
+"""What the `steps` of a run can count."""
 
 Tick = Callable[[int, int], object]
 """(done, total): called often during long work; it may raise to stop the work."""
@@ -92,7 +97,7 @@ class Loop(Protocol):
     """Training that advances step by step and can be saved between two steps; `rlcls.runs.run` drives it.
 
     Attributes:
-      unit: what `steps` of a run counts, a key of `counts`.
+      unit: the key of `counts` that the `steps` of a run are, "agent_steps" or "updates".
       counts: the counts on every line of metrics: agent_steps, frames and updates so far.
       number: grows with every `advance`. It identifies a moment of the run, and seeds the evaluation there.
     """
@@ -153,3 +158,21 @@ class Loop(Protocol):
     def close(self) -> None:
         """Ends threads and environments."""
         ...
+
+
+def check(loop: Loop) -> None:
+    """Raises a UserError if a loop cannot be driven to its end, so that no resume finds it out after days."""
+    kind = f"{type(loop).__module__}.{type(loop).__qualname__}"
+    try:
+        check_choice("unit", loop.unit, UNITS)
+        inspect.signature(loop.restore).bind(None, None)
+        if loop.unit not in loop.counts:
+            raise ValueError(f"counts must have {loop.unit}, its unit, and has {', '.join(loop.counts)}")
+    except AttributeError as error:
+        raise UserError(f"training: {error}; rlcls.training.Loop lists what a loop has") from error
+    except TypeError:
+        raise UserError(
+            f"training: {kind}.restore must take (saved, tick), as rlcls.training.Loop has it"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"training: {kind}: {error}") from error

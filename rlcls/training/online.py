@@ -123,7 +123,7 @@ class Online:
         self._returns = EpisodeReturns(env.num_envs)
         self._sums: collections.Counter[str] = collections.Counter()  # of update metrics since the last line
         # Environments are reset with their seeds by the first `advance`: a restored loop resets them elsewhere.
-        self._observations: np.ndarray | None = None
+        self._observations: PyTree | None = None
         self._starts = np.ones(env.num_envs, bool)
         self._seedings = np.zeros(
             env.num_envs, np.int64
@@ -312,31 +312,40 @@ class Online:
     def restore(self, saved: Saved, tick: Tick = lambda done, total: None) -> None:
         """Goes on from a saved moment; the environments are brought there by playing their actions again.
 
-        Without rows the replay stays empty. Updates then go on once `min_size` agent steps have been added to it, and
-        the probability of a random action stays the function of all agent steps that it was.
+        Without rows the replay stays empty, and every environment begins an episode with its next seed. Updates then go
+        on once `min_size` agent steps have been added to the replay, and the probability of a random action stays the
+        same function of all agent steps.
 
         Args:
-          saved: by `save`.
+          saved: the state that `save` returned.
           tick: called with the vector steps that were played again, and with all of them.
+
+        Raises:
+          UserError: playing the actions again gives other observations.
         """
         counters = saved.counters
         self._learner.restore(saved.tree, saved.arrays)
         self.number = counters["number"]
         first_number, updates = counters.get("filled_from", (0, 0))
         self._filled_from = (first_number, updates)
-        if saved.rows is None:
-            self._filled_from = (self.number, self._updates_due(self.number))
-        else:
-            self.replay.restore(saved.arrays, counters["replay"])
-        self._seedings[:], self._seeded_at[:] = saved.arrays["seedings"], saved.arrays["seeded_at"]
-        self._sent = collections.deque(saved.arrays["sent"])
-        self._play_again(tick)
         self._returns.restore(counters["returns"])
         self._sums = collections.Counter(counters["sums"])
+        self._seedings[:], self._seeded_at[:] = saved.arrays["seedings"], saved.arrays["seeded_at"]
+        if saved.rows is None:
+            self._filled_from = (self.number, self._updates_due(self.number))
+            # The first `advance` resets the environments, so what is lost of their episodes is never counted.
+            self._seedings += 1
+            self._seeded_at[:] = self.number
+            self._returns.drop_unfinished()
+            return
+        self.replay.restore(saved.arrays, counters["replay"])
+        self._sent = collections.deque(saved.arrays["sent"])
+        self._play_again(tick)
         if counters["observations"] not in (None, _digest(self._observations)):
             raise UserError(
                 "playing the actions since the last seeds again gives other observations than the checkpoint has: the "
-                "environments play differently now; resume with the versions named in the run folder's run.json"
+                "environments play differently now; resume with the versions named in the run folder's run.json, or "
+                "move its replay/ away and give resume=weights"
             )
 
     def close(self) -> None:
@@ -344,8 +353,11 @@ class Online:
         self._learner.close()
 
 
-def _digest(observations: np.ndarray | None) -> str | None:
-    """SHA-256 of the observations; None before the first."""
+def _digest(observations: PyTree | None) -> str | None:
+    """SHA-256 of the observations' bytes, leaf by leaf; None before the first."""
     if observations is None:
         return None
-    return hashlib.sha256(np.ascontiguousarray(observations).tobytes()).hexdigest()
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(observations):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()

@@ -63,3 +63,7 @@ class EpisodeReturns:
         self._returns[:], self._lengths[:] = saved["returns"], saved["lengths"]
         self.finished = saved["finished"]
         self.recent = collections.deque(saved["recent"], maxlen=_RECENT)
+
+    def drop_unfinished(self) -> None:
+        """Forgets the episodes under way, because other ones begin."""
+        self._returns[:] = self._lengths[:] = 0

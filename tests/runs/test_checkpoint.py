@@ -6,14 +6,16 @@ import shutil
 import types
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlcls import files
 from rlcls._errors import UserError
 from rlcls.replay import FrameReplay
-from rlcls.runs import Checkpoints, checkpoint, files
+from rlcls.runs import Checkpoints, checkpoint
 from rlcls.training import Saved
 
 TREE = {"weights": np.arange(6.0)}
@@ -39,7 +41,7 @@ def save(checkpoints, replay, n=None):
 
 def restored(run_dir) -> FrameReplay:
     replay = filled()
-    newest = Checkpoints(run_dir, 2).resume()[0]
+    newest = checkpoint.load(run_dir)[0]
     saved = newest.saved(TREE, replay)
     replay.restore(saved.arrays, saved.counters["replay"])
     return replay
@@ -78,8 +80,9 @@ def test_damage_to_any_file_of_a_checkpoint_is_seen(two):
             path.unlink() if harm is None else path.write_bytes(harm)
             found, passed_over = checkpoint.load(run_dir)
             assert found is not None and found.steps == 10, (name, harm)
-            assert passed_over[0].startswith(f"checkpoint {run_dir}/checkpoints/000000000020 is damaged (")
-            assert passed_over[0].endswith("falling back to the one before")
+            assert str(passed_over[0]).startswith(
+                f"checkpoint {run_dir}/checkpoints/000000000020 is damaged ("
+            )
             path.write_bytes(data)
     assert checkpoint.load(run_dir)[0].steps == 20
 
@@ -88,7 +91,7 @@ def test_damage_to_any_file_of_a_checkpoint_is_seen(two):
 def test_a_manifest_of_something_else_is_damage(text, two):
     run_dir, _, _ = two
     (run_dir / f"checkpoints/{20:012d}/manifest.json").write_text(text)
-    assert Checkpoints(run_dir, 2).resume()[0].steps == 10
+    assert checkpoint.load(run_dir)[0].steps == 10
 
 
 def test_the_last_one_damaged_leaves_none_and_is_not_said_to_have_one_before(two):
@@ -96,9 +99,9 @@ def test_the_last_one_damaged_leaves_none_and_is_not_said_to_have_one_before(two
     for path in run_dir.glob("checkpoints/*/counters.json"):
         path.write_text("{}")
     found, passed_over = checkpoint.load(run_dir)
-    assert found is None and len(passed_over) == 2
-    assert passed_over[0].endswith("falling back to the one before")
-    assert passed_over[1].endswith("there is none before it")
+    assert found is None and [each.folder.name for each in passed_over] == [f"{20:012d}", f"{10:012d}"]
+    with pytest.raises(UserError, match=r"20 is damaged \(.*\); there is none before it that is whole"):
+        checkpoint.read(run_dir, "latest", TREE)
 
 
 def test_a_checkpoint_reads_no_segment_that_was_there_before_and_takes_no_damage_for_the_truth(
@@ -113,14 +116,14 @@ def test_a_checkpoint_reads_no_segment_that_was_there_before_and_takes_no_damage
     add(replay, 20)
     save(checkpoints, replay)
     assert not old & set(read) and len([name for name in read if name.startswith("rows-")]) == 1
-    found, passed_over = Checkpoints(run_dir, 2).resume()
-    assert found is None and path.name in passed_over[0]
+    found, passed_over = checkpoint.load(run_dir)
+    assert found is None and path.name in passed_over[0].reason
 
 
 def test_a_resumed_writer_goes_on_from_the_segments_that_are_there(two):
     run_dir, _, replay = two
-    resumed, checkpoints = restored(run_dir), Checkpoints(run_dir, 2)
-    checkpoints.resume()
+    resumed = restored(run_dir)
+    checkpoints = Checkpoints(run_dir, 2, checkpoint.load(run_dir)[0].segments)
     add(resumed, 20)
     save(checkpoints, resumed)
     add(replay, 20)
@@ -150,7 +153,8 @@ def test_a_kill_while_a_checkpoint_replaces_its_like_leaves_one_of_them(renames,
         patch.setattr(checkpoint.Path, "rename", die_after)
         save(checkpoints, replay, n="new")
         raise Killed  # the moment after
-    found, passed_over = Checkpoints(run_dir, 2).resume()
+    assert not checkpoint.tidy(run_dir)
+    found, passed_over = checkpoint.load(run_dir)
     assert found.steps == 20 and not passed_over
     assert found.counters["loop"]["n"] == ("new" if renames == 2 else 20)
     assert [path.name for path in sorted((run_dir / "checkpoints").iterdir())] == [f"{10:012d}", f"{20:012d}"]
@@ -250,14 +254,44 @@ def test_a_tree_that_reads_back_otherwise_is_no_checkpoint_and_the_one_before_st
     assert checkpoint.load(run_dir)[0].steps == 20
 
 
+def test_a_tree_that_orbax_refuses_and_a_full_temporary_folder_are_one_line_each(two, monkeypatch):
+    import orbax.checkpoint as ocp
+
+    run_dir, checkpoints, replay = two
+    add(replay, 20)
+
+    def refuse(self, path, args):
+        raise ValueError("NOT_FOUND: the bucket\nmore")
+
+    def full(*_, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for place, name, harm, reason in (
+        (ocp.Checkpointer, "save", refuse, "Orbax cannot write the tree: NOT_FOUND: the bucket"),
+        (
+            checkpoint.tempfile,
+            "TemporaryDirectory",
+            full,
+            r"cannot make a temporary folder \(no space left\); TMPDIR says where",
+        ),
+    ):
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(UserError, match=rf"checkpoint 21 to .*: {reason}$"),
+        ):
+            patch.setattr(place, name, harm)
+            save(checkpoints, replay)
+        assert len(list((run_dir / "checkpoints").iterdir())) == 2 and checkpoint.load(run_dir)[0].steps == 20
+
+
 def test_without_its_replay_a_checkpoint_is_read_and_not_resumed(two):
     run_dir, _, _ = two
     shutil.rmtree(run_dir / "replay")
-    assert Checkpoints(run_dir, 2).resume()[0] is None
+    assert checkpoint.load(run_dir)[0] is None
     assert len(checkpoint.folders(run_dir)) == 2  # nothing is removed
     newest, tree, remarks = checkpoint.read(run_dir, "latest", TREE)
     assert newest.steps == 20 and tree["weights"][3] == 3 and not remarks
-    assert Checkpoints(run_dir, 2).resume(replay=False)[0].steps == 20
+    assert checkpoint.load(run_dir, replay=False)[0].steps == 20
 
 
 @pytest.mark.parametrize("wanted", ["latest", "best", "20"])
@@ -294,6 +328,18 @@ def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(two, monke
     monkeypatch.setattr(checkpoint.Checkpoint, "tree", tree)
     newest, tree, _ = checkpoint.read(run_dir, "latest", TREE)
     assert newest.counters["seconds"] == 2.5 and tree["weights"][3] == -3
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_a_typed_random_key_in_the_tree_comes_back_equal_and_typed(impl, tmp_path):
+    tree = {"acting": {"key": jax.random.key(3, impl=impl)}, "keys": jax.random.split(jax.random.key(4), 5)}
+    with jax.transfer_guard("disallow"):
+        Checkpoints(tmp_path, 1).save(1, Saved(tree, {}, {}))
+    newest = checkpoint.load(tmp_path)[0]
+    part = newest.tree({"acting": jax.eval_shape(lambda: tree["acting"])})
+    for restored, whole in ((newest.tree(tree), tree), (part, {"acting": tree["acting"]})):
+        assert jax.tree.map(lambda key: key.dtype, restored) == jax.tree.map(lambda key: key.dtype, whole)
+        chex.assert_trees_all_equal(*(jax.tree.map(jax.random.key_data, each) for each in (restored, whole)))
 
 
 def test_a_tree_of_another_shape_is_one_line(two):
@@ -352,9 +398,9 @@ def test_what_cannot_be_removed_is_a_remark(two, monkeypatch):
     remarks = checkpoints.save(21, Saved(TREE, arrays, counters, replay))
     assert remarks == [f"cannot remove the checkpoint {run_dir}/checkpoints/{10:012d}: Permission denied"]
     (run_dir / "checkpoints" / f".{30:012d}.partial").mkdir()
-    newest, remarks = Checkpoints(run_dir, 2).resume()
-    assert newest.steps == 21
-    assert remarks == [f"cannot remove {run_dir}/checkpoints/.{30:012d}.partial: Permission denied"]
+    assert checkpoint.tidy(run_dir) == [
+        f"cannot remove {run_dir}/checkpoints/.{30:012d}.partial: Permission denied"
+    ]
 
 
 def test_a_foreign_file_in_a_checkpoint_stays_when_the_checkpoint_goes(two):
@@ -387,8 +433,9 @@ def test_what_is_not_a_checkpoint_is_neither_read_nor_removed(two):
     ]
     for path in foreign:
         path.write_text("") if "." in path.name else path.mkdir()
-    checkpoint_now, remarks = Checkpoints(run_dir, 2).resume()
-    assert checkpoint_now.steps == 20 and not remarks
+    assert not checkpoint.tidy(run_dir)
+    checkpoint_now, damaged = checkpoint.load(run_dir)
+    assert checkpoint_now.steps == 20 and not damaged
     for row in range(20, 30):
         add(replay, row)
         save(checkpoints, replay)

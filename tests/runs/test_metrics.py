@@ -205,12 +205,26 @@ def test_a_line_that_is_none_of_a_run_is_named_with_its_number(line, problem, tm
         assert str(error.value) == f"{tmp_path}/metrics.jsonl, line 2: {problem}"
 
 
-def test_a_position_in_bytes_is_one_in_lines(tmp_path):
-    log = open_metrics(tmp_path)
-    write_train(log, 4)
-    size = (tmp_path / "metrics.jsonl").stat().st_size
-    write_train(log, 8)
-    assert metrics.position_in_lines(tmp_path, {"bytes": size, "step": 4})["lines"] == 1
+def test_a_position_has_all_that_a_resume_needs(tmp_path):
+    position = open_metrics(tmp_path).position()
+    assert metrics.is_position(position)
+    assert not metrics.is_position({"bytes": 80, "step": 4}) and not metrics.is_position(None)
+
+
+def test_a_value_may_have_any_name_that_no_line_has_already(tmp_path):
+    (log := open_metrics(tmp_path)).write("eval", counts(4), counts=[1, 2], self=3)
+    (row,) = metrics.read(tmp_path)
+    assert (row["counts"], row["self"]) == ([1, 2], 3)
+    log.close()
+    for values, line in (
+        ({"kind": "x"}, "the evaluator eval returned kind, a name that every line of metrics has"),
+        ({"frames": math.nan}, "the evaluator eval returned frames, a name that every line of metrics has"),
+        ({"return_mean": [1.0]}, "the evaluator eval returned return_mean=[1.0]; it must be a number"),
+    ):
+        with pytest.raises(UserError) as error:
+            metrics.check_values("eval", counts(4), values)
+        assert str(error.value) == line
+    metrics.check_values("eval", counts(4), {"return_mean": math.inf, "returns": [1.0]})
 
 
 def test_a_folder_without_metrics_is_no_run(tmp_path):
@@ -263,6 +277,9 @@ def test_wandb_gets_the_scalars_and_a_resume_goes_on_in_the_same_run(tmp_path, m
     log.write("eval", counts(4), return_mean=2.0, returns=[2.0])
     position = log.position()
     log.close(), wandb.close()
+    without = open_metrics(tmp_path, position)  # a resume without W&B does not forget the W&B run
+    position = without.position()
+    without.close()
     open_metrics(tmp_path, position, wandb=open_wandb(tmp_path, position["wandb"]))
     names = [name for name, _, _ in calls]
     assert names == ["init", "define_metric", "log", "finish", "init", "define_metric"]

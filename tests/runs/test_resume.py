@@ -17,10 +17,11 @@ import jax
 import numpy as np
 import pytest
 
+from rlcls import files
 from rlcls.cli import build
 from rlcls.cli.compose import compose
 from rlcls.evaluation import EpisodeEvaluator
-from rlcls.runs import checkpoint, files, metrics
+from rlcls.runs import checkpoint, metrics
 from rlcls.train import main
 from rlcls.training import Online
 

@@ -1,10 +1,16 @@
 """The driver of a loop: what it shows, and what it warns of."""
 
+import os
+import sys
+
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from rlcls._errors import UserError
 from rlcls.evaluation import Periodic
 from rlcls.runs import Checkpoints, Metrics, Progress, run
-from rlcls.runs.run import last_shown
+from rlcls.runs.run import _shown_in, last_shown
 from rlcls.training import Saved
 
 
@@ -40,7 +46,14 @@ class Loop:
 
 
 class NoCheckpoints(Checkpoints):
+    """Notes what a checkpoint would hold."""
+
+    def __init__(self, run_dir, keep):
+        super().__init__(run_dir, keep)
+        self.saves = []
+
     def save(self, steps, saved, **counters):
+        self.saves.append((steps, counters))
         return []
 
 
@@ -52,21 +65,24 @@ def evaluator(acting, number, tick):
 
 @pytest.fixture
 def drive(tmp_path):
-    def drive(clipped, display=None, shown=None):
+    def drive(clipped, display=None, shown=None, evaluator=evaluator, stopped=lambda: False, **options):
+        checkpoints = NoCheckpoints(tmp_path, 1)
         metrics = Metrics(tmp_path, tensorboard=False, wandb=None)
         run(
             Loop(clipped),
             steps=10 * len(clipped),
             evaluators=[Periodic("eval", evaluator, 20)],
             metrics=metrics,
-            checkpoints=NoCheckpoints(tmp_path, 1),
+            checkpoints=checkpoints,
             checkpoint_every=1000,
-            stopped=lambda: False,
+            stopped=stopped,
             progress=display or Progress(10 * len(clipped)),
             shown=shown,
             widen=lambda: "loss.vmax=100 would do",
+            **options,
         )
         metrics.close()
+        return checkpoints.saves
 
     return drive
 
@@ -77,7 +93,7 @@ def test_targets_clipped_over_three_lines_are_one_warning_with_the_range_to_ask_
     assert capsys.readouterr().err == warning
 
 
-@pytest.mark.parametrize("clipped", [[0.1] * 8, [0.5, 0.5, 0.0] * 3])
+@pytest.mark.parametrize("clipped", [[0.1] * 8, [0.5, 0.5, 0.0] * 3, [None] * 4])
 def test_targets_clipped_a_little_or_for_a_moment_are_no_warning(clipped, drive, capsys):
     drive(clipped)
     assert capsys.readouterr().err == ""
@@ -104,3 +120,87 @@ def test_a_resumed_run_shows_the_values_that_it_showed_before(drive, tmp_path, c
     display.close()
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.endswith("training return -20.5  evaluation return -19.0  loss 0.5")
+
+
+@pytest.mark.untyped
+@pytest.mark.parametrize("number", [np.float32(1.5), jnp.float32(1.5), np.array(1.5), 1.5])
+def test_the_best_return_is_a_finite_number_whatever_type_an_evaluator_gives(number, drive):
+    scores = iter([number, float("inf"), float("nan"), None])
+    saves = drive([0.0] * 8, evaluator=lambda *_: {"return_mean": next(scores)}, keep_best=True)
+    assert [steps for steps, _ in saves] == [20, 80]
+    for _, counters in saves:
+        assert counters["best"] == {"steps": 20, "return_mean": 1.5}
+        assert type(counters["best"]["return_mean"]) is float
+
+
+@pytest.mark.parametrize("name", ["kind", "agent_steps", "seconds"])
+def test_an_evaluator_that_returns_a_name_of_every_line_is_one_line(name, drive):
+    with pytest.raises(UserError, match=f"the evaluator eval returned {name}, a name that every line"):
+        drive([0.0] * 4, evaluator=lambda *_: {name: 1.0})
+
+
+def test_the_best_checkpoint_so_far_is_kept_by_a_run_that_looks_for_none(drive):
+    best = {"steps": 7, "return_mean": -30.0}
+    assert [counters["best"] for _, counters in drive([0.0] * 2, best=best)] == [best]
+
+
+def test_a_list_where_the_display_shows_a_number_is_a_dash():
+    assert _shown_in("train", {"loss": [1.0]}) == {"loss": None}
+
+
+class Unread:
+    """The standard output of a command whose reader, such as `tee`, a Ctrl-C has ended."""
+
+    def __enter__(self):
+        read, write = os.pipe()
+        os.close(read)
+        self.stream = open(write, "w")
+        return self.stream
+
+    def __exit__(self, *error):
+        self.stream.close()  # raises if anything could not be written
+
+
+@pytest.mark.parametrize("during", ["a step", "an evaluation"])
+def test_a_ctrl_c_saves_although_it_ends_the_reader_of_the_output_too(during, drive, monkeypatch):
+    signals = []
+
+    class Display(Progress):
+        def _refresh(self):
+            if self._phase or self._count == 10:
+                signals.append(2)  # it comes while the display is written
+            if signals:
+                print("display", flush=True)
+
+    def evaluate(acting, number, tick):
+        tick(0, 1)
+        return {}
+
+    with Unread() as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        begin = [0.0] * (4 if during == "a step" else 2)
+        loop_display = Display(40)
+        if during == "an evaluation":
+            loop_display.update = lambda *_, **latest: None
+        saves = drive(begin, loop_display, evaluator=evaluate, stopped=lambda: bool(signals))
+        loop_display.close()
+        print("stopped", flush=True)
+    assert [steps for steps, _ in saves] == [10 if during == "a step" else 20]
+
+
+def test_output_that_nobody_reads_ends_a_run_that_no_signal_stopped(drive, monkeypatch):
+    class Display(Progress):
+        def _refresh(self):
+            print("display", flush=True)
+
+    read, write = os.pipe()
+    os.close(read)
+    with monkeypatch.context() as patch, pytest.raises(BrokenPipeError):
+        patch.setattr(sys, "stdout", os.fdopen(write, "w"))
+        drive([0.0] * 4, Display(40))
+
+
+def test_a_signal_before_anything_is_new_writes_no_checkpoint(drive):
+    for is_saved, saves in ((True, 0), (False, 1)):
+        assert len(drive([0.0] * 4, stopped=lambda: True, is_saved=is_saved)) == saves
+    assert not drive([0.0] * 4, stopped=lambda: True, is_saved=True, unfinished=["eval"])

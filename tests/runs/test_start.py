@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 
 from rlcls import evaluate, plot, train, trained
 from rlcls._errors import UserError
-from rlcls.runs import Checkpoints, Metrics, checkpoint, folder, metrics
+from rlcls.runs import Checkpoints, Metrics, Start, checkpoint, folder, metrics
+from rlcls.training import Online
 
 SHORT = [
     "env=probe",
@@ -149,6 +150,58 @@ def test_a_checkpoint_that_is_gone_while_the_one_before_is_whole_is_a_note(call,
     assert steps_of(run_dir) == [100, 200, 300, 400, 500, 600]
 
 
+def test_a_newer_checkpoint_that_is_damaged_is_set_aside_once_nothing_refuses_the_run(call, run_dir):
+    newest = run_dir / f"checkpoints/{600:012d}"
+    segment = json.loads((newest / "manifest.json").read_text())["segments"][-1]
+    (run_dir / segment).unlink()
+    lines, results = (run_dir / "metrics.jsonl").read_bytes(), contents(newest)
+    (run_dir / "metrics.jsonl").write_text("{}\n")
+    before = contents(run_dir)
+    assert resume(call, "steps=700")[0] == 2 and contents(run_dir) == before
+    (run_dir / "metrics.jsonl").write_bytes(lines)
+    code, _, err = resume(call, "steps=700")
+    damage = f"checkpoint run/checkpoints/{600:012d} is damaged ({segment} is missing)"
+    assert code == 0 and err.splitlines() == [
+        f"note: {damage}; falling back to the one before",
+        f"note: run/set_aside_1 holds checkpoints/{600:012d}",
+    ]
+    assert contents(run_dir / f"set_aside_1/checkpoints/{600:012d}") == results
+    assert checkpoint.load(run_dir)[0].steps == 700 and call(evaluate, "run=run/set_aside_1")[0] == 0
+
+
+def test_a_checkpoint_of_another_version_is_one_line(call, run_dir, monkeypatch):
+    monkeypatch.setitem(metrics._BEGINNING, "new", 0)
+    refused(
+        resume(call),
+        f"another version of rlcls wrote run/checkpoints/{600:012d}; go on with that version, or give {RESTART}",
+    )
+
+
+def test_the_best_checkpoint_is_carried_on_as_long_as_it_exists(run_dir):
+    newest = checkpoint.load(run_dir)[0]
+    for steps, carried in ((400, True), (500, False)):
+        best = {"steps": steps, "return_mean": 1.0}
+        saved = newest._replace(counters=newest.counters | {"best": best})
+        assert Start(saved, True, None, []).best == (best if carried else None)
+
+
+def test_a_signal_while_actions_are_played_again_ends_the_resume_and_changes_no_result(
+    call, run_dir, monkeypatch
+):
+    play = Online._play_again
+
+    def interrupted(self, sent, tick):
+        os.kill(os.getpid(), signal.SIGTERM)
+        play(self, sent, tick)
+
+    monkeypatch.setattr(Online, "_play_again", interrupted)
+    before = contents(run_dir)
+    code, out, _ = resume(call)
+    assert code == 128 + signal.SIGTERM
+    assert out.endswith("stopped by SIGTERM before it went on; the same command continues from there\n")
+    assert contents(run_dir) | {"config.yaml": b""} == before | {"config.yaml": b""}
+
+
 def garbled(run_dir):
     lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run_dir / "metrics.jsonl").write_text("".join(["{}\n", *lines[1:]]))
@@ -186,9 +239,19 @@ def test_damaged_metrics_are_set_aside_and_the_run_goes_on(call, run_dir):
     damage = garbled(run_dir)
     lines = (run_dir / "metrics.jsonl").read_bytes()
     code, _, err = resume(call, "resume=weights")
-    assert code == 0 and err == f"note: {damage}; run/set_aside_1 holds it, and new lines begin\n"
+    aside = "run/set_aside_1 holds metrics.jsonl"
+    assert code == 0 and err == f"note: {damage}; new lines begin\nnote: {aside}\n"
     assert steps_of(run_dir) == [700, 800] and (run_dir / "set_aside_1/metrics.jsonl").read_bytes() == lines
     assert not steps_of(run_dir, "refill")  # the replay was whole
+
+
+def test_a_run_that_began_again_after_damaged_metrics_can_be_resumed(call, run_dir):
+    damage = garbled(run_dir)
+    code, _, err = resume(call, "resume=restart", "steps=700")
+    assert code == 0 and err.startswith(f"note: {damage}\n")
+    code, out, err = resume(call)
+    assert code == 0 and not err and "resuming run at agent step 700" in out
+    assert steps_of(run_dir) == [100, 200, 300, 400, 500, 600, 700, 800]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"python": '])
@@ -304,10 +367,11 @@ def test_a_signal_at_a_checkpoint_saves_once_and_ends_the_run(call, tmp_path, mo
         return save(self, steps, *arguments, **options)
 
     def interrupting(self, kind, counts, **values):
-        write(self, kind, counts, **values)
+        written = write(self, kind, counts, **values)
         if kind == "train" and counts["agent_steps"] == stop_at:
             os.kill(os.getpid(), number)
             os.kill(os.getpid(), number)  # it comes twice, as from a terminal that closes
+        return written
 
     monkeypatch.setattr(Checkpoints, "save", counted)
     monkeypatch.setattr(Metrics, "write", interrupting)

@@ -19,6 +19,7 @@ from rlcls.agents import DQN, UpdateInfo
 from rlcls.cli import build
 from rlcls.cli.compose import compose
 from rlcls.runs import Checkpoints, metrics
+from rlcls.runs.checkpoint import load
 from rlcls.spec import Spec
 from rlcls.training import Learner, Online
 from rlcls.transition import Transition
@@ -97,7 +98,7 @@ def through(tmp_path_factory):
     saved = loop.save()
     assert any("/diagnostics/" in name for name in saved.arrays)
     Checkpoints(folder, 2).save(loop.number, saved)
-    return Checkpoints(folder, 2).resume()[0], seen, run(loop, 30), ending(loop)
+    return load(folder)[0], seen, run(loop, 30), ending(loop)
 
 
 def test_training_with_and_without_diagnostics_gives_the_same_bits(through):

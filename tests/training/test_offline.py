@@ -8,7 +8,7 @@ import pytest
 from rlcls import heads, networks
 from rlcls.agents import DQN
 from rlcls.envs.probe import PROBES
-from rlcls.runs import Checkpoints
+from rlcls.runs import Checkpoints, checkpoint
 from rlcls.spec import Spec
 from rlcls.training import Dataset, Loop, Offline
 from rlcls.transition import Transition
@@ -71,7 +71,7 @@ def test_a_checkpoint_goes_on_to_the_same_bits(updates, tmp_path):
     run(first, updates)
     Checkpoints(tmp_path, 2).save(updates, first.save())
     fresh = second.save()
-    second.restore(Checkpoints(tmp_path, 2).resume()[0].saved(fresh.tree, fresh.rows))
+    second.restore(checkpoint.load(tmp_path)[0].saved(fresh.tree, fresh.rows))
     ends = []
     for loop in (first, second):
         lines = run(loop, updates + 40)

@@ -14,8 +14,8 @@ from rlcls.cli import build
 from rlcls.cli.compose import compose
 from rlcls.envs.probe import PROBES
 from rlcls.evaluation import EpisodeEvaluator
-from rlcls.runs import Checkpoints
-from rlcls.training import Online
+from rlcls.runs import Checkpoints, checkpoint
+from rlcls.training import Online, online
 
 PROBE = [
     "env=probe",
@@ -162,7 +162,7 @@ def test_a_checkpoint_of_any_step_goes_on_to_the_same_bits(lag, steps, tmp_path)
     Checkpoints(tmp_path, 2).save(steps, first.save())
     second = make(*overrides)
     fresh = second.save()
-    second.restore(Checkpoints(tmp_path, 2).resume()[0].saved(fresh.tree, fresh.rows))
+    second.restore(checkpoint.load(tmp_path)[0].saved(fresh.tree, fresh.rows))
     chex.assert_trees_all_equal(*(ending(run(loop, 40)) for loop in (first, second)))
 
 
@@ -178,10 +178,16 @@ def test_a_game_longer_than_reseed_every_is_resumed_from_its_beginning(tmp_path)
     first, second, ticks = run(make_pong(), 190), make_pong(), []
     Checkpoints(tmp_path, 1).save(190, first.save())
     fresh = second.save()
-    saved = Checkpoints(tmp_path, 1).resume()[0].saved(fresh.tree, fresh.rows)
+    saved = checkpoint.load(tmp_path)[0].saved(fresh.tree, fresh.rows)
     second.restore(saved, lambda *tick: ticks.append(tick))
     assert ticks == [(number, 190) for number in range(1, 191)]
     chex.assert_trees_all_equal(*(ending(run(loop, 20)) for loop in (first, second)))
+
+
+def test_the_bytes_of_every_leaf_of_an_observation_decide_whether_it_is_the_same():
+    one = {"frames": np.arange(4), "game": np.zeros(2)}
+    same, other = {name: leaf.copy() for name, leaf in one.items()}, one | {"game": np.ones(2)}
+    assert online._digest(one) == online._digest(same) != online._digest(other)
 
 
 def test_no_game_is_cut_by_a_new_seed():
@@ -246,7 +252,12 @@ def test_without_its_rows_a_loop_goes_on_from_its_weights_and_learns_again_once_
     steps, updates, tree = 240, first.counts["updates"], jax.tree.map(np.array, saved.tree)
     assert first.counts["agent_steps"] == steps and updates == (steps - 100) // 4
     epsilon = first._epsilon()
-    again.restore(saved._replace(rows=None))
+    # What the environments showed no longer matters: their next episodes begin with their next seeds.
+    lost = {**saved.counters, "observations": "0" * 64}
+    again.restore(
+        saved._replace(rows=None, counters=lost), lambda *_: pytest.fail("an action is played again")
+    )
+    np.testing.assert_array_equal(again._seedings, first._seedings + 1)
     assert again.counts == first.counts and again._epsilon() == epsilon and again.replay.size == 0
     chex.assert_trees_all_equal(jax.tree.map(np.array, again.save().tree), tree)
     run(again, 25)
@@ -257,7 +268,7 @@ def test_without_its_rows_a_loop_goes_on_from_its_weights_and_learns_again_once_
     Checkpoints(tmp_path, 2).save(again.number, again.save())
     resumed = make(*overrides)
     fresh = resumed.save()
-    resumed.restore(Checkpoints(tmp_path, 2).resume()[0].saved(fresh.tree, fresh.rows))
+    resumed.restore(checkpoint.load(tmp_path)[0].saved(fresh.tree, fresh.rows))
     chex.assert_trees_all_equal(*(ending(run(loop, 20)) for loop in (again, resumed)))
     first.close()
 
@@ -266,7 +277,7 @@ def test_a_segment_goes_only_when_no_kept_checkpoint_names_it(tmp_path):
     loop, checkpoints = make("loss=mse", "replay.capacity=160"), Checkpoints(tmp_path, 2)
     for _ in range(8):
         checkpoints.save(run(loop, 15).number, loop.save())
-        newest = Checkpoints(tmp_path, 2).resume()[0]
+        newest = checkpoint.load(tmp_path)[0]
         assert {segment.path for segment in newest.segments} <= set((tmp_path / "replay").iterdir())
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
     assert len(list((tmp_path / "replay").iterdir())) <= 5  # 40 rows a ring, 15 a segment, two checkpoints

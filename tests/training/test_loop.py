@@ -1,0 +1,39 @@
+"""A loop that could not be driven to its end is refused before it begins."""
+
+import pytest
+
+from rlcls._errors import UserError
+from rlcls.training import loop, offline, online
+
+
+class Mine:
+    """A loop of a user's own, as far as the check looks at it."""
+
+    unit = "agent_steps"
+    counts = {"agent_steps": 0}
+
+    def restore(self, saved, tick): ...
+
+
+@pytest.mark.untyped
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ({"unit": "epochs"}, "training: {kind}: unit must be one of agent_steps, updates, not epochs"),
+        ({"unit": "updates"}, "training: {kind}: counts must have updates, its unit, and has agent_steps"),
+        (
+            {"restore": lambda self, saved: None},
+            "training: {kind}.restore must take (saved, tick), as rlcls.training.Loop has it",
+        ),
+    ],
+)
+def test_a_loop_that_breaks_the_interface_is_one_line(wrong, line):
+    made = type("Mine", (Mine,), wrong)()
+    with pytest.raises(UserError) as error:
+        loop.check(made)
+    assert str(error.value) == line.format(kind=f"{type(made).__module__}.Mine")
+    loop.check(Mine())
+
+
+def test_the_loops_that_come_with_the_package_count_what_a_run_can_count():
+    assert {online.Online.unit, offline.Offline.unit} == set(loop.UNITS)
