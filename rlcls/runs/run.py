@@ -89,8 +89,8 @@ def run(
     def check_clipping(values: dict[str, Any]) -> None:
         nonlocal clipped_lines
         if clipped_lines < _CLIPPED_LINES:  # the warning comes once
-            clipped = values.get("clip_fraction")
-            clipped = clipped if is_number(clipped) else 0.0
+            value = values.get("clip_fraction")
+            clipped: float = value if is_number(value) else 0.0
             clipped_lines = clipped_lines + 1 if clipped > _CLIPPED else 0
             if clipped_lines == _CLIPPED_LINES:
                 share = f"{clipped:.0%} of the targets lie outside the support and are clipped"

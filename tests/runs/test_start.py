@@ -190,9 +190,9 @@ def test_a_signal_while_actions_are_played_again_ends_the_resume_and_changes_no_
 ):
     play = Online._play_again
 
-    def interrupted(self, sent, tick):
+    def interrupted(self, tick):
         os.kill(os.getpid(), signal.SIGTERM)
-        play(self, sent, tick)
+        play(self, tick)
 
     monkeypatch.setattr(Online, "_play_again", interrupted)
     before = contents(run_dir)
