@@ -89,7 +89,7 @@ def run(
     def check_clipping(values: dict[str, Any]) -> None:
         nonlocal clipped_lines
         if clipped_lines < _CLIPPED_LINES:  # the warning comes once
-            value = values.get("clip_fraction")
+            value = values.get("clip_fraction", 0.0)
             clipped: float = value if is_number(value) else 0.0
             clipped_lines = clipped_lines + 1 if clipped > _CLIPPED else 0
             if clipped_lines == _CLIPPED_LINES:
