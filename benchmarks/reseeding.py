@@ -1,4 +1,4 @@
-"""What new seeds cost in training, and how long a resume plays recorded actions again.
+"""Measures the time that new seeds cost in training, and the time for which a resume replays recorded actions.
 
     python benchmarks/reseeding.py
 
