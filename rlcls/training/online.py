@@ -153,7 +153,7 @@ class Online:
         if self._observations is None:
             self._observations, _ = self._env.reset(seed=self._seeds())
         observations, starts = self._observations, self._starts
-        arguments = jax.device_put((observations, self.number, self._epsilon()))
+        arguments = jax.device_put((observations, self.number, self._epsilon()), may_alias=True)
         # A copy: a view would keep one of JAX's arrays alive for each step.
         actions = np.array(jax.device_get(self._act(self._learner.acting, *arguments)))
         self._env.send(actions)
