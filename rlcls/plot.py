@@ -48,12 +48,26 @@ def _command(argv: list[str]) -> int:
     if not (smooth.isdecimal() and int(smooth) > 0):
         raise UserError(f"smooth={smooth} must be a whole number of at least 1")
     style: dict[str, Any] = {"axis": axis, "smooth": int(smooth)}
+    names = arguments.names if len(arguments.names) == 1 else _measured(arguments.names)
     if len(arguments.names) == 1 and "out" not in options:
-        path = learning_curve(arguments.names[0], **style)
+        path = learning_curve(names[0], **style)
     else:
-        path = compare(arguments.names, options.get("out") or _beside(arguments.names), **style)
+        path = compare(names, options.get("out") or _beside(names), **style)
     print(path)
     return 0
+
+
+def _measured(run_dirs: Sequence[str]) -> list[str]:
+    """The runs that have measured something; a note names each of the others."""
+    from rlcls.runs.folder import CONFIG
+    from rlcls.runs.metrics import FILE
+
+    unmeasured = [each for each in run_dirs if Path(each, CONFIG).is_file() and not Path(each, FILE).exists()]
+    for each in unmeasured:
+        print(f"note: {each} has no {FILE} yet and is left out", file=sys.stderr)
+    if len(unmeasured) == len(run_dirs):
+        raise UserError(f"no run has a {FILE} yet")
+    return [each for each in run_dirs if each not in unmeasured]
 
 
 def _beside(run_dirs: Sequence[str]) -> Path:

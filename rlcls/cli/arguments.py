@@ -9,7 +9,7 @@ from typing import NamedTuple
 from rlcls._errors import UserError, nearest
 
 DEVICES = ("cpu", "gpu", "tpu")
-"""What the option device= can be."""
+"""The values of the option device=."""
 
 
 class Arguments(NamedTuple):
@@ -35,7 +35,7 @@ def parse(argv: list[str], options: Collection[str], *, names: bool = False) -> 
       names: whether arguments without a known option are names, of run folders for example.
 
     Raises:
-      UserError: an unknown option, or one without a value.
+      UserError: an unknown option, or one without a value or with two.
 
     >>> parse(["run=runs/a", "eval.episodes=3"], ["run", "eval.episodes"]).options
     {'run': 'runs/a', 'eval.episodes': '3'}
@@ -49,6 +49,8 @@ def parse(argv: list[str], options: Collection[str], *, names: bool = False) -> 
         if name in options and equals:
             if not value:
                 raise UserError(f"{name} needs a value: {name}=...")
+            if name in values:
+                raise UserError(f"{name} is given twice: {values[name]} and {value}")
             values[name] = value
         elif names and not argument.startswith("-") and (not equals or Path(argument).exists()):
             rest.append(argument)

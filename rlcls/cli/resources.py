@@ -1,4 +1,4 @@
-"""What a run will need of this machine, and what this process may use of it."""
+"""Estimates the memory that a run needs, and compares it with the memory that this process may use."""
 
 from __future__ import annotations
 

@@ -34,6 +34,9 @@ class Source(Protocol):
           size: B, transitions in the batch.
           seed: the run's seed.
           number: updates before the one that the batch is for.
+
+        Returns:
+          The batch, in arrays that are not written to later, because the learner may use them where they lie.
         """
         ...
 

@@ -135,6 +135,7 @@ def test_a_folder_whose_name_has_a_comma_is_one_run(tmp_path):
             ["a", "b", "video=x.mp4"],
             "video=x.mp4 is one film, and there are 2 runs; video=true films each",
         ),
+        (["run=a", "run=b"], "run is given twice: a and b"),
         (["eval.episodes=3"], "name the run folder to evaluate: run=runs/...; --help says more"),
         (
             ["run=a", "vido=true"],

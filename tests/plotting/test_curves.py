@@ -235,6 +235,21 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, ar
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_run_that_has_only_begun_is_left_out_beside_others(tmp_path, capsys):
+    runs = [
+        make_run(tmp_path / "one"),
+        make_run(tmp_path / "two", "seed=1"),
+        make_run(tmp_path / "begun", "seed=2"),
+    ]
+    (tmp_path / "begun" / "metrics.jsonl").unlink()
+    assert plot.main([str(run) for run in runs]) == 0
+    assert capsys.readouterr().err == f"note: {tmp_path / 'begun'} has no metrics.jsonl yet and is left out\n"
+    for run in runs[:2]:
+        (run / "metrics.jsonl").unlink()
+    assert plot.main([str(run) for run in runs]) == 2
+    assert capsys.readouterr().err.endswith("error: no run has a metrics.jsonl yet\n")
+
+
 def test_a_folder_without_metrics_is_no_run(tmp_path):
     (make_run(tmp_path / "a") / "metrics.jsonl").unlink()
     with pytest.raises(UserError, match=r"it has no metrics\.jsonl"):
