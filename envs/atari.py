@@ -349,10 +349,10 @@ def _episode_began(info: dict[str, np.ndarray]) -> np.ndarray:
 def _rom(game: str) -> str:
     roms = _roms()
     if game in _FOR_TWO_PLAYERS:
-        raise UserError(f"game {game!r} needs two players; rlcls.envs.atari.games() lists the games for one")
+        raise UserError(f"game {game!r} needs two players; python -m rlcls.games lists the games for one")
     if game not in roms:
         similar = nearest(_plain_name(game), roms, most=4)
-        raise UserError(f"unknown game {game!r}{similar}; rlcls.envs.atari.games() lists all")
+        raise UserError(f"unknown game {game!r}{similar}; python -m rlcls.games lists all")
     return roms[game]
 
 

@@ -224,7 +224,7 @@ def _cells(result: Evaluation, frame_skip: int) -> dict[str, str]:
     }
     if frame_skip > 1:
         minutes, seconds = divmod(round(length * frame_skip / 60), 60)
-        cells["played in"] = f"{minutes}:{seconds:02} min"
+        cells["game time"] = f"{minutes}:{seconds:02} min"
     return cells
 
 

@@ -47,7 +47,8 @@ def build(config: DictConfig, section: str, *positional: Any, **arguments: Any) 
     except UserError:
         raise
     except (TypeError, ValueError) as error:
-        raise UserError(f"{section}: {one_line(error)}") from error
+        own = "" if str(options.get("_target_")).startswith("rlcls.") else f"{options['_target_']}: "
+        raise UserError(f"{section}: {own}{one_line(error)}") from error
     except HydraException as error:
         cause = error.__cause__
         while isinstance(cause, HydraException) and cause.__cause__ is not None:

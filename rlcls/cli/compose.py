@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.resources
 import inspect
 import itertools
 import pkgutil
@@ -80,6 +81,11 @@ def compose(argv: list[str]) -> DictConfig:
     given = {override.key_or_group for override in overrides}
     for section in OBJECTS:
         _fit(config, known, section, given)
+    if not _takes_game(config):
+        if "game" in given:
+            own_name = f"; env.id={config.env.id} names the environment" if "id" in config.env else ""
+            raise UserError(f"game: env={config.choices.env} does not take it{own_name}")
+        del config["game"], known["game"]
     try:
         resolved: Any = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
@@ -103,7 +109,7 @@ def split_flags(argv: list[str]) -> tuple[set[str], list[str]]:
         elif flag.startswith("-") and "=" in flag:
             raise UserError(f"options are written without dashes: {flag.lstrip('-')}")
         elif flag.startswith("-"):
-            raise UserError(f"unknown flag {flag!r}" + nearest(flag, FLAGS))
+            raise _unknown_flag(flag)
         else:
             rest.append(argument)
     return flags, rest
@@ -187,7 +193,7 @@ def _resolved_where_possible(config: DictConfig) -> dict[str, Any]:
 
 def _parse(argument: str) -> Override:
     if argument.startswith("-"):
-        raise UserError(f"unknown flag {argument!r}" + nearest(argument, FLAGS))
+        raise _unknown_flag(argument)
     key, equals, value = argument.partition("=")
     if not (equals or argument.startswith("~")) or not key:
         raise UserError(f"cannot read {argument!r}; options are written name=value, such as seed=1")
@@ -203,6 +209,13 @@ def _parse(argument: str) -> Override:
         return parser.parse_override(f"{key}={_quoted(value)}")
     except HydraException:
         raise UserError(f"cannot read {argument!r}; options are written name=value, such as seed=1") from None
+
+
+def _unknown_flag(flag: str) -> UserError:
+    hint = nearest(flag, FLAGS)
+    if "did you mean" not in hint:
+        hint = f"; options are written without dashes, as in {flag.lstrip('-') or 'seed'}=value{hint}"
+    return UserError(f"unknown flag {flag!r}{hint}")
 
 
 def _as_typed(value: str) -> str:
@@ -248,7 +261,16 @@ def _check_option(override: Override, known: DictConfig) -> None:
     if inside:
         raise UserError(f"{key!r} is a group of options, set one by one ({', '.join(inside)})")
     owner = f" of {section}={known.choices[section]}" if known.choices.get(section) else ""
+    if section in GROUPS and (takers := _choices_with(section, key.split(".")[1])):
+        raise UserError(f"unknown option {key!r}{owner}; it belongs to {', '.join(takers)}")
     raise UserError(f"unknown option {key!r}{owner}" + _nearest_option(key, names))
+
+
+def _choices_with(group: str, option: str) -> list[str]:
+    """The choices of a group whose files set the option, written group=name."""
+    folder = importlib.resources.files("rlcls.configs").joinpath(group)
+    files = {name: OmegaConf.create(folder.joinpath(f"{name}.yaml").read_text()) for name in choices(group)}
+    return [f"{group}={name}" for name, options in files.items() if option in options]
 
 
 def _nearest_option(key: str, names: list[str]) -> str:
@@ -302,6 +324,12 @@ def _fit(config: DictConfig, known: DictConfig, section: str, given: set[str]) -
         elif importable:
             named = takes.intersection(map(str, options)) or takes
             raise UserError(f"{section}.{key}: {target} takes no {key!r}" + nearest(key, named))
+
+
+def _takes_game(config: DictConfig) -> bool:
+    """Whether an option, of the environment or of the data, has the value of the option `game`."""
+    raw: Any = OmegaConf.to_container(config)
+    return any(isinstance(value, str) and "${game}" in value for _, value in leaves(raw))
 
 
 @functools.cache

@@ -127,7 +127,7 @@ def load(run_dir: str | os.PathLike[str], axis: str = "agent_steps", smooth: int
     """
     folder = Path(run_dir)
     config = read_config(folder)
-    game = read_facts(folder).get("environment") or str(config.game)
+    game = read_facts(folder).get("environment") or str(config.get("game", config.choices.env))
     rows = metrics.read(folder)
     if rows and axis not in rows[0]:
         if axis != "agent_steps":

@@ -55,3 +55,10 @@ def test_the_games_and_protocols_are_listed_one_a_line(capsys):
     assert lines[1 : len(atari.games()) + 1] == [f"  {name}" for name in atari.games()] and "  Pong" in lines
     assert lines[-len(atari.PROTOCOLS) - 1] == "protocols (env.protocol=):"
     assert {line.strip().partition(":")[0] for line in lines[-len(atari.PROTOCOLS) :]} == set(atari.PROTOCOLS)
+
+
+def test_only_games_with_the_text_in_their_names_are_listed(capsys):
+    assert games.main(["pong"]) == 0
+    assert capsys.readouterr().out.splitlines()[:3] == ["games (game=):", "  Pong", ""]
+    assert games.main(["nosuchgame"]) == 2
+    assert capsys.readouterr().err == "error: no game has 'nosuchgame' in its name\n"

@@ -319,3 +319,12 @@ def test_a_schedule_changes_the_rate_of_the_optimiser():
 def test_a_further_evaluator_has_a_name_and_a_period():
     run = compose.compose(["+evals.mine._target_=package.Mine", "+evals.mine.every=7", "eval.every=0"])
     assert dict(run.evals.mine) == {"_target_": "package.Mine", "every": 7} and run.eval.every == 0
+
+
+def test_a_game_stands_only_in_the_configuration_of_what_plays_one():
+    assert "game" not in compose.compose(["env=gymnasium"])
+    assert (
+        compose.compose(["env=gymnasium", "agent=cql", "data=dqn_replay", "data.path=x", "game=Qbert"]).game
+        == "Qbert"
+    )
+    assert compose.compose(["env=probe", "game=probe/value"]).game == "probe/value"

@@ -27,7 +27,10 @@ MISTAKES = {
     "diagnostics.every=-1": "diagnostics.every: expected at least 0, not -1",
     "diagnostics.batch_size=0": "diagnostics.batch_size: expected at least 1, not 0",
     "diagnostics.every=often": "diagnostics.every: expected a whole number, not 'often'",
-    "loss=mse loss.num_bins=5": "unknown option 'loss.num_bins' of loss=mse",
+    "loss=mse loss.num_bins=5": "unknown option 'loss.num_bins' of loss=mse; it belongs to loss=c51, loss=hlgauss, "
+    "loss=mse_softmax, loss=one_hot, loss=two_hot",
+    "env.id=CartPole-v1": "unknown option 'env.id' of env=atari; it belongs to env=gymnasium",
+    "env=gymnasium game=Pong": "game: env=gymnasium does not take it; env.id=CartPole-v1 names the environment",
     "hydra.run.dir=x": "unknown option 'hydra.run.dir'; did you mean 'run_dir'? (--help lists them all)",
     "eval=3": "unknown eval '3' (episodes)",
     "checkpoint=3": "'checkpoint' is a group of options, set one by one "
@@ -82,6 +85,11 @@ def test_a_mistake_is_named_in_one_line(said):
             "unknown flag '--hepl'; did you mean '--help'? (--config, --config-file, --help, --multirun)",
         ),
         ("--seed=3", "options are written without dashes: seed=3"),
+        (
+            "--game",
+            "unknown flag '--game'; options are written without dashes, as in game=value (--config, --config-file, "
+            "--help, --multirun)",
+        ),
     ],
 )
 def test_a_flag_that_is_none_is_named(flag, line):
