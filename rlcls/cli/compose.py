@@ -7,6 +7,7 @@ mistake is one line, a `UserError`.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib.resources
 import inspect
@@ -165,9 +166,15 @@ def configs() -> contextlib.AbstractContextManager[Any]:
 
 
 def _compose(overrides: list[str]) -> DictConfig:
+    return copy.deepcopy(_composed(tuple(overrides)))
+
+
+# Hydra takes a quarter of a second, and a sweep asks for the same groups again and again.
+@functools.lru_cache(maxsize=64)
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
     try:
         with configs():
-            config = hydra.compose("config", overrides=overrides, return_hydra_config=True)
+            config = hydra.compose("config", overrides=list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(one_line(error)) from None
     OmegaConf.set_struct(config, False)
