@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _command(argv: list[str]) -> int:
     from rlcls.cli import compose, config_file, sweep
+    from rlcls.runs.output import unread_is_dropped
 
     launcher, argv = sweep.split_launcher(argv)
     file, argv = config_file.split(argv)
@@ -52,9 +53,10 @@ def _command(argv: list[str]) -> int:
 
         print("---\n".join(OmegaConf.to_yaml(each) for each in configs), end="")
         return 0
-    if sweeping:
-        return sweep.launch(commands, launcher) if launcher else sweep.run_each(commands)
-    return _train(configs[0])
+    with unread_is_dropped():
+        if sweeping:
+            return sweep.launch(commands, launcher) if launcher else sweep.run_each(commands)
+        return _train(configs[0])
 
 
 def _train(config: DictConfig) -> int:
@@ -62,7 +64,7 @@ def _train(config: DictConfig) -> int:
     from rlcls.runs import Checkpoints, RunFolder, start
     from rlcls.runs.metrics import WandB, check_wandb
     from rlcls.runs.progress import phase
-    from rlcls.runs.signals import Stopped, collected, output_may_fail
+    from rlcls.runs.signals import Stopped, collected
     from rlcls.training import loop as loops
     from rlcls.training import memory, xla
 
@@ -112,10 +114,9 @@ def _train(config: DictConfig) -> int:
             try:
                 _restore(loop, begun.checkpoint, begun.replay, lambda: bool(received))
             except Stopped:
-                with output_may_fail(lambda: True):
-                    print(
-                        f"stopped by {_name(received)} before it went on; the same command continues from there"
-                    )
+                print(
+                    f"stopped by {_name(received)} before it went on; the same command continues from there"
+                )
                 return 128 + received[0]
         _header(config, loop, env, agent, device, folder.path, seconds)
         checkpoints = Checkpoints(folder.path, config.checkpoint.keep, begun.segments)
@@ -131,8 +132,7 @@ def _train(config: DictConfig) -> int:
             seconds,
             env.frame_skip,
         )
-        with output_may_fail(lambda: bool(received)):
-            print(f"{_outcome(loop, config.steps, received)}{_picture(folder.path)}", flush=True)
+        print(f"{_outcome(loop, config.steps, received)}{_picture(folder.path)}", flush=True)
         return 128 + received[0] if received else 0
 
 

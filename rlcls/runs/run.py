@@ -14,7 +14,7 @@ from rlcls.training.loop import Loop
 from .checkpoint import Checkpoints
 from .metrics import Metrics, check_values, is_number, read
 from .progress import Progress
-from .signals import Stopped, output_may_fail, unless_stopped
+from .signals import Stopped, unless_stopped
 
 _SAVING = "saving a checkpoint"
 _CLIPPED, _CLIPPED_LINES = 0.1, 3  # more than this share of targets, in so many "train" lines in a row
@@ -78,8 +78,7 @@ def run(
         return loop.counts[loop.unit]
 
     def show() -> None:
-        with output_may_fail(stopped):
-            progress.update(count(), **shown)
+        progress.update(count(), **shown)
 
     def write(kind: str, values: dict[str, Any]) -> dict[str, Any]:
         written = metrics.write(kind, loop.counts, **values)
@@ -94,8 +93,7 @@ def run(
             clipped_lines = clipped_lines + 1 if clipped > _CLIPPED else 0
             if clipped_lines == _CLIPPED_LINES:
                 share = f"{clipped:.0%} of the targets lie outside the support and are clipped"
-                with output_may_fail(stopped):
-                    print(f"warning: {share}; {widen()}", file=sys.stderr, flush=True)
+                print(f"warning: {share}; {widen()}", file=sys.stderr, flush=True)
 
     def save(*, permanent: bool = False) -> None:
         nonlocal unsaved
@@ -108,9 +106,8 @@ def run(
         with progress.phase(_SAVING):
             remarks = checkpoints.save(count(), loop.save(), permanent=permanent, best=best, **state)
         unsaved = False
-        with output_may_fail(stopped):
-            for remark in remarks:
-                print(f"note: {remark}", file=sys.stderr)
+        for remark in remarks:
+            print(f"note: {remark}", file=sys.stderr)
 
     def evaluate(due: Sequence[Periodic]) -> list[str]:
         """Calls evaluators; returns the kinds of those that a signal prevented."""
@@ -150,8 +147,7 @@ def run(
         if last or permanent or is_best or _passed(checkpoint_every, before, count()):
             save(permanent=permanent)
     if stopped() and unsaved:
-        with output_may_fail(stopped):
-            print("saving a checkpoint; a second Ctrl-C or SIGTERM stops without it", flush=True)
+        print("saving a checkpoint; a second Ctrl-C or SIGTERM stops without it", flush=True)
         save()
 
 

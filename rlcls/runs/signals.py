@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -26,28 +25,9 @@ def unless_stopped(
     def checked(done: int, total: int) -> None:
         if stopped():
             raise Stopped
-        with output_may_fail(stopped):
-            tick(done, total)
+        tick(done, total)
 
     return checked
-
-
-@contextlib.contextmanager
-def output_may_fail(stopped: Callable[[], bool]) -> Iterator[None]:
-    """Suppresses an OSError of the block's output once a signal has come, because a Ctrl-C also ends `| tee log`.
-
-    A stream that nobody reads discards its output from then on.
-    """
-    try:
-        yield
-    except OSError:
-        if not stopped():
-            raise
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except OSError:
-                _discard(stream.fileno())
 
 
 @contextlib.contextmanager
@@ -93,10 +73,10 @@ def _leave_terminal(descriptors: list[int]) -> None:
     """Sends output nowhere if its terminal has closed: writing to it would raise, and the run would not be saved."""
     for number in descriptors:
         if not os.isatty(number):
-            _discard(number)
+            discard(number)
 
 
-def _discard(number: int) -> None:
+def discard(number: int) -> None:
     """Makes a file descriptor discard what is written to it."""
     descriptor = os.open(os.devnull, os.O_WRONLY)
     os.dup2(descriptor, number)

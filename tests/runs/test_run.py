@@ -1,8 +1,5 @@
 """The driver of a loop: what it shows, and what it warns of."""
 
-import os
-import sys
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -146,58 +143,6 @@ def test_the_best_checkpoint_so_far_is_kept_by_a_run_that_looks_for_none(drive):
 
 def test_a_list_where_the_display_shows_a_number_is_a_dash():
     assert _shown_in("train", {"loss": [1.0]}) == {"loss": None}
-
-
-class Unread:
-    """The standard output of a command whose reader, such as `tee`, a Ctrl-C has ended."""
-
-    def __enter__(self):
-        read, write = os.pipe()
-        os.close(read)
-        self.stream = open(write, "w")
-        return self.stream
-
-    def __exit__(self, *error):
-        self.stream.close()  # raises if anything could not be written
-
-
-@pytest.mark.parametrize("during", ["a step", "an evaluation"])
-def test_a_ctrl_c_saves_although_it_ends_the_reader_of_the_output_too(during, drive, monkeypatch):
-    signals = []
-
-    class Display(Progress):
-        def _refresh(self):
-            if self._phase or self._count == 10:
-                signals.append(2)  # it comes while the display is written
-            if signals:
-                print("display", flush=True)
-
-    def evaluate(acting, number, tick):
-        tick(0, 1)
-        return {}
-
-    with Unread() as stream:
-        monkeypatch.setattr(sys, "stdout", stream)
-        begin = [0.0] * (4 if during == "a step" else 2)
-        loop_display = Display(40)
-        if during == "an evaluation":
-            loop_display.update = lambda *_, **latest: None
-        saves = drive(begin, loop_display, evaluator=evaluate, stopped=lambda: bool(signals))
-        loop_display.close()
-        print("stopped", flush=True)
-    assert [steps for steps, _ in saves] == [10 if during == "a step" else 20]
-
-
-def test_output_that_nobody_reads_ends_a_run_that_no_signal_stopped(drive, monkeypatch):
-    class Display(Progress):
-        def _refresh(self):
-            print("display", flush=True)
-
-    read, write = os.pipe()
-    os.close(read)
-    with monkeypatch.context() as patch, pytest.raises(BrokenPipeError):
-        patch.setattr(sys, "stdout", os.fdopen(write, "w"))
-        drive([0.0] * 4, Display(40))
 
 
 def test_a_signal_before_anything_is_new_writes_no_checkpoint(drive):
