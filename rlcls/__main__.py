@@ -12,6 +12,8 @@ _COMMANDS = {
     "train": "train an agent, or go on with a run",
     "evaluate": "play episodes with trained agents",
     "plot": "draw the learning curves of runs",
+    "collect": "record a policy that plays, or the replay of a run",
+    "datasets": "inspect, convert and verify recorded experience",
     "games": "list the Atari games and their protocols",
 }
 _HELP = "\n".join(

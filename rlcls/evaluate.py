@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcls._errors import UserError, command, nearest
-from rlcls.cli.arguments import DEVICES, parse
+from rlcls.cli.arguments import DEVICES, parse, probability, whole_number
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -173,18 +172,9 @@ def _settings(options: Mapping[str, str]) -> dict[str, Any]:
     """The values of those options that replace the run's own."""
     settings: dict[str, Any] = {}
     for name, least, most in (("seed", 0, 2**32 - 1), ("eval.episodes", 1, 10**9)):
-        if name in options:
-            text = options[name]
-            if not (text.isdecimal() and least <= int(text) <= most):
-                raise UserError(f"{name}={text} must be a whole number between {least} and {most}")
-            settings[name] = int(text)
-    if "eval.epsilon" in options:
-        try:
-            epsilon = float(options["eval.epsilon"])
-        except ValueError:
-            epsilon = math.nan
-        if not 0 <= epsilon <= 1:
-            raise UserError(f"eval.epsilon={options['eval.epsilon']} must be a number between 0 and 1")
+        if (number := whole_number(options, name, least, most)) is not None:
+            settings[name] = number
+    if (epsilon := probability(options, "eval.epsilon")) is not None:
         settings["eval.epsilon"] = epsilon
     if "env.protocol" in options:
         settings["env.protocol"] = options["env.protocol"]

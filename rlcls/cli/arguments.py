@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,3 +58,35 @@ def parse(argv: list[str], options: Collection[str], *, names: bool = False) -> 
         else:
             raise UserError(f"unknown option {name!r}{nearest(name.lstrip('-'), options)}")
     return Arguments(values, rest, False)
+
+
+def whole_number(options: Mapping[str, str], name: str, least: int, most: int) -> int | None:
+    """The value of an option that is a whole number between `least` and `most`; None where it is not given.
+
+    Raises:
+      UserError: it is something else.
+    """
+    text = options.get(name)
+    if text is None:
+        return None
+    if not (text.isdecimal() and least <= int(text) <= most):
+        raise UserError(f"{name}={text} must be a whole number between {least} and {most}")
+    return int(text)
+
+
+def probability(options: Mapping[str, str], name: str) -> float | None:
+    """The value of an option that is a number between 0 and 1; None where it is not given.
+
+    Raises:
+      UserError: it is something else.
+    """
+    text = options.get(name)
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise UserError(f"{name}={text} must be a number between 0 and 1")
+    return value

@@ -211,11 +211,13 @@ class Writer:
     def _begin(self, layout: Layout, source: dict[str, Any]) -> Manifest:
         if not (self.path / MANIFEST).exists():
             foreign = sorted(self.path.glob("[!.]*"))
-            if any(path.suffix != ".bin" for path in foreign):
+            if foreign:
                 raise UserError(
                     f"{self.path} holds other files, such as {foreign[0].name}; name a new folder"
                 )
-            return Manifest(layout, source)
+            manifest = Manifest(layout, source)
+            manifest.write(self.path)  # first, so that columns without it are known to be somebody else's
+            return manifest
         manifest = Manifest.read(self.path)
         if (manifest.layout, manifest.source) != (layout, json.loads(json.dumps(source))):
             raise UserError(f"{self.path} holds a recording of something else; name another folder")

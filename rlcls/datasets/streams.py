@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import tempfile
+
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
+from rlcls._errors import UserError
+
 from .recording import Writer
 from .rows import BEGINS, CONTINUES, CUT, Rows
+
+_PIECE = 256  # rows that are read back at once, 1.8 MB of Atari frames
 
 
 class Streams:
     """Turns vector steps into whole episodes, which it appends to a writer as they end.
 
     It takes the rows that `rlcls.replay.FrameReplay.add` takes, under the same rules: an episode ends with its final
-    observation, in the row before the next start. The episodes under way are in memory, 7 KB for each Atari row.
+    observation, in the row before the next start. The frames of the episodes under way are in one temporary file for
+    each stream, in the writer's folder, and 100 bytes or so for each of their rows are in memory.
 
     Args:
       writer: what the episodes are appended to; its owner commits and finishes it.
       num_streams: environments, N.
+
+    Raises:
+      UserError: the disk is full, or a process may not open so many files.
     """
 
     def __init__(self, writer: Writer, num_streams: int):
         self._writer = writer
+        try:
+            self._frames = [
+                tempfile.TemporaryFile(dir=writer.path)  # noqa: SIM115  # `close` closes it
+                for _ in range(num_streams)
+            ]
+        except OSError as error:
+            raise UserError(f"cannot write {writer.path}: {error.strerror or error}") from error
         self._steps: list[list[tuple]] = [[] for _ in range(num_streams)]
         self._kinds = [CUT] * num_streams
 
@@ -45,37 +62,47 @@ class Streams:
         Returns:
           Episodes that this row shows to be finished, and that have been appended.
         """
-        frames = observations[:, -1] if self._writer.manifest.layout.stack else observations
+        layout = self._writer.manifest.layout
+        frames = observations[:, -1] if layout.stack else observations
         finished = 0
         for stream in range(len(self._steps)):
             if starts[stream]:
                 finished += self._end(stream)
                 self._kinds[stream] = BEGINS
-            row = frames[stream].copy(), actions[stream], rewards[stream], terminals[stream]
-            self._steps[stream].append(row)
+            try:
+                self._frames[stream].write(np.ascontiguousarray(frames[stream], layout.frame_dtype).data)
+            except OSError as error:
+                raise UserError(f"cannot write {self._writer.path}: {error.strerror or error}") from error
+            self._steps[stream].append((actions[stream], rewards[stream], terminals[stream]))
         return finished
 
     def close(self) -> None:
-        """Appends the episodes under way, cut where they are."""
+        """Appends the episodes under way, cut where they are, and removes the temporary files."""
         for stream in range(len(self._steps)):
             self._end(stream)
-            self._kinds[stream] = CUT
+            self._frames[stream].close()
 
     def _end(self, stream: int) -> int:
         steps, self._steps[stream] = self._steps[stream], []
         if not steps:
             return 0
-        frames, actions, rewards, terminals = zip(*steps, strict=True)
+        dtypes = {name: dtype for name, (dtype, _) in self._writer.manifest.layout.columns.items()}
+        frame_shape = self._writer.manifest.layout.frame_shape
         starts = np.full(len(steps), CONTINUES, np.uint8)
         starts[0] = self._kinds[stream]
-        columns = self._writer.manifest.layout.columns
-        self._writer.append(
-            Rows(
-                np.array(frames),
-                np.array(actions, columns["actions"][0]),
-                np.array(rewards, np.float32),
-                np.array(terminals, bool),
-                starts,
+        self._frames[stream].seek(0)
+        for first in range(0, len(steps), _PIECE):
+            actions, rewards, terminals = zip(*steps[first : first + _PIECE], strict=True)
+            shape = len(rewards), *frame_shape
+            size = int(np.prod(shape)) * dtypes["frames"].itemsize
+            self._writer.append(
+                Rows(
+                    np.frombuffer(self._frames[stream].read(size), dtypes["frames"]).reshape(shape),
+                    np.array(actions, dtypes["actions"]),
+                    np.array(rewards, np.float32),
+                    np.array(terminals, bool),
+                    starts[first : first + _PIECE],
+                )
             )
-        )
+        self._frames[stream].seek(0)
         return 1

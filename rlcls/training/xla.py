@@ -55,6 +55,7 @@ class Use(enum.IntEnum):
     UPDATE = 2
     EVALUATION = 3
     ENVIRONMENT = 4
+    COLLECTION = 5
 
 
 def keys(seed: int, *uses: Use) -> list[Key[Array, ""]]:

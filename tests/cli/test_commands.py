@@ -23,7 +23,9 @@ def call(monkeypatch):
 def test_help_lists_the_commands(argv, call, capsys):
     assert call(*argv) == 0
     text = capsys.readouterr().out
-    assert all(f"\n  {name} " in text for name in ("train", "evaluate", "plot", "games"))
+    assert all(
+        f"\n  {name} " in text for name in ("train", "evaluate", "plot", "collect", "datasets", "games")
+    )
 
 
 def test_the_version_is_the_packages(call, capsys):
@@ -33,12 +35,13 @@ def test_the_version_is_the_packages(call, capsys):
 
 def test_an_unknown_command_is_one_line_with_the_nearest(call, capsys):
     assert call("trian") == 2
-    message = "error: unknown command 'trian'; did you mean 'train'? (evaluate, games, plot, train)\n"
+    names = "collect, datasets, evaluate, games, plot, train"
+    message = f"error: unknown command 'trian'; did you mean 'train'? ({names})\n"
     assert capsys.readouterr().err == message
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-@pytest.mark.parametrize("name", ["evaluate", "plot", "games"])
+@pytest.mark.parametrize("name", ["evaluate", "plot", "collect", "games"])
 def test_a_command_gets_its_arguments_and_ends_with_its_exit_code(name, call, capsys):
     with pytest.raises(SystemExit) as ended:
         call(name, "--help")
@@ -62,3 +65,10 @@ def test_only_games_with_the_text_in_their_names_are_listed(capsys):
     assert capsys.readouterr().out.splitlines()[:3] == ["games (game=):", "  Pong", ""]
     assert games.main(["nosuchgame"]) == 2
     assert capsys.readouterr().err == "error: no game has 'nosuchgame' in its name\n"
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_the_commands_of_data_sets_are_there_too(call, capsys):
+    with pytest.raises(SystemExit) as ended:
+        call("datasets", "inspekt")
+    assert ended.value.code == 2 and "did you mean 'inspect'?" in capsys.readouterr().err

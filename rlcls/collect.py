@@ -1,0 +1,291 @@
+"""Records experience: `python -m rlcls.collect env=atari game=Pong policy=random steps=100000 out=recordings/Pong`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rlcls._errors import UserError, command, nearest
+from rlcls.cli.arguments import parse, probability, whole_number
+
+if TYPE_CHECKING:
+    from rlcls.datasets import Recording, Writer
+    from rlcls.datasets.playing import Act
+    from rlcls.envs.base import HostEnv
+    from rlcls.runs.segments import Segment
+
+_POLICIES = ("random", "run", "scripted")
+_PLAYING = ("policy", "steps", "episodes", "seed", "epsilon", "checkpoint")
+_OPTIONS = ("run", "out", "fraction", *_PLAYING)
+_MOST = 10**12
+_HELP = """Records experience for offline learning, see docs/datasets.md.
+
+usage: python -m rlcls.collect run=RUN_FOLDER out=FOLDER [fraction=SHARE]
+       python -m rlcls.collect policy=random [env=NAME ...] steps=N out=FOLDER [name=value ...]
+       python -m rlcls.collect policy=scripted [env=NAME ...] steps=N out=FOLDER [name=value ...]
+       python -m rlcls.collect policy=run run=RUN_FOLDER [env=NAME ...] steps=N out=FOLDER [name=value ...]
+
+The first form records what the replay in a run's newest checkpoint holds; the others play.
+
+out=FOLDER        the recording; a command that was killed goes on with it when it is given again
+fraction=SHARE    only the first part of the replay by time, such as 0.1; default: 1
+policy=NAME       random: all actions equally likely; run: what a run has learnt; scripted: the environment's own
+                  policy, where it has one
+env=NAME ...      the environment, by the options of rlcls.train: env, game, env.num_envs and so on; default: with
+                  policy=run the run's own, otherwise Pong
+steps=N           agent steps, each a row of the recording; the episodes under way at the end are cut
+episodes=N        whole episodes, instead of steps=
+seed=N            determines the environments and the random actions; default: 0
+epsilon=P         with policy=run: the probability of a random action; default: that of the environment's evaluation
+checkpoint=STEP   with policy=run: latest (the default), best, or agent steps (offline: updates)"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Returns its exit code: 0, 2 for a mistake of the user's, 130 for Ctrl-C."""
+    return command(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    environment = [argument for argument in argv if re.match(r"\+?(env|game)\b", argument)]
+    arguments = parse([argument for argument in argv if argument not in environment], _OPTIONS)
+    if arguments.help:
+        print(_HELP)
+        return 0
+    options = arguments.options
+    if "out" not in options:
+        raise UserError("say where to write the recording: out=FOLDER")
+    if "policy" in options:
+        recording = _play(options, environment)
+    elif "run" in options:
+        if extra := [name for name in _PLAYING if name in options] or environment:
+            name = extra[0].partition("=")[0]
+            raise UserError(
+                f"{name} needs a policy that plays, such as policy=run; run= alone records a replay"
+            )
+        recording = _record_replay(Path(options["run"]), options, Path(options["out"]))
+    else:
+        raise UserError(f"say what to record: run=FOLDER, or policy= ({', '.join(_POLICIES)})")
+    print(f"{recording.path}: {recording.columns.num_rows:,} rows, {recording.identity[:16]}")
+    return 0
+
+
+def _play(options: dict[str, str], environment: list[str]) -> Recording:
+    """Records what a policy plays."""
+    from rlcls.cli import build, resources
+    from rlcls.cli.compose import compose
+    from rlcls.datasets import Writer
+    from rlcls.datasets.playing import layout_of, play
+    from rlcls.envs.base import environment_seeds
+    from rlcls.runs import Progress, read_config
+    from rlcls.training.xla import Use
+
+    policy = options["policy"]
+    if policy not in _POLICIES:
+        raise UserError(f"unknown policy {policy!r}{nearest(policy, _POLICIES)}")
+    if "fraction" in options:
+        raise UserError("fraction= is of a replay, which run= without policy= records")
+    for name in ("run", "epsilon", "checkpoint"):
+        if name in options and policy != "run":
+            raise UserError(f"{name}= is of policy=run, not of policy={policy}")
+    if policy == "run" and "run" not in options:
+        raise UserError("say which run plays: run=FOLDER")
+    limits = {name: whole_number(options, name, 1, _MOST) for name in ("steps", "episodes")}
+    if (limits["steps"] is None) == (limits["episodes"] is None):
+        raise UserError("say how much to play: either steps=N or episodes=N")
+    seed = whole_number(options, "seed", 0, 2**32 - 1) or 0
+    epsilon = probability(options, "epsilon")
+
+    resources.allow_open_files()
+    own = policy == "run" and not environment
+    config = read_config(Path(options["run"])) if own else compose(environment)
+    with contextlib.closing(build.environment(config)) as env:
+        act, facts = _policy(policy, options, env, seed, epsilon)
+        source = {
+            **_facts(env),
+            "policy": policy,
+            **facts,
+            **{name: limit for name, limit in limits.items() if limit is not None},
+            "seed": seed,
+            "num_envs": env.num_envs,
+        }
+        counts_rows = limits["steps"] is not None
+        with Writer(options["out"], layout_of(env), source) as writer:
+            if writer.complete:
+                return writer.finish()
+            progress = Progress(
+                limits["steps"] or limits["episodes"] or 0,
+                start=writer.manifest.rows if counts_rows else (writer.progress or (0, 0))[1],
+                unit="agent steps" if counts_rows else "episodes",
+                frame_skip=env.frame_skip if counts_rows and env.frame_skip > 1 else None,
+            )
+            with progress:
+                play(
+                    writer,
+                    env,
+                    act,
+                    lambda part: environment_seeds((seed, Use.COLLECTION, part), env.num_envs),
+                    **limits,
+                    tick=lambda rows, episodes: progress.update(rows if counts_rows else episodes),
+                )
+            return writer.finish()
+
+
+def _policy(
+    name: str, options: dict[str, str], env: HostEnv, seed: int, epsilon: float | None
+) -> tuple[Act, dict[str, Any]]:
+    """The policy of that name, and what it depends on besides the environment and the seed."""
+    if name == "random":
+        return _random_policy(env, seed), {}
+    if name == "run":
+        return _run_policy(Path(options["run"]), options.get("checkpoint", "latest"), env, seed, epsilon)
+    scripted: Any = getattr(env, "scripted_actions", None)
+    if scripted is None:
+        raise UserError(f"policy=scripted: {env.name} has no policy of its own (a method scripted_actions)")
+    return lambda observations, part, step: scripted(), {}
+
+
+def _random_policy(env: HostEnv, seed: int) -> Act:
+    """Actions that are all equally likely."""
+    from rlcls.training.xla import Use
+
+    spec, shape = env.spec, (env.num_envs, *env.spec.action.shape)
+    low, high = spec.action_range or (np.zeros(()), np.zeros(()))
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise UserError(f"policy=random: an action of {env.name} has no lowest and highest value")
+
+    def act(observations: Any, part: int, step: int) -> np.ndarray:
+        random = np.random.Generator(np.random.Philox(key=[seed, Use.COLLECTION], counter=[0, step, part, 0]))
+        if spec.num_actions is None:
+            return random.uniform(low, high, shape).astype(np.float32)
+        return random.integers(spec.num_actions, size=shape, dtype=np.int32)
+
+    return act
+
+
+def _run_policy(
+    run_dir: Path, wanted: str, env: HostEnv, seed: int, epsilon: float | None
+) -> tuple[Act, dict[str, Any]]:
+    """What a run has learnt."""
+    import jax
+
+    from rlcls import trained
+    from rlcls.cli import build
+    from rlcls.files import Seal
+    from rlcls.runs import read_config
+    from rlcls.runs.checkpoint import MANIFEST
+    from rlcls.runs.progress import phase
+    from rlcls.training import xla
+
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of files that training removes meanwhile
+    xla.choose_device(None)
+    xla.cache_compilations()
+    config = read_config(run_dir)
+    with contextlib.closing(build.one_environment(config)) as learnt_in, phase("reading the checkpoint"):
+        (agent, acting, spec), chosen, remarks = trained.read(config, learnt_in, run_dir, wanted)
+        _, digest = Seal.of(chosen.folder / MANIFEST)
+    for line in remarks:
+        print(f"note: {line}", file=sys.stderr)
+    if other := build.other_task(spec, env):
+        raise UserError(f"{run_dir} cannot play: it learnt from {other}")
+    epsilon = env.evaluation_epsilon if epsilon is None else epsilon
+    (key,) = xla.keys(seed, xla.Use.COLLECTION)
+
+    def act(acting: Any, observations: Any, part: Any, step: Any) -> Any:
+        step_key = jax.random.fold_in(jax.random.fold_in(key, part), step)
+        return agent.act(acting, observations, step_key, epsilon)
+
+    compiled = xla.jit(act)
+
+    def policy(observations: Any, part: int, step: int) -> np.ndarray:
+        arguments = jax.device_put((observations, part, step))
+        return np.array(jax.device_get(compiled(acting, *arguments)))
+
+    facts = {"run": run_dir.name, "checkpoint": chosen.steps, "checkpoint_sha256": digest, "epsilon": epsilon}
+    return policy, facts
+
+
+def _record_replay(run_dir: Path, options: dict[str, str], out: Path) -> Recording:
+    """Records the replay of a run's newest checkpoint."""
+    from rlcls._errors import one_line
+    from rlcls.cli import build, resources
+    from rlcls.datasets import Writer
+    from rlcls.datasets.playing import layout_of
+    from rlcls.files import DAMAGED
+    from rlcls.runs import checkpoint, read_config
+    from rlcls.runs.progress import phase
+
+    fraction = probability(options, "fraction")
+    if fraction == 0:
+        raise UserError("fraction=0 records nothing; give a share above 0")
+    resources.allow_open_files()
+    config = read_config(run_dir)
+    with phase("reading the checkpoint"):
+        chosen, damaged = checkpoint.load(run_dir)
+    for each in damaged:
+        print(f"note: {each}; falling back to the one before", file=sys.stderr)
+    if chosen is None:
+        raise UserError(f"{run_dir} has no checkpoint that is whole")
+    if not chosen.segments:
+        raise UserError(f"{run_dir} has no replay: it learnt from recorded data")
+    with contextlib.closing(build.one_environment(config)) as env:
+        layout, facts = layout_of(env), _facts(env)
+    source = {
+        **facts,
+        "policy": "the run's own while it learnt",
+        "run": run_dir.name,
+        "agent_steps": chosen.steps,
+        "fraction": 1.0 if fraction is None else fraction,
+        "segments": [digest for _, digest in (segment.seal for segment in chosen.segments)],
+    }
+    with Writer(out, layout, source) as writer:
+        if not writer.complete:
+            try:
+                _append_replay(writer, chosen.segments, config.replay.capacity, source["fraction"])
+            except DAMAGED as error:
+                raise UserError(f"the replay of {run_dir} cannot be read: {one_line(error)}") from error
+        return writer.finish()
+
+
+def _append_replay(writer: Writer, segments: list[Segment], capacity: int, fraction: float) -> None:
+    """Appends the rows that a replay of this capacity holds, one segment in memory at a time."""
+    from rlcls.datasets import Streams
+    from rlcls.files import unpack
+    from rlcls.runs import Progress
+
+    columns = unpack(segments[0].path)
+    num_streams, last = columns["actions"].shape[1], segments[-1].last
+    first = max(segments[0].first, last - capacity // num_streams)  # the first segment may hold older rows
+    last = first + max(1, int((last - first) * fraction))
+    streams = Streams(writer, num_streams)
+    with Progress((last - first) * num_streams, unit="agent steps") as progress:
+        for segment in segments:
+            columns = unpack(segment.path)
+            frames = columns["frames"][:, :, None] if writer.manifest.layout.stack else columns["frames"]
+            for row in range(max(first, segment.first), min(last, segment.last)):
+                i = row - segment.first
+                streams.add(
+                    frames[i],
+                    *(columns[name][i] for name in ("actions", "rewards", "terminals", "starts")),
+                )
+                progress.update((row + 1 - first) * num_streams)
+    streams.close()
+
+
+def _facts(env: HostEnv) -> dict[str, Any]:
+    """What a recording says of its environment."""
+    return {
+        "made_by": "rlcls.collect",
+        "environment": env.name,
+        "protocol": env.facts(),
+        "rewards": "as the environment gave them, not clipped",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
