@@ -22,7 +22,11 @@ class Transitions:
     episode without a terminal bootstraps from its last row. `next_action` there is the action recorded with that row.
 
     `return_to_go` sums discounted rewards to the end of the episode or of its record; it lacks what an episode that
-    was cut would still have brought. Like the n-step rewards it is of clipped rewards if `reward_clip` is set.
+    was cut would still have brought.
+
+    Every sum is of learnt rewards: reward_scale * (clip(r, +-reward_clip) + u), where u is uniform between 0 and
+    `reward_noise`. The u of a row is a function of `noise_seed` and of the row's place in the recording: a transition
+    has the same reward at each visit, and the sums over n steps contain the u of each step.
 
     Memory beside the mapped frames: 23 bytes for each row of discrete actions.
 
@@ -30,7 +34,10 @@ class Transitions:
       recording: what is sampled.
       n_step: rewards summed before bootstrapping.
       gamma: discount of one agent step.
-      reward_clip: rewards are clipped to +-reward_clip when summed; 0 clips none.
+      reward_clip: rewards are clipped to +-reward_clip; 0 clips none.
+      reward_noise: upper end of the noise (eta of Farebrother et al. 2024, section 5.2.1), in units of clipped rewards.
+      reward_scale: learnt units of one unit of reward, above 0.
+      noise_seed: the run's seed, below 2**64.
       sampling: "replacement" or "epochs", see `Indices`.
       host: number of this host.
       hosts: number of hosts, among which each batch is divided.
@@ -50,6 +57,9 @@ class Transitions:
         n_step: int = 1,
         gamma: float = 0.99,
         reward_clip: float = 0.0,
+        reward_noise: float = 0.0,
+        reward_scale: float = 1.0,
+        noise_seed: int = 0,
         sampling: str = "replacement",
         host: int = 0,
         hosts: int = 1,
@@ -60,6 +70,10 @@ class Transitions:
             raise ValueError(f"gamma must be between 0 and 1, not {gamma}")
         if reward_clip < 0:
             raise ValueError(f"reward_clip must be at least 0, not {reward_clip}")
+        if not 0 <= reward_noise < np.inf:
+            raise ValueError(f"reward_noise must be at least 0 and finite, not {reward_noise}")
+        if not 0 < reward_scale < np.inf:
+            raise ValueError(f"reward_scale must be above 0 and finite, not {reward_scale}")
         self.recording, self.sampling = recording, sampling
         layout = recording.manifest.layout
         self._stack, self._n_step, self._gamma = layout.stack, n_step, gamma
@@ -69,6 +83,9 @@ class Transitions:
         self._rewards = np.array(columns.rewards)
         if reward_clip:
             np.clip(self._rewards, -reward_clip, reward_clip, out=self._rewards)
+        if reward_noise:
+            self._rewards += np.float32(reward_noise) * _uniforms(len(self._rewards), noise_seed)
+        self._rewards *= np.float32(reward_scale)
         last = np.append(self._begins[1:], True)[: columns.num_rows]
         self._steps = self._terminals | ~last  # whether the outcome of a row's action is known
         self._returns = _returns_to_go(self._rewards, self._terminals | last, gamma)
@@ -148,6 +165,13 @@ class Transitions:
         before = np.flip(np.logical_or.accumulate(np.flip(begins, 1), axis=1), 1)
         observations[:, :-1][before] = 0
         return observations
+
+
+def _uniforms(count: int, seed: int) -> Float32[np.ndarray, "count"]:
+    """One number between 0 and 1 for each row; those of the first rows do not depend on `count`."""
+    # The high word of the counter keeps these numbers apart from those that draw samples.
+    random = np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, 0, 2]))
+    return random.random(count, np.float32)
 
 
 def _returns_to_go(

@@ -47,6 +47,17 @@ def test_games_of_equal_length_draw_different_rows(folder):
     assert (rows[games == 0][:count] != rows[games == 1][:count]).any()
 
 
+def test_each_game_has_its_own_noise(tmp_path, record, make_rows, layout):
+    for game in ("Pong", "Breakout"):
+        each = dataclasses.replace(layout, game=game)
+        record(tmp_path / game, make_rows(each, [30]), each)
+    games = open_recording(
+        tmp_path, games=["Pong", "Breakout"], reward_noise=1.0, noise_seed=3
+    ).games.values()
+    one, other = (game.at(np.arange(29)).reward for game in games)
+    assert (one != other).all()
+
+
 def test_hosts_draw_different_transitions(folder):
     whole = open_recording(folder, games=["Pong", "Breakout"]).sample(40, 0, 0)[1]
     parts = [
