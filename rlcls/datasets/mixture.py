@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -65,10 +64,9 @@ class Mixture:
         return Spec(observation, first.action, max(counts, default=None), first.action_range)
 
     @property
-    def identity(self) -> str:
-        """A hash of the recorded contents of all games, 64 hexadecimal digits."""
-        text = " ".join(f"{name} {game.identity}" for name, game in self.games.items())
-        return hashlib.sha256(text.encode()).hexdigest()
+    def identity(self) -> dict[str, str]:
+        """The recorded contents of each game by its name, see `Transitions.identity`."""
+        return {name: contents for name, game in self.games.items() for contents in game.identity.values()}
 
     def sample(self, size: int, seed: int, number: int) -> tuple[Transition, tuple[np.ndarray, np.ndarray]]:
         """A batch, see `rlcls.training.Source`; its origin is (games, rows), each int64 [size].

@@ -107,9 +107,10 @@ class Transitions:
         return self.recording.manifest.layout.spec
 
     @property
-    def identity(self) -> str:
-        """A hash of the recorded contents, 64 hexadecimal digits."""
-        return self.recording.identity
+    def identity(self) -> dict[str, str]:
+        """The recorded contents by the game's name: the number of rows, and 16 hexadecimal digits of their hash."""
+        rows, name = self.recording.columns.num_rows, self.recording.manifest.layout.game
+        return {name: f"{rows:,} rows ({self.recording.identity[:16]})"}
 
     def sample(self, size: int, seed: int, number: int) -> tuple[Transition, tuple[np.ndarray]]:
         """A batch, see `rlcls.training.Source`; its origin is int64 [size], the row where each transition starts.

@@ -27,6 +27,8 @@ PROBE, STOP_AT = PROBES["probe/policy"], None
 
 
 class Recorded:
+    identity = {"probe": "4 rows"}
+
     def __init__(self, games=0):
         self._games, self.spec = games, PROBE.spec
         if games:
@@ -82,6 +84,15 @@ def test_cql_learns_from_data_and_a_stopped_run_goes_on_to_the_same_bits(recorde
     recorded.STOP_AT = 35
     assert main([*command, "run_dir=broken"]) == 128 + 15
     recorded.STOP_AT = None
+    before, recorded.Recorded.identity = recorded.Recorded.identity, {"probe": "5 rows"}
+    capsys.readouterr()
+    assert main([*command, "run_dir=broken"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "error: the data has changed since the checkpoint: probe was 4 rows and is 5 rows; "
+    )
+    assert len(error.splitlines()) == 1
+    recorded.Recorded.identity = before
     assert main([*command, "run_dir=broken"]) == 0
     assert "resuming broken at update 40" in capsys.readouterr().out
     through, broken = tmp_path / "through", tmp_path / "broken"

@@ -82,7 +82,8 @@ def test_what_cannot_be_mixed_is_refused(folder):
         open_recording(folder / "Pong", weights=[1.0])
 
 
-def test_the_identity_follows_the_games(folder):
+def test_the_identity_names_the_contents_of_each_game(folder):
     both = open_recording(folder, games=["Pong", "Breakout"])
     assert isinstance(both, Mixture)
-    assert both.identity != open_recording(folder, games=["Breakout", "Pong"]).identity
+    assert both.identity == {**both.games["Pong"].identity, **both.games["Breakout"].identity}
+    assert both.identity["Pong"].startswith("50 rows (") and len(set(both.identity.values())) == 2
