@@ -126,9 +126,9 @@ def _open(
         return Transitions(recording(game), **options)
     hosts = {name: options.pop(name) for name in ("host", "hosts") if name in options}
     # Seeds are below 2**32. Each game has its own noise, as it has its own samples.
-    noise_seed = options.pop("noise_seed", 0)
+    seed = options.pop("seed", 0)
     opened = {
-        name: Transitions(recording(name), noise_seed=noise_seed + (place << 32), **options, **hosts)
+        name: Transitions(recording(name), seed=seed + (place << 32), **options, **hosts)
         for place, name in enumerate(games)
     }
     return Mixture(opened, weights, **hosts)

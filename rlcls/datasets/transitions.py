@@ -13,6 +13,8 @@ from .indices import Indices
 from .recording import Recording
 from .rows import CONTINUES, CUT
 
+_NOISE, _EPISODES = 2, 3  # high words of counters; `Indices`, `permute` and `Mixture` have 0 and 1
+
 
 class Transitions:
     """A `rlcls.training.Dataset` of a recording: its batches are a function of (seed, number, contents).
@@ -25,8 +27,11 @@ class Transitions:
     was cut would still have brought.
 
     Every sum is of learnt rewards: reward_scale * (clip(r, +-reward_clip) + u), where u is uniform between 0 and
-    `reward_noise`. The u of a row is a function of `noise_seed` and of the row's place in the recording: a transition
+    `reward_noise`. The u of a row is a function of `seed` and of the row's place in the recording: a transition
     has the same reward at each visit, and the sums over n steps contain the u of each step.
+
+    With `held_out`, each episode is kept out of the samples with that probability, which depends on the seed and on the
+    place of the episode in the recording. No transition contains steps or frames of two episodes.
 
     Memory beside the mapped frames: 23 bytes for each row of discrete actions.
 
@@ -37,7 +42,8 @@ class Transitions:
       reward_clip: rewards are clipped to +-reward_clip; 0 clips none.
       reward_noise: upper end of the noise (eta of Farebrother et al. 2024, section 5.2.1), in units of clipped rewards.
       reward_scale: learnt units of one unit of reward, above 0.
-      noise_seed: the run's seed, below 2**64.
+      held_out: the share of episodes that are not sampled, at least 0 and below 1.
+      seed: the run's seed, below 2**64.
       sampling: "replacement" or "epochs", see `Indices`.
       host: number of this host.
       hosts: number of hosts, among which each batch is divided.
@@ -59,7 +65,8 @@ class Transitions:
         reward_clip: float = 0.0,
         reward_noise: float = 0.0,
         reward_scale: float = 1.0,
-        noise_seed: int = 0,
+        held_out: float = 0.0,
+        seed: int = 0,
         sampling: str = "replacement",
         host: int = 0,
         hosts: int = 1,
@@ -74,6 +81,8 @@ class Transitions:
             raise ValueError(f"reward_noise must be at least 0 and finite, not {reward_noise}")
         if not 0 < reward_scale < np.inf:
             raise ValueError(f"reward_scale must be above 0 and finite, not {reward_scale}")
+        if not 0 <= held_out < 1:
+            raise ValueError(f"held_out must be at least 0 and below 1, not {held_out}")
         self.recording, self.sampling = recording, sampling
         layout = recording.manifest.layout
         self._stack, self._n_step, self._gamma = layout.stack, n_step, gamma
@@ -84,7 +93,7 @@ class Transitions:
         if reward_clip:
             np.clip(self._rewards, -reward_clip, reward_clip, out=self._rewards)
         if reward_noise:
-            self._rewards += np.float32(reward_noise) * _uniforms(len(self._rewards), noise_seed)
+            self._rewards += np.float32(reward_noise) * _uniforms(_NOISE, len(self._rewards), seed)
         self._rewards *= np.float32(reward_scale)
         last = np.append(self._begins[1:], True)[: columns.num_rows]
         self._steps = self._terminals | ~last  # whether the outcome of a row's action is known
@@ -95,10 +104,14 @@ class Transitions:
             first[unknown] &= (
                 np.cumsum(self._begins[unknown]) > 1
             )  # another episode may begin among these rows
-        self._first_rows = np.flatnonzero(first)
+        uniforms = _uniforms(_EPISODES, int(self._begins.sum()), seed)
+        is_held_out = (uniforms < held_out)[np.cumsum(self._begins) - 1]
+        self._first_rows = np.flatnonzero(first & ~is_held_out)
+        self._held_out_rows = np.flatnonzero(first & is_held_out)
         self.count = len(self._first_rows)
         if not self.count:
-            raise UserError(f"{recording.path} holds no transition ({columns.num_rows} rows)")
+            outside = f", {len(self._held_out_rows):,} of them held out" if len(self._held_out_rows) else ""
+            raise UserError(f"{recording.path} holds no transition ({columns.num_rows} rows{outside})")
         self._indices = Indices(self.count, sampling, host=host, hosts=hosts)
 
     @property
@@ -118,8 +131,17 @@ class Transitions:
         Raises:
           UserError: frames that it needs are damaged.
         """
-        rows = self._first_rows[self._indices.draw(size, seed, number)]
+        rows = self.draw(size, seed, number)
         return self.at(rows), (rows,)
+
+    def draw(self, size: int, seed: int, number: int) -> Int64[np.ndarray, "size"]:
+        """The origins of that batch."""
+        return self._first_rows[self._indices.draw(size, seed, number)]
+
+    def held_out(self, most: int) -> tuple[np.ndarray]:
+        """The origins of at most so many held-out transitions, spread evenly; `at` takes them."""
+        rows = self._held_out_rows
+        return (rows[_spread(len(rows), most)],)
 
     def at(self, rows: Int64[np.ndarray, "b"]) -> Transition:
         """The transitions that start at these rows."""
@@ -168,10 +190,15 @@ class Transitions:
         return observations
 
 
-def _uniforms(count: int, seed: int) -> Float32[np.ndarray, "count"]:
-    """One number between 0 and 1 for each row; those of the first rows do not depend on `count`."""
-    # The high word of the counter keeps these numbers apart from those that draw samples.
-    random = np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, 0, 2]))
+def _spread(available: int, most: int) -> Int64[np.ndarray, "count"]:
+    """At most so many of 0, ..., available - 1, evenly spaced."""
+    count = min(available, most)
+    return np.arange(count, dtype=np.int64) * available // max(count, 1)
+
+
+def _uniforms(use: int, count: int, seed: int) -> Float32[np.ndarray, "count"]:
+    """Numbers between 0 and 1 for one use; the first of them do not depend on `count`."""
+    random = np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, 0, use]))
     return random.random(count, np.float32)
 
 

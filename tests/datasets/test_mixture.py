@@ -51,9 +51,7 @@ def test_each_game_has_its_own_noise(tmp_path, record, make_rows, layout):
     for game in ("Pong", "Breakout"):
         each = dataclasses.replace(layout, game=game)
         record(tmp_path / game, make_rows(each, [30]), each)
-    games = open_recording(
-        tmp_path, games=["Pong", "Breakout"], reward_noise=1.0, noise_seed=3
-    ).games.values()
+    games = open_recording(tmp_path, games=["Pong", "Breakout"], reward_noise=1.0, seed=3).games.values()
     one, other = (game.at(np.arange(29)).reward for game in games)
     assert (one != other).all()
 

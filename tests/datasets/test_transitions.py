@@ -107,7 +107,7 @@ def test_transitions_are_those_of_the_oracle(case, tmp_path_factory, record):
     layout = Layout(game="test", frame_shape=(1,), frame_dtype="int64", stack=stack, num_actions=5)
     recording = record(tmp_path_factory.mktemp("recording"), as_rows(episodes), layout)
     expected = oracle(episodes, stack, n_step, learnt_rewards(episodes, *rewarding.values(), seed))
-    options = {"n_step": n_step, "gamma": GAMMA, "noise_seed": seed, **rewarding}
+    options = {"n_step": n_step, "gamma": GAMMA, "seed": seed, **rewarding}
     if not expected:
         with pytest.raises(UserError, match="holds no transition"):
             Transitions(recording, **options)
@@ -170,14 +170,14 @@ def test_noise_is_the_same_at_each_visit_and_differs_between_rows_and_seeds(
 ):
     rows = make_rows(layout, [4000, 3000])
     recording = record(tmp_path / "a", rows)
-    data = Transitions(recording, reward_noise=0.3, noise_seed=5)
+    data = Transitions(recording, reward_noise=0.3, seed=5)
     everywhere = np.arange(3999)
     noise = data.at(everywhere).reward - rows.rewards[:3999]
     assert noise.min() >= 0 and noise.max() <= 0.3 and abs(noise.mean() - 0.15) < 0.01
     assert len(np.unique(noise)) > 3000
     batch, (drawn,) = data.sample(500, 1, 2)
     np.testing.assert_array_equal(batch.reward, data.at(drawn).reward)
-    other = Transitions(recording, reward_noise=0.3, noise_seed=6).at(everywhere).reward
+    other = Transitions(recording, reward_noise=0.3, seed=6).at(everywhere).reward
     assert abs(np.corrcoef(noise, other - rows.rewards[:3999])[0, 1]) < 0.1
 
 
