@@ -83,7 +83,7 @@ def _train(config: DictConfig) -> int:
         agent = build.agent(config, data.spec if data else env.spec)
         loop = stack.enter_context(contextlib.closing(build.loop(config, agent, env, data)))
         loops.check(loop)
-        evaluators = build.evaluators(config, agent, env)
+        evaluators = build.evaluators(config, agent, env, data)
         for each in evaluators:
             stack.callback(getattr(each.evaluator, "close", lambda: None))
         path, options = build.run_dir(config, env.name), build.plain_dict(config)

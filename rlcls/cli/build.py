@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import pkgutil
 from pathlib import Path
 from typing import Any
@@ -144,13 +145,13 @@ def dataset(config: DictConfig) -> Dataset | None:
 def trained_spec(config: DictConfig, env: HostEnv) -> Spec:
     """The observations and actions that the agent of a run was built for.
 
-    An offline run that evaluates begins only if its data and its environment have the same, so only a run that does
-    not evaluate needs its data again.
+    An offline run that plays begins only if its data and its environment have the same, so only a run that does not
+    play needs its data again.
 
     Raises:
       UserError: the data is needed and cannot be opened.
     """
-    data = None if _evaluates(config) else dataset(config)
+    data = None if _plays(config) else dataset(config)
     return data.spec if data else env.spec
 
 
@@ -165,7 +166,7 @@ def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | No
     if data is not None:
         if "replay" in config:
             raise UserError("a data set needs loop=offline; loop=online learns from what it plays")
-        if _evaluates(config) and (other := other_task(data.spec, env)):
+        if _plays(config) and (other := other_task(data.spec, env)):
             number = isinstance(data.spec.observation, dict) and "game" in data.spec.observation
             cure = (
                 "+env.number=K makes it the K-th of several games"
@@ -190,12 +191,13 @@ def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | No
     )
 
 
-def evaluators(config: DictConfig, agent: Agent[Any], env: HostEnv) -> list[Periodic]:
+def evaluators(
+    config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | None = None
+) -> list[Periodic]:
     """The evaluators of a configuration: `eval`, and those of `evals` under their own names."""
-    sections = {"eval": "eval"} | {name: f"evals.{name}" for name in config.evals}
     return [
-        Periodic(kind, _evaluator(config, section, agent, env), int(OmegaConf.select(config, section).every))
-        for kind, section in sections.items()
+        Periodic(kind, _evaluator(config, section, agent, env, data), int(_every(config, section)))
+        for kind, section in _evaluator_sections(config).items()
     ]
 
 
@@ -238,8 +240,29 @@ def other_task(learnt: Spec, env: HostEnv) -> str:
     return f"{there}, and {env.name} has {here}" if there != here else ""
 
 
-def _evaluates(config: DictConfig) -> bool:
-    return bool(config.eval.every or config.evals)
+def _evaluator_sections(config: DictConfig) -> dict[str, str]:
+    """The options of each evaluator by the kind of its lines."""
+    return {"eval": "eval"} | {name: f"evals.{name}" for name in config.evals}
+
+
+def _every(config: DictConfig, section: str) -> int:
+    return OmegaConf.select(config, section).every
+
+
+def _plays(config: DictConfig) -> bool:
+    """Whether an evaluator plays in the environment."""
+    return any(
+        _every(config, section) and not _takes_data(config, section)
+        for section in _evaluator_sections(config).values()
+    )
+
+
+def _takes_data(config: DictConfig, section: str) -> bool:
+    try:
+        made = pkgutil.resolve_name(OmegaConf.select(config, section)._target_)
+        return "data" in inspect.signature(made).parameters
+    except (ImportError, AttributeError, ValueError, TypeError):  # `build` reports it
+        return False
 
 
 def _describe(spec: Spec) -> str:
@@ -262,12 +285,13 @@ def _check_batches(agent: Agent[Any], data: Dataset) -> None:
         raise UserError(f"agent: {one_line(error)}") from error
 
 
-def _evaluator(config: DictConfig, section: str, agent: Agent[Any], env: HostEnv) -> Any:
+def _evaluator(
+    config: DictConfig, section: str, agent: Agent[Any], env: HostEnv, data: Dataset | None
+) -> Any:
     options = {key: value for key, value in OmegaConf.select(config, section).items() if key != "every"}
     root = section.rpartition(".")[2]
+    given = {"seed": config.seed} | ({"data": data} if _takes_data(config, section) else {})
     try:
-        return build(
-            OmegaConf.create({root: options | {"_partial_": True}}), root, agent, env, seed=config.seed
-        )
+        return build(OmegaConf.create({root: options | {"_partial_": True}}), root, agent, env, **given)
     except UserError as error:
         raise UserError(str(error).replace(root, section, 1)) from error

@@ -125,5 +125,10 @@ def _open(
             raise ValueError("weights are of games; name them: data.games=[...]")
         return Transitions(recording(game), **options)
     hosts = {name: options.pop(name) for name in ("host", "hosts") if name in options}
-    opened = {name: Transitions(recording(name), **options, **hosts) for name in games}
+    # Seeds are below 2**32. Each game has its own noise, as it has its own samples.
+    seed = options.pop("seed", 0)
+    opened = {
+        name: Transitions(recording(name), seed=seed + (place << 32), **options, **hosts)
+        for place, name in enumerate(games)
+    }
     return Mixture(opened, weights, **hosts)

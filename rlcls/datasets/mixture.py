@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Int64
 
 from rlcls.spec import Spec
 from rlcls.transition import Transition
@@ -65,10 +65,9 @@ class Mixture:
         return Spec(observation, first.action, max(counts, default=None), first.action_range)
 
     @property
-    def identity(self) -> str:
-        """A hash of the recorded contents of all games, 64 hexadecimal digits."""
-        text = " ".join(f"{name} {game.identity}" for name, game in self.games.items())
-        return hashlib.sha256(text.encode()).hexdigest()
+    def identity(self) -> dict[str, str]:
+        """The recorded contents of each game by its name, see `Transitions.identity`."""
+        return {name: contents for name, game in self.games.items() for contents in game.identity.values()}
 
     def sample(self, size: int, seed: int, number: int) -> tuple[Transition, tuple[np.ndarray, np.ndarray]]:
         """A batch, see `rlcls.training.Source`; its origin is (games, rows), each int64 [size].
@@ -80,15 +79,28 @@ class Mixture:
         random = np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, 0, 1]))
         uniforms = random.random(size * self._hosts)[self._host :: self._hosts]
         games = np.searchsorted(self._bounds, uniforms, side="right").astype(np.int64)
-        order, batches = np.argsort(games, kind="stable"), []
+        rows = np.zeros(len(games), np.int64)
         for place, game in enumerate(self.games.values()):
             if count := int((games == place).sum()):
                 # Seeds are below 2**32. Each game has its own, or games of equal length would draw the same rows.
-                batches.append(game.sample(count, seed + (place << 32), number))
+                rows[games == place] = game.draw(count, seed + (place << 32), number)
+        return self.at(games, rows), (games, rows)
+
+    def held_out(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """The origins of at most so many held-out transitions, as many of each game; `at` takes them."""
+        rows = [game.held_out(most // len(self.games))[0] for game in self.games.values()]
+        return np.repeat(np.arange(len(rows)), [len(part) for part in rows]), np.concatenate(rows)
+
+    def at(self, games: Int64[np.ndarray, "b"], rows: Int64[np.ndarray, "b"]) -> Transition:
+        """The transitions that start at these rows of these games."""
+        order, parts = np.argsort(games, kind="stable"), []
+        for place, game in enumerate(self.games.values()):
+            if (games == place).any():
+                parts.append(game.at(rows[games == place]))
         back = np.argsort(order)
-        batch, (rows,) = jax.tree.map(lambda *parts: np.concatenate(parts)[back], *batches)
+        batch = jax.tree.map(lambda *columns: np.concatenate(columns)[back], *parts)
         frames = {
             name: {"frames": getattr(batch, name), "game": games.astype(np.int32)}
             for name in ("observation", "next_observation")
         }
-        return batch._replace(**frames), (games, rows)
+        return batch._replace(**frames)

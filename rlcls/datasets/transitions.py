@@ -13,6 +13,8 @@ from .indices import Indices
 from .recording import Recording
 from .rows import CONTINUES, CUT
 
+_NOISE, _EPISODES = 2, 3  # high words of counters; `Indices`, `permute` and `Mixture` have 0 and 1
+
 
 class Transitions:
     """A `rlcls.training.Dataset` of a recording: its batches are a function of (seed, number, contents).
@@ -22,7 +24,14 @@ class Transitions:
     episode without a terminal bootstraps from its last row. `next_action` there is the action recorded with that row.
 
     `return_to_go` sums discounted rewards to the end of the episode or of its record; it lacks what an episode that
-    was cut would still have brought. Like the n-step rewards it is of clipped rewards if `reward_clip` is set.
+    was cut would still have brought.
+
+    Every sum is of learnt rewards: reward_scale * (clip(r, +-reward_clip) + u), where u is uniform between 0 and
+    `reward_noise`. The u of a row is a function of `seed` and of the row's place in the recording: a transition
+    has the same reward at each visit, and the sums over n steps contain the u of each step.
+
+    With `held_out`, each episode is kept out of the samples with that probability, which depends on the seed and on the
+    place of the episode in the recording. No transition contains steps or frames of two episodes.
 
     Memory beside the mapped frames: 23 bytes for each row of discrete actions.
 
@@ -30,7 +39,11 @@ class Transitions:
       recording: what is sampled.
       n_step: rewards summed before bootstrapping.
       gamma: discount of one agent step.
-      reward_clip: rewards are clipped to +-reward_clip when summed; 0 clips none.
+      reward_clip: rewards are clipped to +-reward_clip; 0 clips none.
+      reward_noise: upper end of the noise (eta of Farebrother et al. 2024, section 5.2.1), in units of clipped rewards.
+      reward_scale: learnt units of one unit of reward, above 0.
+      held_out: the share of episodes that are not sampled, at least 0 and below 1.
+      seed: the run's seed, below 2**64.
       sampling: "replacement" or "epochs", see `Indices`.
       host: number of this host.
       hosts: number of hosts, among which each batch is divided.
@@ -50,6 +63,10 @@ class Transitions:
         n_step: int = 1,
         gamma: float = 0.99,
         reward_clip: float = 0.0,
+        reward_noise: float = 0.0,
+        reward_scale: float = 1.0,
+        held_out: float = 0.0,
+        seed: int = 0,
         sampling: str = "replacement",
         host: int = 0,
         hosts: int = 1,
@@ -60,6 +77,12 @@ class Transitions:
             raise ValueError(f"gamma must be between 0 and 1, not {gamma}")
         if reward_clip < 0:
             raise ValueError(f"reward_clip must be at least 0, not {reward_clip}")
+        if not 0 <= reward_noise < np.inf:
+            raise ValueError(f"reward_noise must be at least 0 and finite, not {reward_noise}")
+        if not 0 < reward_scale < np.inf:
+            raise ValueError(f"reward_scale must be above 0 and finite, not {reward_scale}")
+        if not 0 <= held_out < 1:
+            raise ValueError(f"held_out must be at least 0 and below 1, not {held_out}")
         self.recording, self.sampling = recording, sampling
         layout = recording.manifest.layout
         self._stack, self._n_step, self._gamma = layout.stack, n_step, gamma
@@ -69,6 +92,9 @@ class Transitions:
         self._rewards = np.array(columns.rewards)
         if reward_clip:
             np.clip(self._rewards, -reward_clip, reward_clip, out=self._rewards)
+        if reward_noise:
+            self._rewards += np.float32(reward_noise) * _uniforms(_NOISE, len(self._rewards), seed)
+        self._rewards *= np.float32(reward_scale)
         last = np.append(self._begins[1:], True)[: columns.num_rows]
         self._steps = self._terminals | ~last  # whether the outcome of a row's action is known
         self._returns = _returns_to_go(self._rewards, self._terminals | last, gamma)
@@ -78,10 +104,14 @@ class Transitions:
             first[unknown] &= (
                 np.cumsum(self._begins[unknown]) > 1
             )  # another episode may begin among these rows
-        self._first_rows = np.flatnonzero(first)
+        uniforms = _uniforms(_EPISODES, int(self._begins.sum()), seed)
+        is_held_out = (uniforms < held_out)[np.cumsum(self._begins) - 1]
+        self._first_rows = np.flatnonzero(first & ~is_held_out)
+        self._held_out_rows = np.flatnonzero(first & is_held_out)
         self.count = len(self._first_rows)
         if not self.count:
-            raise UserError(f"{recording.path} holds no transition ({columns.num_rows} rows)")
+            outside = f", {len(self._held_out_rows):,} of them held out" if len(self._held_out_rows) else ""
+            raise UserError(f"{recording.path} holds no transition ({columns.num_rows} rows{outside})")
         self._indices = Indices(self.count, sampling, host=host, hosts=hosts)
 
     @property
@@ -90,9 +120,10 @@ class Transitions:
         return self.recording.manifest.layout.spec
 
     @property
-    def identity(self) -> str:
-        """A hash of the recorded contents, 64 hexadecimal digits."""
-        return self.recording.identity
+    def identity(self) -> dict[str, str]:
+        """The recorded contents by the game's name: the number of rows, and 16 hexadecimal digits of their hash."""
+        rows, name = self.recording.columns.num_rows, self.recording.manifest.layout.game
+        return {name: f"{rows:,} rows ({self.recording.identity[:16]})"}
 
     def sample(self, size: int, seed: int, number: int) -> tuple[Transition, tuple[np.ndarray]]:
         """A batch, see `rlcls.training.Source`; its origin is int64 [size], the row where each transition starts.
@@ -100,8 +131,17 @@ class Transitions:
         Raises:
           UserError: frames that it needs are damaged.
         """
-        rows = self._first_rows[self._indices.draw(size, seed, number)]
+        rows = self.draw(size, seed, number)
         return self.at(rows), (rows,)
+
+    def draw(self, size: int, seed: int, number: int) -> Int64[np.ndarray, "size"]:
+        """The origins of that batch."""
+        return self._first_rows[self._indices.draw(size, seed, number)]
+
+    def held_out(self, most: int) -> tuple[np.ndarray]:
+        """The origins of at most so many held-out transitions, spread evenly; `at` takes them."""
+        rows = self._held_out_rows
+        return (rows[_spread(len(rows), most)],)
 
     def at(self, rows: Int64[np.ndarray, "b"]) -> Transition:
         """The transitions that start at these rows."""
@@ -148,6 +188,18 @@ class Transitions:
         before = np.flip(np.logical_or.accumulate(np.flip(begins, 1), axis=1), 1)
         observations[:, :-1][before] = 0
         return observations
+
+
+def _spread(available: int, most: int) -> Int64[np.ndarray, "count"]:
+    """At most so many of 0, ..., available - 1, evenly spaced."""
+    count = min(available, most)
+    return np.arange(count, dtype=np.int64) * available // max(count, 1)
+
+
+def _uniforms(use: int, count: int, seed: int) -> Float32[np.ndarray, "count"]:
+    """Numbers between 0 and 1 for one use; the first of them do not depend on `count`."""
+    random = np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, 0, use]))
+    return random.random(count, np.float32)
 
 
 def _returns_to_go(

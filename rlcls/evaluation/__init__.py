@@ -2,5 +2,6 @@
 
 from .episodes import EpisodeEvaluator, Evaluation, evaluate
 from .evaluator import Evaluator, Periodic, Tick
+from .held_out import HeldOutEvaluator
 
-__all__ = ["EpisodeEvaluator", "Evaluation", "Evaluator", "Periodic", "Tick", "evaluate"]
+__all__ = ["EpisodeEvaluator", "Evaluation", "Evaluator", "HeldOutEvaluator", "Periodic", "Tick", "evaluate"]

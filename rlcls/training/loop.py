@@ -43,7 +43,11 @@ class Source(Protocol):
 
 @runtime_checkable
 class Dataset(Source, Protocol):
-    """A source of recorded experience."""
+    """A source of recorded experience.
+
+    It may have an `identity`, {name of a part: str that tells its contents}. A run then resumes only on data of the
+    same identity.
+    """
 
     @property
     def spec(self) -> Spec:

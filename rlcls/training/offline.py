@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxtyping import PyTree
 
+from rlcls._errors import UserError
 from rlcls.agents.base import Agent
 
 from . import xla
@@ -15,6 +16,7 @@ from .learner import Learner
 from .loop import Saved, Source, Tick
 
 _BLOCK = 10  # updates in one call of `advance`
+_REMEDY = "put that data back, or begin another run with run_dir="
 _REHEARSAL = 0.5  # seconds for which a warm-up measures
 
 
@@ -26,7 +28,7 @@ class Offline:
 
     Args:
       agent: what learns.
-      source: where batches come from.
+      source: where batches come from. If it has an `identity` (`Dataset`), checkpoints contain it.
       seed: determines the networks and the samples.
       batch_size: transitions in an update.
       act_with_target: the agent's target network is evaluated, not the online network.
@@ -111,10 +113,18 @@ class Offline:
     def save(self) -> Saved:
         """The learner and the update number."""
         tree, arrays = self._learner.save()
-        return Saved(tree, arrays, {"number": self.number, "sums": dict(self._sums)})
+        counters = {"number": self.number, "sums": dict(self._sums), "data": self._identity}
+        return Saved(tree, arrays, counters)
 
     def restore(self, saved: Saved, tick: Tick = lambda done, total: None) -> None:
-        """Goes on from a saved moment; the next batch is that of the next update number."""
+        """Goes on from a saved moment; the next batch is that of the next update number.
+
+        Raises:
+          UserError: the source has another identity than at that moment.
+        """
+        before, now = saved.counters.get("data"), self._identity
+        if before is not None and now is not None and before != now:
+            raise UserError(f"the data has changed since the checkpoint: {_changes(before, now)}; {_REMEDY}")
         self._learner.restore(saved.tree, saved.arrays)
         self.number = saved.counters["number"]
         self._sums = collections.Counter(saved.counters["sums"])
@@ -122,3 +132,15 @@ class Offline:
     def close(self) -> None:
         """Ends the learner's thread."""
         self._learner.close()
+
+    @property
+    def _identity(self) -> dict[str, str] | None:
+        return getattr(self._source, "identity", None)
+
+
+def _changes(before: dict[str, str], now: dict[str, str]) -> str:
+    """The parts of the data that differ."""
+    names = [name for name in before | now if before.get(name) != now.get(name)]
+    return "; ".join(
+        f"{name} was {before.get(name, 'absent')} and is {now.get(name, 'absent')}" for name in names
+    )

@@ -27,6 +27,8 @@ PROBE, STOP_AT = PROBES["probe/policy"], None
 
 
 class Recorded:
+    identity = {"probe": "4 rows"}
+
     def __init__(self, games=0):
         self._games, self.spec = games, PROBE.spec
         if games:
@@ -37,11 +39,17 @@ class Recorded:
         if number == STOP_AT:
             signal.raise_signal(signal.SIGTERM)
         states, actions, game = np.random.default_rng([seed, number]).integers(0, 2, (3, size), np.int32)
+        return self.at(states, actions, game), (states,)
+
+    def held_out(self, most):
+        return np.divmod(np.arange(4, dtype=np.int32), 2) + (np.zeros(4, np.int32),)
+
+    def at(self, states, actions, game):
         frames, rewards = PROBE.observations()[states], np.array(PROBE.rewards, np.float32)[states, actions]
         if self._games:  # the second game pays for what the first punishes
             rewards, frames = np.where(game == 0, rewards, -rewards), {"frames": frames, "game": game}
-        ones = np.ones(size, np.float32)
-        return Transition(frames, actions, rewards, 0 * ones, frames, ones), (states,)
+        ones = np.ones(len(states), np.float32)
+        return Transition(frames, actions, rewards, 0 * ones, frames, ones)
 """
 COMMAND = ["agent=cql", "loss=hlgauss", "data._target_=recorded.Recorded", "env=probe", "game=probe/policy"]
 COMMAND += [
@@ -77,11 +85,27 @@ def leaves(run_dir):
 
 
 def test_cql_learns_from_data_and_a_stopped_run_goes_on_to_the_same_bits(recorded, tmp_path, capsys):
-    command = [*COMMAND, "steps=60", "eval.every=30"]
+    held_out = "rlcls.evaluation.HeldOutEvaluator"
+    command = [
+        *COMMAND,
+        "steps=60",
+        "eval.every=30",
+        f"+evals.held_out._target_={held_out}",
+        "+evals.held_out.every=30",
+    ]
     assert main([*command, "run_dir=through"]) == 0, capsys.readouterr().err
     recorded.STOP_AT = 35
     assert main([*command, "run_dir=broken"]) == 128 + 15
     recorded.STOP_AT = None
+    before, recorded.Recorded.identity = recorded.Recorded.identity, {"probe": "5 rows"}
+    capsys.readouterr()
+    assert main([*command, "run_dir=broken"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "error: the data has changed since the checkpoint: probe was 4 rows and is 5 rows; "
+    )
+    assert len(error.splitlines()) == 1
+    recorded.Recorded.identity = before
     assert main([*command, "run_dir=broken"]) == 0
     assert "resuming broken at update 40" in capsys.readouterr().out
     through, broken = tmp_path / "through", tmp_path / "broken"
@@ -90,7 +114,8 @@ def test_cql_learns_from_data_and_a_stopped_run_goes_on_to_the_same_bits(recorde
         np.testing.assert_array_equal(one, other)
     assert [row["updates"] for row in lines(broken, "train")] == [20, 40, 60]
     assert {"loss", "cql_gap", "td_divergence"} <= lines(broken, "train")[0].keys()
-    assert len(lines(broken, "eval")) == 2
+    assert len(lines(broken, "eval")) == len(lines(broken, "held_out")) == 2
+    assert lines(broken, "held_out")[0].keys() >= {"td_error", "cql_gap", "agreement", "transitions"}
 
 
 @pytest.mark.parametrize("game", [0, 1])
@@ -111,8 +136,9 @@ def test_the_evaluate_command_plays_the_episodes_of_an_offline_run(several, reco
 
 
 def test_a_run_whose_data_differs_from_its_environment_is_loaded_as_its_data_says(recorded, tmp_path, capsys):
-    options = ["agent.games=2", "+data.games=2", "steps=10", "eval.every=0", "run_dir=run"]
-    assert main([*COMMAND, *options]) == 0, capsys.readouterr().err
+    options = ["agent.games=2", "+data.games=2", "steps=10", "eval=held_out", "eval.every=10", "run_dir=run"]
+    command = [option for option in COMMAND if option != "eval.episodes=4"]
+    assert main([*command, *options]) == 0, capsys.readouterr().err
     agent, acting, spec = trained.load(tmp_path / "run")
     assert spec == recorded.Recorded(games=2).spec
     observations = jax.tree.map(lambda leaf: np.zeros((3, *leaf.shape), leaf.dtype), spec.observation)

@@ -47,6 +47,15 @@ def test_games_of_equal_length_draw_different_rows(folder):
     assert (rows[games == 0][:count] != rows[games == 1][:count]).any()
 
 
+def test_each_game_has_its_own_noise(tmp_path, record, make_rows, layout):
+    for game in ("Pong", "Breakout"):
+        each = dataclasses.replace(layout, game=game)
+        record(tmp_path / game, make_rows(each, [30]), each)
+    games = open_recording(tmp_path, games=["Pong", "Breakout"], reward_noise=1.0, seed=3).games.values()
+    one, other = (game.at(np.arange(29)).reward for game in games)
+    assert (one != other).all()
+
+
 def test_hosts_draw_different_transitions(folder):
     whole = open_recording(folder, games=["Pong", "Breakout"]).sample(40, 0, 0)[1]
     parts = [
@@ -71,7 +80,8 @@ def test_what_cannot_be_mixed_is_refused(folder):
         open_recording(folder / "Pong", weights=[1.0])
 
 
-def test_the_identity_follows_the_games(folder):
+def test_the_identity_names_the_contents_of_each_game(folder):
     both = open_recording(folder, games=["Pong", "Breakout"])
     assert isinstance(both, Mixture)
-    assert both.identity != open_recording(folder, games=["Breakout", "Pong"]).identity
+    assert both.identity == {**both.games["Pong"].identity, **both.games["Breakout"].identity}
+    assert both.identity["Pong"].startswith("50 rows (") and len(set(both.identity.values())) == 2

@@ -17,6 +17,8 @@ CASES = st.fixed_dictionaries(
         "stack": st.sampled_from([0, 1, 2, 4]),
         "n_step": st.integers(1, 5),
         "reward_clip": st.sampled_from([0.0, 1.0]),
+        "reward_noise": st.sampled_from([0.0, 0.3, 1.0]),
+        "reward_scale": st.sampled_from([1.0, 0.5]),
         "seed": st.integers(0, 2**31),
     }
 )
@@ -48,7 +50,19 @@ def as_rows(episodes):
     )
 
 
-def oracle(episodes, stack, n_step, clip):
+def learnt_rewards(episodes, clip, eta, scale, seed):
+    """The reward of each step of each episode: clipped, then noisy, then scaled; the noise is drawn row by row."""
+    random = np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, 0, 2]))
+    rewards = []
+    for _, steps in episodes:
+        rewards.append([])
+        for _, _, reward, _ in steps:
+            clipped = max(-clip, min(clip, reward)) if clip else reward
+            rewards[-1].append(scale * (clipped + eta * float(random.random(dtype=np.float32))))
+    return rewards
+
+
+def oracle(episodes, stack, n_step, rewards):
     """row -> (observation, action, reward, discount, next observation, next action, return to go)."""
     expected, row = {}, 0
 
@@ -57,17 +71,14 @@ def oracle(episodes, stack, n_step, clip):
             return [steps[i][0]]
         return [steps[k][0] if k >= 0 else 0 for k in range(i - stack + 1, i + 1)]
 
-    def clipped(reward):
-        return max(-clip, min(clip, reward)) if clip else reward
-
-    for start, steps in episodes:
+    for (start, steps), learnt in zip(episodes, rewards, strict=True):
         for i, (_, action, _, terminal) in enumerate(steps):
             known = terminal or i + 1 < len(steps)
             unknown_past = start == CUT and i < stack - 1
             if known and not unknown_past:
                 reward, discount, j = 0.0, 1.0, i
                 while True:
-                    reward += GAMMA ** (j - i) * clipped(steps[j][2])
+                    reward += GAMMA ** (j - i) * learnt[j]
                     discount = 0.0 if steps[j][3] else discount * GAMMA
                     j += 1
                     over = steps[j - 1][3] or j == len(steps)
@@ -75,7 +86,7 @@ def oracle(episodes, stack, n_step, clip):
                         break
                 to_go, k = 0.0, i
                 while k < len(steps):
-                    to_go += GAMMA ** (k - i) * clipped(steps[k][2])
+                    to_go += GAMMA ** (k - i) * learnt[k]
                     if steps[k][3]:
                         break
                     k += 1
@@ -91,11 +102,12 @@ def oracle(episodes, stack, n_step, clip):
 @given(case=CASES)
 def test_transitions_are_those_of_the_oracle(case, tmp_path_factory, record):
     episodes = random_episodes(case)
-    stack, n_step, clip = case["stack"], case["n_step"], case["reward_clip"]
+    stack, n_step, seed = case["stack"], case["n_step"], case["seed"]
+    rewarding = {name: case[name] for name in ("reward_clip", "reward_noise", "reward_scale")}
     layout = Layout(game="test", frame_shape=(1,), frame_dtype="int64", stack=stack, num_actions=5)
     recording = record(tmp_path_factory.mktemp("recording"), as_rows(episodes), layout)
-    expected = oracle(episodes, stack, n_step, clip)
-    options = {"n_step": n_step, "gamma": GAMMA, "reward_clip": clip}
+    expected = oracle(episodes, stack, n_step, learnt_rewards(episodes, *rewarding.values(), seed))
+    options = {"n_step": n_step, "gamma": GAMMA, "seed": seed, **rewarding}
     if not expected:
         with pytest.raises(UserError, match="holds no transition"):
             Transitions(recording, **options)
@@ -153,6 +165,22 @@ def test_a_batch_is_a_function_of_seed_and_number(tmp_path, record, make_rows, l
     assert (data.sample(16, 1, 3)[1][0] != rows).any()
 
 
+def test_noise_is_the_same_at_each_visit_and_differs_between_rows_and_seeds(
+    tmp_path, record, make_rows, layout
+):
+    rows = make_rows(layout, [4000, 3000])
+    recording = record(tmp_path / "a", rows)
+    data = Transitions(recording, reward_noise=0.3, seed=5)
+    everywhere = np.arange(3999)
+    noise = data.at(everywhere).reward - rows.rewards[:3999]
+    assert noise.min() >= 0 and noise.max() <= 0.3 and abs(noise.mean() - 0.15) < 0.01
+    assert len(np.unique(noise)) > 3000
+    batch, (drawn,) = data.sample(500, 1, 2)
+    np.testing.assert_array_equal(batch.reward, data.at(drawn).reward)
+    other = Transitions(recording, reward_noise=0.3, seed=6).at(everywhere).reward
+    assert abs(np.corrcoef(noise, other - rows.rewards[:3999])[0, 1]) < 0.1
+
+
 def test_continuous_actions_are_sampled_as_they_were_recorded(tmp_path, record):
     layout = Layout(
         game="arm", frame_shape=(3,), frame_dtype="float32", action_low=(-1, -1), action_high=(1, 1)
@@ -170,7 +198,15 @@ def test_continuous_actions_are_sampled_as_they_were_recorded(tmp_path, record):
 
 
 @pytest.mark.parametrize(
-    "options", [{"n_step": 0}, {"gamma": 1.5}, {"reward_clip": -1.0}, {"sampling": "all"}]
+    "options",
+    [
+        {"n_step": 0},
+        {"gamma": 1.5},
+        {"reward_clip": -1.0},
+        {"reward_noise": -0.1},
+        {"reward_scale": 0.0},
+        {"sampling": "all"},
+    ],
 )
 def test_an_option_out_of_range_is_refused(options, tmp_path, record, make_rows, layout):
     with pytest.raises(ValueError, match=next(iter(options))):

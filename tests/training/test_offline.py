@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rlcls import heads, networks
+from rlcls._errors import UserError
 from rlcls.agents import DQN
 from rlcls.envs.probe import PROBES
 from rlcls.runs import Checkpoints, checkpoint
@@ -79,3 +80,17 @@ def test_a_checkpoint_goes_on_to_the_same_bits(updates, tmp_path):
         ends.append((lines, jax.tree.map(np.array, saved.tree), saved.arrays, saved.counters))
         loop.close()
     chex.assert_trees_all_equal(*ends)
+
+
+def test_a_loop_does_not_go_on_with_other_data():
+    (_, before), (_, now) = make(), make()
+    before._source.identity = {"Pong": "500 rows (1f3a)", "Qbert": "20 rows (77aa)"}
+    now._source.identity = {"Pong": "480 rows (9c02)", "Qbert": "20 rows (77aa)"}
+    with pytest.raises(
+        UserError, match=r"changed since the checkpoint: Pong was 500 rows \(1f3a\) and is 480 rows"
+    ):
+        now.restore(before.save())
+    now._source.identity = dict(before._source.identity)
+    now.restore(before.save())
+    for loop in (before, now):
+        loop.close()
