@@ -1,0 +1,107 @@
+"""Two recordings that anybody can make again: Pong and Breakout as two agents played them while they learnt.
+
+    python benchmarks/recordings.py play      # trains the agents and keeps their actions
+    python benchmarks/recordings.py record    # plays the actions again, and compares what is recorded
+
+Each agent plays 500,000 agent steps of `recipe=fast` in 16 environments that keep their first seeds. Its actions are a few
+hundred kilobytes and lie beside the results; the frames are 3.5 GB a game. The emulator shows the same frames for the same
+seeds and actions, so `record` needs minutes and no training. Both parts continue where they were interrupted.
+"""
+
+import argparse
+import contextlib
+import json
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import _report
+import numpy as np
+
+from rlcls.datasets import Streams, Writer
+from rlcls.datasets.playing import layout_of
+from rlcls.envs import atari
+from rlcls.envs.base import environment_seeds
+from rlcls.runs import Progress, checkpoint
+from rlcls.training.xla import Use
+
+GAMES, SEED, STEPS, ENVIRONMENTS = ("Pong", "Breakout"), 0, 500_000, 16
+OPTIONS = [
+    "agent=dqn",
+    "loss=hlgauss",
+    "recipe=fast",
+    f"seed={SEED}",
+    f"steps={STEPS}",
+    f"env.num_envs={ENVIRONMENTS}",
+    "training.reseed_every=1000000",  # never: the actions since the last seeds are all actions
+    "eval.every=0",
+    "diagnostics.every=0",
+    f"replay.capacity={STEPS}",
+]
+RESULTS = _report.RESULTS / "recordings"
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("part", choices=["play", "record"])
+    parser.add_argument("--games", nargs="+", default=GAMES)
+    parser.add_argument("--folder", type=Path, default=_report.ROOT / "runs" / "recordings")
+    arguments = parser.parse_args()
+    for game in arguments.games:
+        if arguments.part == "play":
+            play(game, arguments.folder / f"{game}-run")
+        else:
+            record(game, arguments.folder / game)
+
+
+def play(game: str, run_dir: Path) -> None:
+    """Trains an agent and keeps the actions that its environments were sent."""
+    command = [sys.executable, "-m", "rlcls.train", f"game={game}", *OPTIONS, f"run_dir={run_dir}"]
+    subprocess.run(command, env=_report.environment(), check=True)
+    newest, _ = checkpoint.load(run_dir, replay=False)
+    if newest is None or newest.arrays["seedings"].any():
+        raise SystemExit(f"{run_dir} does not hold all actions of the run")
+    actions = newest.arrays["sent"].astype(np.uint8)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    # Each environment's actions side by side compress better than each step's.
+    (RESULTS / f"{game}.actions.zlib").write_bytes(zlib.compress(actions.T.tobytes(), 9))
+
+
+def record(game: str, out: Path) -> None:
+    """Plays an agent's actions again and records what it saw."""
+    data = zlib.decompress((RESULTS / f"{game}.actions.zlib").read_bytes())
+    actions = np.frombuffer(data, np.uint8).reshape(ENVIRONMENTS, -1).T.astype(np.int32)
+    with contextlib.closing(atari.make(game, num_envs=ENVIRONMENTS)) as env:
+        source = {"made_by": "benchmarks/recordings.py", "game": game, "options": OPTIONS}
+        with Writer(out, layout_of(env), source) as writer:
+            if not writer.complete:
+                _play_again(env, actions, writer)
+            recording = writer.finish()
+    facts = {"rows": recording.columns.num_rows, "identity": recording.identity}
+    path = RESULTS / "recordings.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if known.setdefault(game, facts) != facts:
+        raise SystemExit(f"{out} is not the recording of the results: {facts} instead of {known[game]}")
+    path.write_text(json.dumps(known, indent=1) + "\n")
+    print(f"{out}: {facts['rows']:,} rows, {facts['identity']}")
+
+
+def _play_again(env: Any, actions: np.ndarray, writer: Writer) -> None:
+    seeds = [environment_seeds((SEED, Use.ENVIRONMENT, number, 0), 1) for number in range(ENVIRONMENTS)]
+    observations, _ = env.reset(seed=np.concatenate(seeds))
+    starts = np.ones(ENVIRONMENTS, bool)
+    streams = Streams(writer, ENVIRONMENTS)
+    with Progress(actions.size, unit="agent steps", frame_skip=env.frame_skip) as progress:
+        for step, now in enumerate(actions, 1):
+            next_observations, rewards, terminated, _, info = env.step(now)
+            streams.add(observations, now, rewards, terminated, starts)
+            observations, starts = next_observations, np.array(info["episode_start"])
+            progress.update(step * ENVIRONMENTS)
+    streams.close()
+
+
+if __name__ == "__main__":
+    main()
