@@ -3,9 +3,9 @@
     python benchmarks/recordings.py play      # trains the agents and keeps their actions
     python benchmarks/recordings.py record    # plays the actions again, and compares what is recorded
 
-Each agent plays 500,000 agent steps of `recipe=fast` in 16 environments that keep their first seeds. Its actions are a few
-hundred kilobytes and lie beside the results; the frames are 3.5 GB a game. The emulator shows the same frames for the same
-seeds and actions, so `record` needs minutes and no training. Both parts continue where they were interrupted.
+Each agent plays 500,000 agent steps of `recipe=fast` in 16 environments that keep their first seeds. Its actions are a
+few hundred kilobytes and lie beside the results; the frames are 3.5 GB a game. The emulator shows the same frames for
+the same seeds and actions, so `record` needs minutes and no training. Both parts continue where they were interrupted.
 """
 
 import argparse
