@@ -7,5 +7,6 @@ from .base import Agent, UpdateInfo
 from .bc import BC
 from .cql import CQL
 from .dqn import DQN
+from .q_transformer import QTransformer, QTransformerBC
 
-__all__ = ["BC", "CQL", "DQN", "Agent", "UpdateInfo"]
+__all__ = ["BC", "CQL", "DQN", "Agent", "QTransformer", "QTransformerBC", "UpdateInfo"]

@@ -187,7 +187,7 @@ class QLearning:
             state.params, state.network_state, batch, target
         )
         new_state = self._step(state, gradients, network_state)
-        divergence = self.head.td_divergence(chosen, target)
+        divergence = self._divergence(chosen, target)
         metrics = {
             "loss": loss,
             "td_divergence": jnp.mean(divergence),
@@ -221,6 +221,10 @@ class QLearning:
         chosen_next = heads.select(next_outputs, self._next_action(state, batch, next_outputs))
         target = self.head.td_target(chosen_next, batch.reward, batch.discount)
         return target, jnp.asarray(batch.reward + batch.discount * self.head.value(chosen_next))
+
+    def _divergence(self, chosen: Float[Array, "b n"], target: PyTree) -> Float[Array, "b"]:
+        """How far each transition's outputs are from the target: its priority."""
+        return self.head.td_divergence(chosen, target)
 
     def diagnose(self, state: AgentState, batch: Transition, held_out: Transition) -> dict[str, Array]:
         """Measures the inside of the network before an update, and changes nothing.

@@ -11,6 +11,7 @@ from .q_network import QNetwork
 from .resnet import ResNet
 from .soft_moe import SoftMoE
 from .spectral import SpectralLinear
+from .token_q_network import TokenQNetwork
 from .transformer import Transformer
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "ResNet",
     "SoftMoE",
     "SpectralLinear",
+    "TokenQNetwork",
     "Transformer",
     "count_flops",
     "count_parameters",

@@ -6,43 +6,54 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import PyTree
 
 
 @runtime_checkable
 class Apply(Protocol):
-    """A network as a pure function; `train` and `capture` are static."""
+    """A network as a pure function; `train`, `capture` and `method` are static."""
 
     def __call__(
-        self, params: PyTree, network_state: PyTree, observations: Any, *, train: bool, capture: bool = False
-    ) -> tuple[Float[Array, "b ..."], PyTree, PyTree]: ...
+        self,
+        params: PyTree,
+        network_state: PyTree,
+        *inputs: Any,
+        train: bool,
+        capture: bool = False,
+        method: str = "__call__",
+    ) -> tuple[Any, PyTree, PyTree]: ...
 
 
 def functional(network: nnx.Module) -> tuple[Apply, PyTree, PyTree]:
     """The network as a pure function, its parameters, and what else it holds.
 
     Returns:
-      apply: apply(params, network_state, observations, *, train, capture=False) -> (outputs, network_state,
-        intermediates). With train, dropout drops and statistics move. With capture, modules give what they have to
-        show (how active their units are, queries and keys of an attention, the routing of a SoftMoE) as nested dicts
-        of tuples, one entry a call; they learn it by an attribute `capture`. Under jit a call costs what its
-        arithmetic does; eagerly it rebuilds the network.
+      apply: apply(params, network_state, *inputs, train, capture=False, method="__call__") -> (outputs, network_state,
+        intermediates). The inputs, such as observations, go to that method of the network. With train, dropout drops
+        and statistics move. With capture, modules give what they have to show (how active their units are, queries and
+        keys of an attention, the routing of a SoftMoE) as nested dicts of tuples, one entry a call; they learn it by an
+        attribute `capture`. Under jit a call costs what its arithmetic does; eagerly it rebuilds the network.
       params: what is differentiated, as nested dicts of arrays.
       network_state: batch statistics, power iterations, keys of random streams; nested dicts too.
     """
     graphdef, params, network_state = nnx.split(network, nnx.Param, ...)  # type: ignore[misc]
 
     def apply(
-        params: PyTree, network_state: PyTree, observations: Any, *, train: bool, capture: bool = False
-    ) -> tuple[Float[Array, "b ..."], PyTree, PyTree]:
+        params: PyTree,
+        network_state: PyTree,
+        *inputs: Any,
+        train: bool,
+        capture: bool = False,
+        method: str = "__call__",
+    ) -> tuple[Any, PyTree, PyTree]:
         module = nnx.merge(graphdef, params, network_state)
         module.train() if train else module.eval()
-        observations = jax.tree.map(jnp.asarray, observations)
+        inputs = jax.tree.map(jnp.asarray, inputs)
         if capture:
             module.set_attributes(capture=True, raise_if_not_found=False)
-            outputs, intermediates = nnx.capture(module, nnx.Intermediate)(observations)
+            outputs, intermediates = nnx.capture(getattr(module, method), nnx.Intermediate)(*inputs)
         else:
-            outputs = module(observations)
+            outputs = getattr(module, method)(*inputs)
             intermediates = nnx.pop(module, nnx.Intermediate)
         _, _, network_state = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
         return outputs, nnx.to_pure_dict(network_state), nnx.to_pure_dict(intermediates)

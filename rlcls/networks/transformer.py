@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +86,7 @@ class Transformer(nnx.Module):
         self.tokeniser = _tokeniser(self.observation_shape, width, vocabulary, patch, linear, rngs)
         init = nnx.initializers.truncated_normal(1.0)
         self.positions = nnx.Param(init(rngs.params(), (self.tokeniser.num_tokens, width), jnp.float32))
-        self.layers = nnx.List([_Layer(width, heads, causal, linear, norm) for _ in range(layers)])
+        self.layers = nnx.List([Layer(width, heads, causal, linear, norm) for _ in range(layers)])
         self.norm = norm()
         self.num_features, self.yields_tokens = width, pool == "none"
 
@@ -109,7 +109,16 @@ class Transformer(nnx.Module):
         return x.astype(jnp.float32)
 
 
-class _Layer(nnx.Module):
+class KeysValues(NamedTuple):
+    """What a layer of attention remembers of the tokens before: keys and values, each [B, T, heads, d]."""
+
+    keys: Float[Array, "b t h k"]
+    values: Float[Array, "b t h k"]
+
+
+class Layer(nnx.Module):
+    """Pre-norm attention and SwiGLU, each added to its input."""
+
     def __init__(
         self,
         width: int,
@@ -126,14 +135,38 @@ class _Layer(nnx.Module):
         self.down = linear(_WIDENING * width, width)
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        y = x if self.attention_norm is None else self.attention_norm(x)
-        query, key, value = (
-            layer(y).reshape(*y.shape[:2], self.heads, -1) for layer in (self.query, self.key, self.value)
-        )
+        query, key, value = self._projections(x)
         if self.capture:
             self.sow(nnx.Intermediate, "queries", query)
             self.sow(nnx.Intermediate, "keys", key)
         mixed = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
+        return self._finish(x, mixed)
+
+    def extend(
+        self, x: Float[Array, "b t d"], past: KeysValues | None
+    ) -> tuple[Float[Array, "b t d"], KeysValues]:
+        """The layer's outputs for tokens after those of `past`, as if all were given at once to a causal layer.
+
+        Args:
+          x: the new tokens; a single one if there is a past.
+          past: keys and values of all tokens before, None if there are none.
+
+        Returns:
+          The outputs, and the keys and values of all tokens so far.
+        """
+        query, key, value = self._projections(x)
+        if past is not None:
+            key, value = (jnp.concatenate(pair, axis=1) for pair in zip(past, (key, value), strict=True))
+        mixed = jax.nn.dot_product_attention(query, key, value, is_causal=past is None)
+        return self._finish(x, mixed), KeysValues(key, value)
+
+    def _projections(self, x: Float[Array, "b t d"]) -> list[Float[Array, "b t h k"]]:
+        y = x if self.attention_norm is None else self.attention_norm(x)
+        return [
+            layer(y).reshape(*y.shape[:2], self.heads, -1) for layer in (self.query, self.key, self.value)
+        ]
+
+    def _finish(self, x: Float[Array, "b t d"], mixed: Float[Array, "b t h k"]) -> Float[Array, "b t d"]:
         x = x + self.output(mixed.reshape(x.shape))
         y = x if self.feedforward_norm is None else self.feedforward_norm(x)
         y = nnx.silu(self.gate(y)) * self.up(y)

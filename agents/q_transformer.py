@@ -1,0 +1,287 @@
+"""Q-Transformer (Chebotar et al. 2023) with any value head, and behavioural cloning with the same network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int, Num, PyTree, Shaped
+
+from rlcls import heads, networks
+from rlcls._errors import check_choice
+from rlcls.spec import Spec
+from rlcls.transition import Transition
+
+from .action_bins import ActionBins
+from .base import UpdateInfo
+from .q_learning import AgentState, Network, QLearning
+
+_CONSERVATISM = ("unseen", "softmax")
+
+
+class QTransformer(QLearning):
+    """Q-learning over the tokens of an action, one at a time: `rlcls.agents.base.Agent`.
+
+    An action is T tokens, a_1 to a_T, each with K values, and Q_i is the value of token i given those before it:
+
+        y_i = max_b Q_target(s, a_1, ..., a_i, b)                  for i < T
+        y_T = r + discount * max_b Q_target(s', b)
+        loss = mean over transitions and tokens of
+          w * (head.loss(Q_i(a_i), y_i) + alpha * sum_{b != a_i} head.loss(Q_i(b), minimum_return))
+
+    With `monte_carlo` no y_i is below the recorded return from s on. The second term pulls every value that is not in
+    the data to the lowest return. Where the data takes a share p of its actions at a_i, both a squared error and a
+    cross-entropy have the fixed point
+
+        Q_i(a_i) = p * y_i / (p + alpha * (1 - p))                 with minimum_return 0
+
+    which does not depend on K, since alpha is the weight of *one* unseen value. Values are therefore not expected
+    returns; only their order is meant. conservatism="softmax" has alpha * (log sum_b exp Q_i(b) - Q_i(a_i)) instead.
+    The target of every head is a scalar, so C51 learns it as the distribution of a single point.
+
+    Args:
+      spec: observations that are one array, and actions that are tokens (int32 [T]) or continuous (float32 [D], with a
+        finite range), which are divided into bins.
+      make_backbone: as in `QLearning`; features of each token of the observation (`pool=none` of a transformer) are
+        read one by one.
+      head: how a value is represented. Its support should reach beyond the returns on both sides: the decoded value of
+        HL-Gauss cannot come near the ends.
+      bins: K, of continuous actions.
+      levels: bins within bins, see `ActionBins`.
+      alpha: weight of one unseen value, or of the softmax term.
+      conservatism: "unseen" or "softmax".
+      minimum_return: the lowest return.
+      monte_carlo: whether the recorded return bounds the targets from below; batches then need `return_to_go`.
+      layers, width, heads, sigma_reparam: of the transformer, see `rlcls.networks.TokenQNetwork`.
+      options: learning_rate, schedule, optimizer, max_gradient_norm, target_period, target_tau and double, as in
+        `QLearning`.
+
+    Raises:
+      ValueError: an option is out of range, or spec, backbone and head do not fit together.
+
+    Source: Chebotar et al. 2023, equations 1 and 2 and section 4.2.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        make_backbone: Callable[..., nnx.Module],
+        head: heads.Head,
+        *,
+        bins: int = 256,
+        levels: int = 1,
+        alpha: float = 1.0,
+        conservatism: str = "unseen",
+        minimum_return: float = 0.0,
+        monte_carlo: bool = True,
+        layers: int = 2,
+        width: int = 64,
+        heads: int = 4,
+        sigma_reparam: bool = False,
+        **options: Any,
+    ):
+        if alpha < 0:
+            raise ValueError(f"alpha must be at least 0, not {alpha}")
+        check_choice("conservatism", conservatism, _CONSERVATISM)
+        self._alpha, self._conservatism = alpha, conservatism
+        self._minimum_return, self._monte_carlo = minimum_return, monte_carlo
+        self._bins = _bins_of(spec, bins, levels)
+        self._transformer = {"layers": layers, "width": width, "heads": heads, "sigma_reparam": sigma_reparam}
+        super().__init__(spec, make_backbone, head, **options)
+
+    def q_values(
+        self, acting: Network, observations: PyTree[Num[ArrayLike, "b ..."]]
+    ) -> Float[Array, "b t a"]:
+        """The value of every value of each token, after the best tokens before it."""
+        return self._decode(acting, observations, jnp.full((1, 1), -1))[1]
+
+    def act(
+        self, acting: Network, observations: PyTree[Num[ArrayLike, "b ..."]], key: Array, epsilon: ArrayLike
+    ) -> Shaped[Array, "b d"]:
+        """Epsilon-greedy actions; token by token the best value is taken.
+
+        Args:
+          acting: from `acting`.
+          observations: [B, *observation].
+          key: for the random numbers of this step.
+          epsilon: [], the probability of a uniformly random action.
+
+        Returns:
+          int32 [B, T] where the actions of the spec are tokens, otherwise float32 [B, D], the centres of bins.
+        """
+        batch = len(jax.tree.leaves(observations)[0])
+        explore_key, action_key = jax.random.split(key)
+        explore = jax.random.uniform(explore_key, (batch, 1)) < epsilon
+        random = jax.random.randint(action_key, (batch, self._num_tokens), 0, self._num_actions)
+        tokens, _ = self._decode(acting, observations, jnp.where(explore, random, -1))
+        return tokens if self._bins is None else self._bins.decode(tokens)
+
+    def loss(
+        self, params: PyTree, network_state: PyTree, batch: Transition, target: PyTree
+    ) -> tuple[Float[Array, ""], tuple[PyTree, Array, dict[str, Array]]]:
+        tokens = self._tokens(batch.action)
+        outputs, network_state, _ = self._apply(params, network_state, batch.observation, tokens, train=True)
+        chosen = heads.select(outputs, tokens)
+        values = self.head.value(outputs)
+        unseen = jnp.arange(self._num_actions) != tokens[..., None]
+        if self._conservatism == "unseen":
+            # One target for all outputs: under vmap it is made once, and not for each of them.
+            flat = outputs.reshape(-1, outputs.shape[-1])
+            losses = jax.vmap(self.head.loss, (0, None))(flat, jnp.float32(self._minimum_return))
+            pull = jnp.sum(jnp.where(unseen, losses.reshape(unseen.shape), 0.0), axis=-1)
+        else:
+            pull = jax.nn.logsumexp(values, axis=-1) - self.head.value(chosen)
+        weight = jnp.asarray(batch.weight)[:, None]
+        loss = jnp.mean(weight * (self.head.loss(chosen, target) + self._alpha * pull))
+        mean_unseen = jnp.mean(values, where=unseen)
+        return loss, (network_state, chosen, {"conservatism": jnp.mean(pull), "q_unseen": mean_unseen})
+
+    def targets(
+        self, state: AgentState, batch: Transition
+    ) -> tuple[Float[Array, "b t"], Float[Array, "b t"]]:
+        """The target of each token, twice: every head's target is the scalar itself."""
+        tokens = self._tokens(batch.action)
+
+        def values(network: Network) -> tuple[Float[Array, "b u a"], Float[Array, "b a"]]:
+            outputs, _, _ = self._apply(*network, batch.observation, tokens, train=False)
+            first, _, _ = self._apply(*network, batch.next_observation, train=False, method="first")
+            return self.head.value(outputs)[:, 1:], self.head.value(first)
+
+        following, next_first = values(state.target)
+        chosen_by = values(state.online) if self._double else (following, next_first)
+        best = [
+            jnp.take_along_axis(value, jnp.argmax(chooser, axis=-1, keepdims=True), axis=-1)[..., 0]
+            for value, chooser in zip((following, next_first), chosen_by, strict=True)
+        ]
+        last = jnp.asarray(batch.reward + batch.discount * best[1])
+        target = jnp.concatenate([best[0], last[:, None]], axis=1)
+        if self._monte_carlo:
+            if batch.return_to_go is None:
+                raise ValueError(
+                    "monte_carlo=true needs batches with return_to_go, and these have none: take a data set that "
+                    "records it, or monte_carlo=false"
+                )
+            target = jnp.maximum(target, jnp.asarray(batch.return_to_go)[:, None])
+        target = jax.lax.stop_gradient(target)
+        return target, target
+
+    def _divergence(self, chosen: Float[Array, "b t n"], target: Float[Array, "b t"]) -> Float[Array, "b"]:
+        return jnp.mean(self.head.divergence(chosen, target), axis=-1)
+
+    # The diagnoses of `QLearning` are about one action at a time.
+    diagnose = None  # type: ignore[assignment]
+
+    def _decode(
+        self, acting: Network, observations: PyTree, forced: Int[Array, "#b #t"]
+    ) -> tuple[Int[Array, "b t"], Float[Array, "b t a"]]:
+        batch = len(jax.tree.leaves(observations)[0])
+        forced = jnp.broadcast_to(forced, (batch, self._num_tokens))
+        decoded, _, _ = self._apply(*acting, observations, forced, train=False, method="decode")
+        return decoded
+
+    def _tokens(self, actions: ArrayLike) -> Int[Array, "b t"]:
+        return jnp.asarray(actions) if self._bins is None else self._bins.encode(actions)
+
+    @property
+    def _num_tokens(self) -> int:
+        return self.spec.action.shape[0] if self._bins is None else self._bins.num_tokens
+
+    def _check(self, spec: Spec) -> int:
+        name = type(self).__name__
+        if not isinstance(spec.observation, jax.ShapeDtypeStruct):
+            raise ValueError(f"{name} needs observations that are one array, and these are a tree")
+        return self._bins.bins if self._bins is not None else spec.num_actions or 0
+
+    def _make_network(self, rngs: nnx.Rngs) -> networks.TokenQNetwork:
+        backbone = self._make_backbone(self.spec.observation.shape, rngs=rngs)
+        return networks.TokenQNetwork(
+            backbone, self.head, self._num_tokens, self._num_actions, **self._transformer, rngs=rngs
+        )
+
+
+class QTransformerBC(QTransformer):
+    """Behavioural cloning token by token, with the network of `QTransformer`.
+
+    loss = mean over transitions and tokens of w * -log softmax(logits(s, a_1, ..., a_{i-1}))[a_i]. The most frequent
+    value of each token is played.
+
+    Args:
+      spec, make_backbone, bins, levels, layers, width, heads, sigma_reparam: as in `QTransformer`.
+      head: unused, since a logit is no value.
+      options: as in `QTransformer`.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        make_backbone: Callable[..., nnx.Module],
+        head: heads.Head,
+        *,
+        bins: int = 256,
+        levels: int = 1,
+        layers: int = 2,
+        width: int = 64,
+        heads: int = 4,
+        sigma_reparam: bool = False,
+        **options: Any,
+    ):
+        super().__init__(
+            spec,
+            make_backbone,
+            _LOGIT,  # its one output for each value of a token is the logit
+            bins=bins,
+            levels=levels,
+            layers=layers,
+            width=width,
+            heads=heads,
+            sigma_reparam=sigma_reparam,
+            **options,
+        )
+
+    def update(self, state: AgentState, batch: Transition, key: Array) -> tuple[AgentState, UpdateInfo]:
+        """One gradient step on the cross-entropy of the recorded tokens.
+
+        Returns:
+          The state after the update; `loss` in nats, and `accuracy`, the share of tokens that have the largest logit.
+        """
+        del key
+        tokens = self._tokens(batch.action)
+
+        def loss(params: PyTree) -> tuple[Float[Array, ""], tuple[PyTree, Float[Array, "b t a"]]]:
+            outputs, network_state, _ = self._apply(
+                params, state.network_state, batch.observation, tokens, train=True
+            )
+            logits = self.head.value(outputs)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
+            return jnp.mean(jnp.asarray(batch.weight)[:, None] * losses), (network_state, logits)
+
+        (value, (network_state, logits)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
+        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == tokens)
+        return self._step(state, gradients, network_state), UpdateInfo(
+            {"loss": value, "accuracy": accuracy}, None
+        )
+
+
+_LOGIT = heads.MSE()
+
+
+def _bins_of(spec: Spec, bins: int, levels: int) -> ActionBins | None:
+    """How continuous actions become tokens; None where actions are tokens.
+
+    Raises:
+      ValueError: the actions are neither.
+    """
+    if spec.action_range is not None:
+        low, high = (tuple(float(number) for number in bound) for bound in spec.action_range)
+        return ActionBins(low, high, bins, levels)
+    if len(spec.action.shape) != 1:
+        action = f"{spec.action.dtype} {list(spec.action.shape)}"
+        raise ValueError(
+            f"QTransformer needs actions of several tokens or continuous ones, and these are {action}"
+        )
+    return None

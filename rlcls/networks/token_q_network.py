@@ -1,0 +1,135 @@
+"""The network of a Q-Transformer: the values of each token of an action, given the tokens before it."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Num
+
+from rlcls.heads import Head
+from rlcls.heads.nnx import QHead
+
+from ._compute import check_positive, without_wraparound
+from .spectral import SpectralLinear
+from .transformer import Layer
+
+
+class TokenQNetwork(nnx.Module):
+    """Q(s, a_1, ..., a_{i-1}, a_i) for every value of token i: the head's outputs, [B, T, K, n].
+
+    A causal transformer reads the tokens of the observation and then those of the action. The features of the last
+    token of the observation give the outputs of action token 1, those of action token i give the outputs of token
+    i + 1. Each token has embeddings and an output layer of its own; the output layers begin at 0.
+
+    Args:
+      backbone: NNX module from observations to features [B, D], which are one token, or to [B, S, D] if its attribute
+        `yields_tokens` is true; D is its `num_features`.
+      head: how a value is represented.
+      num_tokens: tokens of an action, T.
+      num_values: values that a token can take, K.
+      layers, width, heads, sigma_reparam: as in `Transformer`.
+
+    Raises:
+      ValueError: a size is out of range.
+
+    Source: Chebotar et al. 2023, sections 4.1 and 4.3.
+    """
+
+    def __init__(
+        self,
+        backbone: Any,
+        head: Head,
+        num_tokens: int,
+        num_values: int,
+        *,
+        layers: int = 2,
+        width: int = 64,
+        heads: int = 4,
+        sigma_reparam: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        check_positive(num_tokens=num_tokens, num_values=num_values, layers=layers, width=width, heads=heads)
+        if width % heads:
+            raise ValueError(f"width must be a multiple of heads ({heads}), not {width}")
+        self.backbone, self.head, self.capture = backbone, head, False
+        self.num_tokens, self.num_values = num_tokens, num_values
+
+        def linear(inputs: int, outputs: int) -> nnx.Module:
+            if sigma_reparam:
+                return SpectralLinear(inputs, outputs, rngs=rngs)
+            return nnx.Linear(inputs, outputs, use_bias=False, rngs=rngs)
+
+        def norm() -> nnx.Module:
+            return nnx.LayerNorm(width, rngs=rngs)
+
+        self.projection = linear(backbone.num_features, width)
+        init = nnx.initializers.normal(1.0)
+        shape = num_tokens - 1, num_values, width
+        self.embeddings = nnx.Param(init(rngs.params(), shape, jnp.float32)) if num_tokens > 1 else None
+        self.layers = nnx.List([Layer(width, heads, True, linear, norm) for _ in range(layers)])
+        self.norm = norm()
+        self.q_heads = nnx.List(
+            [QHead(head, width, num_values, init_scale=0.0, rngs=rngs) for _ in range(num_tokens)]
+        )
+
+    def __call__(
+        self, observations: Num[Array, "b *o"], tokens: Int[Array, "b t"]
+    ) -> Float[Array, "b t k n"]:
+        """The outputs of all values of every token, each given the tokens before it.
+
+        A token outside 0, ..., K - 1 gives NaN.
+        """
+        x = self._observe(observations)
+        observed = x.shape[1]
+        if self.embeddings is not None:
+            before = [self._embed(tokens[:, i], i) for i in range(self.num_tokens - 1)]
+            x = jnp.concatenate([x, *before], axis=1)
+        for layer in self.layers:
+            x = layer(x)
+        features = self.norm(x)[:, observed - 1 :]
+        if self.capture:
+            self.sow(nnx.Intermediate, "features", features.reshape(-1, features.shape[-1]))
+        return jnp.stack([q_head(features[:, i]) for i, q_head in enumerate(self.q_heads)], axis=1)
+
+    def first(self, observations: Num[Array, "b *o"]) -> Float[Array, "b k n"]:
+        """The outputs of token 1 alone."""
+        x = self._observe(observations)
+        for layer in self.layers:
+            x = layer(x)
+        return self.q_heads[0](self.norm(x)[:, -1])
+
+    def decode(
+        self, observations: Num[Array, "b *o"], forced: Int[Array, "b t"]
+    ) -> tuple[Int[Array, "b t"], Float[Array, "b t k"]]:
+        """Actions token by token, each the best one after the tokens before it.
+
+        The observation is read once and each token once: attention remembers the keys and values of all before.
+
+        Args:
+          observations: B observations.
+          forced: a token that is not -1 is taken whatever its value is.
+
+        Returns:
+          The tokens, int32, and the values of all that stood to choice.
+        """
+        x, past, tokens, values = self._observe(observations), [None] * len(self.layers), [], []
+        for i, q_head in enumerate(self.q_heads):
+            for j, layer in enumerate(self.layers):
+                x, past[j] = layer.extend(x, past[j])
+            values.append(self.head.value(q_head(self.norm(x)[:, -1])))
+            best = jnp.argmax(values[-1], axis=-1).astype(jnp.int32)
+            tokens.append(jnp.where(forced[:, i] < 0, best, forced[:, i]))
+            if i < self.num_tokens - 1:
+                x = self._embed(tokens[-1], i)
+        return jnp.stack(tokens, axis=1), jnp.stack(values, axis=1)
+
+    def _observe(self, observations: Num[Array, "b *o"]) -> Float[Array, "b s d"]:
+        features = self.backbone(observations)
+        if features.ndim == 2:
+            features = features[:, None]
+        return self.projection(features)
+
+    def _embed(self, token: Int[Array, "b"], number: int) -> Float[Array, "b 1 d"]:
+        table = self.embeddings[number]
+        rows = without_wraparound(token, self.num_values)
+        return jnp.take(table, rows, axis=0, mode="fill", fill_value=jnp.nan)[:, None]
