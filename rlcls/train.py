@@ -76,7 +76,7 @@ def _train(config: DictConfig) -> int:
     if config.logging.wandb:
         check_wandb(config.logging.wandb)
     with contextlib.ExitStack() as stack:
-        # Every part is built, and so refused, before a file is written; only W&B can still fail later.
+        # Every part is built and tried, and so refused, before a file is written; only W&B can still fail later.
         env = build.environment(config)
         stack.callback(env.close)
         data = build.dataset(config)
@@ -101,14 +101,14 @@ def _train(config: DictConfig) -> int:
             begun = start(folder, config.resume)
         for line in [*(folder.remarks if begun.checkpoint else []), *begun.remarks]:
             print(f"note: {line}", file=sys.stderr)
+        with phase("compiling"):
+            seconds = loop.warm_up(config.steps)  # of one unit
         wandb = None
         if config.logging.wandb:
             run_id = begun.metrics["wandb"] if begun.metrics else None
             wandb = WandB(folder.path, config.logging.wandb, unit=loop.unit, run_id=run_id, config=options)
             stack.callback(wandb.close)
         folder.record()
-        with phase("compiling"):
-            seconds = loop.warm_up(config.steps)  # of one unit
         if begun.checkpoint:
             print(f"resuming {folder.path} at {unit[:-1]} {begun.checkpoint.steps:,}", flush=True)
             try:
@@ -168,7 +168,6 @@ def _drive(
     from rlcls.cli import clipping
     from rlcls.runs import Metrics, Progress, run
     from rlcls.runs.run import last_shown
-    from rlcls.training import Diverged
 
     metrics = Metrics(
         path, unit=loop.unit, tensorboard=config.logging.tensorboard, wandb=wandb, position=begun.metrics
@@ -188,27 +187,24 @@ def _drive(
     with contextlib.closing(metrics):
         if not begun.replay:
             metrics.write("refill", loop.counts)
-        try:
-            with progress:
-                run(
-                    loop,
-                    steps=config.steps,
-                    evaluators=evaluators,
-                    metrics=metrics,
-                    checkpoints=checkpoints,
-                    checkpoint_every=config.checkpoint.every,
-                    keep_every=config.checkpoint.keep_every,
-                    keep_best=config.checkpoint.keep_best,
-                    stopped=lambda: bool(received),
-                    unfinished=begun.checkpoint.counters["unfinished"] if begun.checkpoint else (),
-                    best=begun.best,
-                    is_saved=begun.is_exact,
-                    progress=progress,
-                    shown=last_shown(path) if begun.checkpoint else None,
-                    widen=lambda: clipping.advice(config, getattr(loop, "replay", None)),
-                )
-        except Diverged as error:
-            raise UserError(f"{error}; {_last_checkpoint(path)}") from error
+        with progress:
+            run(
+                loop,
+                steps=config.steps,
+                evaluators=evaluators,
+                metrics=metrics,
+                checkpoints=checkpoints,
+                checkpoint_every=config.checkpoint.every,
+                keep_every=config.checkpoint.keep_every,
+                keep_best=config.checkpoint.keep_best,
+                stopped=lambda: bool(received),
+                unfinished=begun.checkpoint.counters["unfinished"] if begun.checkpoint else (),
+                best=begun.best,
+                is_saved=begun.is_exact,
+                progress=progress,
+                shown=last_shown(path) if begun.checkpoint else None,
+                widen=lambda: clipping.advice(config, getattr(loop, "replay", None)),
+            )
 
 
 def _header(
@@ -261,13 +257,6 @@ def _finished_at(path: Path, steps: int) -> int | None:
     newest, _ = load(path, replay=False)
     ended = newest is not None and newest.steps >= steps and not newest.counters["unfinished"]
     return newest.steps if newest and ended else None
-
-
-def _last_checkpoint(path: Path) -> str:
-    from rlcls.runs.checkpoint import folders
-
-    existing = folders(path)
-    return f"{existing[-1]} is the last good checkpoint" if existing else "there was no checkpoint yet"
 
 
 def _picture(path: Path) -> str:

@@ -79,3 +79,29 @@ def test_a_checkpoint_goes_on_to_the_same_bits(updates, tmp_path):
         ends.append((lines, jax.tree.map(np.array, saved.tree), saved.arrays, saved.counters))
         loop.close()
     chex.assert_trees_all_equal(*ends)
+
+
+def test_a_block_that_the_data_failed_in_is_saved_and_goes_on_to_the_same_bits(tmp_path):
+    class Failing(Recorded):
+        def sample(self, size, seed, number):
+            if number == 33:
+                raise ZeroDivisionError
+            return super().sample(size, seed, number)
+
+    (agent, whole), (_, second) = make(), make()
+    first = Offline(agent, Failing(), batch_size=16, log_every=25)
+    with pytest.raises(ZeroDivisionError):
+        run(first, 60)
+    assert first.counts == {"updates": 25}
+    Checkpoints(tmp_path, 2).save(25, first.save())
+    fresh = second.save()
+    second.restore(checkpoint.load(tmp_path)[0].saved(fresh.tree, fresh.rows))
+    run(whole, 25)
+    ends = []
+    for loop in (second, whole):
+        lines = run(loop, 75)
+        saved = loop.save()
+        ends.append((lines, jax.tree.map(np.array, saved.tree), saved.arrays, saved.counters))
+        loop.close()
+    chex.assert_trees_all_equal(*ends)
+    first.close()
