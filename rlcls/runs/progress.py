@@ -213,9 +213,9 @@ class Progress:
             self._samples.popleft()
         then, before = self._samples[0]
         rate = (self._count - before) / (now - then) if now > then else 0.0
-        pace = {f"{self._unit}/s": _count(rate)}
+        pace = {f"{self._unit}/s": _rate(rate)}
         if self._frame_skip:
-            pace["frames/s"] = _count(rate * self._frame_skip)
+            pace["frames/s"] = _rate(rate * self._frame_skip)
         left = self._time_left(rate)
         latest = {name.replace("_", " "): _value(value) for name, value in self._latest.items()}
         done = f"{self._count:,} / {self._total:,} {self._unit}"
@@ -306,7 +306,10 @@ def _display(share: float, done: str, fields: dict[str, str], phase: str) -> Any
     return Group(first, second, *([Text(phase, style="bold")] if phase else []))
 
 
-def _count(rate: float) -> str:
+def _rate(rate: float) -> str:
+    """A speed; a dash where nothing has been counted since the measurement began."""
+    if not rate:
+        return "-"
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 

@@ -46,6 +46,13 @@ def test_a_log_gets_a_line_every_half_minute_and_one_at_the_end(clock, capsys):
     assert lines[-1].endswith("training return -3.25  evaluation return -")
 
 
+def test_before_anything_is_counted_the_rates_are_dashes(clock, capsys):
+    with Progress(500, start=400, frame_skip=4) as display:
+        clock.now += 1
+        display.update(400)
+    assert "  - agent steps/s  - frames/s  " in capsys.readouterr().out
+
+
 def test_the_rates_are_those_of_the_last_minute(clock, capsys):
     with Progress(10**6, start=500_000, unit="episodes") as display:
         for second in range(600):
