@@ -2,12 +2,14 @@
 
 import contextlib
 import io
+import subprocess
 import sys
 import time
 import timeit
 
 import pytest
 
+from rlcls import phases
 from rlcls.runs import Progress, progress
 from rlcls.runs.progress import header
 
@@ -140,20 +142,26 @@ def test_a_phase_that_fails_predicts_nothing(clock, capsys):
 
 
 def test_a_long_phase_before_the_run_is_a_line_in_a_log_and_a_short_one_is_not(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "_PATIENCE", 0.02)
-    with progress.phase("compiling"):
+    monkeypatch.setattr(phases, "PATIENCE", 0.02)
+    with phases.phase("compiling"):
         pass
     assert capsys.readouterr().out == ""
-    with progress.phase("replaying actions") as tick:
+    with phases.phase("replaying actions") as tick:
         tick(1000, 2000)
         time.sleep(0.1)
     assert capsys.readouterr().out == "replaying actions: 1,000 of 2,000 done (0:00)\n"
 
 
+def test_a_command_can_say_that_it_starts_before_it_imports_anything_slow():
+    heavy = "{'jax', 'numpy', 'flax', 'hydra', 'matplotlib'}"
+    code = f"import sys, rlcls.train; assert not {heavy} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_phase_before_the_run_is_one_line_of_a_terminal_that_vanishes(monkeypatch):
     terminal = open_terminal(monkeypatch)
-    monkeypatch.setattr(progress, "_LIVE_PERIOD", 0.02)
-    with progress.phase("compiling"):
+    monkeypatch.setattr(phases, "LIVE_PERIOD", 0.02)
+    with phases.phase("compiling"):
         time.sleep(0.1)
     *shown, end = terminal.getvalue()[1:].split("\r")
     assert shown[0] == "compiling (0:00)\x1b[K" and end == "\x1b[K"
@@ -212,4 +220,4 @@ def test_a_header_on_a_terminal_wraps_beside_its_name(monkeypatch):
     ("seconds", "text"), [(0, "0:00"), (245, "4:05"), (3845, "1:04:05"), (59.6, "1:00"), (200_000, "2 d 7 h")]
 )
 def test_durations_are_read_at_a_glance(seconds, text):
-    assert progress._duration(seconds) == text
+    assert phases.duration(seconds) == text
