@@ -68,14 +68,21 @@ def evaluator(acting, number, tick):
 @pytest.fixture
 def drive(tmp_path):
     def drive(
-        clipped, display=None, shown=None, evaluator=evaluator, stopped=lambda: False, loop=None, **options
+        clipped,
+        display=None,
+        shown=None,
+        evaluator=evaluator,
+        stopped=lambda: False,
+        loop=None,
+        steps=None,
+        **options,
     ):
         checkpoints = NoCheckpoints(tmp_path, 1)
         log = Metrics(tmp_path, tensorboard=False, wandb=None)
         drive.saves = checkpoints.saves
         run(
             loop or Loop(clipped),
-            steps=10 * len(clipped),
+            steps=10 * len(clipped) if steps is None else steps,
             evaluators=[Periodic("eval", evaluator, 20)],
             metrics=log,
             checkpoints=checkpoints,
@@ -132,6 +139,13 @@ def test_the_last_line_shows_the_updates_that_no_line_of_metrics_holds(drive, tm
     display.close()
     assert capsys.readouterr().out.splitlines()[-1].endswith("loss 0.25")
     assert last_shown(tmp_path)["loss"] == 0.5
+
+
+def test_steps_between_two_vector_steps_end_evaluate_and_save_at_the_second(drive, tmp_path):
+    ((steps, counters),) = drive([0.0] * 4, steps=25)
+    rows = metrics.read(tmp_path)
+    assert steps == 30 == counters["counts"]["agent_steps"]
+    assert [row["agent_steps"] for row in rows if row["kind"] == "eval"] == [20, 30]
 
 
 def test_evaluations_and_checkpoints_are_left_out_of_the_rates(drive, tmp_path, monkeypatch):
