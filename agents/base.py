@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
+from rlcls._errors import UserError, one_line
+from rlcls.spec import Spec
 from rlcls.transition import Transition
 
 State = TypeVar("State")
@@ -64,3 +68,37 @@ class Agent(Protocol[State]):
     def update(self, state: State, batch: Transition, key: Array) -> tuple[State, UpdateInfo]:
         """One gradient step."""
         ...
+
+
+def check_agent(agent: Any, spec: Spec, *, acts_with_target: bool = False) -> None:
+    """Raises a UserError unless an agent has the functions of `Agent`, and `act` gives actions of `spec`.
+
+    Nothing is computed: the functions are traced with the shapes of two observations.
+    """
+    kind, size = f"{type(agent).__module__}.{type(agent).__qualname__}", 2
+    missing = [
+        name for name in ("init", "acting", "act", "update") if not callable(getattr(agent, name, None))
+    ]
+    if missing:
+        raise UserError(
+            f"agent: {kind} has no {' and no '.join(missing)}; rlcls.agents.Agent lists what it needs"
+        )
+    try:  # a network that cannot look at the observations is reported here, and not after the replay has filled
+        key = jax.eval_shape(jax.random.key, 0)
+        state = jax.eval_shape(agent.init, key)
+        acting = jax.eval_shape(lambda state: agent.acting(state, target=acts_with_target), state)
+        observations = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape), leaf.dtype), spec.observation
+        )
+        actions = jax.eval_shape(agent.act, acting, observations, key, 0.0)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"agent: {one_line(error)}") from error
+    expected = jax.ShapeDtypeStruct((size, *spec.action.shape), spec.action.dtype)
+    is_array = isinstance(actions, jax.ShapeDtypeStruct)
+    kind_of_number = jnp.integer if spec.num_actions is not None else jnp.floating
+    if not (is_array and actions.shape == expected.shape and jnp.issubdtype(actions.dtype, kind_of_number)):
+        shown = f"{actions.dtype} {list(actions.shape)}" if is_array else type(actions).__name__
+        raise UserError(
+            f"agent: {kind}.act returns {shown} for {size} observations; one action for each is {expected.dtype} "
+            f"{list(expected.shape)}"
+        )

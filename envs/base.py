@@ -191,6 +191,24 @@ def checked_actions(
     return array.astype(spec.action.dtype)
 
 
+def check_finite(name: str, step: int, observations: Observations, rewards: np.ndarray | None = None) -> None:
+    """Raises a UserError if a reward, or a floating-point number of an observation, is NaN or infinite.
+
+    Args:
+      name: the task, for the message.
+      step: the number of the vector step that gave them; 0 for a reset.
+      observations: of N environments.
+      rewards: [N]; None for a reset.
+    """
+    for leaf in [observations] if isinstance(observations, np.ndarray) else jax.tree.leaves(observations):
+        if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
+            number = int(np.argwhere(~np.isfinite(leaf))[0, 0])
+            raise UserError(f"{name}: an observation of environment {number} is not finite at step {step:,}")
+    if rewards is not None and not np.isfinite(rewards).all():
+        number = int(np.flatnonzero(~np.isfinite(rewards))[0])
+        raise UserError(f"{name}: the reward of environment {number} is {rewards[number]} at step {step:,}")
+
+
 def spec_from_spaces(observation_space: gymnasium.Space, action_space: gymnasium.Space) -> Spec:
     """The Spec of one environment with these spaces.
 
@@ -237,24 +255,62 @@ def check_host_env(env: Any) -> None:
         raise UserError(f"env: {kind}.spec must be an rlcls.spec.Spec, not {type(env.spec).__name__}")
     observations, info = env.reset()  # with seeds, Atari would load its ROMs again
     _episode_start(env, info, "reset")
-    actual, expected = (
-        jax.tree.map(lambda leaf: (tuple(leaf.shape), np.dtype(leaf.dtype).name), tree)
-        for tree in (observations, _batched(env.spec.observation, env.num_envs))
-    )
-    if actual != expected:
-        raise UserError(f"env: {kind}.reset returns {actual} and its spec says {expected}")
-    _check_reset_mask(env)
+    _check_observations(env, observations, "reset")
+    check_finite(env.name, 0, observations)
+    played = env.step(_some_actions(env))
+    if not (isinstance(played, tuple) and len(played) == 5):
+        raise UserError(
+            f"env: {kind}.step must return (observations, rewards, terminated, truncated, info), not "
+            f"{len(played) if isinstance(played, tuple) else type(played).__name__}"
+        )
+    observations, rewards, terminated, truncated, info = played
+    _check_observations(env, observations, "step")
+    for name, values, letters, words in (
+        ("rewards", rewards, "f", "floats"),
+        ("terminated", terminated, "b", "bools"),
+        ("truncated", truncated, "b", "bools"),
+    ):
+        if not (
+            isinstance(values, np.ndarray)
+            and values.shape == (env.num_envs,)
+            and values.dtype.kind in letters
+        ):
+            raise UserError(
+                f"env: {kind}.step must return {name} as {env.num_envs} {words}, one for each environment, not "
+                f"{_describe(values)}"
+            )
+    check_finite(env.name, 1, observations, rewards)
+    _check_reset_mask(env, _episode_start(env, info, "step"))
 
 
-def _check_reset_mask(env: HostEnv) -> None:
+def _check_observations(env: HostEnv, observations: Any, method: str) -> None:
+    """Raises a UserError unless observations are arrays in the shapes and dtypes of the environment's spec."""
+    expected = _batched(env.spec.observation, env.num_envs)
+    if _describe(observations) != _describe(expected):
+        raise UserError(
+            f"env: {_class_name(env)}.{method} returns observations {_describe(observations)}, and its spec says "
+            f"{_describe(expected)} for {env.num_envs} environments"
+        )
+
+
+def _describe(tree: Any) -> str:
+    """Dtype and shape of each leaf, behind its name in the tree."""
+    leaves = [
+        f"{jax.tree_util.keystr(path)} "
+        + (f"{leaf.dtype} {list(leaf.shape)}" if hasattr(leaf, "dtype") else type(leaf).__name__)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]
+    return ", ".join(leaf.strip() for leaf in leaves) or "nothing"
+
+
+def _check_reset_mask(env: HostEnv, starts_before: Bool[np.ndarray, "N"]) -> None:
     """Raises a UserError if the environments that a reset does not select begin an episode, too.
 
     A loop resets single environments only after thousands of steps.
     """
     kind = _class_name(env)
-    _, _, _, _, info = env.step(_some_actions(env))
     mask = np.arange(env.num_envs) == 0
-    expected = _episode_start(env, info, "step") | mask
+    expected = starts_before | mask
     try:
         _, info = env.reset(options={"reset_mask": mask})
     except Exception as error:  # an environment that knows no mask can raise anything

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import gymnasium
@@ -69,10 +70,11 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
         if self._actions is not None and not mask.all():
             raise RuntimeError("a reset of single environments must not stand between send and recv")
         self._actions = None
-        observations, info = self._envs.reset(
-            seed=None if seeds is None else [int(seed) for seed in seeds],
-            options=None if mask.all() else {"reset_mask": mask},
-        )
+        with self._observations_may_misfit():
+            observations, info = self._envs.reset(
+                seed=None if seeds is None else [int(seed) for seed in seeds],
+                options=None if mask.all() else {"reset_mask": mask},
+            )
         self._over = self._over & ~mask
         self._episode_start = self._episode_start | mask
         info["episode_start"] = self._episode_start
@@ -96,10 +98,30 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
     ]:
         """Steps every environment: observations, rewards, terminated, truncated, info; see `HostEnv`."""
         actions, self._actions = self._actions, None
-        observations, rewards, terminated, truncated, info = self._envs.step(actions)
+        with self._observations_may_misfit():
+            observations, rewards, terminated, truncated, info = self._envs.step(actions)
         info["episode_start"] = self._episode_start = self._over
         self._over = terminated | truncated
         return _converted(observations), rewards.astype(np.float32), terminated, truncated, info
+
+    @contextlib.contextmanager
+    def _observations_may_misfit(self) -> Iterator[None]:
+        """Turns gymnasium's exception on an observation that its space cannot hold into one line.
+
+        Raises:
+          UserError: names the environment, its observation and the space.
+        """
+        try:
+            yield
+        except (IndexError, KeyError, TypeError, ValueError) as error:
+            space = self._envs.single_observation_space
+            for number, observation in enumerate(getattr(self._envs, "_env_obs", ())):
+                if observation is not None and not _fits(observation, space):
+                    raise UserError(
+                        f"{self.name}: environment {number} gave the observation {_described(observation)}, and its "
+                        f"observation_space is {space}"
+                    ) from error
+            raise
 
     def step(self, actions: Shaped[np.ndarray, "N *action"]) -> Any:
         """`send` followed by `recv`."""
@@ -199,6 +221,32 @@ def _counted_from_zero(space: gymnasium.Space) -> gymnasium.Space:
     if isinstance(space, gymnasium.spaces.MultiDiscrete):
         return gymnasium.spaces.MultiDiscrete(space.nvec)
     return space
+
+
+def _fits(observation: Any, space: gymnasium.Space) -> bool:
+    """Whether a batch of the space can hold an observation: its shape is equal, and its numbers can be cast."""
+    spaces = gymnasium.spaces
+    if isinstance(space, spaces.Dict):
+        return isinstance(observation, Mapping) and all(
+            name in observation and _fits(observation[name], part) for name, part in space.items()
+        )
+    if isinstance(space, spaces.Tuple):
+        return (
+            isinstance(observation, tuple)
+            and len(observation) == len(space)
+            and all(map(_fits, observation, space))
+        )
+    try:
+        array = np.asarray(observation)
+    except ValueError:  # a list of lists of unequal length
+        return False
+    return array.shape == space.shape and np.can_cast(array.dtype, np.dtype(space.dtype), "same_kind")
+
+
+def _described(observation: Any) -> str:
+    if isinstance(observation, np.ndarray):
+        return f"{observation.dtype} {list(observation.shape)}"
+    return repr(observation).partition("\n")[0][:80]
 
 
 def _is_channels_last(shape: tuple[int, ...]) -> bool:

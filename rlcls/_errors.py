@@ -45,33 +45,34 @@ def command(run: Callable[[list[str]], int], argv: list[str] | None) -> int:
         sys.stdout.flush()
         return code
     except UserError as error:
-        return _refuse(str(error))
+        return _refuse(str(error), error)
     except ModuleNotFoundError as error:
         if (error.name or "rlcls").partition(".")[0] == "rlcls":  # a fault of ours
             raise
-        return _refuse(f'{error.name} is not installed; the commands need pip install "rlcls[atari]"')
+        return _refuse(f'{error.name} is not installed; the commands need pip install "rlcls[atari]"', error)
     except (MemoryError, RuntimeError) as error:
         line = str(error).partition("\n")[0]
         if isinstance(error, RuntimeError) and not line.startswith("RESOURCE_EXHAUSTED"):  # JAX's word for it
             raise
-        return _refuse(f"not enough memory: {line}")
+        return _refuse(f"not enough memory: {line}", error)
     except KeyboardInterrupt:
         return 130
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):
-            return _refuse(f"{error.strerror}; ulimit -n sets how many a process may open")
+            return _refuse(f"{error.strerror}; ulimit -n sets how many a process may open", error)
         try:
             print(flush=True)
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else closing it raises again
             if isinstance(error, BrokenPipeError):
                 return 141
-            return _refuse(f"cannot write to the standard output: {error.strerror}")
+            return _refuse(f"cannot write to the standard output: {error.strerror}", error)
         raise  # another file or pipe, such as that of a video's encoder
 
 
-def _refuse(line: str) -> int:
-    print(f"error: {line}", file=sys.stderr)
+def _refuse(line: str, error: BaseException) -> int:
+    """Prints the line, and the notes that the error got on its way."""
+    print("; ".join([f"error: {line}", *getattr(error, "__notes__", [])]), file=sys.stderr)
     return 2
 
 

@@ -95,8 +95,9 @@ def _evaluate(run_dir: Path, settings: Mapping[str, Any], wanted: str, video: st
     from rlcls.cli import build, resources
     from rlcls.evaluation.film import can_be_filmed, film
     from rlcls.files import replacing
+    from rlcls.phases import phase
     from rlcls.runs import Progress, read_config
-    from rlcls.runs.progress import header, phase
+    from rlcls.runs.progress import header
     from rlcls.training import xla
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of files that training removes meanwhile

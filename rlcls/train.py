@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcls._errors import UserError, command
+from rlcls.phases import phase
 
 if TYPE_CHECKING:
     import jax
@@ -31,23 +32,26 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    from rlcls.cli import compose, config_file, sweep
-    from rlcls.runs.output import unread_is_dropped
+    with phase("starting"):  # the imports take seconds
+        from rlcls.cli import compose, config_file, sweep
+        from rlcls.runs.output import unread_is_dropped
 
-    launcher, argv = sweep.split_launcher(argv)
-    file, argv = config_file.split(argv)
-    flags, overrides = compose.split_flags(argv)
-    if launcher and "--multirun" not in flags:
-        raise UserError(f"{launcher[0]} makes the runs of a sweep; add --multirun")
+        launcher, argv = sweep.split_launcher(argv)
+        file, argv = config_file.split(argv)
+        flags, overrides = compose.split_flags(argv)
+        if launcher and "--multirun" not in flags:
+            raise UserError(f"{launcher[0]} makes the runs of a sweep; add --multirun")
+        print_only, sweeping = "--config" in flags, "--multirun" in flags
+        commands, configs = [], []
+        if "--help" not in flags:
+            arguments = config_file.overrides(file, overrides) if file else overrides
+            with config_file.named(file, arguments, overrides):
+                commands = compose.expand(arguments) if sweeping else [arguments]
+                # A sweep composes each command where it runs it.
+                configs = [compose.compose(each) for each in commands] if print_only or not sweeping else []
     if "--help" in flags:
         print(compose.help_text())
         return 0
-    arguments = config_file.overrides(file, overrides) if file else overrides
-    with config_file.named(file, arguments, overrides):
-        commands = compose.expand(arguments) if "--multirun" in flags else [arguments]
-        # A sweep composes each command where it runs it.
-        print_only, sweeping = "--config" in flags, "--multirun" in flags
-        configs = [compose.compose(each) for each in commands] if print_only or not sweeping else []
     if print_only:
         from omegaconf import OmegaConf
 
@@ -60,23 +64,24 @@ def _command(argv: list[str]) -> int:
 
 
 def _train(config: DictConfig) -> int:
-    from rlcls.cli import build, packages, resources
     from rlcls.runs import Checkpoints, RunFolder, start
     from rlcls.runs.metrics import WandB, check_wandb
-    from rlcls.runs.progress import phase
     from rlcls.runs.signals import Stopped, collected
-    from rlcls.training import loop as loops
-    from rlcls.training import memory, xla
 
-    resources.allow_open_files()
-    packages.import_all(tensorboard=config.logging.tensorboard)
-    device = xla.choose_device(config.device)
-    xla.cache_compilations()
-    memory.reuse_freed_memory()
-    if config.logging.wandb:
-        check_wandb(config.logging.wandb)
-    with contextlib.ExitStack() as stack:
-        # Every part is built, and so refused, before a file is written; only W&B can still fail later.
+    with contextlib.ExitStack() as stack, contextlib.ExitStack() as starting:
+        starting.enter_context(phase("starting"))
+        from rlcls.cli import build, packages, resources
+        from rlcls.training import loop as loops
+        from rlcls.training import memory, xla
+
+        resources.allow_open_files()
+        packages.import_all(tensorboard=config.logging.tensorboard)
+        device = xla.choose_device(config.device)
+        xla.cache_compilations()
+        memory.reuse_freed_memory()
+        if config.logging.wandb:
+            check_wandb(config.logging.wandb)
+        # Every part is built and tried, and so refused, before a file is written; only W&B can still fail later.
         env = build.environment(config)
         stack.callback(env.close)
         data = build.dataset(config)
@@ -89,6 +94,7 @@ def _train(config: DictConfig) -> int:
         path, options = build.run_dir(config, env.name), build.plain_dict(config)
         folder = RunFolder(path, options, environment=env.name, protocol=env.facts())
         stack.enter_context(folder)
+        starting.close()
         received = stack.enter_context(collected())
         unit = loop.unit.replace("_", " ")
         if steps := _finished_at(folder.path, config.steps):
@@ -101,14 +107,14 @@ def _train(config: DictConfig) -> int:
             begun = start(folder, config.resume)
         for line in [*(folder.remarks if begun.checkpoint else []), *begun.remarks]:
             print(f"note: {line}", file=sys.stderr)
+        with phase("compiling"):
+            seconds = loop.warm_up(config.steps)  # of one unit
         wandb = None
         if config.logging.wandb:
             run_id = begun.metrics["wandb"] if begun.metrics else None
             wandb = WandB(folder.path, config.logging.wandb, unit=loop.unit, run_id=run_id, config=options)
             stack.callback(wandb.close)
         folder.record()
-        with phase("compiling"):
-            seconds = loop.warm_up(config.steps)  # of one unit
         if begun.checkpoint:
             print(f"resuming {folder.path} at {unit[:-1]} {begun.checkpoint.steps:,}", flush=True)
             try:
@@ -142,7 +148,6 @@ def _restore(loop: Loop, checkpoint: Checkpoint, replay: bool, stopped: Callable
     Raises:
       Stopped: a signal came meanwhile.
     """
-    from rlcls.runs.progress import phase
     from rlcls.runs.signals import unless_stopped
 
     fresh = loop.save()
@@ -168,7 +173,6 @@ def _drive(
     from rlcls.cli import clipping
     from rlcls.runs import Metrics, Progress, run
     from rlcls.runs.run import last_shown
-    from rlcls.training import Diverged
 
     metrics = Metrics(
         path, unit=loop.unit, tensorboard=config.logging.tensorboard, wandb=wandb, position=begun.metrics
@@ -188,27 +192,24 @@ def _drive(
     with contextlib.closing(metrics):
         if not begun.replay:
             metrics.write("refill", loop.counts)
-        try:
-            with progress:
-                run(
-                    loop,
-                    steps=config.steps,
-                    evaluators=evaluators,
-                    metrics=metrics,
-                    checkpoints=checkpoints,
-                    checkpoint_every=config.checkpoint.every,
-                    keep_every=config.checkpoint.keep_every,
-                    keep_best=config.checkpoint.keep_best,
-                    stopped=lambda: bool(received),
-                    unfinished=begun.checkpoint.counters["unfinished"] if begun.checkpoint else (),
-                    best=begun.best,
-                    is_saved=begun.is_exact,
-                    progress=progress,
-                    shown=last_shown(path) if begun.checkpoint else None,
-                    widen=lambda: clipping.advice(config, getattr(loop, "replay", None)),
-                )
-        except Diverged as error:
-            raise UserError(f"{error}; {_last_checkpoint(path)}") from error
+        with progress:
+            run(
+                loop,
+                steps=config.steps,
+                evaluators=evaluators,
+                metrics=metrics,
+                checkpoints=checkpoints,
+                checkpoint_every=config.checkpoint.every,
+                keep_every=config.checkpoint.keep_every,
+                keep_best=config.checkpoint.keep_best,
+                stopped=lambda: bool(received),
+                unfinished=begun.checkpoint.counters["unfinished"] if begun.checkpoint else (),
+                best=begun.best,
+                is_saved=begun.is_exact,
+                progress=progress,
+                shown=last_shown(path) if begun.checkpoint else None,
+                widen=lambda: clipping.advice(config, getattr(loop, "replay", None)),
+            )
 
 
 def _header(
@@ -261,13 +262,6 @@ def _finished_at(path: Path, steps: int) -> int | None:
     newest, _ = load(path, replay=False)
     ended = newest is not None and newest.steps >= steps and not newest.counters["unfinished"]
     return newest.steps if newest and ended else None
-
-
-def _last_checkpoint(path: Path) -> str:
-    from rlcls.runs.checkpoint import folders
-
-    existing = folders(path)
-    return f"{existing[-1]} is the last good checkpoint" if existing else "there was no checkpoint yet"
 
 
 def _picture(path: Path) -> str:

@@ -14,12 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlcls import networks
 from rlcls._errors import UserError, one_line
-from rlcls.agents.base import Agent
+from rlcls.agents.base import Agent, check_agent
 from rlcls.envs.base import HostEnv, as_host_env
 from rlcls.envs.one_of_many import OneOfMany
 from rlcls.evaluation import EpisodeEvaluator, Periodic
 from rlcls.runs.identity import identity, leaves
 from rlcls.spec import Spec
+from rlcls.training.batches import check_structure
 from rlcls.training.loop import Dataset, Loop
 
 from . import resources
@@ -88,22 +89,7 @@ def agent(config: DictConfig, spec: Spec) -> Agent[Any]:
     head = build(config, "loss")
     make_backbone = build(config, "backbone")
     made = build(config, "agent", spec, make_backbone, head)
-    missing = [
-        name for name in ("init", "acting", "act", "update") if not callable(getattr(made, name, None))
-    ]
-    if missing:
-        kind = f"{type(made).__module__}.{type(made).__qualname__}"
-        raise UserError(
-            f"agent: {kind} has no {' and no '.join(missing)}; rlcls.agents.Agent lists what it needs"
-        )
-    try:  # what the network cannot look at is reported now, and not after the replay has filled
-        key = jax.eval_shape(jax.random.key, 0)
-        state = jax.eval_shape(made.init, key)
-        acting = jax.eval_shape(lambda state: made.acting(state, target=acts_with_target(config)), state)
-        one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), spec.observation)
-        jax.eval_shape(made.act, acting, one, key, 0.0)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"agent: {one_line(error)}") from error
+    check_agent(made, spec, acts_with_target=acts_with_target(config))
     return made
 
 
@@ -277,7 +263,7 @@ def _describe(spec: Spec) -> str:
 
 def _check_batches(agent: Agent[Any], data: Dataset) -> None:
     """Raises a UserError if the agent cannot be updated from a batch of the data."""
-    batch, _ = data.sample(1, 0, 0)
+    batch = check_structure(data)
     try:
         state = jax.eval_shape(agent.init, jax.random.key(0))
         jax.eval_shape(agent.update, state, batch, jax.random.key(0))

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64, Int64, Integer, PyTree, UInt32
 
 from rlcls.agents.base import Agent
-from rlcls.envs.base import HostEnv, Observations, environment_seeds
+from rlcls.envs.base import HostEnv, Observations, check_finite, environment_seeds
 from rlcls.training import xla
 
 from .evaluator import Tick
@@ -167,10 +167,11 @@ def evaluate(
 
     Raises:
       ValueError: `episodes` is below 1.
+      UserError: a reward or an observation is not finite.
     """
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, not {episodes}")
-    num_envs = env.num_envs
+    num_envs, name = env.num_envs, getattr(env, "name", type(env).__name__)
     quotas = np.full(num_envs, episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)
     rounds = quotas.max()
     # One row for each environment's k-th episode.
@@ -184,6 +185,7 @@ def evaluate(
         actions = act(observations, step)
         observations, rewards, terminated, truncated, info = env.step(actions)
         step += 1
+        check_finite(f"evaluation in {name}", step, observations, rewards)
         counts = (played < quotas) & ~info["episode_start"]
         current = np.minimum(played, rounds - 1), rows
         returns[current] += np.where(counts, rewards, 0.0)

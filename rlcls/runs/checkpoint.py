@@ -109,7 +109,7 @@ class Checkpoints:
     """The checkpoints of one run, for the process that writes them.
 
     Args:
-      run_dir: the run folder.
+      run_dir: the run folder, which must exist.
       keep: the number of newest checkpoints that are kept, at least 1.
       segments: files of rows that the run goes on with, oldest first; `save` writes only the rows after them.
     """
@@ -119,6 +119,12 @@ class Checkpoints:
             raise ValueError(f"keep must be at least 1, not {keep}")
         self._run_dir, self._keep = run_dir, keep
         self._segments = list(segments)
+
+    @property
+    def last(self) -> Path | None:
+        """The folder of the newest checkpoint; None if there is none."""
+        existing = folders(self._run_dir)
+        return existing[-1] if existing else None
 
     def save(
         self,
@@ -149,7 +155,10 @@ class Checkpoints:
         working, replaced = (final.with_name(f".{final.name}.{state}") for state in ("partial", "replaced"))
         try:
             shutil.rmtree(working, ignore_errors=True)
-            working.mkdir(parents=True)
+            final.parent.mkdir(
+                exist_ok=True
+            )  # a run folder that was removed or moved meanwhile is not made again
+            working.mkdir()
             written = segments.write(self._run_dir, saved.rows, self._segments) if saved.rows else []
             _reserve(working / "room", saved.tree)
             _save_tree(working, saved.tree)

@@ -31,7 +31,8 @@ _NUMBERS = {
     "episode": ("return", "length"),
 }
 # `lines`: the number of lines before the position. `step`: the largest count of the unit in any line. `rate_from`:
-# unit, frames and seconds of the last train line. `wandb`: the id of the W&B run.
+# unit, frames and seconds of the last train line, the pauses since then added to the seconds. `wandb`: the id of the
+# W&B run.
 _BEGINNING: Mapping[str, Any] = {
     "lines": 0,
     "seconds": 0.0,
@@ -95,14 +96,36 @@ class Metrics:
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror}") from error
 
+    def _check_place(self) -> None:
+        """Raises a UserError if the open file no longer lies at its path, so that its lines would be lost."""
+        try:
+            lies_there = os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
+        except (FileNotFoundError, NotADirectoryError):
+            lies_there = False
+        if not lies_there:
+            raise UserError(
+                f"cannot write to the run folder {self._path.parent}: its {FILE} was removed, moved or replaced while "
+                "the run went on"
+            )
+
     def seconds(self) -> float:
         """The age of the run: the time spent in it, summed over its resumes."""
         return time.monotonic() - self._start
 
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves the block, such as an evaluation, out of the rates of the next train line."""
+        begun = self.seconds()
+        try:
+            yield
+        finally:
+            self._rate_from[2] += self.seconds() - begun
+
     def write(self, kind: str, counts: Mapping[str, int], /, **values: Any) -> dict[str, Any]:
         """Appends one line of `kind` ("train", "eval", "episode", "diagnostics").
 
-        The clock fields are added here; a train line also carries the rates since the train line before it.
+        The clock fields are added here; a train line also carries the rates since the train line before it, without
+        the pauses.
 
         Args:
           kind: the line's kind.
@@ -114,7 +137,7 @@ class Metrics:
           The values as the line holds them: Python numbers, strings, None and lists.
 
         Raises:
-          UserError: the line cannot be written, because the disk is full for example.
+          UserError: the line cannot be written, because the disk is full or the run folder was removed for example.
         """
         seconds = self.seconds()
         values = {name: _plain(value) for name, value in values.items()}
@@ -137,6 +160,7 @@ class Metrics:
         with self._writing():
             self._file.write(line.encode() + b"\n")
             self._file.flush()
+            self._check_place()
             self._lines += 1
             if self._tensorboard:
                 self._tensorboard.write(scalars, step)
@@ -153,6 +177,7 @@ class Metrics:
         with self._writing():
             self._file.flush()
             os.fsync(self._file.fileno())
+            self._check_place()
             if self._tensorboard:
                 self._tensorboard.flush()
         return {

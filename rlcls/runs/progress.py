@@ -2,31 +2,26 @@
 
 import collections
 import contextlib
-import dataclasses
 import math
-import os
-import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
+from rlcls import phases
+from rlcls.phases import Phase, duration, on_terminal
 from rlcls.training.loop import Tick
 
 UNMEASURED = 0.1
 """The share of the training time that evaluations and checkpoints are expected to add until each was measured."""
 
-_LIVE_PERIOD = 0.5  # seconds between two refreshes; one takes about 2 ms of the thread that feeds the learner
-_PLAIN_PERIOD = 30.0  # seconds between two lines of a log
-_PATIENCE = 5.0  # seconds that a phase before the run takes until a log mentions it
 _WINDOW = 60.0  # seconds over which the rates are measured
 
 
 def header(rows: dict[str, str]) -> None:
     """Prints `rows` as two aligned columns, the names dim on a terminal."""
     width = max(map(len, rows))
-    if not _on_terminal():
+    if not on_terminal():
         print("\n".join(f"{name:{width}}  {value}" for name, value in rows.items()), flush=True)
         return
     from rich.console import Console
@@ -37,62 +32,6 @@ def header(rows: dict[str, str]) -> None:
     for name, value in rows.items():
         grid.add_row(Text(name, style="dim", no_wrap=True), Text(value, overflow="fold"))
     Console().print(grid)
-
-
-@contextlib.contextmanager
-def phase(name: str) -> Iterator[Tick]:
-    """Shows the name of a phase before the run, such as "compiling", and the time that it has taken so far.
-
-    A terminal shows it in one line that vanishes at the end. A log gets a line after 5 seconds, then every half minute.
-
-    Yields:
-      A function to call with the amount done and the whole amount, where these are known.
-    """
-    current, terminal, over = _Phase(name), _on_terminal(), threading.Event()
-
-    def show() -> None:
-        wait = _LIVE_PERIOD if terminal else _PATIENCE
-        while not over.wait(wait):
-            with contextlib.suppress(OSError):  # the caller's own output meets the same error and reports it
-                print(f"\r{current}\x1b[K" if terminal else current, end="" if terminal else "\n", flush=True)
-            wait = _LIVE_PERIOD if terminal else _PLAIN_PERIOD
-
-    thread = threading.Thread(target=show, name="phase", daemon=True)
-    thread.start()
-    try:
-        yield current.tick
-    finally:
-        over.set()
-        thread.join()
-        if terminal:
-            print("\r\x1b[K", end="", flush=True)
-
-
-@dataclasses.dataclass
-class _Phase:
-    """A part of a run that is not training, such as an evaluation.
-
-    Attributes:
-      name: the name that the display shows.
-      begun: the monotonic clock when it began, in seconds.
-      done: the amount done.
-      total: the whole amount; 0 where it is not known.
-    """
-
-    name: str
-    begun: float = dataclasses.field(default_factory=lambda: time.monotonic())
-    done: int = 0
-    total: int = 0
-
-    def tick(self, done: int, total: int) -> None:
-        self.done, self.total = done, total
-
-    def seconds(self) -> float:
-        return time.monotonic() - self.begun
-
-    def __str__(self) -> str:
-        amount = f": {self.done:,} of {self.total:,} done" if self.total else ""
-        return f"{self.name}{amount} ({_duration(self.seconds())})"
 
 
 class Progress:
@@ -124,14 +63,14 @@ class Progress:
         self._total, self._count, self._unit, self._frame_skip = total, start, unit, frame_skip
         self._steady_from, self._expected_pace = steady_from, expected_pace
         self._latest: dict[str, float | None] = {}
-        self._phase: _Phase | None = None
+        self._phase: Phase | None = None
         self._paused = 0.0  # seconds spent in phases, which the rates leave out
         self._periods: dict[str, int] = {}  # counts between two phases, by their names
         self._seconds: dict[str, float] = {}  # the time of the latest phase of each name
         self._samples = collections.deque([(self._clock(), start)])
-        self._live = _open_live() if _on_terminal() else None
-        self._period = _PLAIN_PERIOD if self._live is None else _LIVE_PERIOD
-        self._next = 0.0 if self._live else time.monotonic() + _PLAIN_PERIOD
+        self._live = _open_live() if on_terminal() else None
+        self._period = phases.PLAIN_PERIOD if self._live is None else phases.LIVE_PERIOD
+        self._next = 0.0 if self._live else time.monotonic() + phases.PLAIN_PERIOD
 
     def expect(self, periods: Mapping[str, int]) -> None:
         """States which phases come, so that the time left counts them.
@@ -163,7 +102,7 @@ class Progress:
         Yields:
           A function to call often with the amount done and the whole amount.
         """
-        phase = self._phase = _Phase(name)
+        phase = self._phase = Phase(name)
 
         def tick(done: int, total: int) -> None:
             phase.tick(done, total)
@@ -213,9 +152,9 @@ class Progress:
             self._samples.popleft()
         then, before = self._samples[0]
         rate = (self._count - before) / (now - then) if now > then else 0.0
-        pace = {f"{self._unit}/s": _count(rate)}
+        pace = {f"{self._unit}/s": _rate(rate)}
         if self._frame_skip:
-            pace["frames/s"] = _count(rate * self._frame_skip)
+            pace["frames/s"] = _rate(rate * self._frame_skip)
         left = self._time_left(rate)
         latest = {name.replace("_", " "): _value(value) for name, value in self._latest.items()}
         done = f"{self._count:,} / {self._total:,} {self._unit}"
@@ -241,11 +180,11 @@ class Progress:
         else:
             seconds *= 1 + UNMEASURED
         if self._phase is None:
-            return _duration(seconds)
+            return duration(seconds)
         rest = self._phase_left(self._phase)
         if rest is not None:
-            return _duration(seconds + rest)
-        return f"> {_duration(seconds)}" if self._phase.total else _duration(seconds)
+            return duration(seconds + rest)
+        return f"> {duration(seconds)}" if self._phase.total else duration(seconds)
 
     def _training_left(self, rate: float) -> float | None:
         """Seconds of training left; None where nothing predicts them."""
@@ -257,7 +196,7 @@ class Progress:
             return (self._total - max(self._count, self._steady_from)) * self._expected_pace
         return None
 
-    def _phase_left(self, phase: _Phase) -> float | None:
+    def _phase_left(self, phase: Phase) -> float | None:
         """The seconds that a phase still takes: those of the last one of its name, or in proportion to the amount done.
 
         The result is None where nothing predicts it.
@@ -273,10 +212,6 @@ def _still_to_come(every: int, count: int, total: int) -> int:
     if count >= total:
         return 0
     return total // every - count // every + (total % every != 0)
-
-
-def _on_terminal() -> bool:
-    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def _open_live() -> Any:
@@ -306,7 +241,10 @@ def _display(share: float, done: str, fields: dict[str, str], phase: str) -> Any
     return Group(first, second, *([Text(phase, style="bold")] if phase else []))
 
 
-def _count(rate: float) -> str:
+def _rate(rate: float) -> str:
+    """A speed; a dash where nothing has been counted since the measurement began."""
+    if not rate:
+        return "-"
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
@@ -314,12 +252,3 @@ def _value(value: float | None) -> str:
     if value is None:
         return "-"
     return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
-
-
-def _duration(seconds: float) -> str:
-    """`seconds` as 4:05, 1:04:05 or 2 d 3 h."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours >= 48:
-        return f"{hours // 24} d {hours % 24} h"
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from rlcls._errors import one_line
 from rlcls.evaluation.evaluator import Periodic
-from rlcls.training.loop import Loop
+from rlcls.training import Diverged
+from rlcls.training.loop import Loop, Tick
 
 from .checkpoint import Checkpoints
 from .metrics import Metrics, check_values, is_number, read
@@ -46,6 +49,9 @@ def run(
 ) -> None:
     """Advances `loop` to `steps` units or until `stopped`, and then saves it.
 
+    An exception of the loop's parts or of an evaluator passes, after the loop has been saved if its state allows that.
+    A note on it says what was saved, and what a resume begins from.
+
     Args:
       loop: the loop, which begins or has been restored.
       steps: the loop's units at which the run ends.
@@ -80,6 +86,11 @@ def run(
     def show() -> None:
         progress.update(count(), **shown)
 
+    @contextlib.contextmanager
+    def phase(name: str) -> Iterator[Tick]:
+        with progress.phase(name) as tick, metrics.pause():
+            yield tick
+
     def write(kind: str, values: dict[str, Any]) -> dict[str, Any]:
         written = metrics.write(kind, loop.counts, **values)
         shown.update(_shown_in(kind, written))
@@ -103,22 +114,45 @@ def run(
             "number": loop.number,
             "counts": loop.counts,
         }
-        with progress.phase(_SAVING):
+        with phase(_SAVING):
             remarks = checkpoints.save(count(), loop.save(), permanent=permanent, best=best, **state)
         unsaved = False
         for remark in remarks:
             print(f"note: {remark}", file=sys.stderr)
 
+    def save_after(error: Exception) -> None:
+        """Saves what an exception left, and notes on it what a resume begins from."""
+        reason = ""
+        if not isinstance(error, Diverged):
+            try:
+                if unsaved:
+                    save()
+                step = f"{loop.unit[:-1].replace('_', ' ')} {count():,}"
+                error.add_note(f"saved at {step}; the same command continues from there")
+                return
+            except (
+                Exception
+            ) as second:  # whatever state the loop is in, the first exception is the one to show
+                reason = f"not saved ({one_line(second)}); "
+        last = checkpoints.last
+        error.add_note(
+            reason + (f"{last} is the last good checkpoint" if last else "there was no checkpoint yet")
+        )
+
     def evaluate(due: Sequence[Periodic]) -> list[str]:
         """Calls evaluators; returns the kinds of those that a signal prevented."""
-        nonlocal best
+        nonlocal best, unfinished
         for number, (kind, evaluator, _) in enumerate(due):
             try:
-                with progress.phase(_phase_of(kind)) as tick:
+                with phase(_phase_of(kind)) as tick:
                     values = evaluator(loop.acting(), loop.number, unless_stopped(stopped, tick))
+                check_values(kind, loop.counts, values)
             except Stopped:
                 return [kind for kind, _, _ in due[number:]]
-            check_values(kind, loop.counts, values)
+            except Exception as error:
+                unfinished = [kind for kind, _, _ in due[number:]]
+                save_after(error)
+                raise
             written = write(kind, values)
             show()
             score = written.get("return_mean") if keep_best and kind == "eval" else None
@@ -133,8 +167,14 @@ def run(
             unfinished = still_unfinished
             save()
     while count() < steps and not stopped():
-        before, unsaved = count(), True
-        for kind, values in loop.advance():
+        before = count()
+        try:
+            lines = loop.advance()
+        except Exception as error:
+            save_after(error)
+            raise
+        unsaved = True
+        for kind, values in lines:
             written = write(kind, values)
             if kind == "train":
                 check_clipping(written)
@@ -146,6 +186,8 @@ def run(
         is_best = best is not None and best["steps"] == count()
         if last or permanent or is_best or _passed(checkpoint_every, before, count()):
             save(permanent=permanent)
+    shown.update(_shown_in("train", loop.summary()))  # no line holds the updates since the last one
+    show()
     if stopped() and unsaved:
         print("saving a checkpoint; a second Ctrl-C or SIGTERM stops without it", flush=True)
         save()

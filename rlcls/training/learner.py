@@ -146,15 +146,16 @@ class Learner:
         return results
 
     def save(self) -> tuple[dict[str, PyTree], dict[str, np.ndarray]]:
-        """The current state, between two rounds: a pytree for Orbax and small arrays. It changes nothing.
+        """The current state, between two rounds or within one: a pytree for Orbax and small arrays. It changes nothing.
 
         The next update donates the pytree's "state", so write or copy it first.
 
         Raises:
           Diverged: an update gave a result that is not finite.
         """
-        rounds = [[_read(future.result()) for future in updates] for updates, _ in self._rounds]
-        # `acting` holds what acts in each of the next `lag` rounds; after them it follows from the state.
+        submitted = [*(updates for updates, _ in self._rounds), self._current]
+        rounds = [[_read(future.result()) for future in updates] for updates in submitted]
+        # `acting` holds what acts in the present round and in each of the next `lag` rounds.
         acting = [self.acting]
         for _, after in self._rounds:
             acting.append(after.result() if after else acting[-1])
@@ -168,14 +169,13 @@ class Learner:
                 if result.priorities is not None:
                     values["priorities"] = result.priorities
                 arrays |= {f"pending/{i}/{j}/{name}": np.asarray(value) for name, value in values.items()}
-        return {"state": self._state, "acting": self.acting, "acting_later": acting[1:-1]}, arrays
+        return {"state": self._state, "acting": self.acting, "acting_later": acting[1:]}, arrays
 
     def restore(self, tree: dict[str, PyTree], arrays: dict[str, np.ndarray]) -> None:
         """Goes on from what `save` returned; `arrays` may hold others too."""
         self._state, self.acting = tree["state"], tree["acting"]
         self.submitted = int(arrays["learner/submitted"])
-        acting = [self.acting, *tree["acting_later"], self._copy_acting(self._state)]
-        for i in range(self._lag):
+        for i in range(self._lag + 1):
             pending: list[concurrent.futures.Future[_Pending]] = []
             while f"pending/{i}/{len(pending)}/number" in arrays:
                 values = _below(arrays, f"pending/{i}/{len(pending)}/")
@@ -189,7 +189,10 @@ class Learner:
                     finite=True,
                 )
                 pending.append(_done(update))
-            self._rounds[i] = _Round(pending, _done(acting[i + 1]) if pending else None)
+            if i < self._lag:
+                self._rounds[i] = _Round(pending, _done(tree["acting_later"][i]) if pending else None)
+            else:
+                self._current = pending
 
     def rehearsal(self) -> Learner:
         """A learner with the same compiled programs and a copy of the state, to be thrown away; it never raises."""

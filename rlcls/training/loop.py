@@ -128,17 +128,25 @@ class Loop(Protocol):
         """
         ...
 
+    def summary(self) -> dict[str, Any]:
+        """The values of a "train" line over the updates since the last such line; it changes nothing."""
+        ...
+
     def acting(self) -> PyTree:
         """The first argument of the agent's `act` at this moment."""
         ...
 
     def save(self) -> Saved:
-        """The current state, between two calls of `advance`; it changes nothing.
+        """The current state; it changes nothing.
+
+        The state is one between two calls of `advance`, or one that the exception of an environment or a data set left
+        in `advance`: a loop restored from it makes that call again, and gives the bits that it would have given.
 
         The next `advance` may donate the arrays of the tree, so write or copy them first.
 
         Raises:
           Diverged: this moment is not worth keeping, because an update gave a result that is not finite.
+          RuntimeError: an exception left `advance` where its step can be neither ended nor made again.
         """
         ...
 
@@ -170,13 +178,16 @@ class Loop(Protocol):
 def check(loop: Loop) -> None:
     """Raises a UserError if a loop cannot be driven to its end, so that no resume finds it out after days."""
     kind = f"{type(loop).__module__}.{type(loop).__qualname__}"
+    missing = [name for name in vars(Loop) if not name.startswith("_") and not hasattr(loop, name)]
+    if missing:
+        raise UserError(
+            f"training: {kind} has no {' and no '.join(missing)}; rlcls.training.Loop lists what a loop has"
+        )
     try:
         check_choice("unit", loop.unit, UNITS)
         inspect.signature(loop.restore).bind(None, None)
         if loop.unit not in loop.counts:
             raise ValueError(f"counts must have {loop.unit}, its unit, and has {', '.join(loop.counts)}")
-    except AttributeError as error:
-        raise UserError(f"training: {error}; rlcls.training.Loop lists what a loop has") from error
     except TypeError:
         raise UserError(
             f"training: {kind}.restore must take (saved, tick), as rlcls.training.Loop has it"

@@ -1,4 +1,4 @@
-"""Training offline: updates from a source that no environment feeds."""
+"""Training offline: updates from recorded data, without an environment."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from jaxtyping import PyTree
 
 from rlcls._errors import UserError
 from rlcls.agents.base import Agent
+from rlcls.transition import Transition
 
 from . import xla
+from .batches import check_values
 from .learner import Learner
-from .loop import Saved, Source, Tick
+from .loop import Dataset, Saved, Tick, Where
 
 _BLOCK = 10  # updates in one call of `advance`
 _REMEDY = "put that data back, or begin another run with run_dir="
@@ -28,7 +30,7 @@ class Offline:
 
     Args:
       agent: what learns.
-      source: where batches come from. If it has an `identity` (`Dataset`), checkpoints contain it.
+      data: where batches come from. If it has an `identity` (`Dataset`), checkpoints contain it.
       seed: determines the networks and the samples.
       batch_size: transitions in an update.
       act_with_target: the agent's target network is evaluated, not the online network.
@@ -46,7 +48,7 @@ class Offline:
     def __init__(
         self,
         agent: Agent[Any],
-        source: Source,
+        data: Dataset,
         *,
         seed: int = 0,
         batch_size: int = 32,
@@ -56,10 +58,13 @@ class Offline:
         if batch_size < 1 or log_every < 1:
             raise ValueError(f"batch_size ({batch_size}) and log_every ({log_every}) must be at least 1")
         self.number = 0
-        self._source, self._seed = source, seed
+        self._data, self._seed = data, seed
         self._batch_size, self._log_every = batch_size, log_every
         init_key, update_key = xla.keys(seed, xla.Use.INIT, xla.Use.UPDATE)
         self._learner = Learner(agent, init_key, update_key, act_with_target=act_with_target)
+        self._halfway = (
+            False  # whether an `advance` failed where its block can be neither ended nor made again
+        )
         self._sums: collections.Counter[str] = collections.Counter()  # of update metrics since the last line
 
     @property
@@ -76,17 +81,32 @@ class Offline:
         self._update(min(_BLOCK, self._log_every - self.number % self._log_every))
         if self.number % self._log_every:
             return []
-        sums, self._sums = self._sums, collections.Counter()
-        updates = sums.pop("updates")
-        return [("train", {name: value / updates for name, value in sums.items()})]
+        values = self.summary()
+        self._sums.clear()
+        return [("train", values)]
 
     def _update(self, count: int) -> None:
-        for number in range(self.number, self.number + count):
-            self._learner.submit(*self._source.sample(self._batch_size, self._seed, number))
+        # A block that failed among its samples can be saved: it goes on with the first update that was not submitted.
+        while self._learner.submitted < self.number + count:
+            self._learner.submit(*self._sample(self._learner.submitted))
+        self._halfway = True
         for result in self._learner.end_round():
             self._sums.update(result.metrics)
             self._sums["updates"] += 1
         self.number += count
+        self._halfway = False
+
+    def _sample(self, number: int) -> tuple[Transition, Where]:
+        """The batch of an update, which is one that the agent can learn from."""
+        batch, where = self._data.sample(self._batch_size, self._seed, number)
+        check_values(self._data, batch, where)
+        return batch, where
+
+    def summary(self) -> dict[str, Any]:
+        """The values of a "train" line over the updates since the last one."""
+        return {
+            name: value / self._sums["updates"] for name, value in self._sums.items() if name != "updates"
+        }
 
     def warm_up(self, until: int) -> float:
         """Compiles the update and makes updates for half a second, which are thrown away.
@@ -100,7 +120,7 @@ class Offline:
             for block in (1, *[_BLOCK] * 1000):
                 begun = time.perf_counter()
                 for number in range(block):
-                    learner.submit(*self._source.sample(self._batch_size, self._seed, number))
+                    learner.submit(*self._sample(number))
                 learner.end_round()
                 if block > 1:  # the first update compiles
                     seconds, updates = seconds + time.perf_counter() - begun, updates + block
@@ -111,7 +131,13 @@ class Offline:
         return seconds / updates
 
     def save(self) -> Saved:
-        """The learner and the update number."""
+        """The learner and the update number.
+
+        Raises:
+          RuntimeError: an `advance` failed halfway.
+        """
+        if self._halfway:
+            raise RuntimeError("the last block of updates ended halfway")
         tree, arrays = self._learner.save()
         counters = {"number": self.number, "sums": dict(self._sums), "data": self._identity}
         return Saved(tree, arrays, counters)
@@ -135,7 +161,7 @@ class Offline:
 
     @property
     def _identity(self) -> dict[str, str] | None:
-        return getattr(self._source, "identity", None)
+        return getattr(self._data, "identity", None)
 
 
 def _changes(before: dict[str, str], now: dict[str, str]) -> str:

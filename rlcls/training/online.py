@@ -14,7 +14,7 @@ from jaxtyping import Bool, PyTree, UInt32
 
 from rlcls._errors import UserError
 from rlcls.agents.base import Agent
-from rlcls.envs.base import HostEnv, environment_seeds
+from rlcls.envs.base import HostEnv, check_finite, environment_seeds
 from rlcls.replay import FrameReplay
 
 from . import xla
@@ -121,6 +121,9 @@ class Online:
         self._diagnostics_every = diagnostics_every if self._learner.diagnoses else 0
         self._diagnostics_batch_size = diagnostics_batch_size
         self._returns = EpisodeReturns(env.num_envs)
+        self._halfway = (
+            False  # whether an `advance` failed where its step can be neither ended nor made again
+        )
         self._sums: collections.Counter[str] = collections.Counter()  # of update metrics since the last line
         # Environments are reset with their seeds by the first `advance`: a restored loop resets them elsewhere.
         self._observations: PyTree | None = None
@@ -151,7 +154,9 @@ class Online:
     def advance(self) -> list[tuple[str, dict[str, Any]]]:
         """One vector step and its updates."""
         if self._observations is None:
-            self._observations, _ = self._env.reset(seed=self._seeds())
+            first, _ = self._env.reset(seed=self._seeds())
+            check_finite(self._env.name, self.number, first)
+            self._observations = first
         observations, starts = self._observations, self._starts
         arguments = jax.device_put((observations, self.number, self._epsilon()), may_alias=True)
         # A copy: a view would keep one of JAX's arrays alive for each step.
@@ -159,8 +164,11 @@ class Online:
         self._env.send(actions)
         if self._lag:  # the updates need nothing of this step: they are prepared while the emulator plays it
             self._learn()
-        self._observations, rewards, terminated, _, info = self._env.recv()
-        self._starts = info["episode_start"]
+        next_observations, rewards, terminated, _, info = self._env.recv()
+        check_finite(self._env.name, self.number + 1, next_observations, rewards)
+        # A step that failed before this line can be saved: it is made again, except for the updates that it submitted.
+        self._halfway = True
+        self._observations, self._starts = next_observations, info["episode_start"]
         self._sent.append(actions)
         self.replay.add(observations, actions, rewards, terminated, starts)
         if not self._lag:
@@ -186,7 +194,9 @@ class Online:
             if result.diagnostics
         ]
         if self._agent_steps // self._log_every > before // self._log_every:
-            lines.append(("train", self._summary()))
+            lines.append(("train", self.summary()))
+            self._sums.clear()
+        self._halfway = False
         return lines
 
     def _learn(self) -> None:
@@ -240,11 +250,11 @@ class Online:
                 self._starts = info["episode_start"]
             tick(number - first, steps)
 
-    def _summary(self) -> dict[str, Any]:
-        """A line of metrics over the updates since the last one."""
-        sums, self._sums = self._sums, collections.Counter()
-        updates = sums.pop("updates", 0)
-        means = {name: value / updates for name, value in sums.items()}
+    def summary(self) -> dict[str, Any]:
+        """The values of a "train" line over the updates since the last one."""
+        means = {
+            name: value / self._sums["updates"] for name, value in self._sums.items() if name != "updates"
+        }
         return means | {
             "epsilon": self._epsilon(),
             "episode_return": self._returns.mean,
@@ -269,7 +279,7 @@ class Online:
         rehearsal._returns = EpisodeReturns(self._env.num_envs)
         rehearsal._sums = collections.Counter()
         rehearsal._sent = collections.deque()
-        last_update = self._updates_due(until // self._env.num_envs)
+        last_update = self._updates_due(-(-until // self._env.num_envs))
         rehearsal._diagnostics_every = 2 if 0 < self._diagnostics_every < last_update else 0
         rehearsal._reseed_every = 1 << 62
         rehearsal._observations, _ = self._env.reset()
@@ -289,7 +299,13 @@ class Online:
         return seconds / ((rehearsal.number - first_number) * self._env.num_envs)
 
     def save(self) -> Saved:
-        """The learner, the replay, and what brings the environments back: their seeds and actions."""
+        """The learner, the replay, and what brings the environments back: their seeds and actions.
+
+        Raises:
+          RuntimeError: an `advance` failed halfway.
+        """
+        if self._halfway:
+            raise RuntimeError("the last step ended halfway")
         tree, arrays = self._learner.save()
         action = self._env.spec.action
         sent = np.stack(self._sent) if self._sent else np.zeros((0, self._env.num_envs, *action.shape))

@@ -2,7 +2,7 @@
 
 import re
 
-from rlcls.runs import progress
+from rlcls import phases
 from rlcls.train import main
 
 PROBE = [
@@ -23,8 +23,8 @@ PROBE = [
 
 
 def test_a_run_shows_what_it_does_and_a_resume_the_values_shown_before(tmp_path, monkeypatch, capsys):
-    for name in ("_PLAIN_PERIOD", "_PATIENCE"):  # nearly every step is shown
-        monkeypatch.setattr(progress, name, 0.001)
+    for name in ("PLAIN_PERIOD", "PATIENCE"):  # nearly every step is shown
+        monkeypatch.setattr(phases, name, 0.001)
     arguments = [*PROBE, f"run_dir={tmp_path / 'run'}"]
     assert main([*arguments, "steps=400"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -74,6 +74,10 @@ MISFITS = {
     "data._target_=coin.Coin": "a data set needs loop=offline",
     "loop=offline": "loop=offline needs a data set",
     "agent._target_=nowhere.Agent": "agent._target_=nowhere.Agent: No module named 'nowhere'",
+    "agent._target_=misfit.OneAction": "agent: misfit.OneAction.act returns int32 [] for 2 observations; one action",
+    "env._target_=misfit.flat": "env: misfit.FlatEnv.step returns observations float32 [2], and its spec says float32",
+    "data._target_=misfit.Nothing loop=offline": "data: misfit.Nothing.sample must return (Transition, tuple of",
+    "data._target_=misfit.NanRewards loop=offline": "data: misfit.NanRewards: the reward is not finite at row ",
     "+evals.mine._target_=misfit.NoActing +evals.mine.every=5": "evals.mine: ",
 }
 
@@ -83,8 +87,10 @@ MISFITS = {
 def test_what_does_not_fit_is_one_line_and_writes_nothing(options, folder, capsys):
     (folder / "misfit.py").write_text(
         """
+import coin
 from flax import nnx
 
+from rlcls.agents import DQN
 from rlcls.envs import probe
 
 
@@ -109,6 +115,32 @@ def no_start(num_envs):
     return NoStart(probe.PROBES["probe/policy"], num_envs)
 
 
+class OneAction(DQN):
+    def act(self, *arguments):
+        return super().act(*arguments)[0]
+
+
+class FlatEnv(probe.ProbeVectorEnv):
+    def recv(self):
+        observations, *rest = super().recv()
+        return observations[:, 0], *rest
+
+
+def flat(num_envs):
+    return FlatEnv(probe.PROBES["probe/policy"], 2)
+
+
+class Nothing(coin.Coin):
+    def sample(self, size, seed, number):
+        return None
+
+
+class NanRewards(coin.Coin):
+    def __init__(self):
+        super().__init__()
+        self._rewards *= float("nan")
+
+
 class Flat(nnx.Module):
     def __init__(self, observation_shape, *, rngs):
         self.num_features = 8
@@ -125,3 +157,46 @@ class Flat(nnx.Module):
         path for path in before if "__pycache__" not in path.parts
     ]
     sys.modules.pop("misfit", None)
+
+
+def test_a_part_that_breaks_while_the_run_goes_on_is_saved_and_the_same_command_continues(folder, capsys):
+    (folder / "breaks.py").write_text(
+        """
+import pathlib
+
+from rlcls.envs import probe
+
+
+class Breaks(probe.ProbeVectorEnv):
+    steps = 0
+
+    def recv(self):
+        self.steps += 1
+        if self.steps > 400 and pathlib.Path("broken").exists():
+            raise ZeroDivisionError("a bug of its author's")
+        return super().recv()
+
+
+def make(num_envs):
+    return Breaks(probe.PROBES["probe/policy"], num_envs)
+"""
+    )
+    command = [
+        "env._target_=breaks.make",
+        "backbone=mlp",
+        *SHORT,
+        "steps=8000",
+        "eval.every=0",
+        "run_dir=run",
+    ]
+    command[command.index("checkpoint.every=1000")] = "checkpoint.every=100000"
+    (folder / "broken").touch()
+    with pytest.raises(ZeroDivisionError) as error:
+        main(command)
+    (note,) = error.value.__notes__
+    steps = re.fullmatch(r"saved at agent step ([\d,]+); the same command continues from there", note)[1]
+    (folder / "broken").unlink()
+    capsys.readouterr()
+    assert main(command) == 0
+    assert f"resuming run at agent step {steps}\n" in capsys.readouterr().out
+    sys.modules.pop("breaks", None)

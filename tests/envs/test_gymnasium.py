@@ -119,3 +119,50 @@ def test_a_missing_extra_is_one_line_that_says_what_to_install(monkeypatch, id, 
     with pytest.raises(UserError) as error:
         registry.make(id, 1)
     assert str(error.value).startswith(f'{id} needs pip install "gymnasium[{extra}]" (')
+
+
+BOX = gymnasium.spaces.Box(0, 1, (5,), np.float32)
+BYTES = gymnasium.spaces.Box(0, 255, (5,), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("space", "observation", "shown"),
+    [
+        (BOX, np.zeros(4, np.float32), "float32 [4]"),
+        (BYTES, np.zeros(5), "float64 [5]"),
+        (gymnasium.spaces.Dict(a=BOX), {"b": np.zeros(5)}, "{'b': array([0., 0., 0., 0., 0.])}"),
+        (gymnasium.spaces.Dict(a=BOX), np.zeros(5), "float64 [5]"),
+    ],
+)
+@pytest.mark.parametrize("first", [0, 1])
+def test_an_observation_that_its_space_cannot_hold_is_one_line(space, observation, shown, first):
+    class Misfit(gymnasium.Env):
+        observation_space, action_space = space, gymnasium.spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            return (observation if first == 0 else space.sample()), {}
+
+        def step(self, action):
+            return observation, 0.0, False, False, {}
+
+    with pytest.raises(UserError) as error:
+        base.as_host_env(registry.GymnasiumEnv(Misfit, 2))
+    assert str(error.value) == (
+        f"Misfit: environment 0 gave the observation {shown}, and its observation_space is {space}"
+    )
+
+
+def test_an_exception_of_an_environments_own_is_not_taken_for_a_misfit():
+    class Broken(gymnasium.Env):
+        observation_space, action_space = BOX, gymnasium.spaces.Discrete(2)
+
+        def reset(self, *, seed=None, options=None):
+            return BOX.sample(), {}
+
+        def step(self, action):
+            raise ValueError("a bug of its author's")
+
+    env = registry.GymnasiumEnv(Broken, 2)
+    env.reset()
+    with pytest.raises(ValueError, match="a bug of its author's"):
+        env.step(np.zeros(2, np.int64))

@@ -292,6 +292,18 @@ def test_a_wrapper_that_cannot_reset_single_environments_is_refused_before_train
         base.as_host_env(NormalizeObservation(registry.make("CartPole-v1", 2)))
 
 
+def test_numbers_that_are_not_finite_are_named_with_their_environment_and_step():
+    zeros, pictures = np.zeros((3, 2), np.float32), np.zeros((3, 4, 4), np.uint8)
+    wrong = zeros.copy()
+    wrong[2, 1] = np.inf
+    base.check_finite("Pong", 7, {"a": zeros, "b": pictures}, np.zeros(3, np.float32))
+    with pytest.raises(UserError, match="^Pong: an observation of environment 2 is not finite at step 7$"):
+        base.check_finite("Pong", 7, {"a": wrong, "b": pictures})
+    with pytest.raises(UserError, match="^Pong: the reward of environment 1 is -inf at step 1,000$"):
+        base.check_finite("Pong", 1000, pictures, np.array([0, -np.inf, 0], np.float32))
+
+
+@pytest.mark.untyped
 def test_what_an_environment_lacks_is_one_clear_line():
     class Mute(probe.ProbeVectorEnv):
         send = property()
@@ -314,6 +326,21 @@ def test_what_an_environment_lacks_is_one_clear_line():
         def reset(self, *, seed=None):
             return super().reset(seed=seed)
 
+    class Flat(probe.ProbeVectorEnv):
+        def recv(self):
+            observations, *rest = super().recv()
+            return observations[:, 0], *rest
+
+    class Single(probe.ProbeVectorEnv):
+        def recv(self):
+            observations, rewards, *rest = super().recv()
+            return observations, rewards.sum(), *rest
+
+    class Nan(probe.ProbeVectorEnv):
+        def recv(self):
+            observations, _, *rest = super().recv()
+            return observations, np.array([0.0, np.nan], np.float32), *rest
+
     class Started(probe.ProbeVectorEnv):
         def recv(self):
             return *super().recv()[:-1], {}
@@ -322,7 +349,20 @@ def test_what_an_environment_lacks_is_one_clear_line():
     for kind, message in (
         (Mute, f"{prefix}.Mute has no send and evaluation; rlcls.envs.base.HostEnv lists what it needs"),
         (Unmarked, f"{prefix}.Unmarked has no episode_start in the info of reset; "),
-        (Wide, f"{prefix}.Wide.reset returns ((2, 1), 'float64') and its spec says ((2, 1), 'float32')"),
+        (
+            Wide,
+            f"{prefix}.Wide.reset returns observations float64 [2, 1], and its spec says float32 [2, 1] for 2 "
+            "environments",
+        ),
+        (
+            Flat,
+            f"{prefix}.Flat.step returns observations float32 [2], and its spec says float32 [2, 1] for 2 ",
+        ),
+        (
+            Single,
+            f"{prefix}.Single.step must return rewards as 2 floats, one for each environment, not float32 []",
+        ),
+        (Nan, "probe/policy: the reward of environment 1 is nan at step 1"),
         (
             Whole,
             f"{prefix}.Whole.reset must reset only the environments where options['reset_mask'] is True; after "

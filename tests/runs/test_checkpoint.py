@@ -176,6 +176,14 @@ def test_a_disk_that_fills_leaves_the_checkpoint_before_and_nothing_of_the_new_o
     assert checkpoint.load(run_dir)[0].steps == 21
 
 
+def test_a_run_folder_that_was_removed_is_not_made_again_by_a_checkpoint(two):
+    run_dir, checkpoints, replay = two
+    shutil.rmtree(run_dir)
+    with pytest.raises(UserError, match=f"cannot write the checkpoint 20 to {run_dir}: No such file"):
+        save(checkpoints, replay)
+    assert not run_dir.exists()
+
+
 def test_without_posix_fallocate_room_is_asked_for_by_writing(two, monkeypatch):
     run_dir, checkpoints, replay = two
     monkeypatch.delattr(checkpoint.os, "posix_fallocate")
@@ -213,7 +221,7 @@ def test_rows_that_left_the_ring_between_two_checkpoints_are_neither_written_nor
     "name", ["my [2026] work", "a*b?", "50%25 #1", "~x", "s3:x", "{lr}", "a\\b", "größe", " x'\"$&|"]
 )
 def test_a_run_folder_may_have_any_name(name, tmp_path):
-    run_dir = tmp_path / name
+    (run_dir := tmp_path / name).mkdir()
     checkpoints, replay = Checkpoints(run_dir, 1), filled(10)
     for row in (10, 11):
         save(checkpoints, replay)

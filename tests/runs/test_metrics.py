@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import struct
 import sys
 import types
@@ -239,6 +240,31 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
         write_train(log, 4)
     with pytest.raises(UserError, match=r"cannot write .*metrics.jsonl: No space left on device"):
         log.position()
+    log.close()
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        shutil.rmtree,
+        lambda run_dir: run_dir.rename(run_dir.with_name("moved")),
+        lambda run_dir: (run_dir / "metrics.jsonl").unlink(),
+        lambda run_dir: shutil.copy(run_dir / "metrics.jsonl", run_dir / "new").replace(
+            run_dir / "metrics.jsonl"
+        ),
+    ],
+    ids=["removed", "moved", "without metrics", "replaced"],
+)
+def test_a_run_folder_that_goes_while_the_run_writes_is_one_clear_line(harm, tmp_path):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    log = open_metrics(run_dir)
+    write_train(log, 4)
+    harm(run_dir)
+    line = f"cannot write to the run folder {run_dir}: its metrics.jsonl was removed, moved or replaced"
+    for write in (lambda: write_train(log, 8), log.position):
+        with pytest.raises(UserError, match=line):
+            write()
     log.close()
 
 

@@ -2,12 +2,14 @@
 
 import contextlib
 import io
+import subprocess
 import sys
 import time
 import timeit
 
 import pytest
 
+from rlcls import phases
 from rlcls.runs import Progress, progress
 from rlcls.runs.progress import header
 
@@ -44,6 +46,13 @@ def test_a_log_gets_a_line_every_half_minute_and_one_at_the_end(clock, capsys):
     assert lines[0].startswith("290 / 2,000 agent steps (14%)")
     assert lines[-1].startswith("1,190 / 2,000 agent steps (60%)  10 agent steps/s  40 frames/s  1:21 left")
     assert lines[-1].endswith("training return -3.25  evaluation return -")
+
+
+def test_before_anything_is_counted_the_rates_are_dashes(clock, capsys):
+    with Progress(500, start=400, frame_skip=4) as display:
+        clock.now += 1
+        display.update(400)
+    assert "  - agent steps/s  - frames/s  " in capsys.readouterr().out
 
 
 def test_the_rates_are_those_of_the_last_minute(clock, capsys):
@@ -133,20 +142,26 @@ def test_a_phase_that_fails_predicts_nothing(clock, capsys):
 
 
 def test_a_long_phase_before_the_run_is_a_line_in_a_log_and_a_short_one_is_not(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "_PATIENCE", 0.02)
-    with progress.phase("compiling"):
+    monkeypatch.setattr(phases, "PATIENCE", 0.02)
+    with phases.phase("compiling"):
         pass
     assert capsys.readouterr().out == ""
-    with progress.phase("replaying actions") as tick:
+    with phases.phase("replaying actions") as tick:
         tick(1000, 2000)
         time.sleep(0.1)
     assert capsys.readouterr().out == "replaying actions: 1,000 of 2,000 done (0:00)\n"
 
 
+def test_a_command_can_say_that_it_starts_before_it_imports_anything_slow():
+    heavy = "{'jax', 'numpy', 'flax', 'hydra', 'matplotlib'}"
+    code = f"import sys, rlcls.train; assert not {heavy} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_phase_before_the_run_is_one_line_of_a_terminal_that_vanishes(monkeypatch):
     terminal = open_terminal(monkeypatch)
-    monkeypatch.setattr(progress, "_LIVE_PERIOD", 0.02)
-    with progress.phase("compiling"):
+    monkeypatch.setattr(phases, "LIVE_PERIOD", 0.02)
+    with phases.phase("compiling"):
         time.sleep(0.1)
     *shown, end = terminal.getvalue()[1:].split("\r")
     assert shown[0] == "compiling (0:00)\x1b[K" and end == "\x1b[K"
@@ -205,4 +220,4 @@ def test_a_header_on_a_terminal_wraps_beside_its_name(monkeypatch):
     ("seconds", "text"), [(0, "0:00"), (245, "4:05"), (3845, "1:04:05"), (59.6, "1:00"), (200_000, "2 d 7 h")]
 )
 def test_durations_are_read_at_a_glance(seconds, text):
-    assert progress._duration(seconds) == text
+    assert phases.duration(seconds) == text

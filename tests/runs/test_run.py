@@ -6,7 +6,7 @@ import pytest
 
 from rlcls._errors import UserError
 from rlcls.evaluation import Periodic
-from rlcls.runs import Checkpoints, Metrics, Progress, run
+from rlcls.runs import Checkpoints, Metrics, Progress, metrics, run
 from rlcls.runs.run import _shown_in, last_shown
 from rlcls.training import Saved
 
@@ -16,17 +16,22 @@ class Loop:
 
     unit = "agent_steps"
 
-    def __init__(self, clipped):
-        self.number, self.clipped = 0, clipped
+    def __init__(self, clipped, fails_after=None):
+        self.number, self.clipped, self.fails_after = 0, clipped, fails_after
 
     @property
     def counts(self):
         return {"agent_steps": 10 * self.number, "frames": 40 * self.number, "updates": 0}
 
     def advance(self):
+        if self.number == self.fails_after:
+            raise ZeroDivisionError("a bug of the user's own")
         self.number += 1
         train = {"loss": 0.5, "clip_fraction": self.clipped[self.number - 1], "episode_return": -20.5}
         return [("train", train)]
+
+    def summary(self):
+        return {"loss": 0.25} if self.number else {}
 
     def acting(self):
         return None
@@ -62,23 +67,32 @@ def evaluator(acting, number, tick):
 
 @pytest.fixture
 def drive(tmp_path):
-    def drive(clipped, display=None, shown=None, evaluator=evaluator, stopped=lambda: False, **options):
+    def drive(
+        clipped,
+        display=None,
+        shown=None,
+        evaluator=evaluator,
+        stopped=lambda: False,
+        loop=None,
+        steps=None,
+        **options,
+    ):
         checkpoints = NoCheckpoints(tmp_path, 1)
-        metrics = Metrics(tmp_path, tensorboard=False, wandb=None)
+        log = Metrics(tmp_path, tensorboard=False, wandb=None)
+        drive.saves = checkpoints.saves
         run(
-            Loop(clipped),
-            steps=10 * len(clipped),
+            loop or Loop(clipped),
+            steps=10 * len(clipped) if steps is None else steps,
             evaluators=[Periodic("eval", evaluator, 20)],
-            metrics=metrics,
+            metrics=log,
             checkpoints=checkpoints,
-            checkpoint_every=1000,
             stopped=stopped,
             progress=display or Progress(10 * len(clipped)),
             shown=shown,
             widen=lambda: "loss.vmax=100 would do",
-            **options,
+            **{"checkpoint_every": 1000, **options},
         )
-        metrics.close()
+        log.close()
         return checkpoints.saves
 
     return drive
@@ -119,6 +133,44 @@ def test_a_resumed_run_shows_the_values_that_it_showed_before(drive, tmp_path, c
     assert line.endswith("training return -20.5  evaluation return -19.0  loss 0.5")
 
 
+def test_the_last_line_shows_the_updates_that_no_line_of_metrics_holds(drive, tmp_path, capsys):
+    display = Progress(40)
+    drive([0.0] * 4, display)
+    display.close()
+    assert capsys.readouterr().out.splitlines()[-1].endswith("loss 0.25")
+    assert last_shown(tmp_path)["loss"] == 0.5
+
+
+def test_steps_between_two_vector_steps_end_evaluate_and_save_at_the_second(drive, tmp_path):
+    ((steps, counters),) = drive([0.0] * 4, steps=25)
+    rows = metrics.read(tmp_path)
+    assert steps == 30 == counters["counts"]["agent_steps"]
+    assert [row["agent_steps"] for row in rows if row["kind"] == "eval"] == [20, 30]
+
+
+def test_evaluations_and_checkpoints_are_left_out_of_the_rates(drive, tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: clock[0])
+
+    class Timed(Loop):
+        def advance(self):
+            clock[0] += 2.0
+            return super().advance()
+
+        def save(self):
+            clock[0] += 100.0
+            return super().save()
+
+    def slow(acting, number, tick):
+        clock[0] += 1000.0
+        return {}
+
+    drive([0.0] * 5, evaluator=slow, loop=Timed([0.0] * 5))
+    rows = [row for row in metrics.read(tmp_path) if row["kind"] == "train"]
+    assert [row["steps_per_second"] for row in rows] == [5.0] * 5
+    assert rows[-1]["seconds"] == 5 * 2 + 2 * 1000
+
+
 @pytest.mark.untyped
 @pytest.mark.parametrize("number", [np.float32(1.5), jnp.float32(1.5), np.array(1.5), 1.5])
 def test_the_best_return_is_a_finite_number_whatever_type_an_evaluator_gives(number, drive):
@@ -143,6 +195,50 @@ def test_the_best_checkpoint_so_far_is_kept_by_a_run_that_looks_for_none(drive):
 
 def test_a_list_where_the_display_shows_a_number_is_a_dash():
     assert _shown_in("train", {"loss": [1.0]}) == {"loss": None}
+
+
+def broken(acting, number, tick):
+    raise KeyError("a bug of the user's own")
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "unfinished"),
+    [
+        ({"loop": Loop([0.0] * 4, fails_after=3)}, 30, []),
+        ({"loop": Loop([0.0] * 4, fails_after=0)}, 0, []),
+        ({"evaluator": broken}, 20, ["eval"]),
+        ({"evaluator": lambda *_: {"kind": 1}}, 20, ["eval"]),
+    ],
+)
+def test_an_exception_of_the_users_own_passes_once_the_run_has_been_saved(options, steps, unfinished, drive):
+    with pytest.raises((ZeroDivisionError, KeyError, UserError)) as error:
+        drive([0.0] * 4, **options)
+    assert error.value.__notes__ == [f"saved at agent step {steps}; the same command continues from there"]
+    ((saved_steps, counters),) = drive.saves
+    assert saved_steps == steps and counters["unfinished"] == unfinished
+
+
+def test_a_moment_that_is_saved_already_is_not_saved_again_when_the_next_step_fails(drive):
+    with pytest.raises(ZeroDivisionError) as error:
+        drive([0.0] * 4, loop=Loop([0.0] * 4, fails_after=1), checkpoint_every=10)
+    assert error.value.__notes__ == ["saved at agent step 10; the same command continues from there"]
+    assert [steps for steps, _ in drive.saves] == [10]
+
+
+def test_where_nothing_can_be_saved_an_exception_names_the_last_checkpoint(drive, tmp_path):
+    class Halfway(Loop):
+        def save(self):
+            raise RuntimeError("the last step ended halfway")
+
+    for checkpoint in (
+        "there was no checkpoint yet",
+        f"{tmp_path}/checkpoints/{10:012d} is the last good checkpoint",
+    ):
+        with pytest.raises(ZeroDivisionError) as error:
+            drive([0.0] * 4, loop=Halfway([0.0] * 4, fails_after=3))
+        assert error.value.__notes__ == [f"not saved (the last step ended halfway); {checkpoint}"]
+        (tmp_path / "checkpoints" / f"{10:012d}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "checkpoints" / f"{10:012d}" / "manifest.json").touch()
 
 
 def test_a_signal_before_anything_is_new_writes_no_checkpoint(drive):

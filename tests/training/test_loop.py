@@ -11,6 +11,7 @@ class Mine:
 
     unit = "agent_steps"
     counts = {"agent_steps": 0}
+    number = advance = summary = acting = save = warm_up = close = None
 
     def restore(self, saved, tick): ...
 
@@ -33,6 +34,17 @@ def test_a_loop_that_breaks_the_interface_is_one_line(wrong, line):
         loop.check(made)
     assert str(error.value) == line.format(kind=f"{type(made).__module__}.Mine")
     loop.check(Mine())
+
+
+@pytest.mark.untyped
+def test_what_a_loop_lacks_is_one_line():
+    class Half:
+        unit = "updates"
+
+    with pytest.raises(
+        UserError, match=r"Half has no counts and no number and .*; rlcls.training.Loop lists"
+    ):
+        loop.check(Half())
 
 
 def test_the_loops_that_come_with_the_package_count_what_a_run_can_count():

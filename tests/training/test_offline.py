@@ -84,13 +84,39 @@ def test_a_checkpoint_goes_on_to_the_same_bits(updates, tmp_path):
 
 def test_a_loop_does_not_go_on_with_other_data():
     (_, before), (_, now) = make(), make()
-    before._source.identity = {"Pong": "500 rows (1f3a)", "Qbert": "20 rows (77aa)"}
-    now._source.identity = {"Pong": "480 rows (9c02)", "Qbert": "20 rows (77aa)"}
+    before._data.identity = {"Pong": "500 rows (1f3a)", "Qbert": "20 rows (77aa)"}
+    now._data.identity = {"Pong": "480 rows (9c02)", "Qbert": "20 rows (77aa)"}
     with pytest.raises(
         UserError, match=r"changed since the checkpoint: Pong was 500 rows \(1f3a\) and is 480 rows"
     ):
         now.restore(before.save())
-    now._source.identity = dict(before._source.identity)
+    now._data.identity = dict(before._data.identity)
     now.restore(before.save())
     for loop in (before, now):
         loop.close()
+
+
+def test_a_block_that_the_data_failed_in_is_saved_and_goes_on_to_the_same_bits(tmp_path):
+    class Failing(Recorded):
+        def sample(self, size, seed, number):
+            if number == 33:
+                raise ZeroDivisionError
+            return super().sample(size, seed, number)
+
+    (agent, whole), (_, second) = make(), make()
+    first = Offline(agent, Failing(), batch_size=16, log_every=25)
+    with pytest.raises(ZeroDivisionError):
+        run(first, 60)
+    assert first.counts == {"updates": 25}
+    Checkpoints(tmp_path, 2).save(25, first.save())
+    fresh = second.save()
+    second.restore(checkpoint.load(tmp_path)[0].saved(fresh.tree, fresh.rows))
+    run(whole, 25)
+    ends = []
+    for loop in (second, whole):
+        lines = run(loop, 75)
+        saved = loop.save()
+        ends.append((lines, jax.tree.map(np.array, saved.tree), saved.arrays, saved.counters))
+        loop.close()
+    chex.assert_trees_all_equal(*ends)
+    first.close()

@@ -149,7 +149,7 @@ def test_a_result_that_is_not_finite_stops_the_run_and_names_the_update():
     loop = make("loss=mse", "agent.learning_rate=1e30")
     with pytest.raises(UserError, match=r"(loss|td_divergence|q_mean) is (nan|inf) at update \d"):
         run(loop, 100)
-    with pytest.raises(UserError, match=r"(at|after) update \d"):  # nor can such a moment be saved
+    with pytest.raises(RuntimeError, match="the last step ended halfway"):  # nor can such a moment be saved
         loop.save()
     loop.close()
 
@@ -164,6 +164,46 @@ def test_a_checkpoint_of_any_step_goes_on_to_the_same_bits(lag, steps, tmp_path)
     fresh = second.save()
     second.restore(checkpoint.load(tmp_path)[0].saved(fresh.tree, fresh.rows))
     chex.assert_trees_all_equal(*(ending(run(loop, 40)) for loop in (first, second)))
+
+
+@pytest.mark.parametrize(
+    ("call", "steps", "lag"),
+    [("recv", 26, 0), ("recv", 26, 1), ("recv", 50, 3), ("recv", 0, 1), ("send", 26, 1), ("nan", 26, 1)],
+)
+def test_a_step_that_an_environment_failed_in_is_saved_and_made_again_to_the_same_bits(
+    call, steps, lag, tmp_path
+):
+    overrides = ("loss=mse", f"training.lag={lag}", "replay.capacity=160", "replay.prioritized=true")
+    first, second, whole = run(make(*overrides), steps), make(*overrides), run(make(*overrides), steps + 30)
+
+    def fail(*arguments):
+        raise ZeroDivisionError
+
+    def give_nan():
+        observations, rewards, *rest = recv()
+        return observations, rewards * np.float32(np.nan), *rest
+
+    recv = first._env.recv
+    name, method = ("recv", give_nan) if call == "nan" else (call, fail)
+    with pytest.raises((ZeroDivisionError, UserError)), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(first._env, name, method)
+        first.advance()
+    assert first.number == steps
+    Checkpoints(tmp_path, 2).save(steps, first.save())
+    fresh = second.save()
+    second.restore(checkpoint.load(tmp_path)[0].saved(fresh.tree, fresh.rows))
+    chex.assert_trees_all_equal(ending(run(second, 30)), ending(whole))
+    first.close()
+
+
+def test_a_step_that_failed_after_the_environments_have_played_cannot_be_saved(monkeypatch):
+    loop = run(make("loss=mse"), 30)
+    monkeypatch.setattr(loop.replay, "add", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        loop.advance()
+    with pytest.raises(RuntimeError, match="the last step ended halfway"):
+        loop.save()
+    loop.close()
 
 
 def test_a_game_longer_than_reseed_every_is_resumed_from_its_beginning(tmp_path):
