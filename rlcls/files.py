@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,31 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def filling(path: Path) -> Iterator[Path]:
+    """Yields a new folder to fill; it gets the name `path` once all its files are whole and on the disk.
+
+    A process that is killed meanwhile leaves a hidden folder beside it.
+
+    Raises:
+      UserError: `path` exists, or cannot be written.
+    """
+    if path.exists():
+        raise UserError(f"{path} exists; name another folder")
+    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for entry in [*partial.rglob("*"), partial]:
+            sync(entry)
+        partial.rename(path)
+        sync(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def is_foreign(name: str) -> bool:
