@@ -9,12 +9,15 @@ from typing import Any
 
 from rlcls._errors import UserError, command, nearest
 
+_MB = 10**6
 _HELP = """Recorded experience.
 
 usage: python -m rlcls.datasets inspect data=FORM data.path=FOLDER [game=GAME] [name=value ...] [out=PICTURE]
        python -m rlcls.datasets convert data=FORM data.path=FOLDER [game=GAME] [name=value ...] out=FOLDER
        python -m rlcls.datasets verify RECORDING [RECORDING ...]
        python -m rlcls.datasets export format=minari|dqn_replay data=FORM data.path=FOLDER [name=value ...] out=FOLDER
+       python -m rlcls.datasets fetch data=dqn_replay|rl_unplugged data.path=FOLDER game=GAME [data.runs=[1,...]]
+                                [data.checkpoints=[0,...]] [mirrors=[URL,...]] [sha256=FILE]
 
 inspect    prints counts, returns and a histogram of the actions, and draws frames into out=, frames.png if
            nothing is said
@@ -22,6 +25,10 @@ convert    writes a recording of published files; if it is killed, the same comm
 verify     reads recordings whole, and names every damaged chunk
 export     writes a recording as a Minari data set (HDF5) in out=, whose name ends in -v0 by Minari's custom, or as
            the files of DQN Replay in out=/GAME/1
+fetch      downloads published files into data.path=, where they are read; it prints their sizes first, goes on with
+           what an interrupted command left, and checks lengths and checksums. mirrors= are URLs of folders that hold
+           the games, tried in turn instead of Google's; sha256= is a list as sha256sum writes it, with names such as
+           Pong/1/replay_logs/add_count_ckpt.0.gz
 
 FORM is one of dqn_replay, rl_unplugged, minari, recording; the options are those of rlcls.train."""
 
@@ -32,7 +39,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    actions = {"inspect": _inspect, "convert": _convert, "verify": _verify, "export": _export}
+    actions = {
+        "inspect": _inspect,
+        "convert": _convert,
+        "verify": _verify,
+        "export": _export,
+        "fetch": _fetch,
+    }
     if not argv or {"--help", "-h"} & set(argv):
         print(_HELP)
         return 0
@@ -98,6 +111,44 @@ def _export(argv: list[str]) -> int:
     for line in notes:
         print(f"note: {line}", file=sys.stderr)
     print(own["out"])
+    return 0
+
+
+def _fetch(argv: list[str]) -> int:
+    from rlcls.runs import Progress
+
+    from .fetch import PUBLISHED, fetch, missing, read_sha256, size_text, wanted
+
+    own, config = _composed(argv, "mirrors", "sha256")
+    form, data = config["choices"]["data"], config["data"]
+    if form not in PUBLISHED:
+        raise UserError(f"data={form} is nothing to fetch ({', '.join(PUBLISHED)})")
+    if not data["path"]:
+        raise UserError("say where to put the files: data.path=FOLDER")
+    mirrors = [each.strip() for each in own.get("mirrors", PUBLISHED[form].root).strip("[]").split(",")]
+    folder = Path(data["path"])
+    files = wanted(
+        form,
+        list(data["games"] or [data["game"]]),
+        data["runs"],
+        data["checkpoints"],
+        mirrors,
+        lambda file: print(
+            f"{'?' if file.size is None else size_text(file.size):>10}  {file.name}", flush=True
+        ),
+    )
+    total = sum(file.size or 0 for file in files)
+    sums = read_sha256(Path(own["sha256"]), files) if "sha256" in own else None
+    left = missing(files, folder)
+    print(
+        f"{size_text(total):>10}  in {len(files)} files, of which {size_text(left)} are missing", flush=True
+    )
+    with Progress(-(-total // _MB), start=(total - left) // _MB, unit="MB") as progress:
+        unchecked = fetch(files, folder, mirrors, sums, lambda size: progress.update(-(-size // _MB)))
+    if unchecked:
+        print(f"note: the server sent no checksum that can be compared of {len(unchecked)} files, such as "
+              f"{unchecked[0]}; their lengths are right", file=sys.stderr)  # fmt: skip
+    print(folder)
     return 0
 
 
