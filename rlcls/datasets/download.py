@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from rlcls._errors import UserError, one_line
-from rlcls.files import sync
+from rlcls.files import sync, writing
 
 _WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each retry that follows a failure without progress
 _TIMEOUT = 60.0  # seconds without a byte
@@ -110,7 +110,7 @@ def download(
             except _Unusable as error:
                 problems.append(f"{_url(mirror, name)}: {error}")
                 continue
-            with _writing(target):
+            with writing(target):
                 file.flush()
                 os.fsync(file.fileno())
                 part.rename(target)
@@ -124,7 +124,7 @@ def download(
 @contextlib.contextmanager
 def _opened(part: Path) -> Iterator[IO[bytes]]:
     """The file that is downloaded to, which this process alone writes."""
-    with _writing(part):
+    with writing(part):
         part.parent.mkdir(parents=True, exist_ok=True)
         file = part.open("a+b")
     with file:
@@ -133,14 +133,6 @@ def _opened(part: Path) -> Iterator[IO[bytes]]:
         except OSError:
             raise UserError(f"another process downloads {part}") from None
         yield file
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _whole(url: str, file: IO[bytes], sha256: str | None, tick: Callable[[int], object]) -> bool:
@@ -211,7 +203,7 @@ def _append(url: str, file: IO[bytes], have: int, tick: Callable[[int], object])
             if response.status == 206:
                 return size
         while data := response.read(_BYTES):
-            with _writing(Path(file.name)):
+            with writing(Path(file.name)):
                 file.write(data)
                 file.flush()
             tick(_size(file))
