@@ -35,6 +35,9 @@ class HostEnv(Protocol):
     The step that ends an episode returns its final observation. The next step of that environment ignores its action,
     returns the first observation of a new episode with reward 0, and sets `info["episode_start"]` there. The state of
     an environment is a function of its last seed and of the actions that it was sent since.
+
+    Two methods are optional. `scripted_actions()` returns the actions [N, *action] of the environment's own policy in
+    its present state, which `rlcls.collect` records; `render_twin()` is filmed, see `rlcls.envs.atari`.
     """
 
     @property

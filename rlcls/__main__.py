@@ -13,7 +13,7 @@ _COMMANDS = {
     "evaluate": "play episodes with trained agents",
     "plot": "draw the learning curves of runs",
     "collect": "record a policy that plays, or the replay of a run",
-    "datasets": "inspect, convert and verify recorded experience",
+    "datasets": "inspect, convert, verify, export and fetch recorded experience",
     "games": "list the Atari games and their protocols",
 }
 _HELP = "\n".join(

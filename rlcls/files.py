@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,19 @@ class NotAsWritten(ValueError):
 
 
 @contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns an OSError, such as that of a full disk, into one line about `path`.
+
+    Raises:
+      UserError: the block raised an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a path of its own to write to; the file gets its name once it is whole and on the disk.
 
@@ -34,15 +48,38 @@ def replacing(path: Path) -> Iterator[Path]:
     # Some writers choose a format by the suffix. Two processes may write the same file at once, so the name is unique.
     partial = path.with_name(f".{path.stem}.partial-{secrets.token_hex(4)}{path.suffix}")
     try:
-        yield partial
-        sync(partial)
-        partial.replace(path)
-        sync(path.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        with writing(path):
+            yield partial
+            sync(partial)
+            partial.replace(path)
+            sync(path.parent)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def filling(path: Path) -> Iterator[Path]:
+    """Yields a new folder to fill; it gets the name `path` once all its files are whole and on the disk.
+
+    A process that is killed meanwhile leaves a hidden folder beside it.
+
+    Raises:
+      UserError: `path` exists, or cannot be written.
+    """
+    if path.exists():
+        raise UserError(f"{path} exists; name another folder")
+    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    try:
+        with writing(path):
+            partial.mkdir(parents=True)
+            yield partial
+            for entry in [*partial.rglob("*"), partial]:
+                sync(entry)
+            partial.rename(path)
+            sync(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def is_foreign(name: str) -> bool:

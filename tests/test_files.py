@@ -2,7 +2,10 @@
 
 import stat
 
+import pytest
+
 from rlcls import files
+from rlcls._errors import UserError
 
 
 def test_two_writers_of_one_file_do_not_share_its_parts(tmp_path):
@@ -20,3 +23,19 @@ def test_a_file_that_replaces_another_can_be_read_by_whom_the_umask_allows(tmp_p
     files.write_text(tmp_path / "ours", "text")
     plain, ours = (stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "ours"))
     assert ours == plain
+
+
+def test_a_folder_gets_its_name_once_it_is_full(tmp_path):
+    with files.filling(tmp_path / "data") as folder:
+        (folder / "one").write_text("1")
+        assert not (tmp_path / "data").exists() and files.is_foreign(folder.name)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    with pytest.raises(UserError, match="data exists; name another folder"), files.filling(tmp_path / "data"):
+        pass
+
+
+def test_a_folder_that_could_not_be_filled_is_removed(tmp_path):
+    with pytest.raises(UserError, match="cannot write .*data: "), files.filling(tmp_path / "data") as folder:
+        (folder / "one").write_text("1")
+        (folder / "missing" / "two").write_text("2")
+    assert list(tmp_path.iterdir()) == []

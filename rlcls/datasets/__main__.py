@@ -9,16 +9,26 @@ from typing import Any
 
 from rlcls._errors import UserError, command, nearest
 
+_MB = 10**6
 _HELP = """Recorded experience.
 
 usage: python -m rlcls.datasets inspect data=FORM data.path=FOLDER [game=GAME] [name=value ...] [out=PICTURE]
        python -m rlcls.datasets convert data=FORM data.path=FOLDER [game=GAME] [name=value ...] out=FOLDER
        python -m rlcls.datasets verify RECORDING [RECORDING ...]
+       python -m rlcls.datasets export format=minari|dqn_replay data=FORM data.path=FOLDER [name=value ...] out=FOLDER
+       python -m rlcls.datasets fetch data=dqn_replay|rl_unplugged data.path=FOLDER game=GAME [data.runs=[1,...]]
+                                [data.checkpoints=[0,...]] [mirrors=[URL,...]] [sha256=FILE]
 
 inspect    prints counts, returns and a histogram of the actions, and draws frames into out=, frames.png if
            nothing is said
 convert    writes a recording of published files; if it is killed, the same command goes on
 verify     reads recordings whole, and names every damaged chunk
+export     writes a recording as a Minari data set (HDF5) in out=, whose name ends in -v0 by Minari's custom, or as
+           the files of DQN Replay in out=/GAME/1
+fetch      downloads published files into data.path=, where they are read; it prints their sizes first, goes on with
+           what an interrupted command left, and checks lengths and checksums. mirrors= are URLs of folders that hold
+           the games, tried in turn instead of Google's; sha256= is a list as sha256sum writes it, with names such as
+           Pong/1/replay_logs/add_count_ckpt.0.gz
 
 FORM is one of dqn_replay, rl_unplugged, minari, recording; the options are those of rlcls.train."""
 
@@ -29,7 +39,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    actions = {"inspect": _inspect, "convert": _convert, "verify": _verify}
+    actions = {
+        "inspect": _inspect,
+        "convert": _convert,
+        "verify": _verify,
+        "export": _export,
+        "fetch": _fetch,
+    }
     if not argv or {"--help", "-h"} & set(argv):
         print(_HELP)
         return 0
@@ -54,8 +70,8 @@ def _verify(argv: list[str]) -> int:
 def _convert(argv: list[str]) -> int:
     from .choices import CONVERSIONS
 
-    out, config = _composed(argv)
-    if out is None:
+    own, config = _composed(argv, "out")
+    if "out" not in own:
         raise UserError("say where to write the recording: out=FOLDER")
     form = config["choices"]["data"]
     if form not in CONVERSIONS:
@@ -67,8 +83,72 @@ def _convert(argv: list[str]) -> int:
         )
     except (TypeError, ValueError) as error:
         raise UserError(f"data: {error}") from error
-    recording = conversion.write(out)
-    print(f"{out}: {recording.columns.num_rows:,} rows, {recording.identity[:16]}")
+    recording = conversion.write(own["out"])
+    print(f"{own['out']}: {recording.columns.num_rows:,} rows, {recording.identity[:16]}")
+    return 0
+
+
+def _export(argv: list[str]) -> int:
+    from rlcls.cli import build
+    from rlcls.runs import Progress
+
+    from .export import EXPORTS
+
+    own, config = _composed(argv, "out", "format")
+    if own.get("format") not in EXPORTS:
+        named = f"unknown format {own['format']!r}" if "format" in own else "say which format: format="
+        raise UserError(f"{named}{nearest(own.get('format', ''), EXPORTS)}")
+    if "out" not in own:
+        raise UserError("say where to write it: out=FOLDER")
+    data: Any = build.dataset(config)
+    if not hasattr(data, "recording"):
+        raise UserError(
+            f"{type(data).__name__} is not one of the forms that export knows, or is several games"
+        )
+    with Progress(data.recording.columns.num_rows, unit="rows") as progress:
+        notes = EXPORTS[own["format"]](data.recording, Path(own["out"]), progress.update)
+        progress.update(data.recording.columns.num_rows)
+    for line in notes:
+        print(f"note: {line}", file=sys.stderr)
+    print(own["out"])
+    return 0
+
+
+def _fetch(argv: list[str]) -> int:
+    from rlcls.runs import Progress
+
+    from .fetch import PUBLISHED, fetch, missing, read_sha256, size_text, wanted
+
+    own, config = _composed(argv, "mirrors", "sha256")
+    form, data = config["choices"]["data"], config["data"]
+    if form not in PUBLISHED:
+        raise UserError(f"data={form} is nothing to fetch ({', '.join(PUBLISHED)})")
+    if not data["path"]:
+        raise UserError("say where to put the files: data.path=FOLDER")
+    mirrors = [each.strip() for each in own.get("mirrors", PUBLISHED[form].root).strip("[]").split(",")]
+    folder = Path(data["path"])
+    files = wanted(
+        form,
+        list(data["games"] or [data["game"]]),
+        data["runs"],
+        data["checkpoints"],
+        mirrors,
+        lambda file: print(
+            f"{'?' if file.size is None else size_text(file.size):>10}  {file.name}", flush=True
+        ),
+    )
+    total = sum(file.size or 0 for file in files)
+    sums = read_sha256(Path(own["sha256"]), files) if "sha256" in own else None
+    left = missing(files, folder)
+    print(
+        f"{size_text(total):>10}  in {len(files)} files, of which {size_text(left)} are missing", flush=True
+    )
+    with Progress(-(-total // _MB), start=(total - left) // _MB, unit="MB") as progress:
+        unchecked = fetch(files, folder, mirrors, sums, lambda size: progress.update(-(-size // _MB)))
+    if unchecked:
+        print(f"note: the server sent no checksum that can be compared of {len(unchecked)} files, such as "
+              f"{unchecked[0]}; their lengths are right", file=sys.stderr)  # fmt: skip
+    print(folder)
     return 0
 
 
@@ -77,7 +157,7 @@ def _inspect(argv: list[str]) -> int:
 
     from .summary import describe, draw
 
-    out, config = _composed(argv)
+    own, config = _composed(argv, "out")
     data: Any = build.dataset(config)
     games = getattr(data, "games", None) or {"": data}
     for game in games.values():
@@ -85,20 +165,21 @@ def _inspect(argv: list[str]) -> int:
             raise UserError(f"{type(data).__name__} is not one of the forms that inspect knows")
         print("\n".join(describe(game)))
     recordings = [game.recording for game in games.values()]
-    path = draw(recordings, Path(out or "frames.png"))
+    path = draw(recordings, Path(own.get("out", "frames.png")))
     print(path if path else "the observations are no images, so there is no picture")
     return 0
 
 
-def _composed(argv: list[str]) -> tuple[str | None, Any]:
-    """The value of out=, and the configuration that the other arguments ask for."""
+def _composed(argv: list[str], *names: str) -> tuple[dict[str, str], Any]:
+    """The values of the command's own options by name, and the configuration that the other arguments ask for."""
+    from rlcls.cli.arguments import parse
     from rlcls.cli.compose import compose
 
-    outs = [argument.partition("=")[2] for argument in argv if argument.startswith("out=")]
-    config = compose([argument for argument in argv if not argument.startswith("out=")])
+    own = [argument for argument in argv if argument.partition("=")[0] in names]
+    config = compose([argument for argument in argv if argument not in own])
     if "data" not in config:
         raise UserError("say which data: data=dqn_replay, rl_unplugged, minari or recording")
-    return (outs[-1] if outs else None), config
+    return parse(own, names).options, config
 
 
 if __name__ == "__main__":

@@ -64,8 +64,7 @@ def conversion(
         if not logs.is_dir():
             raise UserError(f"{logs} is missing")
         for number in checkpoints or _numbers(logs, r"\$store\$_observation_ckpt\.(\d+)\.gz", "checkpoint"):
-            paths = {name: logs / f"$store$_{name}_ckpt.{number}.gz" for name in _STORE}
-            paths["add_count"] = logs / f"add_count_ckpt.{number}.gz"
+            paths = {name: folder / file for name, file in checkpoint_files(run, number).items()}
             files += sizes(folder, list(paths.values()))
             name = f"{game}, run {run}, checkpoint {number}"
             parts.append(Part(name, functools.partial(_read, paths, number, fraction)))
@@ -74,6 +73,12 @@ def conversion(
         game=game, frame_shape=(84, 84), stack=4, num_actions=NUM_ACTIONS[game], rewards_clipped=True
     )
     return Conversion(folder, layout, source, parts)
+
+
+def checkpoint_files(run: int, number: int) -> dict[str, str]:
+    """The files of a checkpoint in a game's folder: those of its columns by their names, and of "add_count"."""
+    names = {name: f"$store$_{name}" for name in _STORE} | {"add_count": "add_count"}
+    return {name: f"{run}/replay_logs/{file}_ckpt.{number}.gz" for name, file in names.items()}
 
 
 def check_fraction(fraction: float) -> None:

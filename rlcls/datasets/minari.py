@@ -62,7 +62,7 @@ def conversion(path: str | Path | None, game: str | None = None, fraction: float
         raise UserError(f"{path_of_metadata}: data_format {data_format!r} is neither hdf5 nor arrow")
     if not total:
         raise UserError(f"{path} holds no episode")
-    layout = _layout(game or recorded, observation, action, path_of_metadata)
+    layout = layout_of(game or recorded, observation, action, path_of_metadata)
     if data_format == "hdf5":
         files += sizes(folder, [folder / "main_data.hdf5"])
         episode: Callable[[int], dict[str, Any]] = functools.partial(_hdf5, folder / "main_data.hdf5")
@@ -114,7 +114,12 @@ def _is_image(space: dict[str, Any]) -> bool:
     return large and bool(np.all(np.array(space["low"]) == 0) and np.all(np.array(space["high"]) == 255))
 
 
-def _layout(game: str, observation: dict[str, Any], action: dict[str, Any], path: Path) -> Layout:
+def layout_of(game: str, observation: dict[str, Any], action: dict[str, Any], path: Path) -> Layout:
+    """The layout in which a data set with these spaces is read.
+
+    Raises:
+      UserError: spaces that cannot be read; the line names `path`.
+    """
     if observation["type"] != "Box":
         raise UserError(f"{path}: observations are {observation['type']}; only Box can be read")
     shape, dtype = tuple(observation["shape"]), observation["dtype"]

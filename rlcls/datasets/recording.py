@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from rlcls._errors import UserError
-from rlcls.files import write_text
+from rlcls.files import write_text, writing
 
 from .rows import CONTINUES, Layout, Rows
 
@@ -193,12 +193,10 @@ class Writer:
     def __init__(self, path: str | Path, layout: Layout, source: dict[str, Any]):
         self.path = Path(path)
         self._pending = Rows(*(np.zeros((0, *shape), dtype) for dtype, shape in layout.columns.values()))
-        try:
+        with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path, os.O_RDONLY)
             fcntl.flock(self._lock, fcntl.LOCK_EX)  # ends with the process
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
         try:
             self.manifest = self._begin(layout, source)
             self._files = (
@@ -268,13 +266,17 @@ class Writer:
 
         Args:
           progress: JSON-able; where in the source the writer stands.
+
+        Raises:
+          UserError: the disk is full.
         """
         if self._pending.num_rows:
             self._write(self._pending)
             self._pending = self._pending.part(0, 0)
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
+        with writing(self.path):
+            for file in self._files.values():
+                file.flush()
+                os.fsync(file.fileno())
         self.manifest.progress = progress
         self.manifest.write(self.path)
 
@@ -287,12 +289,10 @@ class Writer:
         return Recording(self.path)
 
     def _write(self, chunk: Rows) -> None:
-        try:
+        with writing(self.path):
             for (name, file), column in zip(self._files.items(), chunk, strict=True):
                 file.write(np.ascontiguousarray(column).tobytes())
                 self.manifest.sha256[name].append(_digest(column))
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from error
         self.manifest.chunks.append(chunk.num_rows)
 
     def __enter__(self) -> Writer:

@@ -70,13 +70,18 @@ def conversion(
             )
         (count,) = shards[run]
         for number in range(count) if checkpoints is None else checkpoints:
-            shard = folder / f"run_{run}-{number:05d}-of-{count:05d}"
+            shard = folder / checkpoint_file(run, number, count)
             files += sizes(folder, [shard])
             name = f"{game}, run {run}, checkpoint {number}"
             parts.append(Part(name, functools.partial(_read, shard, fraction)))
     source = {"format": "RL Unplugged", "game": game, "fraction": fraction, "files": files}
     layout = Layout(game=game, frame_shape=(84, 84), stack=4, num_actions=NUM_ACTIONS[game])
     return Conversion(folder, layout, source, parts)
+
+
+def checkpoint_file(run: int, number: int, count: int = 50) -> str:
+    """The file of a checkpoint in a game's folder, of a run of `count` checkpoints."""
+    return f"run_{run}-{number:05d}-of-{count:05d}"
 
 
 def _read(path: Path, fraction: float) -> Iterator[Rows]:

@@ -7,7 +7,7 @@ import tempfile
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
-from rlcls._errors import UserError
+from rlcls.files import writing
 
 from .recording import Writer
 from .rows import BEGINS, CONTINUES, CUT, Rows
@@ -32,13 +32,11 @@ class Streams:
 
     def __init__(self, writer: Writer, num_streams: int):
         self._writer = writer
-        try:
+        with writing(writer.path):
             self._frames = [
                 tempfile.TemporaryFile(dir=writer.path)  # noqa: SIM115  # `close` closes it
                 for _ in range(num_streams)
             ]
-        except OSError as error:
-            raise UserError(f"cannot write {writer.path}: {error.strerror or error}") from error
         self._steps: list[list[tuple]] = [[] for _ in range(num_streams)]
         self._kinds = [CUT] * num_streams
 
@@ -69,10 +67,8 @@ class Streams:
             if starts[stream]:
                 finished += self._end(stream)
                 self._kinds[stream] = BEGINS
-            try:
+            with writing(self._writer.path):
                 self._frames[stream].write(np.ascontiguousarray(frames[stream], layout.frame_dtype).data)
-            except OSError as error:
-                raise UserError(f"cannot write {self._writer.path}: {error.strerror or error}") from error
             self._steps[stream].append((actions[stream], rewards[stream], terminals[stream]))
         return finished
 
@@ -90,7 +86,8 @@ class Streams:
         frame_shape = self._writer.manifest.layout.frame_shape
         starts = np.full(len(steps), CONTINUES, np.uint8)
         starts[0] = self._kinds[stream]
-        self._frames[stream].seek(0)
+        with writing(self._writer.path):
+            self._frames[stream].seek(0)
         for first in range(0, len(steps), _PIECE):
             actions, rewards, terminals = zip(*steps[first : first + _PIECE], strict=True)
             shape = len(rewards), *frame_shape

@@ -1,5 +1,6 @@
 """Recordings: plain files that are whole, unfinished or damaged, and say which."""
 
+import errno
 import hashlib
 import json
 import subprocess
@@ -195,3 +196,21 @@ def test_only_one_process_writes_a_recording(tmp_path, layout):
     with Writer(tmp_path / "a", layout, {}):
         assert b"BlockingIOError" in subprocess.run(command, capture_output=True).stderr
     assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_a_full_disk_is_one_line(tmp_path, make_rows, layout, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Writer(tmp_path / "a", layout, {}) as writer:
+        writer.append(make_rows(layout, [300]))
+        monkeypatch.setattr("rlcls.datasets.recording.os.fsync", full)
+        with pytest.raises(UserError, match="cannot write .*a: No space left on device"):
+            writer.commit()
+
+
+def test_columns_without_a_manifest_are_somebody_elses(tmp_path, layout):
+    (tmp_path / "frames.bin").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"holds other files, such as frames\.bin"):
+        Writer(tmp_path, layout, {})
+    assert (tmp_path / "frames.bin").read_bytes() == b"mine"
