@@ -11,7 +11,7 @@ from rlcls.transition import Transition
 
 from .indices import Indices
 from .recording import Recording
-from .rows import CONTINUES, CUT
+from .rows import BEGINS, CONTINUES, CUT
 
 _NOISE, _EPISODES = 2, 3  # high words of counters; `Indices`, `permute` and `Mixture` have 0 and 1
 
@@ -124,6 +124,20 @@ class Transitions:
         """The recorded contents by the game's name: the number of rows, and 16 hexadecimal digits of their hash."""
         rows, name = self.recording.columns.num_rows, self.recording.manifest.layout.game
         return {name: f"{rows:,} rows ({self.recording.identity[:16]})"}
+
+    @property
+    def behaviour_returns(self) -> dict[str, float]:
+        """The mean return of raw rewards of the episodes played to their end, by the game's name.
+
+        Empty where none was, or where the rewards were clipped before they were recorded.
+        """
+        layout, columns = self.recording.manifest.layout, self.recording.columns
+        begins = np.flatnonzero(self._begins)
+        is_whole = (columns.starts[begins] == BEGINS) & np.logical_or.reduceat(self._terminals, begins)
+        if layout.rewards_clipped or not is_whole.any():
+            return {}
+        returns = np.add.reduceat(np.asarray(columns.rewards, np.float64), begins)
+        return {layout.game: float(returns[is_whole].mean())}
 
     def sample(self, size: int, seed: int, number: int) -> tuple[Transition, tuple[np.ndarray]]:
         """A batch, see `rlcls.training.Source`; its origin is int64 [size], the row where each transition starts.
