@@ -35,7 +35,8 @@ env.protocol=NAME the rules of an Atari game; default: the run's
 device=NAME       cpu, gpu or tpu; default: the fastest that JAX finds
 video=FILE.mp4    films the first episode; video=true puts the film into the run folder's videos/
 
-The result is printed, several runs in one table at the end, and stored in each run folder's evaluations/, in a file
+A run that has learnt several games is evaluated on each. The result is printed, for Atari also in units of human and of
+DQN scores, several runs or games in one table at the end, and stored in each run folder's evaluations/, in a file
 named by the checkpoint and by the options that are not the run's own."""
 
 
@@ -62,16 +63,19 @@ def _command(argv: list[str]) -> int:
         )
     settings, wanted = _settings(options), options.get("checkpoint", "latest")
 
+    from rlcls.cli import build
     from rlcls.runs import read_config
 
-    for run_dir in run_dirs:
-        read_config(run_dir)
+    wanted_games = [(run_dir, game) for run_dir in run_dirs for game in build.games(read_config(run_dir))]
+    if video.endswith(".mp4") and len(wanted_games) > 1:
+        raise UserError(f"video={video} is one film, and there are several games; video=true films each")
     rows: list[dict[str, str]] = []
     try:
-        for run_dir in run_dirs:
-            rows.append({"run": str(run_dir), **_evaluate(run_dir, settings, wanted, video)})
+        for run_dir, game in wanted_games:
+            cells = _evaluate(run_dir, game, settings, wanted, video)
+            rows.append({"run": str(run_dir), **({"game": game} if game else {}), **cells})
     finally:
-        if len(run_dirs) > 1 and rows:
+        if len(wanted_games) > 1 and rows:
             print(_table(rows))
     return 0
 
@@ -82,11 +86,14 @@ def _run_dirs(text: str) -> list[Path]:
     return [Path(name) for name in names if name]
 
 
-def _evaluate(run_dir: Path, settings: Mapping[str, Any], wanted: str, video: str) -> dict[str, str]:
-    """Evaluates one run and stores the result; returns the cells of its row in a table.
+def _evaluate(
+    run_dir: Path, game: str, settings: Mapping[str, Any], wanted: str, video: str
+) -> dict[str, str]:
+    """Evaluates one run on one game and stores the result; returns the cells of its row in a table.
 
     Args:
       run_dir: the run folder.
+      game: one of several games that the run has learnt; empty for a run of one game.
       settings: values of options that replace the run's own, from `_settings`.
       wanted: the checkpoint.
       video: the option of that name.
@@ -102,8 +109,8 @@ def _evaluate(run_dir: Path, settings: Mapping[str, Any], wanted: str, video: st
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of files that training removes meanwhile
     resources.allow_open_files()
-    config = read_config(run_dir)
-    changed = _change(config, settings)
+    config = build.games(read_config(run_dir))[game]
+    changed = ({"game": game} if game else {}) | _change(config, settings)
     xla.choose_device(settings.get("device"))
     xla.cache_compilations()
     with contextlib.ExitStack() as stack:
@@ -119,6 +126,7 @@ def _evaluate(run_dir: Path, settings: Mapping[str, Any], wanted: str, video: st
         if video != "false" and not can_be_filmed(evaluator.env):
             raise UserError(f"video={video}: {env.name} cannot be filmed")
         stem = "_".join([str(chosen.steps), *(f"{name}={value}" for name, value in changed.items())])
+        stem = stem.replace("/", "-")
         result_path = run_dir / "evaluations" / f"{stem}.json"
         film_path = run_dir / "videos" / f"{stem}.mp4" if video == "true" else Path(video)
         for path in [result_path, *[film_path] * (video != "false")]:
@@ -143,7 +151,8 @@ def _evaluate(run_dir: Path, settings: Mapping[str, Any], wanted: str, video: st
                 lambda done, total: progress.update(done),
                 record=None if video == "false" else lambda actions: first_actions.append(int(actions[0])),
             )
-        cells = _cells(result, evaluator.env.frame_skip)
+        normalised = evaluator.normalised(result.summary()["return_mean"])
+        cells = _cells(result, normalised, evaluator.env.frame_skip)
         print(_table([cells]))
         print(_store(result_path, env.name, config.seed, evaluator, chosen, result))
         if video != "false":
@@ -202,7 +211,7 @@ def _change(config: DictConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def _cells(result: Evaluation, frame_skip: int) -> dict[str, str]:
+def _cells(result: Evaluation, normalised: Mapping[str, float], frame_skip: int) -> dict[str, str]:
     """A row of the table, by the names of its columns."""
     returns, length = result.returns, result.lengths.mean()
     cells = {
@@ -213,6 +222,7 @@ def _cells(result: Evaluation, frame_skip: int) -> dict[str, str]:
         "max": f"{returns.max():,g}",
         "mean length": f"{length:,.0f} agent steps",
     }
+    cells |= {name.replace("_", " "): f"{value:.2f}" for name, value in normalised.items()}
     if frame_skip > 1:
         minutes, seconds = divmod(round(length * frame_skip / 60), 60)
         cells["game time"] = f"{minutes}:{seconds:02} min"
@@ -250,6 +260,7 @@ def _store(
         "epsilon": evaluator.epsilon,
         "episodes": len(result.returns),
         **result.summary(),
+        **evaluator.normalised(result.summary()["return_mean"]),
         "lengths": result.lengths.tolist(),
         "made_with": facts(),
     }

@@ -82,17 +82,21 @@ def _train(config: DictConfig) -> int:
         if config.logging.wandb:
             check_wandb(config.logging.wandb)
         # Every part is built and tried, and so refused, before a file is written; only W&B can still fail later.
-        env = build.environment(config)
-        stack.callback(env.close)
+        envs: dict[str, HostEnv] = {}
+        for name, options_of_game in build.games(config).items():
+            envs[name] = build.environment(options_of_game)
+            stack.callback(envs[name].close)
+        env = next(iter(envs.values()))
+        played = f"{len(envs)}-games" if len(envs) > 1 else env.name
         data = build.dataset(config)
         agent = build.agent(config, data.spec if data else env.spec)
         loop = stack.enter_context(contextlib.closing(build.loop(config, agent, env, data)))
         loops.check(loop)
-        evaluators = build.evaluators(config, agent, env, data)
+        evaluators = build.evaluators(config, agent, envs, data)
         for each in evaluators:
             stack.callback(getattr(each.evaluator, "close", lambda: None))
-        path, options = build.run_dir(config, env.name), build.plain_dict(config)
-        folder = RunFolder(path, options, environment=env.name, protocol=env.facts())
+        path, options = build.run_dir(config, played), build.plain_dict(config)
+        folder = RunFolder(path, options, environment=played, protocol=env.facts())
         stack.enter_context(folder)
         starting.close()
         received = stack.enter_context(collected())
@@ -221,7 +225,7 @@ def _header(
     path: Path,
     seconds: float,
 ) -> None:
-    from rlcls.cli.build import describe_network
+    from rlcls.cli import build
     from rlcls.runs.folder import facts
     from rlcls.runs.progress import UNMEASURED, header
 
@@ -230,12 +234,12 @@ def _header(
     left = config.steps - loop.counts[loop.unit]
     end = datetime.datetime.now() + datetime.timedelta(seconds=left * seconds * (1 + UNMEASURED))
     rows = {
-        "game": env.name,
+        "game": ", ".join(build.games(config)) or env.name,
         "protocol": env.describe(),
         "recipe": f"{config.choices.recipe}, {config.steps:,} {unit}",
         "agent": config.choices.agent,
         "head": _head_line(config),
-        "network": describe_network(config, agent),
+        "network": build.describe_network(config, agent),
         "device": f"{device.platform} ({device.device_kind}, {cores} core{'s' * (cores != 1)})",
         "run folder": str(path),
         "expected end": f"{end:%Y-%m-%d %H:%M} ({seconds * 1e3:.2f} ms an {unit[:-1]}, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,24 @@ def environment(config: DictConfig) -> HostEnv:
     return as_host_env(OneOfMany(env, config.env.number)) if "number" in config.env else env
 
 
+def games(config: DictConfig) -> dict[str, DictConfig]:
+    """For each of several games that a run learns, by its name, the configuration in which it is played.
+
+    Its `env.game` is the game and its `env.number` the place in `data.games`. A run of one game has one configuration,
+    its own, whose name is empty; so has a run that chose `env.number` itself.
+    """
+    names = OmegaConf.select(config, "data.games")
+    if not OmegaConf.is_list(names) or not names or "number" in config.env or "game" not in config.env:
+        return {"": config}
+    played = {}
+    for number, name in enumerate(names):
+        played[name] = OmegaConf.merge(config, {"env": {"game": name, "number": number}})
+    return played  # type: ignore[return-value]
+
+
 def one_environment(config: DictConfig) -> HostEnv:
-    """One environment of a run, which states what its agent observes and does."""
+    """One environment of a run, of the first of several games, which states what its agent observes and does."""
+    config = next(iter(games(config).values()))
     if "num_envs" in config.env:
         config.env.num_envs = 1
     return environment(config)
@@ -152,14 +169,6 @@ def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | No
     if data is not None:
         if "replay" in config:
             raise UserError("a data set needs loop=offline; loop=online learns from what it plays")
-        if _plays(config) and (other := other_task(data.spec, env)):
-            number = isinstance(data.spec.observation, dict) and "game" in data.spec.observation
-            cure = (
-                "+env.number=K makes it the K-th of several games"
-                if number
-                else "choose env= as the data, or eval.every=0"
-            )
-            raise UserError(f"the data has {other}: {cure}")
         _check_batches(agent, data)
         return build(config, "training", agent, data, **common)
     if "replay" not in config:
@@ -178,13 +187,37 @@ def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | No
 
 
 def evaluators(
-    config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | None = None
+    config: DictConfig, agent: Agent[Any], envs: Mapping[str, HostEnv], data: Dataset | None = None
 ) -> list[Periodic]:
-    """The evaluators of a configuration: `eval`, and those of `evals` under their own names."""
-    return [
-        Periodic(kind, _evaluator(config, section, agent, env, data), int(_every(config, section)))
-        for kind, section in _evaluator_sections(config).items()
-    ]
+    """The evaluators of a configuration: `eval`, and those of `evals` under their own names.
+
+    Args:
+      config: the run's configuration.
+      agent: what is scored.
+      envs: the environment of each of `games(config)`. With several games, an evaluator that plays is made for each,
+        and writes lines of the kind eval.GAME.
+      data: the data set, if there is one.
+
+    Raises:
+      UserError: an evaluator cannot be built, or the agent cannot play in an environment.
+    """
+    made = []
+    for kind, section in _evaluator_sections(config).items():
+        every, plays = _every(config, section), _plays_in(config, section)
+        for name, env in envs.items() if plays else [("", next(iter(envs.values())))]:
+            if data is not None and plays and every and (other := other_task(data.spec, env)):
+                raise UserError(f"the data has {other}: {_cure(data, envs)}")
+            evaluator = _evaluator(config, section, agent, env, data)
+            made.append(Periodic(f"{kind}.{name}" if name else kind, evaluator, int(every)))
+    return made
+
+
+def _cure(data: Dataset, envs: Mapping[str, HostEnv]) -> str:
+    if len(envs) > 1:
+        return "several games need the same actions, for Atari +env.full_action_space=true when they are recorded too"
+    if isinstance(data.spec.observation, dict) and "game" in data.spec.observation:
+        return "+env.number=K makes it the K-th of several games"
+    return "choose env= as the data, or eval.every=0"
 
 
 def episode_evaluator(config: DictConfig, agent: Agent[Any], env: HostEnv) -> EpisodeEvaluator:
@@ -238,17 +271,28 @@ def _every(config: DictConfig, section: str) -> int:
 def _plays(config: DictConfig) -> bool:
     """Whether an evaluator plays in the environment."""
     return any(
-        _every(config, section) and not _takes_data(config, section)
+        _every(config, section) and _plays_in(config, section)
         for section in _evaluator_sections(config).values()
     )
 
 
+def _plays_in(config: DictConfig, section: str) -> bool:
+    return getattr(_class_of(config, section), "plays", True)
+
+
 def _takes_data(config: DictConfig, section: str) -> bool:
     try:
-        made = pkgutil.resolve_name(OmegaConf.select(config, section)._target_)
-        return "data" in inspect.signature(made).parameters
-    except (ImportError, AttributeError, ValueError, TypeError):  # `build` reports it
+        return "data" in inspect.signature(_class_of(config, section)).parameters
+    except (ValueError, TypeError):
         return False
+
+
+def _class_of(config: DictConfig, section: str) -> Any:
+    """The evaluator's class; None where it cannot be imported, which `build` reports."""
+    try:
+        return pkgutil.resolve_name(OmegaConf.select(config, section)._target_)
+    except (ImportError, AttributeError, ValueError):
+        return None
 
 
 def _describe(spec: Spec) -> str:

@@ -69,6 +69,11 @@ class Mixture:
         """The recorded contents of each game by its name, see `Transitions.identity`."""
         return {name: contents for name, game in self.games.items() for contents in game.identity.values()}
 
+    @property
+    def behaviour_returns(self) -> dict[str, float]:
+        """The mean return of each game, see `Transitions.behaviour_returns`."""
+        return {name: mean for game in self.games.values() for name, mean in game.behaviour_returns.items()}
+
     def sample(self, size: int, seed: int, number: int) -> tuple[Transition, tuple[np.ndarray, np.ndarray]]:
         """A batch, see `rlcls.training.Source`; its origin is (games, rows), each int64 [size].
 

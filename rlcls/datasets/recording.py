@@ -147,6 +147,7 @@ class Recording:
         self.columns = Rows(*(_mapped(self.path, self.manifest, name) for name in layout.columns))
         self._borders = np.array(self.manifest.borders)
         self._checked = np.zeros(len(self.manifest.chunks), bool)
+        self._all_checked = False
         for name, column in zip(layout.columns, self.columns, strict=True):
             for line in _damage(self.path, self.manifest, name, column) if name != "frames" else ():
                 raise UserError(line)
@@ -164,12 +165,15 @@ class Recording:
         Raises:
           UserError: a chunk is damaged.
         """
+        if self._all_checked:
+            return
         chunks = np.searchsorted(self._borders, rows.reshape(-1), side="right") - 1
         for chunk in np.unique(chunks[~self._checked[chunks]]):
             first, last = (int(row) for row in self._borders[chunk : chunk + 2])
             if _digest(self.columns.frames[first:last]) != self.manifest.sha256["frames"][chunk]:
                 raise UserError(_damaged(self.path, "frames", first, last))
             self._checked[chunk] = True
+            self._all_checked = bool(self._checked.all())
 
 
 class Writer:

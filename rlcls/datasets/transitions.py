@@ -11,7 +11,7 @@ from rlcls.transition import Transition
 
 from .indices import Indices
 from .recording import Recording
-from .rows import CONTINUES, CUT
+from .rows import BEGINS, CONTINUES, CUT
 
 _NOISE, _EPISODES = 2, 3  # high words of counters; `Indices`, `permute` and `Mixture` have 0 and 1
 
@@ -125,6 +125,20 @@ class Transitions:
         rows, name = self.recording.columns.num_rows, self.recording.manifest.layout.game
         return {name: f"{rows:,} rows ({self.recording.identity[:16]})"}
 
+    @property
+    def behaviour_returns(self) -> dict[str, float]:
+        """The mean return of raw rewards of the episodes played to their end, by the game's name.
+
+        Empty where none was, or where the rewards were clipped before they were recorded.
+        """
+        layout, columns = self.recording.manifest.layout, self.recording.columns
+        begins = np.flatnonzero(self._begins)
+        is_whole = (columns.starts[begins] == BEGINS) & np.logical_or.reduceat(self._terminals, begins)
+        if layout.rewards_clipped or not is_whole.any():
+            return {}
+        returns = np.add.reduceat(np.asarray(columns.rewards, np.float64), begins)
+        return {layout.game: float(returns[is_whole].mean())}
+
     def sample(self, size: int, seed: int, number: int) -> tuple[Transition, tuple[np.ndarray]]:
         """A batch, see `rlcls.training.Source`; its origin is int64 [size], the row where each transition starts.
 
@@ -149,12 +163,14 @@ class Transitions:
         # After a terminal row without a final observation there is none to bootstrap from, and the discount is 0.
         ahead = np.minimum(rows + steps, len(self._begins) - 1)
         next_rows = np.where(self._begins[ahead] | (rows + steps > ahead), rows + steps - 1, ahead)
+        # One call for both: at batches of 32, calls of numpy take as long as the copies.
+        observations = self._observations(np.concatenate([rows, next_rows]))
         return Transition(
-            observation=self._observations(rows),
+            observation=observations[: len(rows)],
             action=self._actions[rows],
             reward=reward,
             discount=discount,
-            next_observation=self._observations(next_rows),
+            next_observation=observations[len(rows) :],
             weight=np.ones(len(rows), np.float32),
             next_action=self._actions[next_rows],
             return_to_go=self._returns[rows],
@@ -176,17 +192,20 @@ class Transitions:
         return reward.astype(np.float32), discount.astype(np.float32), steps
 
     def _observations(self, rows: np.ndarray) -> Shaped[np.ndarray, "b *observation"]:
-        frames = self.recording.columns.frames
+        frames = np.asarray(
+            self.recording.columns.frames
+        )  # indexing a plain array is quicker than a memory map
         if not self._stack:
             self.recording.check(rows)
-            return np.take(frames, rows, axis=0)
+            return frames.take(rows, axis=0)
         stacked = np.maximum(rows[:, None] + np.arange(1 - self._stack, 1), 0)  # oldest frame first
         self.recording.check(stacked)
-        observations = np.take(frames, stacked, axis=0)
-        # A frame is of another episode if any row after it, up to the sampled one, began one.
+        observations = frames.take(stacked, axis=0)
         begins = self._begins[stacked[:, 1:]]
-        before = np.flip(np.logical_or.accumulate(np.flip(begins, 1), axis=1), 1)
-        observations[:, :-1][before] = 0
+        if begins.any():
+            # A frame is of another episode if any row after it, up to the sampled one, began one.
+            before = np.logical_or.accumulate(begins[:, ::-1], axis=1)[:, ::-1]
+            observations[:, :-1][before] = 0
         return observations
 
 

@@ -17,6 +17,7 @@ from rlcls.envs.base import HostEnv, Observations, check_finite, environment_see
 from rlcls.training import xla
 
 from .evaluator import Tick
+from .scores import normalised
 
 Act = Callable[[Observations, int], Integer[np.ndarray, "N"]]
 """(observations, step) -> one action for each environment; the step counts from 0."""
@@ -58,6 +59,7 @@ class EpisodeEvaluator:
       seed: the run's seed.
       episodes: played in an evaluation.
       epsilon: probability of a random action; None takes the environment's `evaluation_epsilon`.
+      data: the data set that is learnt from; its `behaviour_returns`, if it has them, normalise the score.
 
     Attributes:
       episodes: played in an evaluation.
@@ -75,6 +77,7 @@ class EpisodeEvaluator:
         seed: int = 0,
         episodes: int = 10,
         epsilon: float | None = None,
+        data: Any = None,
     ):
         if episodes < 1:
             raise ValueError(f"episodes must be at least 1, not {episodes}")
@@ -83,6 +86,7 @@ class EpisodeEvaluator:
             raise ValueError(f"epsilon must be between 0 and 1, not {epsilon}")
         self.episodes, self.epsilon = episodes, float(epsilon)
         self._training_env, self._seed = env, seed
+        self._behaviour = getattr(data, "behaviour_returns", {}).get(env.name)
         (key,) = xla.keys(seed, xla.Use.EVALUATION)
 
         def act(acting: PyTree, observations: Any, number: Any, step: Any, epsilon: Any) -> Any:
@@ -104,8 +108,13 @@ class EpisodeEvaluator:
         return [self._seed, xla.Use.EVALUATION, number]
 
     def __call__(self, acting: PyTree, number: int, tick: Tick) -> dict[str, Any]:
-        """The summary of `play`."""
-        return self.play(acting, number, tick).summary()
+        """The summary of `play`, and for an Atari game the mean return in the units of `rlcls.evaluation.scores`."""
+        summary = self.play(acting, number, tick).summary()
+        return summary | self.normalised(summary["return_mean"])
+
+    def normalised(self, score: float) -> dict[str, float]:
+        """A mean return in the units of `rlcls.evaluation.scores`, as far as they exist for this game."""
+        return normalised(self._training_env.name, score, self._behaviour)
 
     def play(
         self, acting: PyTree, number: int, tick: Tick, record: Callable[[np.ndarray], object] | None = None

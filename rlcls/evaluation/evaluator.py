@@ -13,8 +13,8 @@ from rlcls.training.loop import Tick
 class Evaluator(Protocol):
     """Scores an acting policy. By convention it is made as `Evaluator(agent, env, *, seed, options)`.
 
-    One whose constructor takes `data` is given the run's data set too (None where there is none). It need not play, so
-    the data and the environment may then differ.
+    One whose constructor takes `data` is given the run's data set too (None where there is none). A class with
+    `plays = False` does not play: it is made once for several games, and its data may differ from the environment.
 
     A method `close()` is called at the end of a run, if there is one.
     """

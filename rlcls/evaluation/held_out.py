@@ -41,6 +41,8 @@ class HeldOutEvaluator:
       ValueError: an option is out of range, there is no data, or it holds nothing out.
     """
 
+    plays = False
+
     def __init__(
         self,
         agent: Agent[Any],

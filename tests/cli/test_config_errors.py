@@ -150,7 +150,7 @@ def test_a_value_that_a_constructor_refuses_is_one_line(options):
         env = build.environment(config)
         agent = build.agent(config, env.spec)
         build.loop(config, agent, env)
-        build.evaluators(config, agent, env)
+        build.evaluators(config, agent, {"": env})
     assert str(caught.value).startswith(IMPOSSIBLE[options])
     assert "\n" not in str(caught.value)
 

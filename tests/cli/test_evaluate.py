@@ -10,6 +10,7 @@ import imageio.v3 as imageio
 import imageio_ffmpeg
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from rlcls import evaluate, evaluation, runs
 from rlcls.runs import metrics
@@ -111,7 +112,7 @@ def test_what_cannot_be_evaluated_is_one_line_and_exit_code_2(run_dir, tmp_path)
 @pytest.mark.parametrize("arguments", [["run=a,b"], ["a", "b"], ["run=a", "b"]])
 def test_several_runs_are_one_row_each_of_a_table(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "read_config", lambda run_dir: None)
+    monkeypatch.setattr(runs, "read_config", lambda run_dir: OmegaConf.create({"env": {}}))
     rows = {"a": {"episodes": "10", "mean return": "-3.50"}, "b": {"episodes": "9", "mean return": "12.25"}}
     monkeypatch.setattr(evaluate, "_evaluate", lambda run_dir, *options: rows[str(run_dir)])
     assert evaluate.main(arguments) == 0

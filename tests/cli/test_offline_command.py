@@ -46,8 +46,13 @@ class Recorded:
 
     def at(self, states, actions, game):
         frames, rewards = PROBE.observations()[states], np.array(PROBE.rewards, np.float32)[states, actions]
-        if self._games:  # the second game pays for what the first punishes
-            rewards, frames = np.where(game == 0, rewards, -rewards), {"frames": frames, "game": game}
+        if self._games == ["probe/policy", "probe/action"]:
+            frames = np.where(game == 0, frames[:, 0], 0.0).astype(np.float32)[:, None]
+            rewards = np.where(game == 0, rewards, 2.0 * actions - 1).astype(np.float32)
+        elif self._games:  # the second game pays for what the first punishes
+            rewards = np.where(game == 0, rewards, -rewards)
+        if self._games:
+            frames = {"frames": frames, "game": game}
         ones = np.ones(len(states), np.float32)
         return Transition(frames, actions, rewards, 0 * ones, frames, ones)
 """
@@ -123,6 +128,19 @@ def test_one_of_several_games_is_played_by_its_number(game, recorded, tmp_path, 
     games = ["agent.games=2", "+data.games=2", f"+env.number={game}", "steps=200", "eval.every=200"]
     assert main([*COMMAND, *games, "run_dir=run"]) == 0, capsys.readouterr().err
     assert lines(tmp_path / "run", "eval")[-1]["return_mean"] == (1, -1)[game]
+
+
+def test_each_of_several_games_is_played_in_one_run(recorded, tmp_path, capsys):
+    games = ["agent.games=2", "+data.games=[probe/policy,probe/action]", "steps=200", "eval.every=200"]
+    assert main([*COMMAND, *games, "run_dir=run"]) == 0, capsys.readouterr().err
+    for game in ("probe/policy", "probe/action"):
+        assert lines(tmp_path / "run", f"eval.{game}")[-1]["return_mean"] == 1
+    assert evaluate.main(["run=run", "device=cpu"]) == 0, capsys.readouterr().err
+    assert (
+        capsys.readouterr().out.count("probe/action") >= 2
+    )  # above its own result, and in the table of both
+    names = sorted(path.name for path in (tmp_path / "run" / "evaluations").iterdir())
+    assert names == [f"200_game=probe-{name}_device=cpu.json" for name in ("action", "policy")]
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -56,6 +56,18 @@ def test_each_game_has_its_own_noise(tmp_path, record, make_rows, layout):
     assert (one != other).all()
 
 
+def test_the_behaviour_is_the_mean_return_of_whole_episodes(tmp_path, record, make_rows, layout):
+    rows = make_rows(layout, [30, 20, 10])
+    rows.terminals[58] = False  # the third episode was not played to its end
+    expected = (rows.rewards[:30].sum() + rows.rewards[30:50].sum()) / 2
+    for game in ("Pong", "Breakout"):
+        record(
+            tmp_path / game, rows, dataclasses.replace(layout, game=game, rewards_clipped=game == "Breakout")
+        )
+    data = open_recording(tmp_path, games=["Pong", "Breakout"], reward_clip=1.0, reward_noise=1.0)
+    assert data.behaviour_returns == {"Pong": pytest.approx(expected)}
+
+
 def test_hosts_draw_different_transitions(folder):
     whole = open_recording(folder, games=["Pong", "Breakout"]).sample(40, 0, 0)[1]
     parts = [

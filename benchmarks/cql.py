@@ -1,0 +1,287 @@
+"""CQL on recordings of one's own: do values that are learnt by classification hold their peak?
+
+    python benchmarks/cql.py record
+    python benchmarks/cql.py rates
+    python benchmarks/cql.py main --jobs 2 --minutes 60
+    python benchmarks/cql.py ablations
+    python benchmarks/cql.py two_games
+    python benchmarks/cql.py report
+
+record     plays Pong and Breakout with a DQN that learns meanwhile, 500,000 transitions each, and records them
+rates      20,000 updates of each head at three learning rates; RATES below holds the best ones
+main       150,000 updates of each head at its rate, three seeds, on each game
+ablations  100,000 updates on Pong without the conservative term, with SARSA targets, other weights and noisy rewards
+two_games  both games in one network
+report     draws and tabulates what there is
+
+Each run is a command of rlcls.train in --runs, on a core of its own. --minutes stops them after that time, and they
+save: the same command goes on. Runs that have ended are not made again. Options (eval.episodes=2) go to every run.
+"""
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import _report
+import _runs
+import numpy as np
+
+from rlcls.datasets import open_recording
+from rlcls.evaluation.scores import SCORES
+
+GAMES = ("Pong", "Breakout")
+HEADS = ("hlgauss", "c51", "quantile", "mse")
+CANDIDATES = (6.25e-5, 2.5e-4, 1e-3)
+RATES = {"hlgauss": 2.5e-4, "c51": 2.5e-4, "quantile": 2.5e-4, "mse": 2.5e-4}  # from `rates`
+TRANSITIONS = 500_000
+WINDOW = 5  # evaluations in a mean
+# The emulator's whole action set, so that both games have the same actions. It must be asked for when playing, too.
+ACTIONS = "+env.full_action_space=true"
+ABLATIONS = {
+    "alpha 0.1": ("hlgauss", []),
+    "no conservative term": ("hlgauss", ["agent.alpha=0"]),
+    "SARSA targets": ("hlgauss", ["agent.target=sarsa"]),
+    "alpha 0.5": ("hlgauss", ["agent.alpha=0.5"]),
+    "alpha 4": ("hlgauss", ["agent.alpha=4"]),
+    "noise 0.3": ("hlgauss", ["data.reward_noise=0.3"]),
+    "noise 1": ("hlgauss", ["data.reward_noise=1"]),
+    "mse": ("mse", []),
+    "mse, noise 0.3": ("mse", ["data.reward_noise=0.3"]),
+    "mse, noise 1": ("mse", ["data.reward_noise=1"]),
+}
+PARTS = ("rates", "main", "ablations", "two_games")
+UPDATES = {"rates": 20_000, "main": 150_000, "ablations": 100_000, "two_games": 150_000}
+
+
+class Run(NamedTuple):
+    """A run of the evidence; `label` names its curve."""
+
+    part: str
+    games: tuple[str, ...]
+    label: str
+    loss: str
+    rate: float
+    seed: int
+    options: list[str]
+
+    @property
+    def name(self) -> str:
+        words = "-".join([*self.games, self.label, f"s{self.seed}"])
+        return f"{self.part}-{words.replace(', ', '-').replace(' ', '_')}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("part", choices=["record", *PARTS, "report"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one core")
+    parser.add_argument("--minutes", type=float, help="stop after this time; the same command goes on")
+    parser.add_argument("--runs", type=Path, default=_report.ROOT / "runs" / "cql")
+    parser.add_argument("--out", type=Path, default=_report.RESULTS)
+    parser.add_argument("overrides", nargs="*", help="for every run; before the flags")
+    arguments = parser.parse_args()
+    folder, recordings = arguments.runs, arguments.runs / "recordings"
+    if arguments.part == "record":
+        make = {"processes": arguments.jobs, "minutes": arguments.minutes}
+        if _runs.make([_player(game, folder, arguments.overrides) for game in GAMES], folder, **make):
+            _runs.make([_recorder(game, folder) for game in GAMES], folder, processes=1, minutes=None)
+            print(json.dumps(_described(recordings), indent=1))
+        return
+    wanted = [run for part in PARTS for run in runs_of(part, arguments.seeds)]
+    if arguments.part != "report":
+        jobs = [_job(run, folder, arguments.overrides) for run in wanted if run.part == arguments.part]
+        _runs.make(jobs, folder, processes=arguments.jobs, minutes=arguments.minutes)
+    curves = [curve for run in wanted for curve in _curves(run, folder)]
+    if not curves:
+        raise SystemExit(f"no run in {folder} has been evaluated yet")
+    _write(curves, _described(recordings), arguments.overrides, arguments.out)
+
+
+def runs_of(part: str, seeds: list[int]) -> list[Run]:
+    """The runs of a part, the first seed of all of them first."""
+    if part == "rates":
+        cells = itertools.product(CANDIDATES, HEADS, GAMES)
+        return [Run(part, (game,), f"{loss} {rate:g}", loss, rate, 0, []) for rate, loss, game in cells]
+    if part == "main":
+        cells = itertools.product(seeds, HEADS, GAMES)
+        return [Run(part, (game,), loss, loss, RATES[loss], seed, []) for seed, loss, game in cells]
+    if part == "ablations":
+        return [
+            Run(part, ("Pong",), label, loss, RATES[loss], seed, options)
+            for seed in seeds
+            for label, (loss, options) in ABLATIONS.items()
+        ]
+    return [
+        Run(part, GAMES, "hlgauss", "hlgauss", RATES["hlgauss"], seed, ["agent.games=2"]) for seed in seeds
+    ]
+
+
+def _player(game: str, folder: Path, overrides: list[str]) -> _runs.Job:
+    options = [f"game={game}", f"steps={TRANSITIONS}", f"replay.capacity={TRANSITIONS}", ACTIONS]
+    options += [f"run_dir={folder / f'play-{game}'}", *overrides]
+    return _runs.Job(f"play-{game}", ["-m", "rlcls.train", "agent=dqn", "recipe=fast", *options])
+
+
+def _recorder(game: str, folder: Path) -> _runs.Job:
+    options = [f"run={folder / f'play-{game}'}", f"out={folder / 'recordings' / game}"]
+    return _runs.Job(f"record-{game}", ["-m", "rlcls.collect", *options])
+
+
+def _job(run: Run, folder: Path, overrides: list[str]) -> _runs.Job:
+    recordings = folder / "recordings"
+    games = [f"data.path={recordings}", f"data.games=[{','.join(run.games)}]"]
+    data = games if len(run.games) > 1 else [f"data.path={recordings / run.games[0]}"]
+    options = ["agent=cql", f"loss={run.loss}", f"game={run.games[0]}", "backbone=data_efficient"]
+    options += [f"agent.learning_rate={run.rate:g}", f"seed={run.seed}", f"steps={UPDATES[run.part]}"]
+    options += ["eval.every=5000", "checkpoint.every=5000", "data=recording", *data, "data.reward_clip=1"]
+    options += [ACTIONS, f"run_dir={folder / run.name}", *run.options, *overrides]
+    return _runs.Job(run.name, ["-m", "rlcls.train", *options])
+
+
+def _described(recordings: Path) -> dict[str, Any]:
+    """The identity of each recording, and the mean return of the episodes in it."""
+    described = {}
+    for game in GAMES:
+        if (recordings / game / "manifest.json").exists():
+            data = open_recording(recordings / game)
+            described[game] = {
+                "rows": data.recording.columns.num_rows,
+                "sha256": data.recording.identity,
+                "behaviour_return": data.behaviour_returns.get(game),
+            }
+    return described
+
+
+def _curves(run: Run, folder: Path) -> list[dict[str, Any]]:
+    """The evaluations of a run on each of its games."""
+    path = folder / run.name / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    curves = []
+    for game in run.games:
+        kind = f"eval.{game}" if len(run.games) > 1 else "eval"
+        evaluations = [
+            {name: line[name] for name in ("updates", "seconds", "return_mean", "returns")}
+            for line in lines
+            if line["kind"] == kind
+        ]
+        if evaluations:
+            curves.append({**run._asdict(), "game": game, "evaluations": evaluations})
+    return curves
+
+
+def _summary(curves: list[dict[str, Any]], behaviour: float | None) -> dict[str, Any]:
+    """Peak and end of the mean curve of the seeds, as far as all of them have come."""
+    length = min(len(curve["evaluations"]) for curve in curves)
+    means = np.mean(
+        [[line["return_mean"] for line in curve["evaluations"][:length]] for curve in curves], axis=0
+    )
+    window = min(WINDOW, length)
+    smooth = np.convolve(means, np.ones(window) / window, "valid")
+    peak, random = int(np.argmax(smooth)), SCORES[curves[0]["game"]][0]
+    updates = [line["updates"] for line in curves[0]["evaluations"][:length]]
+    held = (smooth[-1] - random) / (smooth[peak] - random) if smooth[peak] > random else None
+    return {
+        "part": curves[0]["part"],
+        "game": curves[0]["game"],
+        "label": curves[0]["label"],
+        "rate": curves[0]["rate"],
+        "seeds": len(curves),
+        "updates": updates[-1],
+        "peak": float(smooth[peak]),
+        "peak_at": updates[peak + window - 1],
+        "last": float(smooth[-1]),
+        "held": None if held is None else float(held),
+        "behaviour_return": behaviour,
+    }
+
+
+def _write(curves: list[dict[str, Any]], recordings: dict[str, Any], overrides: list[str], out: Path) -> None:
+    facts, texts, summaries = _report.machine(), [], []
+    out.mkdir(parents=True, exist_ok=True)
+    for part in PARTS:
+        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for curve in curves:
+            if curve["part"] == part:
+                groups.setdefault((curve["game"], curve["label"]), []).append(curve)
+        if not groups:
+            continue
+        rows = []
+        for (game, _), group in sorted(groups.items(), key=lambda item: GAMES.index(item[0][0])):
+            summary = _summary(group, recordings.get(game, {}).get("behaviour_return"))
+            summaries.append(summary)
+            rows.append(_row(summary))
+        header = ["game: curve", "rate", "seeds", "updates", "peak", "at", "last", "last / peak", "behaviour"]
+        texts.append(f"## {part}\n\n{_report.table(header, rows)}")
+        _picture(groups, recordings, out / f"cql_{part}.png")
+    hashes = [f"{game}: {each['rows']:,} rows, SHA-256 {each['sha256']}" for game, each in recordings.items()]
+    intro = (
+        f"Means of {WINDOW} evaluations of the mean curve of the seeds. "
+        "Last / peak is (last - random) / (peak - random). "
+        f"Overrides: {' '.join(overrides) or 'none'}. Each run on one core. {_report.describe(facts)}"
+    )
+    data = {
+        "machine": facts,
+        "recordings": recordings,
+        "overrides": overrides,
+        "summaries": summaries,
+        "runs": curves,
+    }
+    _report.write("cql", data, "\n\n".join(["# CQL on recordings of one's own", intro, *hashes, *texts]), out)
+
+
+def _row(summary: dict[str, Any]) -> list[str]:
+    held, behaviour = summary["held"], summary["behaviour_return"]
+    return [
+        f"{summary['game']}: {summary['label']}",
+        f"{summary['rate']:g}",
+        str(summary["seeds"]),
+        f"{summary['updates']:,}",
+        f"{summary['peak']:.1f}",
+        f"{summary['peak_at']:,}",
+        f"{summary['last']:.1f}",
+        "-" if held is None else f"{held:.2f}",
+        "-" if behaviour is None else f"{behaviour:.1f}",
+    ]
+
+
+def _picture(
+    groups: dict[tuple[str, str], list[dict[str, Any]]], recordings: dict[str, Any], path: Path
+) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    games = [game for game in GAMES if any(game == each for each, _ in groups)]
+    labels = list(dict.fromkeys(label for _, label in groups))
+    colours = dict(zip(labels, plt.get_cmap("tab20" if len(labels) > 10 else "tab10").colors, strict=False))
+    figure, panels = plt.subplots(
+        1, len(games), figsize=(4.6 * len(games) + 1.6, 3.6), squeeze=False, layout="constrained"
+    )
+    for game, axes in zip(games, panels[0], strict=True):
+        for label in labels:
+            curves = groups.get((game, label), [])
+            if not curves:
+                continue
+            length = min(len(curve["evaluations"]) for curve in curves)
+            x = [line["updates"] / 1e3 for line in curves[0]["evaluations"][:length]]
+            returns = [[line["return_mean"] for line in curve["evaluations"][:length]] for curve in curves]
+            axes.plot(x, np.mean(returns, axis=0), color=colours[label], linewidth=1.8, label=label)
+            for one in returns if len(returns) > 1 else ():
+                axes.plot(x, one, color=colours[label], linewidth=0.6, alpha=0.4)
+        behaviour = recordings.get(game, {}).get("behaviour_return")
+        if behaviour is not None:
+            axes.axhline(behaviour, color="0.4", linestyle="--", linewidth=1, label="recorded episodes")
+        axes.set_title(game)
+        axes.set_xlabel("thousand updates")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_ylabel("mean return (thin: each seed)")
+    panels[0][-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
