@@ -58,7 +58,8 @@ def run(arguments: list[str], cwd: Path) -> str:
 
 
 def names_of_rows(text: str) -> list[str]:
-    lines = (line for line in text.splitlines() if not line.startswith("compiling"))  # where that takes long
+    phases = ("starting", "compiling")  # lines where these take long
+    lines = (line for line in text.splitlines() if not line.startswith(phases))
     return [line.partition("  ")[0] for line in lines]
 
 
