@@ -1,5 +1,6 @@
 """`python -m rlcls.collect` records the replay of a run, and what a policy plays."""
 
+import contextlib
 import itertools
 import json
 import tracemalloc
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from rlcls import collect, train, trained
+from rlcls import collect, trained
 from rlcls._errors import UserError
 from rlcls.cli import build
 from rlcls.cli.compose import compose
@@ -175,35 +176,43 @@ def test_a_scripted_policy_is_the_environments_own(tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def learnt(tmp_path_factory):
-    run_dir = tmp_path_factory.mktemp("learnt") / "run"
-    options = ["env=probe", "game=probe/policy", "recipe=vector", "backbone.hidden=[16]", "steps=400"]
-    options += ["eval.every=0", "checkpoint.every=200", "logging.tensorboard=false", "diagnostics.every=0"]
-    assert train.main([*options, f"run_dir={run_dir}"]) == 0
+def played(tmp_path_factory):
+    """A run that has played 400 agent steps and not learnt yet, which would compile for long."""
+    run_dir = tmp_path_factory.mktemp("played") / "run"
+    options = ["env=probe", "game=probe/policy", "recipe=vector", "backbone.hidden=[16]", "env.num_envs=4"]
+    config = compose([*options, "replay.min_size=1000", "diagnostics.every=0", "eval.every=0"])
+    run_dir.mkdir()
+    OmegaConf.save(config, run_dir / "config.yaml")
+    env = build.environment(config)
+    with contextlib.closing(build.loop(config, build.agent(config, env.spec), env)) as loop:
+        for _ in range(100):
+            loop.advance()
+        saved, counts = loop.save(), loop.counts
+        Checkpoints(run_dir, keep=1).save(400, saved, counts=counts, metrics={}, unfinished=[])
     return run_dir
 
 
-def test_the_policy_of_a_run_acts_as_it_does_elsewhere(learnt, tmp_path, capsys):
-    command = ["policy=run", f"run={learnt}", "epsilon=0", "steps=64", f"out={tmp_path}/a"]
+def test_the_policy_of_a_run_acts_as_it_does_elsewhere(played, tmp_path, capsys):
+    command = ["policy=run", f"run={played}", "epsilon=0", "steps=64", f"out={tmp_path}/a"]
     assert collect.main(command) == 0, capsys.readouterr().err
     recording = Recording(tmp_path / "a")
-    agent, acting, _ = trained.load(learnt)
+    agent, acting, _ = trained.load(played)
     expected = agent.act(acting, np.array(recording.columns.frames), jax.random.key(0), 0.0)
     np.testing.assert_array_equal(recording.columns.actions, expected)
     source = recording.manifest.source
     assert (source["run"], source["epsilon"], source["checkpoint"]) == ("run", 0.0, 400)
 
 
-def test_the_replay_of_a_run_that_learnt_is_recorded_whole(learnt, tmp_path, capsys):
-    assert collect.main([f"run={learnt}", f"out={tmp_path}/a"]) == 0, capsys.readouterr().err
+def test_a_recording_is_finished_once_and_not_mixed_with_another(played, tmp_path, capsys):
+    assert collect.main([f"run={played}", f"out={tmp_path}/a"]) == 0, capsys.readouterr().err
     recording = Recording(tmp_path / "a")
     assert recording.columns.num_rows == 400
-    assert collect.main([f"run={learnt}", f"out={tmp_path}/a"]) == 0
-    assert collect.main([f"run={learnt}", "fraction=0.5", f"out={tmp_path}/a"]) == 2
+    assert collect.main([f"run={played}", f"out={tmp_path}/a"]) == 0
+    assert collect.main([f"run={played}", "fraction=0.5", f"out={tmp_path}/a"]) == 2
     assert "holds a recording of something else; name another folder" in capsys.readouterr().err
 
 
-def test_mistakes_are_one_line_and_write_nothing(replay_run, learnt, tmp_path, capsys):
+def test_mistakes_are_one_line_and_write_nothing(replay_run, played, tmp_path, capsys):
     run_dir, _ = replay_run
     out, random = f"out={tmp_path}/a", ["policy=random", "env=probe", "game=probe/policy"]
     (tmp_path / "mine").mkdir()
@@ -225,7 +234,7 @@ def test_mistakes_are_one_line_and_write_nothing(replay_run, learnt, tmp_path, c
         "is not a run folder": [out, f"run={tmp_path}"],
         "unknown env 'atrai'; did you mean 'atari'?": [out, "policy=random", "env=atrai", "steps=9"],
         "CartPole-v1 has no policy of its own": [out, "policy=scripted", "env=gymnasium", "steps=9"],
-        "has observations float32 [4]": [out, "policy=run", f"run={learnt}", "env=gymnasium", "steps=9"],
+        "has observations float32 [4]": [out, "policy=run", f"run={played}", "env=gymnasium", "steps=9"],
         "mine holds other files, such as frames.bin": [f"out={tmp_path}/mine", *random, "steps=9"],
     }.items():
         assert collect.main(arguments) == 2, arguments

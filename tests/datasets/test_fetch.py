@@ -6,6 +6,7 @@ import functools
 import hashlib
 import http.server
 import re
+import shutil
 import threading
 
 import google_crc32c
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from rlcls._errors import UserError
-from rlcls.datasets import download
+from rlcls.datasets import download, fetch
 from rlcls.datasets.__main__ import main
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -310,41 +311,54 @@ def test_a_list_of_sha256_is_compared(bucket, tmp_path, capsys):
     assert f"{tmp_path}/sums has no SHA-256 of Pong/1" in capsys.readouterr().err
 
 
-def test_mistakes_are_one_line(bucket, tmp_path, capsys, monkeypatch, pauses):
-    here, mirror = f"data.path={tmp_path}/dqn", f"mirrors=[{bucket.url}]"
-    name = "Pong/1/replay_logs/add_count_ckpt.0.gz"
+@pytest.mark.parametrize(
+    ("games", "runs", "checkpoints", "message"),
+    [
+        (["Pnog"], None, None, "unknown game 'Pnog'; did you mean 'Pong'"),
+        (["Qbert"], None, None, r"Qbert/1/replay_logs/\$store\$_observation_ckpt\.0\.gz is not at http"),
+        (["Pong"], [3], None, r"Pong/3/replay_logs/\$store\$_observation_ckpt\.0\.gz is not at http"),
+        (["Pong"], None, [0, 7], r"Pong/1/.*observation_ckpt\.7\.gz is not at http"),
+    ],
+)
+def test_what_is_not_on_the_server_is_one_line(games, runs, checkpoints, message, bucket):
+    with pytest.raises(UserError, match=message) as error:
+        fetch.wanted("dqn_replay", games, runs, checkpoints, [bucket.url])
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("mirror", "message"),
+    [("nowhere", "unknown url type"), ("http://127.0.0.1:1", "Connection refused")],
+)
+def test_a_server_that_does_not_answer_is_one_line(mirror, message, pauses):
+    with pytest.raises(UserError, match=message) as error:
+        fetch.wanted("dqn_replay", ["Pong"], None, None, [mirror])
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys):
+    here = f"data.path={tmp_path}/dqn"
     for message, arguments in {
         "say where to put the files: data.path=FOLDER": ["data=dqn_replay"],
         "data=minari is nothing to fetch (dqn_replay, rl_unplugged)": ["data=minari", here],
-        "unknown game 'Pnog'; did you mean 'Pong'": ["data=dqn_replay", here, "game=Pnog", mirror],
-        "Qbert/1/replay_logs/$store$_observation_ckpt.0.gz is not at": [
-            *["data=dqn_replay", here, "game=Qbert", mirror]
-        ],
-        "Pong/3/replay_logs/$store$_observation_ckpt.0.gz is not at": [
-            *["data=dqn_replay", here, "data.runs=[3]", mirror]
-        ],
-        "observation_ckpt.7.gz is not at": ["data=dqn_replay", here, "data.checkpoints=[0,7]", mirror],
-        "unknown url type": ["data=dqn_replay", here, "mirrors=[nowhere]"],
-        "Connection refused": ["data=dqn_replay", here, "mirrors=[http://127.0.0.1:1]"],
     }.items():
-        assert main(["fetch", *arguments]) == 2, arguments
-        error = capsys.readouterr().err
-        assert message in error and len(error.splitlines()) == 1, error
+        assert main(["fetch", *arguments]) == 2
+        assert capsys.readouterr().err == f"error: {message}\n"
     assert not (tmp_path / "dqn").exists()
-    (tmp_path / "dqn" / name).parent.mkdir(parents=True)
-    (tmp_path / "dqn" / name).write_bytes(b"short")
-    assert main(["fetch", "data=dqn_replay", here, mirror]) == 2
-    assert "has 5 bytes and the server's has" in capsys.readouterr().err
-    assert (tmp_path / "dqn" / name).read_bytes() == b"short"
 
 
-def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(
-    bucket, tmp_path, capsys, monkeypatch
-):
-    import shutil
+def test_a_file_of_another_size_is_refused_and_left_alone(bucket, tmp_path):
+    name = "Pong/1/replay_logs/add_count_ckpt.0.gz"
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_bytes(b"short")
+    with pytest.raises(UserError, match="has 5 bytes and the server's has 650; move it away"):
+        fetch.missing(fetch.wanted("dqn_replay", ["Pong"], [1], [0], [bucket.url]), tmp_path)
+    assert (tmp_path / name).read_bytes() == b"short"
 
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(bucket, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
-    command = ["fetch", "data=dqn_replay", f"data.path={tmp_path}/dqn", f"mirrors=[{bucket.url}]"]
-    assert main(command) == 2
-    assert "are missing and" in capsys.readouterr().err and bucket.contents_sent() == []
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: usage._replace(free=100))
+    files = fetch.wanted("dqn_replay", ["Pong"], [1], [0], [bucket.url])
+    with pytest.raises(UserError, match="are missing and .* has 100 B left"):
+        fetch.missing(files, tmp_path / "dqn" / "not there yet")
