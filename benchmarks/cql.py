@@ -1,13 +1,13 @@
 """CQL on recordings of one's own: do values that are learnt by classification hold their peak?
 
-    python benchmarks/cql.py record
+    python benchmarks/recordings.py record
+    python benchmarks/recordings.py record --all-actions
     python benchmarks/cql.py rates
     python benchmarks/cql.py main --jobs 2 --minutes 60
     python benchmarks/cql.py ablations
     python benchmarks/cql.py two_games
     python benchmarks/cql.py report
 
-record     plays Pong and Breakout with a DQN that learns meanwhile, 500,000 transitions each, and records them
 rates      20,000 updates of each head at three learning rates; RATES below holds the best ones
 main       150,000 updates of each head at its rate, three seeds, on each game
 ablations  100,000 updates on Pong without the conservative term, with SARSA targets, other weights and noisy rewards
@@ -27,18 +27,15 @@ from typing import Any, NamedTuple
 import _report
 import _runs
 import numpy as np
+from recordings import ALL_ACTIONS, FOLDER, GAMES
 
 from rlcls.datasets import open_recording
 from rlcls.evaluation.scores import SCORES
 
-GAMES = ("Pong", "Breakout")
 HEADS = ("hlgauss", "c51", "quantile", "mse")
 CANDIDATES = (6.25e-5, 2.5e-4, 1e-3)
 RATES = {"hlgauss": 2.5e-4, "c51": 2.5e-4, "quantile": 2.5e-4, "mse": 2.5e-4}  # from `rates`
-TRANSITIONS = 500_000
 WINDOW = 5  # evaluations in a mean
-# The emulator's whole action set, so that both games have the same actions. It must be asked for when playing, too.
-ACTIONS = "+env.full_action_space=true"
 ABLATIONS = {
     "alpha 0.1": ("hlgauss", []),
     "no conservative term": ("hlgauss", ["agent.alpha=0"]),
@@ -74,7 +71,7 @@ class Run(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("part", choices=["record", *PARTS, "report"])
+    parser.add_argument("part", choices=[*PARTS, "report"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one core")
     parser.add_argument("--minutes", type=float, help="stop after this time; the same command goes on")
@@ -82,13 +79,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=_report.RESULTS)
     parser.add_argument("overrides", nargs="*", help="for every run; before the flags")
     arguments = parser.parse_args()
-    folder, recordings = arguments.runs, arguments.runs / "recordings"
-    if arguments.part == "record":
-        make = {"processes": arguments.jobs, "minutes": arguments.minutes}
-        if _runs.make([_player(game, folder, arguments.overrides) for game in GAMES], folder, **make):
-            _runs.make([_recorder(game, folder) for game in GAMES], folder, processes=1, minutes=None)
-            print(json.dumps(_described(recordings), indent=1))
-        return
+    folder = arguments.runs
     wanted = [run for part in PARTS for run in runs_of(part, arguments.seeds)]
     if arguments.part != "report":
         jobs = [_job(run, folder, arguments.overrides) for run in wanted if run.part == arguments.part]
@@ -96,7 +87,7 @@ def main() -> None:
     curves = [curve for run in wanted for curve in _curves(run, folder)]
     if not curves:
         raise SystemExit(f"no run in {folder} has been evaluated yet")
-    _write(curves, _described(recordings), arguments.overrides, arguments.out)
+    _write(curves, _described(), arguments.overrides, arguments.out)
 
 
 def runs_of(part: str, seeds: list[int]) -> list[Run]:
@@ -118,34 +109,30 @@ def runs_of(part: str, seeds: list[int]) -> list[Run]:
     ]
 
 
-def _player(game: str, folder: Path, overrides: list[str]) -> _runs.Job:
-    options = [f"game={game}", f"steps={TRANSITIONS}", f"replay.capacity={TRANSITIONS}", ACTIONS]
-    options += [f"run_dir={folder / f'play-{game}'}", *overrides]
-    return _runs.Job(f"play-{game}", ["-m", "rlcls.train", "agent=dqn", "recipe=fast", *options])
-
-
-def _recorder(game: str, folder: Path) -> _runs.Job:
-    options = [f"run={folder / f'play-{game}'}", f"out={folder / 'recordings' / game}"]
-    return _runs.Job(f"record-{game}", ["-m", "rlcls.collect", *options])
-
-
 def _job(run: Run, folder: Path, overrides: list[str]) -> _runs.Job:
-    recordings = folder / "recordings"
-    games = [f"data.path={recordings}", f"data.games=[{','.join(run.games)}]"]
-    data = games if len(run.games) > 1 else [f"data.path={recordings / run.games[0]}"]
     options = ["agent=cql", f"loss={run.loss}", f"game={run.games[0]}", "backbone=data_efficient"]
     options += [f"agent.learning_rate={run.rate:g}", f"seed={run.seed}", f"steps={UPDATES[run.part]}"]
-    options += ["eval.every=5000", "checkpoint.every=5000", "data=recording", *data, "data.reward_clip=1"]
-    options += [ACTIONS, f"run_dir={folder / run.name}", *run.options, *overrides]
-    return _runs.Job(run.name, ["-m", "rlcls.train", *options])
+    options += ["eval.every=5000", "checkpoint.every=5000", "data=recording", "data.reward_clip=1"]
+    if len(run.games) > 1:  # which must have the same actions, in the data and in the emulator
+        games = ",".join(run.games)
+        options += [
+            f"data.path={FOLDER / ALL_ACTIONS}",
+            f"data.games=[{games}]",
+            "+env.full_action_space=true",
+        ]
+    else:
+        options += [f"data.path={FOLDER / run.games[0]}"]
+    return _runs.Job(
+        run.name, ["-m", "rlcls.train", *options, f"run_dir={folder / run.name}", *run.options, *overrides]
+    )
 
 
-def _described(recordings: Path) -> dict[str, Any]:
+def _described() -> dict[str, Any]:
     """The identity of each recording, and the mean return of the episodes in it."""
     described = {}
     for game in GAMES:
-        if (recordings / game / "manifest.json").exists():
-            data = open_recording(recordings / game)
+        if (FOLDER / game / "manifest.json").exists():
+            data = open_recording(FOLDER / game)
             described[game] = {
                 "rows": data.recording.columns.num_rows,
                 "sha256": data.recording.identity,

@@ -1,7 +1,8 @@
-"""Two recordings that anybody can make again: Pong and Breakout as two agents played them while they learnt.
+"""Recordings that anybody can make again: Pong and Breakout as two agents played them while they learnt.
 
-    python benchmarks/recordings.py play      # trains the agents and keeps their actions
-    python benchmarks/recordings.py record    # plays the actions again, and compares what is recorded
+    python benchmarks/recordings.py play                   # trains the agents and keeps their actions
+    python benchmarks/recordings.py record                 # plays the actions again, and compares what is recorded
+    python benchmarks/recordings.py record --all-actions   # the same frames, the actions numbered among all 18
 
 Each agent plays 500,000 agent steps of `recipe=fast` in 16 environments that keep their first seeds. Its actions are a
 few hundred kilobytes and lie beside the results; the frames are 3.5 GB a game. The emulator shows the same frames for
@@ -10,6 +11,7 @@ the same seeds and actions, so `record` needs minutes and no training. Both part
 
 import argparse
 import contextlib
+import hashlib
 import json
 import subprocess
 import sys
@@ -41,6 +43,10 @@ OPTIONS = [
     f"replay.capacity={STEPS}",
 ]
 RESULTS = _report.RESULTS / "recordings"
+FOLDER = _report.ROOT / "runs" / "recordings"
+ALL_ACTIONS = "all_actions"  # the folder of the recordings whose actions are numbered among all 18
+# The actions that have an effect in a game, by their numbers among all of the console.
+NUMBERS = {"Pong": (0, 1, 3, 4, 11, 12), "Breakout": (0, 1, 3, 4)}
 
 
 def main() -> None:
@@ -48,13 +54,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("part", choices=["play", "record"])
     parser.add_argument("--games", nargs="+", default=GAMES)
-    parser.add_argument("--folder", type=Path, default=_report.ROOT / "runs" / "recordings")
+    parser.add_argument("--all-actions", action="store_true")
+    parser.add_argument("--folder", type=Path, default=FOLDER)
     arguments = parser.parse_args()
     for game in arguments.games:
         if arguments.part == "play":
             play(game, arguments.folder / f"{game}-run")
         else:
-            record(game, arguments.folder / game)
+            record(game, arguments.folder, all_actions=arguments.all_actions)
 
 
 def play(game: str, run_dir: Path) -> None:
@@ -70,23 +77,31 @@ def play(game: str, run_dir: Path) -> None:
     (RESULTS / f"{game}.actions.zlib").write_bytes(zlib.compress(actions.T.tobytes(), 9))
 
 
-def record(game: str, out: Path) -> None:
-    """Plays an agent's actions again and records what it saw."""
+def record(game: str, folder: Path, *, all_actions: bool = False) -> None:
+    """Plays an agent's actions again and records what it saw, in folder/game or folder/all_actions/game."""
     data = zlib.decompress((RESULTS / f"{game}.actions.zlib").read_bytes())
     actions = np.frombuffer(data, np.uint8).reshape(ENVIRONMENTS, -1).T.astype(np.int32)
-    with contextlib.closing(atari.make(game, num_envs=ENVIRONMENTS)) as env:
+    if all_actions:
+        actions, folder = np.array(NUMBERS[game], np.int32)[actions], folder / ALL_ACTIONS
+    with contextlib.closing(atari.make(game, num_envs=ENVIRONMENTS, full_action_space=all_actions)) as env:
         source = {"made_by": "benchmarks/recordings.py", "game": game, "options": OPTIONS}
-        with Writer(out, layout_of(env), source) as writer:
+        with Writer(folder / game, layout_of(env), source) as writer:
             if not writer.complete:
                 _play_again(env, actions, writer)
             recording = writer.finish()
-    facts = {"rows": recording.columns.num_rows, "identity": recording.identity}
-    path = RESULTS / "recordings.json"
+    facts = {
+        "rows": recording.columns.num_rows,
+        "identity": recording.identity,
+        "frames": hashlib.sha256("".join(recording.manifest.sha256["frames"]).encode()).hexdigest(),
+    }
+    path, name = RESULTS / "recordings.json", f"{ALL_ACTIONS}/{game}" if all_actions else game
     known = json.loads(path.read_text()) if path.exists() else {}
-    if known.setdefault(game, facts) != facts:
-        raise SystemExit(f"{out} is not the recording of the results: {facts} instead of {known[game]}")
+    if known.setdefault(name, facts) != facts:
+        raise SystemExit(f"{folder / game} is not the recording of the results: {facts}, not {known[name]}")
+    if game in known and known[game]["frames"] != facts["frames"]:
+        raise SystemExit(f"{folder / game} has other frames than the recording of the game's own actions")
     path.write_text(json.dumps(known, indent=1) + "\n")
-    print(f"{out}: {facts['rows']:,} rows, {facts['identity']}")
+    print(f"{folder / game}: {facts['rows']:,} rows, {facts['identity']}")
 
 
 def _play_again(env: Any, actions: np.ndarray, writer: Writer) -> None:
