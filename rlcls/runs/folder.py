@@ -195,6 +195,8 @@ def read_config(run_dir: Path) -> DictConfig:
         raise UserError(f"{path}: {error.full_key}: {one_line(error)}; {_REMEDY}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {one_line(error)}; {_REMEDY}") from error
+    if values in (None, {}):
+        raise UserError(f"{path} is empty; {_REMEDY}")
     # Other programs keep files of that name too.
     if not isinstance(config, DictConfig) or not isinstance(values, dict) or not set(_GROUPS) & values.keys():
         raise UserError(f"{run_dir} is not a run folder: its {CONFIG} is not of a run")

@@ -88,6 +88,7 @@ def test_a_folder_with_a_config_of_something_else_is_left_alone(tmp_path):
     for content, why in {
         "title: home": "is not a run folder: its config.yaml is not of a run",
         "- 1": "is not a run folder: its config.yaml is not of a run",
+        "": "site/config.yaml is empty; the command that began the run prints",
         "a: [1": "cannot read .*site/config.yaml: while parsing a flow sequence",
     }.items():
         (tmp_path / "site" / "config.yaml").write_text(content)
