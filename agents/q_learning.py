@@ -277,7 +277,8 @@ class QLearning:
             raise ValueError(f"{name} needs observations that are one array, and these are a tree ({fields})")
         return spec.num_actions
 
-    def _make_network(self, rngs: nnx.Rngs) -> networks.QNetwork | networks.MultiGameQNetwork:
+    def _make_network(self, rngs: nnx.Rngs) -> Any:
+        """The network; its attribute `backbone` is what `make_backbone` made."""
         seen, num_actions = self.spec.observation, self._num_actions
         backbone = self._make_backbone((seen["frames"] if self._games else seen).shape, rngs=rngs)
         if self._games:

@@ -91,7 +91,12 @@ class QTransformer(QLearning):
         self._alpha, self._conservatism = alpha, conservatism
         self._minimum_return, self._monte_carlo = minimum_return, monte_carlo
         self._bins = _bins_of(spec, bins, levels)
-        self._transformer = {"layers": layers, "width": width, "heads": heads, "sigma_reparam": sigma_reparam}
+        self._transformer: dict[str, Any] = {
+            "layers": layers,
+            "width": width,
+            "heads": heads,
+            "sigma_reparam": sigma_reparam,
+        }
         super().__init__(spec, make_backbone, head, **options)
 
     def q_values(
@@ -197,7 +202,7 @@ class QTransformer(QLearning):
             raise ValueError(f"{name} needs observations that are one array, and these are a tree")
         return self._bins.bins if self._bins is not None else spec.num_actions or 0
 
-    def _make_network(self, rngs: nnx.Rngs) -> networks.TokenQNetwork:
+    def _make_network(self, rngs: nnx.Rngs) -> Any:
         backbone = self._make_backbone(self.spec.observation.shape, rngs=rngs)
         return networks.TokenQNetwork(
             backbone, self.head, self._num_tokens, self._num_actions, **self._transformer, rngs=rngs

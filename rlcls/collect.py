@@ -177,9 +177,9 @@ def _run_policy(
     from rlcls import trained
     from rlcls.cli import build
     from rlcls.files import Seal
+    from rlcls.phases import phase
     from rlcls.runs import read_config
     from rlcls.runs.checkpoint import MANIFEST
-    from rlcls.runs.progress import phase
     from rlcls.training import xla
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of files that training removes meanwhile
@@ -217,8 +217,8 @@ def _record_replay(run_dir: Path, options: dict[str, str], out: Path) -> Recordi
     from rlcls.datasets import Writer
     from rlcls.datasets.playing import layout_of
     from rlcls.files import DAMAGED
+    from rlcls.phases import phase
     from rlcls.runs import checkpoint, read_config
-    from rlcls.runs.progress import phase
 
     fraction = probability(options, "fraction")
     if fraction == 0:

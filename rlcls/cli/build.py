@@ -37,8 +37,8 @@ def build(config: DictConfig, section: str, *positional: Any, **arguments: Any) 
     Raises:
       UserError: its class cannot be imported, or does not take these options or arguments.
     """
-    options = OmegaConf.to_container(OmegaConf.select(config, section))
-    for option, target in leaves(options):  # type: ignore[arg-type]
+    options: Any = OmegaConf.to_container(OmegaConf.select(config, section))
+    for option, target in leaves(options):
         if option.rpartition(".")[2] == "_target_":
             try:
                 pkgutil.resolve_name(target)

@@ -11,7 +11,7 @@ from rlcls.heads.nnx import QHead
 
 from ._compute import check_positive, without_wraparound
 from .spectral import SpectralLinear
-from .transformer import Layer
+from .transformer import KeysValues, Layer
 
 
 class TokenQNetwork(nnx.Module):
@@ -64,8 +64,8 @@ class TokenQNetwork(nnx.Module):
 
         self.projection = linear(backbone.num_features, width)
         init = nnx.initializers.normal(1.0)
-        shape = num_tokens - 1, num_values, width
-        self.embeddings = nnx.Param(init(rngs.params(), shape, jnp.float32)) if num_tokens > 1 else None
+        shape = num_tokens - 1, num_values, width  # nothing follows the last token
+        self.embeddings = nnx.Param(init(rngs.params(), shape, jnp.float32))
         self.layers = nnx.List([Layer(width, heads, True, linear, norm) for _ in range(layers)])
         self.norm = norm()
         self.q_heads = nnx.List(
@@ -81,9 +81,8 @@ class TokenQNetwork(nnx.Module):
         """
         x = self._observe(observations)
         observed = x.shape[1]
-        if self.embeddings is not None:
-            before = [self._embed(tokens[:, i], i) for i in range(self.num_tokens - 1)]
-            x = jnp.concatenate([x, *before], axis=1)
+        before = [self._embed(tokens[:, i], i) for i in range(self.num_tokens - 1)]
+        x = jnp.concatenate([x, *before], axis=1)
         for layer in self.layers:
             x = layer(x)
         features = self.norm(x)[:, observed - 1 :]
@@ -112,7 +111,8 @@ class TokenQNetwork(nnx.Module):
         Returns:
           The tokens, int32, and the values of all that stood to choice.
         """
-        x, past, tokens, values = self._observe(observations), [None] * len(self.layers), [], []
+        x, tokens, values = self._observe(observations), [], []
+        past: list[KeysValues | None] = [None] * len(self.layers)
         for i, q_head in enumerate(self.q_heads):
             for j, layer in enumerate(self.layers):
                 x, past[j] = layer.extend(x, past[j])
@@ -130,6 +130,6 @@ class TokenQNetwork(nnx.Module):
         return self.projection(features)
 
     def _embed(self, token: Int[Array, "b"], number: int) -> Float[Array, "b 1 d"]:
-        table = self.embeddings[number]
+        table = self.embeddings[...][number]
         rows = without_wraparound(token, self.num_values)
         return jnp.take(table, rows, axis=0, mode="fill", fill_value=jnp.nan)[:, None]
