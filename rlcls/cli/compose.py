@@ -83,10 +83,12 @@ def compose(argv: list[str]) -> DictConfig:
     for section in OBJECTS:
         _fit(config, known, section, given)
     if not _takes_game(config):
-        if "game" in given:
+        own_class = not str(config.env.get("_target_")).startswith("rlcls.")
+        if "game" in given and not own_class:
             own_name = f"; env.id={config.env.id} names the environment" if "id" in config.env else ""
             raise UserError(f"game: env={config.choices.env} does not take it{own_name}")
-        del config["game"], known["game"]
+        if "game" not in given:
+            del config["game"], known["game"]
     try:
         resolved: Any = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:

@@ -32,7 +32,7 @@ MISTAKES = {
     "env.id=CartPole-v1": "unknown option 'env.id' of env=atari; it belongs to env=gymnasium",
     "env=gymnasium game=Pong": "game: env=gymnasium does not take it; env.id=CartPole-v1 names the environment",
     "hydra.run.dir=x": "unknown option 'hydra.run.dir'; did you mean 'run_dir'? (--help lists them all)",
-    "eval=3": "unknown eval '3' (episodes)",
+    "eval=3": "unknown eval '3' (episodes, held_out)",
     "checkpoint=3": "'checkpoint' is a group of options, set one by one "
     "(checkpoint.every, checkpoint.keep, checkpoint.keep_every, checkpoint.keep_best)",
     "resume=weigths": "unknown resume 'weigths'; did you mean 'weights'? (restart, weights)",

@@ -234,7 +234,7 @@ def test_games_for_two_players_are_not_listed():
             {"game": "Seaquest-ramDeterministic-v4"},
             "unknown game 'Seaquest-ramDeterministic-v4'; did you mean 'Seaquest'?",
         ),
-        ({"game": "Combat"}, "game 'Combat' needs two players; rlcls.envs.atari.games"),
+        ({"game": "Combat"}, "game 'Combat' needs two players; python -m rlcls.games"),
         ({"game": "zzz"}, "unknown game 'zzz'"),
         ({"protocol": "dopamin"}, "unknown protocol 'dopamin'; did you mean 'dopamine'?"),
         ({"num_envs": 0}, "env.num_envs must be at least 1, not 0"),
