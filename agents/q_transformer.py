@@ -88,6 +88,8 @@ class QTransformer(QLearning):
         if alpha < 0:
             raise ValueError(f"alpha must be at least 0, not {alpha}")
         check_choice("conservatism", conservatism, _CONSERVATISM)
+        if foreign := sorted(options.keys() & {"dueling", "games"}):
+            raise ValueError(f"QTransformer takes no {' and no '.join(foreign)}")
         self._alpha, self._conservatism = alpha, conservatism
         self._minimum_return, self._monte_carlo = minimum_return, monte_carlo
         self._bins = _bins_of(spec, bins, levels)

@@ -6,7 +6,8 @@
 
 Each agent plays 500,000 agent steps of `recipe=fast` in 16 environments that keep their first seeds. Its actions are a
 few hundred kilobytes and lie beside the results; the frames are 3.5 GB a game. The emulator shows the same frames for
-the same seeds and actions, so `record` needs minutes and no training. Both parts continue where they were interrupted.
+the same seeds and actions, so `record` needs minutes and no training. `play` continues where it was
+interrupted, and `record` begins again.
 """
 
 import argparse

@@ -212,11 +212,9 @@ def _run_policy(
 
 def _record_replay(run_dir: Path, options: dict[str, str], out: Path) -> Recording:
     """Records the replay of a run's newest checkpoint."""
-    from rlcls._errors import one_line
     from rlcls.cli import build, resources
     from rlcls.datasets import Writer
     from rlcls.datasets.playing import layout_of
-    from rlcls.files import DAMAGED
     from rlcls.phases import phase
     from rlcls.runs import checkpoint, read_config
 
@@ -245,27 +243,31 @@ def _record_replay(run_dir: Path, options: dict[str, str], out: Path) -> Recordi
     }
     with Writer(out, layout, source) as writer:
         if not writer.complete:
-            try:
-                _append_replay(writer, chosen.segments, config.replay.capacity, source["fraction"])
-            except DAMAGED as error:
-                raise UserError(f"the replay of {run_dir} cannot be read: {one_line(error)}") from error
+            _append_replay(writer, chosen.segments, config.replay.capacity, source["fraction"])
         return writer.finish()
 
 
 def _append_replay(writer: Writer, segments: list[Segment], capacity: int, fraction: float) -> None:
     """Appends the rows that a replay of this capacity holds, one segment in memory at a time."""
+    from rlcls._errors import one_line
     from rlcls.datasets import Streams
-    from rlcls.files import unpack
+    from rlcls.files import DAMAGED, unpack
     from rlcls.runs import Progress
 
-    columns = unpack(segments[0].path)
+    def read(segment: Segment) -> dict[str, np.ndarray]:
+        try:
+            return unpack(segment.path)
+        except DAMAGED as error:
+            raise UserError(f"{segment.path} cannot be read: {one_line(error)}") from error
+
+    columns = read(segments[0])
     num_streams, last = columns["actions"].shape[1], segments[-1].last
     first = max(segments[0].first, last - capacity // num_streams)  # the first segment may hold older rows
     last = first + max(1, int((last - first) * fraction))
     streams = Streams(writer, num_streams)
     with Progress((last - first) * num_streams, unit="agent steps") as progress:
         for segment in segments:
-            columns = unpack(segment.path)
+            columns = read(segment)
             frames = columns["frames"][:, :, None] if writer.manifest.layout.stack else columns["frames"]
             for row in range(max(first, segment.first), min(last, segment.last)):
                 i = row - segment.first

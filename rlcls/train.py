@@ -32,7 +32,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    with phase("starting"):  # the imports take seconds
+    # The imports take seconds. What --config and --help print is often written to a file, where nothing else belongs.
+    prints_only = {"--config", "--help", "-h"}.intersection(argv)
+    with contextlib.nullcontext() if prints_only else phase("starting"):
         from rlcls.cli import compose, config_file, sweep
         from rlcls.runs.output import unread_is_dropped
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Integer, Shaped
 
 from rlcls._errors import UserError
-from rlcls.envs.base import HostEnv, Observations
+from rlcls.envs.base import HostEnv, Observations, check_finite
 
 from .recording import Writer
 from .rows import Layout
@@ -100,6 +100,7 @@ def _part(
 ) -> Iterator[tuple[int, int]]:
     """Plays and records one part; yields its rows and finished episodes so far."""
     observations, _ = env.reset(seed=seeds)
+    check_finite(env.name, 0, observations)
     recorders = [Streams(writer, 1) for _ in range(env.num_envs)]
     starts, playing = np.ones(env.num_envs, bool), np.zeros(env.num_envs, bool)
     rows = begun = step = 0
@@ -111,6 +112,7 @@ def _part(
             break
         actions = act(observations, part, step)
         next_observations, rewards, terminated, _, info = env.step(actions)
+        check_finite(env.name, step + 1, next_observations, rewards)
         for i in np.flatnonzero(playing)[: None if most_rows is None else most_rows - rows]:
             one = slice(i, i + 1)
             recorders[i].add(observations[one], actions[one], rewards[one], terminated[one], starts[one])

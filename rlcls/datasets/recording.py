@@ -7,6 +7,7 @@ actions.bin  rewards.bin  terminals.bin  starts.bin
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -305,9 +306,12 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in self._files.values():
-            file.close()
-        os.close(self._lock)
+        try:
+            for file in self._files.values():
+                with contextlib.suppress(OSError):  # of a full disk; only what was committed counts
+                    file.close()
+        finally:
+            os.close(self._lock)
 
 
 def _finished(folder: Path) -> Manifest:

@@ -69,7 +69,7 @@ class Streams:
                 self._kinds[stream] = BEGINS
             with writing(self._writer.path):
                 self._frames[stream].write(np.ascontiguousarray(frames[stream], layout.frame_dtype).data)
-            self._steps[stream].append((actions[stream], rewards[stream], terminals[stream]))
+            self._steps[stream].append((np.array(actions[stream]), rewards[stream], terminals[stream]))
         return finished
 
     def close(self) -> None:

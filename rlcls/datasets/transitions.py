@@ -133,7 +133,11 @@ class Transitions:
         """
         layout, columns = self.recording.manifest.layout, self.recording.columns
         begins = np.flatnonzero(self._begins)
-        is_whole = (columns.starts[begins] == BEGINS) & np.logical_or.reduceat(self._terminals, begins)
+        # The last row is the final observation or, in some forms, the terminal step itself; a terminal before these is
+        # a lost life.
+        ends = np.append(begins[1:], columns.num_rows) - 1
+        ended = self._terminals[ends] | self._terminals[np.maximum(ends - 1, begins)]
+        is_whole = (columns.starts[begins] == BEGINS) & ended
         if layout.rewards_clipped or not is_whole.any():
             return {}
         returns = np.add.reduceat(np.asarray(columns.rewards, np.float64), begins)

@@ -22,8 +22,8 @@ class TokenQNetwork(nnx.Module):
     i + 1. Each token has embeddings and an output layer of its own; the output layers begin at 0.
 
     Args:
-      backbone: NNX module from observations to features [B, D], which are one token, or to [B, S, D] if its attribute
-        `yields_tokens` is true; D is its `num_features`.
+      backbone: NNX module from observations to features [B, D], which are one token, or [B, S, D], which are S tokens;
+        D is its `num_features`.
       head: how a value is represented.
       num_tokens: tokens of an action, T.
       num_values: values that a token can take, K.
@@ -64,7 +64,8 @@ class TokenQNetwork(nnx.Module):
 
         self.projection = linear(backbone.num_features, width)
         init = nnx.initializers.normal(1.0)
-        shape = num_tokens - 1, num_values, width  # nothing follows the last token
+        # Nothing follows the last token, but an array without elements cannot be saved.
+        shape = max(num_tokens - 1, 1), num_values, width
         self.embeddings = nnx.Param(init(rngs.params(), shape, jnp.float32))
         self.layers = nnx.List([Layer(width, heads, True, linear, norm) for _ in range(layers)])
         self.norm = norm()

@@ -254,3 +254,12 @@ def test_what_it_cannot_take_is_one_line():
         jax.eval_shape(
             lambda key: agent.update(agent.init(key), recorded(return_to_go=None), key), jax.random.key(0)
         )
+
+
+def test_an_action_of_one_token_is_learnt_and_its_state_has_no_empty_array():
+    spec = SPEC._replace(action=jax.ShapeDtypeStruct((1,), np.int32))
+    agent = make(spec=spec)
+    state = scrambled(agent)
+    assert all(leaf.size for leaf in jax.tree.leaves(state.params))
+    state, _ = jax.jit(agent.update)(state, recorded(action=recorded().action[:, :1]), jax.random.key(0))
+    chex.assert_tree_all_finite(state.params)

@@ -101,7 +101,7 @@ def test_what_cannot_be_scored_is_refused(tmp_path):
     for message, agent, source in (
         ("the data holds no transition out; give data.held_out=0.05", Values(), data),
         ("held-out transitions need data= and data.held_out", Values(), None),
-        ("SimpleNamespace has no q_values", types.SimpleNamespace(), data),
+        ("SimpleNamespace has no values of single actions", types.SimpleNamespace(), data),
     ):
         with pytest.raises(ValueError, match=message):
             HeldOutEvaluator(agent, None, seed=0, data=source)
