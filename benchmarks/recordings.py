@@ -80,7 +80,10 @@ def play(game: str, run_dir: Path) -> None:
 
 def record(game: str, folder: Path, *, all_actions: bool = False) -> None:
     """Plays an agent's actions again and records what it saw, in folder/game or folder/all_actions/game."""
-    data = zlib.decompress((RESULTS / f"{game}.actions.zlib").read_bytes())
+    path = RESULTS / f"{game}.actions.zlib"
+    if not path.exists():
+        raise SystemExit(f"{path} is missing: no agent has played {game} yet; the part play makes it")
+    data = zlib.decompress(path.read_bytes())
     actions = np.frombuffer(data, np.uint8).reshape(ENVIRONMENTS, -1).T.astype(np.int32)
     if all_actions:
         actions, folder = np.array(NUMBERS[game], np.int32)[actions], folder / ALL_ACTIONS
