@@ -18,7 +18,40 @@ from .base import UpdateInfo
 from .q_learning import ADAM, AgentState, Optimizer, QLearning
 
 
-class BC(QLearning):
+class Cloning(QLearning):
+    """The update of behavioural cloning, for an agent whose outputs are one logit for each action.
+
+    loss = mean_i w_i * -log softmax(logits_i)[a_i], over all tokens where an action is several.
+    """
+
+    def update(self, state: AgentState, batch: Transition, key: Array) -> tuple[AgentState, UpdateInfo]:
+        """One gradient step on the cross-entropy of the recorded actions.
+
+        Returns:
+          The state after the update; `loss` in nats, and `accuracy`, the share of actions that have the largest logit.
+        """
+        del key
+        (loss, (network_state, logits)), gradients = jax.value_and_grad(self._cross_entropy, has_aux=True)(
+            state.params, state.network_state, batch
+        )
+        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == self._actions(batch))
+        metrics = {"loss": loss, "accuracy": accuracy}
+        return self._step(state, gradients, network_state), UpdateInfo(metrics, None)
+
+    # The diagnoses of `QLearning` are about targets, and this agent has none.
+    diagnose = None  # type: ignore[assignment]
+
+    def _cross_entropy(
+        self, params: PyTree, network_state: PyTree, batch: Transition
+    ) -> tuple[Float[Array, ""], tuple[PyTree, Float[Array, "b *t a"]]]:
+        outputs, network_state, _ = self._apply(params, network_state, *self._inputs(batch), train=True)
+        logits = self.head.value(outputs)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, self._actions(batch))
+        weight = jnp.asarray(batch.weight).reshape(-1, *[1] * (losses.ndim - 1))
+        return jnp.mean(weight * losses), (network_state, logits)
+
+
+class BC(Cloning):
     """Behavioural cloning of discrete actions: `rlcls.agents.base.Agent`.
 
     loss = mean_i w_i * -log softmax(logits(s_i))[a_i]: the softmax learns how often the data takes each action. `act`
@@ -63,28 +96,3 @@ class BC(QLearning):
             target_tau=target_tau,
             games=games,
         )
-
-    def update(self, state: AgentState, batch: Transition, key: Array) -> tuple[AgentState, UpdateInfo]:
-        """One gradient step on the cross-entropy of the recorded actions.
-
-        Returns:
-          The state after the update; `loss` in nats, and `accuracy`, the share of actions that have the largest logit.
-        """
-        del key
-        (loss, (network_state, logits)), gradients = jax.value_and_grad(self._cross_entropy, has_aux=True)(
-            state.params, state.network_state, batch
-        )
-        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == batch.action)
-        metrics = {"loss": loss, "accuracy": accuracy}
-        return self._step(state, gradients, network_state), UpdateInfo(metrics, None)
-
-    # The diagnoses of `QLearning` are about targets, and this agent has none.
-    diagnose = None  # type: ignore[assignment]
-
-    def _cross_entropy(
-        self, params: PyTree, network_state: PyTree, batch: Transition
-    ) -> tuple[Float[Array, ""], tuple[PyTree, Float[Array, "b a"]]]:
-        outputs, network_state, _ = self._apply(params, network_state, batch.observation, train=True)
-        logits = self.head.value(outputs)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(batch.action))
-        return jnp.mean(batch.weight * losses), (network_state, logits)

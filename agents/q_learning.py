@@ -222,6 +222,14 @@ class QLearning:
         target = self.head.td_target(chosen_next, batch.reward, batch.discount)
         return target, jnp.asarray(batch.reward + batch.discount * self.head.value(chosen_next))
 
+    def _inputs(self, batch: Transition) -> tuple[PyTree, ...]:
+        """The arguments of the network for the observations and actions of a batch."""
+        return (batch.observation,)
+
+    def _actions(self, batch: Transition) -> Int[Array, "b *t"]:
+        """The recorded actions, numbered as the network's outputs are."""
+        return jnp.asarray(batch.action)
+
     def _divergence(self, chosen: Float[Array, "b n"], target: PyTree) -> Float[Array, "b"]:
         """How far each transition's outputs are from the target: its priority."""
         return self.head.td_divergence(chosen, target)

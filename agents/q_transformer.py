@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Num, PyTree, Shaped
@@ -18,10 +17,11 @@ from rlcls.spec import Spec
 from rlcls.transition import Transition
 
 from .action_bins import ActionBins
-from .base import UpdateInfo
+from .bc import Cloning
 from .q_learning import AgentState, Network, QLearning
 
 _CONSERVATISM = ("unseen", "softmax")
+_OPTIONS_OF_LOSS = {"alpha", "conservatism", "minimum_return", "monte_carlo", "double"}
 
 
 class QTransformer(QLearning):
@@ -131,8 +131,8 @@ class QTransformer(QLearning):
     def loss(
         self, params: PyTree, network_state: PyTree, batch: Transition, target: PyTree
     ) -> tuple[Float[Array, ""], tuple[PyTree, Array, dict[str, Array]]]:
-        tokens = self._tokens(batch.action)
-        outputs, network_state, _ = self._apply(params, network_state, batch.observation, tokens, train=True)
+        tokens = self._actions(batch)
+        outputs, network_state, _ = self._apply(params, network_state, *self._inputs(batch), train=True)
         chosen = heads.select(outputs, tokens)
         values = self.head.value(outputs)
         unseen = jnp.arange(self._num_actions) != tokens[..., None]
@@ -152,21 +152,19 @@ class QTransformer(QLearning):
         self, state: AgentState, batch: Transition
     ) -> tuple[Float[Array, "b t"], Float[Array, "b t"]]:
         """The target of each token, twice: every head's target is the scalar itself."""
-        tokens = self._tokens(batch.action)
 
         def values(network: Network) -> tuple[Float[Array, "b u a"], Float[Array, "b a"]]:
-            outputs, _, _ = self._apply(*network, batch.observation, tokens, train=False)
+            """Of all tokens but the first after the recorded ones, and of the first at the next observation."""
+            outputs, _, _ = self._apply(*network, *self._inputs(batch), train=False)
             first, _, _ = self._apply(*network, batch.next_observation, train=False, method="first")
             return self.head.value(outputs)[:, 1:], self.head.value(first)
 
         following, next_first = values(state.target)
-        chosen_by = values(state.online) if self._double else (following, next_first)
-        best = [
-            jnp.take_along_axis(value, jnp.argmax(chooser, axis=-1, keepdims=True), axis=-1)[..., 0]
-            for value, chooser in zip((following, next_first), chosen_by, strict=True)
-        ]
-        last = jnp.asarray(batch.reward + batch.discount * best[1])
-        target = jnp.concatenate([best[0], last[:, None]], axis=1)
+        chooses_following, chooses_first = values(state.online) if self._double else (following, next_first)
+        best_following = _value_of_best(following, chooses_following)
+        best_first = _value_of_best(next_first, chooses_first)
+        last = jnp.asarray(batch.reward + batch.discount * best_first)
+        target = jnp.concatenate([best_following, last[:, None]], axis=1)
         if self._monte_carlo:
             if batch.return_to_go is None:
                 raise ValueError(
@@ -191,8 +189,11 @@ class QTransformer(QLearning):
         decoded, _, _ = self._apply(*acting, observations, forced, train=False, method="decode")
         return decoded
 
-    def _tokens(self, actions: ArrayLike) -> Int[Array, "b t"]:
-        return jnp.asarray(actions) if self._bins is None else self._bins.encode(actions)
+    def _actions(self, batch: Transition) -> Int[Array, "b t"]:
+        return jnp.asarray(batch.action) if self._bins is None else self._bins.encode(batch.action)
+
+    def _inputs(self, batch: Transition) -> tuple[PyTree, ...]:
+        return batch.observation, self._actions(batch)
 
     @property
     def _num_tokens(self) -> int:
@@ -211,70 +212,34 @@ class QTransformer(QLearning):
         )
 
 
-class QTransformerBC(QTransformer):
+class QTransformerBC(Cloning, QTransformer):
     """Behavioural cloning token by token, with the network of `QTransformer`.
 
     loss = mean over transitions and tokens of w * -log softmax(logits(s, a_1, ..., a_{i-1}))[a_i]. The most frequent
     value of each token is played.
 
     Args:
-      spec, make_backbone, bins, levels, layers, width, heads, sigma_reparam: as in `QTransformer`.
+      spec, make_backbone: as in `QTransformer`.
       head: unused, since a logit is no value.
-      options: as in `QTransformer`.
+      options: those of `QTransformer` that are not about its loss.
+
+    Raises:
+      ValueError: as in `QTransformer`, or an option of its loss is given.
     """
 
     def __init__(
-        self,
-        spec: Spec,
-        make_backbone: Callable[..., nnx.Module],
-        head: heads.Head,
-        *,
-        bins: int = 256,
-        levels: int = 1,
-        layers: int = 2,
-        width: int = 64,
-        heads: int = 4,
-        sigma_reparam: bool = False,
-        **options: Any,
+        self, spec: Spec, make_backbone: Callable[..., nnx.Module], head: heads.Head, **options: Any
     ):
-        super().__init__(
-            spec,
-            make_backbone,
-            _LOGIT,  # its one output for each value of a token is the logit
-            bins=bins,
-            levels=levels,
-            layers=layers,
-            width=width,
-            heads=heads,
-            sigma_reparam=sigma_reparam,
-            **options,
-        )
-
-    def update(self, state: AgentState, batch: Transition, key: Array) -> tuple[AgentState, UpdateInfo]:
-        """One gradient step on the cross-entropy of the recorded tokens.
-
-        Returns:
-          The state after the update; `loss` in nats, and `accuracy`, the share of tokens that have the largest logit.
-        """
-        del key
-        tokens = self._tokens(batch.action)
-
-        def loss(params: PyTree) -> tuple[Float[Array, ""], tuple[PyTree, Float[Array, "b t a"]]]:
-            outputs, network_state, _ = self._apply(
-                params, state.network_state, batch.observation, tokens, train=True
-            )
-            logits = self.head.value(outputs)
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens)
-            return jnp.mean(jnp.asarray(batch.weight)[:, None] * losses), (network_state, logits)
-
-        (value, (network_state, logits)), gradients = jax.value_and_grad(loss, has_aux=True)(state.params)
-        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == tokens)
-        return self._step(state, gradients, network_state), UpdateInfo(
-            {"loss": value, "accuracy": accuracy}, None
-        )
+        if foreign := sorted(options.keys() & _OPTIONS_OF_LOSS):
+            raise ValueError(f"QTransformerBC takes no {' and no '.join(foreign)}")
+        # The one output of this head for each value of a token is the logit.
+        super().__init__(spec, make_backbone, heads.MSE(), **options)
 
 
-_LOGIT = heads.MSE()
+def _value_of_best(values: Float[Array, "*b a"], chooser: Float[Array, "*b a"]) -> Float[Array, "*b"]:
+    """The value at the largest of `chooser`."""
+    best = jnp.argmax(chooser, axis=-1, keepdims=True)
+    return jnp.take_along_axis(values, best, axis=-1)[..., 0]
 
 
 def _bins_of(spec: Spec, bins: int, levels: int) -> ActionBins | None:

@@ -200,7 +200,7 @@ def check_finite(name: str, step: int, observations: Observations, rewards: np.n
     Args:
       name: the task, for the message.
       step: the number of the vector step that gave them; 0 for a reset.
-      observations: of N environments.
+      observations: [N, *observation], an array or a tree of arrays.
       rewards: [N]; None for a reset.
     """
     for leaf in [observations] if isinstance(observations, np.ndarray) else jax.tree.leaves(observations):

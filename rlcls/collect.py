@@ -89,10 +89,10 @@ def _play(options: dict[str, str], environment: list[str]) -> Recording:
     if policy not in _POLICIES:
         raise UserError(f"unknown policy {policy!r}{nearest(policy, _POLICIES)}")
     if "fraction" in options:
-        raise UserError("fraction= is of a replay, which run= without policy= records")
+        raise UserError("fraction= applies only to run= without policy=")
     for name in ("run", "epsilon", "checkpoint"):
         if name in options and policy != "run":
-            raise UserError(f"{name}= is of policy=run, not of policy={policy}")
+            raise UserError(f"{name}= applies only to policy=run, not to policy={policy}")
     if policy == "run" and "run" not in options:
         raise UserError("say which run plays: run=FOLDER")
     limits = {name: whole_number(options, name, 1, _MOST) for name in ("steps", "episodes")}
@@ -171,7 +171,7 @@ def _random_policy(env: HostEnv, seed: int) -> Act:
 def _run_policy(
     run_dir: Path, wanted: str, env: HostEnv, seed: int, epsilon: float | None
 ) -> tuple[Act, dict[str, Any]]:
-    """What a run has learnt."""
+    """A trained run acts; also returns the facts on which its actions depend."""
     import jax
 
     from rlcls import trained
@@ -280,7 +280,7 @@ def _append_replay(writer: Writer, segments: list[Segment], capacity: int, fract
 
 
 def _facts(env: HostEnv) -> dict[str, Any]:
-    """What a recording says of its environment."""
+    """The facts about an environment that a recording keeps."""
     return {
         "made_by": "rlcls.collect",
         "environment": env.name,

@@ -25,16 +25,13 @@ from rlcls.files import sync, writing
 _WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each retry that follows a failure without progress
 _TIMEOUT = 60.0  # seconds without a byte
 _BYTES = 1 << 20  # read at once
-_ABSENT = (
-    403,
-    404,
-    410,
-)  # Google's storage answers 403 about a missing file of a bucket that nobody may list
+# Google's storage answers 403 about a missing file of a bucket that nobody may list.
+_ABSENT = (403, 404, 410)
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
 
 class Remote(NamedTuple):
-    """What a server says of a file.
+    """Size and checksums of a file, from the headers of a server.
 
     Attributes:
       size: bytes; None if it does not say.
@@ -52,7 +49,7 @@ class _Unusable(Exception):
 
 
 def ask(name: str, mirrors: Sequence[str]) -> Remote | None:
-    """What the first mirror that has a file says of it; None if none has it.
+    """Asks mirrors in turn for the size and checksums of a file; None if none has the file.
 
     Args:
       name: the file, relative to each mirror.
@@ -151,7 +148,7 @@ def _whole(url: str, file: IO[bytes], sha256: str | None, tick: Callable[[int], 
 
 
 def _transfer(url: str, file: IO[bytes], tick: Callable[[int], object]) -> Remote:
-    """Appends the bytes that are missing, with retries; returns what the server says of the file.
+    """Appends the bytes that are missing, with retries; returns the size and checksums that the server states.
 
     Raises:
       _Unusable: the server does not have the file, or fails again and again.
@@ -211,7 +208,7 @@ def _append(url: str, file: IO[bytes], have: int, tick: Callable[[int], object])
 
 
 def _ask(url: str) -> Remote | None:
-    """What a server says of a file; None if it does not have it.
+    """Asks a server for the size and checksums of a file; None if it does not have the file.
 
     Raises:
       _Unusable: it does not answer, or refuses.
@@ -263,7 +260,11 @@ def _request(method: str, url: str, headers: dict[str, str]) -> Any:
 
 
 def _compare(file: IO[bytes], remote: Remote, sha256: str | None) -> tuple[str | None, bool]:
-    """What is wrong with a file in one phrase, or None; and whether a checksum was compared."""
+    """Compares a file with its size and its checksum.
+
+    Returns:
+      A phrase about the difference, None if there is none; and whether a checksum was known.
+    """
     size = _size(file)
     checksum: Any
     if remote.size is not None and size != remote.size:

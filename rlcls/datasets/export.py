@@ -99,7 +99,7 @@ def to_dqn_replay(recording: Recording, path: Path, tick: Tick = lambda rows: No
     its last row there. Final observations of terminated episodes are left out, since the form has none.
 
     Args:
-      recording: of an Atari game with its minimal action set, in stacks of four frames of 84 x 84.
+      recording: stacks of four 84 x 84 frames of an Atari game, played with the minimal action set.
       path: the folder that holds the games.
       tick: shows progress.
 

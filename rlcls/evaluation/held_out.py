@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from rlcls.agents import BC, Agent, QTransformer
+from rlcls.agents import Agent, QTransformer
+from rlcls.agents.bc import Cloning
 from rlcls.envs.base import HostEnv
 from rlcls.training import xla
 from rlcls.transition import Transition
@@ -57,7 +58,7 @@ class HeldOutEvaluator:
             raise ValueError(f"transitions ({transitions}) and batch_size ({batch_size}) must be at least 1")
         if not hasattr(data, "held_out"):
             raise ValueError("held-out transitions need data= and data.held_out, a share of its episodes")
-        if not hasattr(agent, "q_values") or isinstance(agent, (BC, QTransformer)):
+        if not hasattr(agent, "q_values") or isinstance(agent, (Cloning, QTransformer)):
             raise ValueError(f"{type(agent).__name__} has no values of single actions to score")
         self._data, self._batch_size = data, batch_size
         self._where = data.held_out(transitions)

@@ -130,9 +130,7 @@ def run(
                 step = f"{loop.unit[:-1].replace('_', ' ')} {count():,}"
                 error.add_note(f"saved at {step}; the same command continues from there")
                 return
-            except (
-                Exception
-            ) as second:  # whatever state the loop is in, the first exception is the one to show
+            except Exception as second:  # the first exception is the one to show
                 reason = f"not saved ({one_line(second)}); "
         last = checkpoints.last
         error.add_note(
