@@ -7,21 +7,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Num, PyTree, Shaped
 
 from rlcls import heads, networks
 from rlcls._errors import check_choice
+from rlcls.heads import MSE
 from rlcls.spec import Spec
 from rlcls.transition import Transition
 
 from .action_bins import ActionBins
 from .bc import Cloning
-from .q_learning import AgentState, Network, QLearning
+from .q_learning import ADAM, AgentState, Network, Optimizer, QLearning
 
 _CONSERVATISM = ("unseen", "softmax")
-_OPTIONS_OF_LOSS = {"alpha", "conservatism", "minimum_return", "monte_carlo", "double"}
 
 
 class QTransformer(QLearning):
@@ -58,8 +59,7 @@ class QTransformer(QLearning):
       minimum_return: the lowest return.
       monte_carlo: whether the recorded return bounds the targets from below; batches then need `return_to_go`.
       layers, width, heads, sigma_reparam: of the transformer, see `rlcls.networks.TokenQNetwork`.
-      options: learning_rate, schedule, optimizer, max_gradient_norm, target_period, target_tau and double, as in
-        `QLearning`.
+      learning_rate, schedule, optimizer, max_gradient_norm, target_period, target_tau, double: as in `QLearning`.
 
     Raises:
       ValueError: an option is out of range, or spec, backbone and head do not fit together.
@@ -83,13 +83,17 @@ class QTransformer(QLearning):
         width: int = 64,
         heads: int = 4,
         sigma_reparam: bool = False,
-        **options: Any,
+        learning_rate: float = 3e-4,
+        schedule: optax.Schedule | None = None,
+        optimizer: Optimizer = ADAM,
+        max_gradient_norm: float = 0.0,
+        target_period: int = 1,
+        target_tau: float = 0.01,
+        double: bool = False,
     ):
         if alpha < 0:
             raise ValueError(f"alpha must be at least 0, not {alpha}")
         check_choice("conservatism", conservatism, _CONSERVATISM)
-        if foreign := sorted(options.keys() & {"dueling", "games"}):
-            raise ValueError(f"QTransformer takes no {' and no '.join(foreign)}")
         self._alpha, self._conservatism = alpha, conservatism
         self._minimum_return, self._monte_carlo = minimum_return, monte_carlo
         self._bins = _bins_of(spec, bins, levels)
@@ -99,7 +103,18 @@ class QTransformer(QLearning):
             "heads": heads,
             "sigma_reparam": sigma_reparam,
         }
-        super().__init__(spec, make_backbone, head, **options)
+        super().__init__(
+            spec,
+            make_backbone,
+            head,
+            learning_rate=learning_rate,
+            schedule=schedule,
+            optimizer=optimizer,
+            max_gradient_norm=max_gradient_norm,
+            target_period=target_period,
+            target_tau=target_tau,
+            double=double,
+        )
 
     def q_values(
         self, acting: Network, observations: PyTree[Num[ArrayLike, "b ..."]]
@@ -221,19 +236,49 @@ class QTransformerBC(Cloning, QTransformer):
     Args:
       spec, make_backbone: as in `QTransformer`.
       head: unused, since a logit is no value.
-      options: those of `QTransformer` that are not about its loss.
+      bins, levels, layers, width, heads, sigma_reparam: as in `QTransformer`.
+      learning_rate, schedule, optimizer, max_gradient_norm, target_period, target_tau: as in `QLearning`.
 
     Raises:
-      ValueError: as in `QTransformer`, or an option of its loss is given.
+      ValueError: as in `QTransformer`.
     """
 
     def __init__(
-        self, spec: Spec, make_backbone: Callable[..., nnx.Module], head: heads.Head, **options: Any
+        self,
+        spec: Spec,
+        make_backbone: Callable[..., nnx.Module],
+        head: heads.Head,
+        *,
+        bins: int = 256,
+        levels: int = 1,
+        layers: int = 2,
+        width: int = 64,
+        heads: int = 4,
+        sigma_reparam: bool = False,
+        learning_rate: float = 3e-4,
+        schedule: optax.Schedule | None = None,
+        optimizer: Optimizer = ADAM,
+        max_gradient_norm: float = 0.0,
+        target_period: int = 1,
+        target_tau: float = 0.01,
     ):
-        if foreign := sorted(options.keys() & _OPTIONS_OF_LOSS):
-            raise ValueError(f"QTransformerBC takes no {' and no '.join(foreign)}")
-        # The one output of this head for each value of a token is the logit.
-        super().__init__(spec, make_backbone, heads.MSE(), **options)
+        super().__init__(
+            spec,
+            make_backbone,
+            MSE(),  # its one output for each value of a token is the logit
+            bins=bins,
+            levels=levels,
+            layers=layers,
+            width=width,
+            heads=heads,
+            sigma_reparam=sigma_reparam,
+            learning_rate=learning_rate,
+            schedule=schedule,
+            optimizer=optimizer,
+            max_gradient_norm=max_gradient_norm,
+            target_period=target_period,
+            target_tau=target_tau,
+        )
 
 
 def _value_of_best(values: Float[Array, "*b a"], chooser: Float[Array, "*b a"]) -> Float[Array, "*b"]:

@@ -172,6 +172,7 @@ class Atari(gymnasium.vector.VectorEnv):
         self.protocol = protocol
         self.num_envs = num_envs
         self.frame_skip, self.frame_stack = protocol.frameskip, protocol.stack_num
+        self.fps = 60 / self.frame_skip  # agent steps in a second of the console
         self.evaluation_epsilon = protocol.evaluation_epsilon
         self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
         self.single_observation_space = self._emulator.single_observation_space

@@ -36,8 +36,10 @@ class HostEnv(Protocol):
     returns the first observation of a new episode with reward 0, and sets `info["episode_start"]` there. The state of
     an environment is a function of its last seed and of the actions that it was sent since.
 
-    Two methods are optional. `scripted_actions()` returns the actions [N, *action] of the environment's own policy in
-    its present state, which `rlcls.collect` records; `render_twin()` is filmed, see `rlcls.envs.atari`.
+    Two methods are optional. `scripted_actions(look=None)` returns the actions [N, *action] of the environment's own
+    policy in its present state, which `rlcls.collect` records; where `look` (bool [N]) is False, the policy does not
+    see the state and acts as if its own actions since its last look had been played. `render_twin()` is filmed, see
+    `rlcls.evaluation.film`.
     """
 
     @property

@@ -251,8 +251,9 @@ class ProbeVectorEnv(gymnasium.vector.VectorEnv):
         self.send(actions)
         return self.recv()
 
-    def scripted_actions(self) -> Integer[np.ndarray, "N"]:
+    def scripted_actions(self, look: Bool[np.ndarray, "N"] | None = None) -> Integer[np.ndarray, "N"]:
         """The best actions: those of the highest reward, since an action decides nothing else."""
+        del look  # no action disturbs the states
         return self._rewards[self._states].argmax(1)
 
     def evaluation(self, num_envs: int) -> ProbeVectorEnv:

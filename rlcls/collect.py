@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +23,15 @@ if TYPE_CHECKING:
     from rlcls.runs.segments import Segment
 
 _POLICIES = ("random", "run", "scripted")
-_PLAYING = ("policy", "steps", "episodes", "seed", "epsilon", "checkpoint")
+_PLAYING = ("policy", "steps", "episodes", "seed", "epsilon", "checkpoint", "noise", "levels")
+_LEVELS = "0,0.1,0.2,0.35,0.5"
 _OPTIONS = ("run", "out", "fraction", *_PLAYING)
 _MOST = 10**12
 _HELP = """Records experience for offline learning, see docs/datasets.md.
 
 usage: python -m rlcls.collect run=RUN_FOLDER out=FOLDER [fraction=SHARE]
        python -m rlcls.collect policy=random [env=NAME ...] steps=N out=FOLDER [name=value ...]
-       python -m rlcls.collect policy=scripted [env=NAME ...] steps=N out=FOLDER [name=value ...]
+       python -m rlcls.collect policy=scripted [env=NAME ...] episodes=N out=FOLDER [noise=NAME] [levels=P,P,...]
        python -m rlcls.collect policy=run run=RUN_FOLDER [env=NAME ...] steps=N out=FOLDER [name=value ...]
 
 The first form records what the replay in a run's newest checkpoint holds; the others play.
@@ -37,13 +40,17 @@ out=FOLDER        the recording; a command that was killed goes on with it when 
 fraction=SHARE    only the first part of the replay by time, such as 0.1; default: 1
 policy=NAME       random: all actions equally likely; run: what a run has learnt; scripted: the environment's own
                   policy, where it has one
-env=NAME ...      the environment, by the options of rlcls.train: env, game, env.num_envs and so on; default: with
+env=NAME ...      the environment, by the options of rlcls.train: env, game, task, env.num_envs and so on; default: with
                   policy=run the run's own, otherwise Pong
 steps=N           agent steps, each a row of the recording; the episodes under way at the end are cut
 episodes=N        whole episodes, instead of steps=
 seed=N            determines the environments and the random actions; default: 0
 epsilon=P         with policy=run: the probability of a random action; default: that of the environment's evaluation
-checkpoint=STEP   with policy=run: latest (the default), best, or agent steps (offline: updates)"""
+checkpoint=STEP   with policy=run: latest (the default), best, or agent steps (offline: updates)
+noise=NAME        with policy=scripted: closed_loop (the policy sees every state), replay (it sees only the first one of
+                  an episode), or mixed (it looks every 1, 4 or 8 steps or never again); default: no noise
+levels=P,P,...    with noise=: probabilities of a random action, one of them for each episode; default:
+                  """ + _LEVELS
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    environment = [argument for argument in argv if re.match(r"\+?(env|game)\b", argument)]
+    environment = [argument for argument in argv if re.match(r"\+?(env|game|task)\b", argument)]
     arguments = parse([argument for argument in argv if argument not in environment], _OPTIONS)
     if arguments.help:
         print(_HELP)
@@ -90,9 +97,10 @@ def _play(options: dict[str, str], environment: list[str]) -> Recording:
         raise UserError(f"unknown policy {policy!r}{nearest(policy, _POLICIES)}")
     if "fraction" in options:
         raise UserError("fraction= applies only to run= without policy=")
-    for name in ("run", "epsilon", "checkpoint"):
-        if name in options and policy != "run":
-            raise UserError(f"{name}= applies only to policy=run, not to policy={policy}")
+    for name in ("run", "epsilon", "checkpoint", "noise", "levels"):
+        needed = "scripted" if name in ("noise", "levels") else "run"
+        if name in options and policy != needed:
+            raise UserError(f"{name}= applies only to policy={needed}, not to policy={policy}")
     if policy == "run" and "run" not in options:
         raise UserError("say which run plays: run=FOLDER")
     limits = {name: whole_number(options, name, 1, _MOST) for name in ("steps", "episodes")}
@@ -141,31 +149,56 @@ def _policy(
 ) -> tuple[Act, dict[str, Any]]:
     """The policy of that name, and what it depends on besides the environment and the seed."""
     if name == "random":
-        return _random_policy(env, seed), {}
+        sample = _random_actions(env)
+        return lambda observations, starts, part, step: sample(_generator(seed, part, step)), {}
     if name == "run":
         return _run_policy(Path(options["run"]), options.get("checkpoint", "latest"), env, seed, epsilon)
+    return _scripted_policy(options, env, seed)
+
+
+def _scripted_policy(options: dict[str, str], env: HostEnv, seed: int) -> tuple[Act, dict[str, Any]]:
+    """The environment's own policy, disturbed if `noise` is given; also returns the kind and levels of the noise."""
+    from rlcls.datasets.noise import NoisyExpert
+
     scripted: Any = getattr(env, "scripted_actions", None)
     if scripted is None:
         raise UserError(f"policy=scripted: {env.name} has no policy of its own (a method scripted_actions)")
-    return lambda observations, part, step: scripted(), {}
+    if "noise" not in options:
+        if "levels" in options:
+            raise UserError("levels= are of a noise: closed_loop, mixed or replay, such as noise=mixed")
+        return lambda observations, starts, part, step: scripted(), {}
+    text = options.get("levels", _LEVELS)
+    try:
+        levels = [float(level) for level in text.split(",")]
+        generator = functools.partial(_generator, seed)
+        policy = NoisyExpert(env, options["noise"], levels, _random_actions(env), generator)
+    except ValueError as error:
+        raise UserError(f"noise={options['noise']} levels={text}: {error}") from error
+    return policy, {"noise": options["noise"], "levels": levels}
 
 
-def _random_policy(env: HostEnv, seed: int) -> Act:
-    """Actions that are all equally likely."""
+def _generator(seed: int, part: int, step: int, stream: int = 0) -> np.random.Generator:
+    """The random numbers of one step; streams are independent."""
     from rlcls.training.xla import Use
 
+    return np.random.Generator(
+        np.random.Philox(key=[seed, Use.COLLECTION], counter=[0, step, part, stream])
+    )
+
+
+def _random_actions(env: HostEnv) -> Callable[[np.random.Generator], np.ndarray]:
+    """Draws an action for each environment, all equally likely."""
     spec, shape = env.spec, (env.num_envs, *env.spec.action.shape)
     low, high = spec.action_range or (np.zeros(()), np.zeros(()))
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise UserError(f"policy=random: an action of {env.name} has no lowest and highest value")
+        raise UserError(f"random actions: an action of {env.name} has no lowest and highest value")
 
-    def act(observations: Any, part: int, step: int) -> np.ndarray:
-        random = np.random.Generator(np.random.Philox(key=[seed, Use.COLLECTION], counter=[0, step, part, 0]))
+    def sample(random: np.random.Generator) -> np.ndarray:
         if spec.num_actions is None:
             return random.uniform(low, high, shape).astype(np.float32)
         return random.integers(spec.num_actions, size=shape, dtype=np.int32)
 
-    return act
+    return sample
 
 
 def _run_policy(
@@ -202,7 +235,7 @@ def _run_policy(
 
     compiled = xla.jit(act)
 
-    def policy(observations: Any, part: int, step: int) -> np.ndarray:
+    def policy(observations: Any, starts: Any, part: int, step: int) -> np.ndarray:
         arguments = jax.device_put((observations, part, step))
         return np.array(jax.device_get(compiled(acting, *arguments)))
 

@@ -47,7 +47,8 @@ OBJECTS = (
 )
 FIXED = ("loss.name", "env.game")  # follow from loss=, game=
 # Texts that are taken as they are typed: Hydra would read 2026_11_26 as a number and true as a truth value.
-_AS_TYPED = ("game", "run_dir", "env.id", "logging.wandb")
+_AS_TYPED = ("game", "run_dir", "env.id", "env.task", "logging.wandb")
+_SHORT = {"task": "env.task"}
 _MOST_RUNS = 1000  # of a sweep; each is composed and checked before the first begins
 _ALSO_READ = {"eval": {"every"}, "env": {"number"}}  # options of a section that its object does not take
 
@@ -204,6 +205,7 @@ def _parse(argument: str) -> Override:
     if argument.startswith("-"):
         raise _unknown_flag(argument)
     key, equals, value = argument.partition("=")
+    key = _SHORT.get(key, key)
     if not (equals or argument.startswith("~")) or not key:
         raise UserError(f"cannot read {argument!r}; options are written name=value, such as seed=1")
     parser = OverridesParser.create()

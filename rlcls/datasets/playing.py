@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Integer, Shaped
+from jaxtyping import Bool, Integer, Shaped
 
 from rlcls._errors import UserError
 from rlcls.envs.base import HostEnv, Observations, check_finite
@@ -16,8 +16,11 @@ from .recording import Writer
 from .rows import Layout
 from .streams import Streams
 
-Act = Callable[[Observations, int, int], Shaped[np.ndarray, "N *action"]]
-"""(observations, part, step of the part) -> one action for each environment; a function of its arguments."""
+Act = Callable[[Observations, Bool[np.ndarray, "N"], int, int], Shaped[np.ndarray, "N *action"]]
+"""(observations, which of them begin an episode, part, step of the part) -> one action for each environment.
+
+It is a function of its arguments and of those since the part began.
+"""
 
 Tick = Callable[[int, int], object]
 """(rows, episodes): what has been played."""
@@ -63,7 +66,7 @@ def play(
 
     Each part begins with new seeds. In its first 100,000 rows every environment plays one episode after another, and
     then finishes the episode that it has begun, so no episode is lost or chosen for its length. If `act` and `seeds`
-    are functions of their arguments, the rows are the same however often the process was killed.
+    are such functions, the rows are the same however often the process was killed.
 
     Args:
       writer: its layout is `layout_of(env)`.
@@ -110,7 +113,7 @@ def _part(
             begun += int(playing[i])
         if not playing.any():
             break
-        actions = act(observations, part, step)
+        actions = act(observations, starts, part, step)
         next_observations, rewards, terminated, _, info = env.step(actions)
         check_finite(env.name, step + 1, next_observations, rewards)
         for i in np.flatnonzero(playing)[: None if most_rows is None else most_rows - rows]:

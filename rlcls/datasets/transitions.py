@@ -43,6 +43,7 @@ class Transitions:
       reward_noise: upper end of the noise (eta of Farebrother et al. 2024, section 5.2.1), in units of clipped rewards.
       reward_scale: learnt units of one unit of reward, above 0.
       held_out: the share of episodes that are not sampled, at least 0 and below 1.
+      successes_only: samples only episodes with a recorded return above 0, for filtered cloning.
       seed: the run's seed, below 2**64.
       sampling: "replacement" or "epochs", see `Indices`.
       host: number of this host.
@@ -66,6 +67,7 @@ class Transitions:
         reward_noise: float = 0.0,
         reward_scale: float = 1.0,
         held_out: float = 0.0,
+        successes_only: bool = False,
         seed: int = 0,
         sampling: str = "replacement",
         host: int = 0,
@@ -104,6 +106,8 @@ class Transitions:
             first[unknown] &= (
                 np.cumsum(self._begins[unknown]) > 1
             )  # another episode may begin among these rows
+        if successes_only:
+            first &= self._successes()
         uniforms = _uniforms(_EPISODES, int(self._begins.sum()), seed)
         is_held_out = (uniforms < held_out)[np.cumsum(self._begins) - 1]
         self._first_rows = np.flatnonzero(first & ~is_held_out)
@@ -111,6 +115,7 @@ class Transitions:
         self.count = len(self._first_rows)
         if not self.count:
             outside = f", {len(self._held_out_rows):,} of them held out" if len(self._held_out_rows) else ""
+            outside += ", in no episode with a return above 0" if successes_only else ""
             raise UserError(f"{recording.path} holds no transition ({columns.num_rows} rows{outside})")
         self._indices = Indices(self.count, sampling, host=host, hosts=hosts)
 
@@ -142,6 +147,12 @@ class Transitions:
             return {}
         returns = np.add.reduceat(np.asarray(columns.rewards, np.float64), begins)
         return {layout.game: float(returns[is_whole].mean())}
+
+    def _successes(self) -> Bool[np.ndarray, "rows"]:
+        """The rows of episodes with a recorded return above 0."""
+        begins = np.flatnonzero(self._begins)
+        returns = np.add.reduceat(np.asarray(self.recording.columns.rewards, np.float64), begins)
+        return (returns > 0)[np.cumsum(self._begins) - 1]
 
     def sample(self, size: int, seed: int, number: int) -> tuple[Transition, tuple[np.ndarray]]:
         """A batch, see `rlcls.training.Source`; its origin is int64 [size], the row where each transition starts.

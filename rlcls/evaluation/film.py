@@ -19,8 +19,10 @@ def can_be_filmed(env: HostEnv) -> bool:
     return hasattr(env, "render_twin")
 
 
-def film(path: Path, env: Any, *, seed: Integer[np.ndarray, "1"], actions: Sequence[int]) -> float:
-    """Plays `actions` from a reset with `seed` into an mp4, one frame for each agent step, at the console's speed.
+def film(path: Path, env: Any, *, seed: Integer[np.ndarray, "1"], actions: Sequence[Any]) -> float:
+    """Plays `actions` from a reset with `seed` into an mp4, one frame for each agent step, at the task's own speed.
+
+    The twin's observations are pictures [1, F, height, width, 3], the newest last, of which it shows `fps` a second.
 
     Args:
       path: the mp4.
@@ -36,8 +38,7 @@ def film(path: Path, env: Any, *, seed: Integer[np.ndarray, "1"], actions: Seque
     """
     twin = env.render_twin()
     total = 0.0
-    # The console shows 60 frames a second.
-    with contextlib.closing(twin), _mp4(path, fps=60 / twin.frame_skip) as add:
+    with contextlib.closing(twin), _mp4(path, fps=twin.fps) as add:
         observations, _ = twin.reset(seed=seed)
         add(observations[0, -1])
         for action in actions:
@@ -58,5 +59,5 @@ def _mp4(path: Path, fps: float) -> Iterator[Callable[[UInt8[np.ndarray, "height
     with writer, warnings.catch_warnings():
         # JAX warns of forks; ffmpeg's is followed by an exec at once.
         warnings.filterwarnings("ignore", message=r"os\.fork", category=RuntimeWarning)
-        # Three times the console's pixels, since players blur what they enlarge.
+        # Three times the picture's pixels, since players blur what they enlarge.
         yield lambda frame: writer.append_data(frame.repeat(3, axis=0).repeat(3, axis=1))

@@ -11,6 +11,7 @@ from .q_network import QNetwork
 from .resnet import ResNet
 from .soft_moe import SoftMoE
 from .spectral import SpectralLinear
+from .states import States
 from .token_q_network import TokenQNetwork
 from .transformer import Transformer
 
@@ -25,6 +26,7 @@ __all__ = [
     "ResNet",
     "SoftMoE",
     "SpectralLinear",
+    "States",
     "TokenQNetwork",
     "Transformer",
     "count_flops",

@@ -1,0 +1,277 @@
+"""N copies of a `JaxEnv` as a `HostEnv`: one compiled program steps all of them."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import gymnasium
+import gymnasium.vector
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from jaxtyping import Array, Bool, Float32, Int32, Integer, Key, PyTree, Shaped, UInt8
+
+from rlcls._errors import UserError
+from rlcls.spec import Spec
+
+from .base import JaxEnv, checked_actions, environment_seeds, reset_arguments
+
+@runtime_checkable
+class HasExpert(Protocol):
+    """A `JaxEnv` with a policy of its own."""
+
+    def expert(self, state: Any) -> Any:
+        """The action of a scripted policy in a state."""
+
+
+@runtime_checkable
+class Drawn(Protocol):
+    """A `JaxEnv` whose states can be drawn."""
+
+    def draw(self, state: Any) -> UInt8[np.ndarray, "height width 3"]:
+        """A picture of one state; not traced."""
+
+
+class Environments(NamedTuple):
+    """Everything that steps change, with a leading axis of environments.
+
+    Attributes:
+      states: states of the `JaxEnv`.
+      seen: observations, or with a history the last ones of the episode and zeros before the first.
+      over: whether the episode has ended; the next step begins another.
+      keys: random keys of the last seeds.
+      moments: steps and resets since then.
+    """
+
+    states: PyTree[Array]
+    seen: Shaped[Array, "N *observation"]
+    over: Bool[Array, "N"]
+    keys: Key[Array, "N"]
+    moments: Int32[Array, "N"]
+
+
+class JaxVectorEnv(gymnasium.vector.VectorEnv):
+    """N copies of a `JaxEnv` that step in one compiled program, a `HostEnv`.
+
+    The random numbers of an environment's k-th step since its last seed come from fold_in(key(seed), k).
+
+    Args:
+      env: what is copied; its observations are one array.
+      num_envs: N.
+      name: the task's name.
+      history: with w above 1, an observation is the last w observations of the episode, [w, *observation], and zeros
+        before the first.
+
+    Raises:
+      UserError: a number is below 1.
+    """
+
+    spec: Spec  # type: ignore[assignment]  # gymnasium's is the entry of its registry
+    frame_skip = 1
+    evaluation_epsilon = 0.0
+
+    def __init__(self, env: JaxEnv, num_envs: int, *, name: str, history: int = 1):
+        for option, value in (("num_envs", num_envs), ("history", history)):
+            if value < 1:
+                raise UserError(f"env.{option} must be at least 1, not {value}")
+        self.env, self.num_envs, self.name = env, num_envs, name
+        self.frame_stack = history if history > 1 else 0
+        self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+        observation = env.spec.observation
+        shape = (history, *observation.shape) if self.frame_stack else observation.shape
+        self.spec = env.spec._replace(observation=jax.ShapeDtypeStruct(shape, observation.dtype))
+        self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, shape, observation.dtype)
+        self.single_action_space = _action_space(env.spec)
+        self.observation_space = gymnasium.vector.utils.batch_space(self.single_observation_space, num_envs)
+        self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, num_envs)
+        self._carry: Environments | None = None
+        self._twins: PyTree[Array] | None = None
+        self._actions: np.ndarray | None = None
+        self._episode_start = np.zeros(num_envs, bool)
+
+    def reset(
+        self, *, seed: int | Integer[np.ndarray, "N"] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Shaped[np.ndarray, "N *observation"], dict[str, Any]]:
+        """Starts an episode in every environment, or in those of options["reset_mask"]; see `HostEnv`."""
+        seeds, mask = reset_arguments(seed, options, self.num_envs)
+        if self._actions is not None and not mask.all():
+            raise RuntimeError("a reset of single environments must not stand between send and recv")
+        self._actions = None
+        if self._carry is None:
+            drawn = environment_seeds(np.random.SeedSequence().generate_state(4), self.num_envs)
+            seeds = drawn if seeds is None else seeds
+            self._carry, mask = self._programs.begin(jax.device_put(seeds)), np.ones(self.num_envs, bool)
+        new_seeds = mask if seeds is not None else np.zeros(self.num_envs, bool)
+        given = np.zeros(self.num_envs, np.uint32) if seeds is None else seeds.astype(np.uint32)
+        self._carry = self._programs.reset(self._carry, *jax.device_put((mask, new_seeds, given)))
+        self._episode_start = self._episode_start | mask
+        return self._observations(), {"episode_start": self._episode_start}
+
+    def send(self, actions: Shaped[np.ndarray, "N *action"]) -> None:
+        """Keeps the actions for `recv`; see `HostEnv`."""
+        if self._actions is not None:
+            raise RuntimeError("send was called twice without recv")
+        self._actions = checked_actions(actions, self.spec, self.num_envs, self.name)
+
+    def recv(
+        self,
+    ) -> tuple[
+        Shaped[np.ndarray, "N *observation"],
+        Float32[np.ndarray, "N"],
+        Bool[np.ndarray, "N"],
+        Bool[np.ndarray, "N"],
+        dict[str, Any],
+    ]:
+        """Steps every environment: observations, rewards, terminated, truncated, info; see `HostEnv`."""
+        actions, self._actions = self._actions, None
+        self._carry, outcome = self._programs.step(self._carry, jax.device_put(actions))
+        rewards, terminated, truncated, starts = (np.array(part) for part in jax.device_get(outcome))
+        self._episode_start = starts
+        return self._observations(), rewards, terminated, truncated, {"episode_start": starts}
+
+    def step(self, actions: Shaped[np.ndarray, "N *action"]) -> Any:
+        """`send` followed by `recv`."""
+        self.send(actions)
+        return self.recv()
+
+    def scripted_actions(
+        self, look: Bool[np.ndarray, "N"] | None = None
+    ) -> Shaped[np.ndarray, "N *action"]:
+        """Actions of the environment's own policy; see `HostEnv`.
+
+        Raises:
+          UserError: it has none.
+        """
+        if not isinstance(self.env, HasExpert):
+            raise UserError(f"{self.name} has no policy of its own")
+        assert self._carry is not None, "reset comes first"
+        look = np.ones(self.num_envs, bool) if look is None else look
+        twins = self._carry.states if self._twins is None else self._twins
+        actions, self._twins = self._programs.script(self._carry, twins, jax.device_put(look))
+        return np.array(jax.device_get(actions))
+
+    def evaluation(self, num_envs: int) -> JaxVectorEnv:
+        """Another number of the same environment, which is scored as it is learned."""
+        return JaxVectorEnv(self.env, num_envs, name=self.name, history=max(1, self.frame_stack))
+
+    def render_twin(self) -> Film:
+        """One environment that is drawn, see `rlcls.evaluation.film`."""
+        return Film(self.evaluation(1))
+
+    def describe(self) -> str:
+        """The task's parameters in one line."""
+        return ", ".join(f"{name} {value}" for name, value in self.facts().items() if name != "name")
+
+    def facts(self) -> dict[str, Any]:
+        """The name, the history and the fields of the `JaxEnv`."""
+        own = getattr(self.env, "facts", dict)()
+        history = {"history": self.frame_stack} if self.frame_stack else {}
+        return {"name": self.name, **own, **history}
+
+    def __repr__(self) -> str:
+        return f"JaxVectorEnv({self.name!r}, num_envs={self.num_envs})"
+
+    @property
+    def state(self) -> PyTree[np.ndarray]:
+        """The states of the `JaxEnv`, with a leading axis of environments."""
+        assert self._carry is not None, "reset comes first"
+        return jax.device_get(self._carry.states)
+
+    def _observations(self) -> Shaped[np.ndarray, "N *observation"]:
+        assert self._carry is not None
+        return np.array(jax.device_get(self._carry.seen))
+
+    @functools.cached_property
+    def _programs(self) -> _Programs:
+        return _Programs(self.env, self.frame_stack)
+
+
+class _Programs:
+    """The compiled programs of `JaxVectorEnv`: functions of one environment, under vmap."""
+
+    def __init__(self, env: JaxEnv, history: int):
+        self._env, self._history = env, history
+        self.begin = jax.jit(jax.vmap(self._begin))
+        self.reset = jax.jit(jax.vmap(self._reset))
+        self.step = jax.jit(jax.vmap(self._step))
+        self.script = jax.jit(jax.vmap(self._script))
+
+    def _begin(self, seed: Array) -> Environments:
+        key = jax.random.key(seed)
+        state, observation = self._env.reset(key)
+        return Environments(
+            state, self._first(observation), jnp.zeros((), bool), key, jnp.zeros((), jnp.int32)
+        )
+
+    def _reset(self, one: Environments, mask: Array, has_seed: Array, seed: Array) -> Environments:
+        keys = jnp.where(has_seed, jax.random.key(seed), one.keys)
+        moment = jnp.where(has_seed, 0, one.moments)
+        state, observation = self._env.reset(jax.random.fold_in(keys, moment))
+        new = Environments(state, self._first(observation), jnp.zeros((), bool), keys, moment + 1)
+        return _select(mask, new, one)
+
+    def _step(self, one: Environments, action: Array) -> tuple[Environments, tuple[Array, ...]]:
+        key = jax.random.fold_in(one.keys, one.moments)
+        first_state, first = self._env.reset(key)
+        state, observation, reward, terminated, truncated = self._env.step(one.states, action, key)
+        seen = jnp.concatenate([one.seen[1:], observation[None]]) if self._history else observation
+        starts = one.over
+        new = Environments(
+            _select(starts, first_state, state),
+            jnp.where(starts, self._first(first), seen),
+            ~starts & (terminated | truncated),
+            one.keys,
+            one.moments + 1,
+        )
+        return new, (jnp.where(starts, 0.0, reward), ~starts & terminated, ~starts & truncated, starts)
+
+    def _script(self, one: Environments, twin: PyTree[Array], look: Array) -> tuple[Array, PyTree[Array]]:
+        twin = _select(look, one.states, twin)
+        action = self._env.expert(twin)  # type: ignore[attr-defined]
+        key = jax.random.fold_in(one.keys, one.moments)  # of the true step that follows
+        return action, self._env.step(twin, action, key)[0]
+
+    def _first(self, observation: Array) -> Array:
+        if not self._history:
+            return observation
+        empty = jnp.zeros((self._history - 1, *observation.shape), observation.dtype)
+        return jnp.concatenate([empty, observation[None]])
+
+
+class Film:
+    """One environment whose observations are its picture, [1, 1, height, width, 3]; see `rlcls.evaluation.film`."""
+
+    fps = 10.0
+
+    def __init__(self, env: JaxVectorEnv):
+        self._env = env
+
+    def reset(self, *, seed: Integer[np.ndarray, "1"]) -> tuple[UInt8[np.ndarray, "1 1 h w 3"], dict[str, Any]]:
+        _, info = self._env.reset(seed=seed)
+        return self._picture(), info
+
+    def step(self, actions: Shaped[np.ndarray, "1 *action"]) -> tuple[Any, ...]:
+        _, *rest = self._env.step(actions)
+        return self._picture(), *rest
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _picture(self) -> UInt8[np.ndarray, "1 1 h w 3"]:
+        one = jax.tree.map(lambda leaf: leaf[0], self._env.state)
+        return self._env.env.draw(one)[None, None]  # type: ignore[attr-defined]
+
+
+def _select(mask: Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda x, y: jnp.where(mask, x, y), new, old)
+
+
+def _action_space(spec: Spec) -> gymnasium.Space:
+    if spec.action_range is not None:
+        low, high = spec.action_range
+        return gymnasium.spaces.Box(low, high, dtype=np.float32)
+    if spec.action.shape:
+        return gymnasium.spaces.MultiDiscrete(np.full(spec.action.shape, spec.num_actions))
+    return gymnasium.spaces.Discrete(spec.num_actions)

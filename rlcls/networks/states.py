@@ -1,0 +1,46 @@
+"""The observation itself as features, for networks that read its rows one by one."""
+
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Num
+
+
+class States(nnx.Module):
+    """Observations of numbers as tokens, without parameters.
+
+    An observation of shape (D,) is one token of D numbers. One of shape (W, D), the last W states of an episode, is W
+    tokens, each with its place as a one-hot vector behind its D numbers.
+
+    Raises:
+      ValueError: the shape is of neither kind.
+    """
+
+    def __init__(self, observation_shape: Sequence[int], *, rngs: nnx.Rngs):
+        del rngs
+        self.observation_shape = tuple(observation_shape)
+        if len(self.observation_shape) not in (1, 2) or 0 in self.observation_shape:
+            raise ValueError(
+                "States looks at observations of shape (numbers,) or (history, numbers), not "
+                f"{self.observation_shape}"
+            )
+        *history, size = self.observation_shape
+        self.num_features, self.yields_tokens = size + sum(history), True
+
+    def __call__(self, observations: Num[Array, "b *o"]) -> Float[Array, "b t d"]:
+        """One row of features for each state.
+
+        Raises:
+          ValueError: the observations do not have the shape that the network was made for.
+        """
+        if observations.shape[1:] != self.observation_shape:
+            raise ValueError(
+                f"observations must have shape (batch, {', '.join(map(str, self.observation_shape))}), not "
+                f"{observations.shape}"
+            )
+        x = observations.astype(jnp.float32)
+        if x.ndim == 2:
+            return x[:, None]
+        places = jnp.broadcast_to(jnp.eye(x.shape[1]), (len(x), x.shape[1], x.shape[1]))
+        return jnp.concatenate([x, places], axis=-1)
