@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float32, Int32, Integer, Key, PyTree, Shaped,
 from rlcls._errors import UserError
 from rlcls.spec import Spec
 
-from .base import JaxEnv, checked_actions, environment_seeds, reset_arguments
+from .base import JaxEnv, checked_actions, reset_arguments
+
 
 @runtime_checkable
 class HasExpert(Protocol):
@@ -100,8 +101,7 @@ class JaxVectorEnv(gymnasium.vector.VectorEnv):
             raise RuntimeError("a reset of single environments must not stand between send and recv")
         self._actions = None
         if self._carry is None:
-            drawn = environment_seeds(np.random.SeedSequence().generate_state(4), self.num_envs)
-            seeds = drawn if seeds is None else seeds
+            seeds = np.random.SeedSequence().generate_state(self.num_envs) if seeds is None else seeds
             self._carry, mask = self._programs.begin(jax.device_put(seeds)), np.ones(self.num_envs, bool)
         new_seeds = mask if seeds is not None else np.zeros(self.num_envs, bool)
         given = np.zeros(self.num_envs, np.uint32) if seeds is None else seeds.astype(np.uint32)
@@ -136,9 +136,7 @@ class JaxVectorEnv(gymnasium.vector.VectorEnv):
         self.send(actions)
         return self.recv()
 
-    def scripted_actions(
-        self, look: Bool[np.ndarray, "N"] | None = None
-    ) -> Shaped[np.ndarray, "N *action"]:
+    def scripted_actions(self, look: Bool[np.ndarray, "N"] | None = None) -> Shaped[np.ndarray, "N *action"]:
         """Actions of the environment's own policy; see `HostEnv`.
 
         Raises:
@@ -248,7 +246,9 @@ class Film:
     def __init__(self, env: JaxVectorEnv):
         self._env = env
 
-    def reset(self, *, seed: Integer[np.ndarray, "1"]) -> tuple[UInt8[np.ndarray, "1 1 h w 3"], dict[str, Any]]:
+    def reset(
+        self, *, seed: Integer[np.ndarray, "1"]
+    ) -> tuple[UInt8[np.ndarray, "1 1 h w 3"], dict[str, Any]]:
         _, info = self._env.reset(seed=seed)
         return self._picture(), info
 

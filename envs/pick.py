@@ -109,7 +109,9 @@ class Pick:
     def draw(self, state: PickState) -> UInt8[np.ndarray, "height width 3"]:
         """The cube from the front and from above: the goal green, the object red, the gripper black when closed."""
         grey = 0 if state.closed else 120
-        return _picture((state.goal, 9, (0, 160, 0)), (state.block, 5, (200, 0, 0)), (state.gripper, 3, (grey,) * 3))
+        return _picture(
+            (state.goal, 9, (0, 160, 0)), (state.block, 5, (200, 0, 0)), (state.gripper, 3, (grey,) * 3)
+        )
 
     def _observe(self, state: PickState) -> Float32[Array, "11"]:
         fingers = jnp.stack([state.closed, state.held])

@@ -27,7 +27,8 @@ _PLAYING = ("policy", "steps", "episodes", "seed", "epsilon", "checkpoint", "noi
 _LEVELS = "0,0.1,0.2,0.35,0.5"
 _OPTIONS = ("run", "out", "fraction", *_PLAYING)
 _MOST = 10**12
-_HELP = """Records experience for offline learning, see docs/datasets.md.
+_HELP = (
+    """Records experience for offline learning, see docs/datasets.md.
 
 usage: python -m rlcls.collect run=RUN_FOLDER out=FOLDER [fraction=SHARE]
        python -m rlcls.collect policy=random [env=NAME ...] steps=N out=FOLDER [name=value ...]
@@ -50,7 +51,9 @@ checkpoint=STEP   with policy=run: latest (the default), best, or agent steps (o
 noise=NAME        with policy=scripted: closed_loop (the policy sees every state), replay (it sees only the first one of
                   an episode), or mixed (it looks every 1, 4 or 8 steps or never again); default: no noise
 levels=P,P,...    with noise=: probabilities of a random action, one of them for each episode; default:
-                  """ + _LEVELS
+                  """
+    + _LEVELS
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -171,7 +174,7 @@ def _scripted_policy(options: dict[str, str], env: HostEnv, seed: int) -> tuple[
     try:
         levels = [float(level) for level in text.split(",")]
         generator = functools.partial(_generator, seed)
-        policy = NoisyExpert(env, options["noise"], levels, _random_actions(env), generator)
+        policy = NoisyExpert(scripted, options["noise"], levels, _random_actions(env), generator)
     except ValueError as error:
         raise UserError(f"noise={options['noise']} levels={text}: {error}") from error
     return policy, {"noise": options["noise"], "levels": levels}
@@ -181,9 +184,7 @@ def _generator(seed: int, part: int, step: int, stream: int = 0) -> np.random.Ge
     """The random numbers of one step; streams are independent."""
     from rlcls.training.xla import Use
 
-    return np.random.Generator(
-        np.random.Philox(key=[seed, Use.COLLECTION], counter=[0, step, part, stream])
-    )
+    return np.random.Generator(np.random.Philox(key=[seed, Use.COLLECTION], counter=[0, step, part, stream]))
 
 
 def _random_actions(env: HostEnv) -> Callable[[np.random.Generator], np.ndarray]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Shaped
 
-from rlcls._errors import UserError, check_choice
-from rlcls.envs.base import HostEnv, Observations
+from rlcls._errors import check_choice
+from rlcls.envs.base import Observations
 
 NOISES: dict[str, tuple[int, ...]] = {
     "closed_loop": (1,),
@@ -36,20 +35,19 @@ class NoisyExpert:
     clone of "closed_loop" data loses the noise. In the other two, the most frequent action is wrong in many states.
 
     Args:
-      env: N environments with `scripted_actions`.
+      scripted: `scripted_actions` of N environments, see `rlcls.envs.HostEnv`.
       noise: a name of `NOISES`.
       levels: probabilities, equally likely.
       sample: random actions of all environments.
       generator: (part, step, stream) -> the generator of random numbers for that moment.
 
     Raises:
-      ValueError: no level, or one that is no probability.
-      UserError: the environment has no policy of its own.
+      ValueError: an unknown noise, no level, or one that is no probability.
     """
 
     def __init__(
         self,
-        env: HostEnv,
+        scripted: Callable[[Bool[np.ndarray, "N"]], Shaped[np.ndarray, "N *action"]],
         noise: str,
         levels: Sequence[float],
         sample: Sampler,
@@ -58,16 +56,10 @@ class NoisyExpert:
         check_choice("noise", noise, tuple(NOISES))
         if not levels or not all(0 <= level <= 1 for level in levels):
             raise ValueError(f"levels must be probabilities, not {list(levels)}")
-        scripted: Any = getattr(env, "scripted_actions", None)
-        if scripted is None:
-            raise UserError(
-                f"policy=scripted: {env.name} has no policy of its own (a method scripted_actions)"
-            )
         self._scripted, self._sample, self._generator = scripted, sample, generator
         self._all_levels, self._all_periods = np.array(levels), np.array(NOISES[noise])
-        self._levels = np.zeros(env.num_envs)
-        self._periods = np.ones(env.num_envs, np.int64)
-        self._ages = np.zeros(env.num_envs, np.int64)  # steps since the episode began
+        # Of the present episode of each environment; `ages` are its steps so far.
+        self._levels, self._periods, self._ages = np.zeros(()), np.ones((), np.int64), np.zeros((), np.int64)
 
     def __call__(
         self, observations: Observations, starts: Bool[np.ndarray, "N"], part: int, step: int

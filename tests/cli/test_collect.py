@@ -86,7 +86,7 @@ def test_a_fraction_of_a_replay_is_its_first_part_by_time(replay_run, tmp_path, 
     assert "75 rows" in capsys.readouterr().out and (columns.starts == CUT).sum() <= STREAMS
 
 
-def leaning(observations, part, step):
+def leaning(observations, starts, part, step):
     """Pushes the cart to where its pole leans."""
     return (observations[:, 2] > 0).astype(np.int32)
 
@@ -99,7 +99,7 @@ def slow_oracle(seeds, most_episodes):
         observation, _ = env.reset(seed=np.array([seed]))
         rows, begun = [], 0
         for step in range(1, 1000):
-            action = leaning(observation, 0, 0)
+            action = leaning(observation, None, 0, 0)
             after, reward, terminated, _, info = env.step(action)
             rows.append((*observation[0].tolist(), action[0], reward[0], terminated[0]))
             if info["episode_start"][0]:

@@ -211,3 +211,25 @@ def test_continuous_actions_are_sampled_as_they_were_recorded(tmp_path, record):
 def test_an_option_out_of_range_is_refused(options, tmp_path, record, make_rows, layout):
     with pytest.raises(ValueError, match=next(iter(options))):
         Transitions(record(tmp_path / "a", make_rows(layout, [9])), **options)
+
+
+def test_only_episodes_with_a_return_above_zero_are_sampled_if_successes_are_wanted(
+    record, make_rows, layout, tmp_path
+):
+    lengths = [4, 6, 3, 8, 5, 7]
+    rows = make_rows(layout, lengths)
+    begins = np.cumsum([0, *lengths[:-1]])
+    returns = np.add.reduceat(rows.rewards.astype(np.float64), begins)
+    data = Transitions(record(tmp_path / "a", rows), successes_only=True)
+    expected = {
+        row
+        for begin, length, total in zip(begins, lengths, returns, strict=True)
+        for row in range(begin, begin + length - 1)
+        if total > 0
+    }
+    assert (
+        set(data.draw(2000, 0, 0).tolist()) == expected and 0 < len(expected) == data.count < sum(lengths) - 6
+    )
+    failures = rows._replace(rewards=-np.abs(rows.rewards))
+    with pytest.raises(UserError, match="holds no transition .*in no episode with a return above 0"):
+        Transitions(record(tmp_path / "b", failures), successes_only=True)

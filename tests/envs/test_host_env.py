@@ -10,7 +10,7 @@ import pytest
 from gymnasium.wrappers.vector import ClipReward, FlattenObservation, NormalizeObservation
 
 from rlcls._errors import UserError
-from rlcls.envs import atari, base, probe
+from rlcls.envs import atari, base, pick, probe
 from rlcls.envs import gymnasium as registry
 from rlcls.envs.one_of_many import OneOfMany
 from rlcls.spec import Spec
@@ -81,6 +81,8 @@ ENVS = {
     "wrapped": lambda n: base.as_host_env(ClipReward(registry.make("CartPole-v1", n), -1, 0.5)),
     "one of many": lambda n: base.as_host_env(OneOfMany(probe.make("probe/policy", n), 3)),
     "wrapped probe": lambda n: base.as_host_env(flat_probe(n), flat_probe),
+    "pick": lambda n: pick.make("pick", num_envs=n),
+    "relay, history": lambda n: pick.make("relay", num_envs=n, history=3, horizon=9),
 }
 every_env = pytest.mark.parametrize("name", ENVS)
 
@@ -109,7 +111,8 @@ def test_an_environment_says_what_it_is(name):
     assert base.as_host_env(env) is env
     assert json.loads(json.dumps(env.facts())) == env.facts()
     assert "\n" not in env.describe() and env.name
-    assert env.frame_stack == (4 if name in ("atari", "atari, lives", "probe pixels") else 0)
+    stacks = {"atari": 4, "atari, lives": 4, "probe pixels": 4, "relay, history": 3}
+    assert env.frame_stack == stacks.get(name, 0)
     evaluation = env.evaluation(3)
     base.check_host_env(evaluation)
     assert (evaluation.num_envs, evaluation.name, evaluation.frame_stack) == (3, env.name, env.frame_stack)
