@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.typing import ArrayLike
@@ -62,7 +63,8 @@ class QTransformer(QLearning):
       learning_rate, schedule, optimizer, max_gradient_norm, target_period, target_tau, double: as in `QLearning`.
 
     Raises:
-      ValueError: an option is out of range, or spec, backbone and head do not fit together.
+      ValueError: an option is out of range, `minimum_return` lies outside the head's support, or spec, backbone and
+        head do not fit together.
 
     Source: Chebotar et al. 2023, equations 1 and 2 and section 4.2.
     """
@@ -94,6 +96,13 @@ class QTransformer(QLearning):
         if alpha < 0:
             raise ValueError(f"alpha must be at least 0, not {alpha}")
         check_choice("conservatism", conservatism, _CONSERVATISM)
+        with jax.transfer_guard("allow"):
+            is_outside = bool(head.clip_fraction(np.full(1, minimum_return, np.float32)))
+        if is_outside:
+            raise ValueError(
+                f"minimum_return ({minimum_return:g}) lies outside the support of {type(head).__name__}; returns.low "
+                "and returns.high must enclose it"
+            )
         self._alpha, self._conservatism = alpha, conservatism
         self._minimum_return, self._monte_carlo = minimum_return, monte_carlo
         self._bins = _bins_of(spec, bins, levels)

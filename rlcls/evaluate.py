@@ -15,12 +15,24 @@ from rlcls._errors import UserError, command, nearest
 from rlcls.cli.arguments import DEVICES, parse, probability, whole_number
 
 if TYPE_CHECKING:
+    import numpy as np
     from omegaconf import DictConfig
 
     from rlcls.evaluation import EpisodeEvaluator, Evaluation
     from rlcls.runs.checkpoint import Checkpoint
 
-_OPTIONS = ("run", "checkpoint", "seed", "eval.episodes", "eval.epsilon", "env.protocol", "device", "video")
+_OPTIONS = (
+    "run",
+    "checkpoint",
+    "seed",
+    "eval.episodes",
+    "eval.epsilon",
+    "env.protocol",
+    "device",
+    "video",
+    "film",
+)
+_FILMS = ("first", "best", "worst")
 _HELP = """Plays whole episodes with the agents of one or more runs, under the evaluation protocol.
 
 usage: python -m rlcls.evaluate run=RUN_FOLDER[,RUN_FOLDER ...] [name=value ...]
@@ -33,7 +45,8 @@ eval.episodes=N   number of episodes; default: the run's own number
 eval.epsilon=P    probability of a random action; default: the run's
 env.protocol=NAME the rules of an Atari game; default: the run's
 device=NAME       cpu, gpu or tpu; default: the fastest that JAX finds
-video=FILE.mp4    films the first episode; video=true puts the film into the run folder's videos/
+video=FILE.mp4    films an episode; video=true puts the film into the run folder's videos/
+film=NAME         the episode that is filmed: first (the default), best or worst, by their returns
 
 A run that has learnt several games is evaluated on each. The result is printed, for Atari also in units of human and of
 DQN scores, several runs or games in one table at the end, and stored in each run folder's evaluations/, in a file
@@ -61,6 +74,11 @@ def _command(argv: list[str]) -> int:
         raise UserError(
             f"video={video} is one film, and there are {len(run_dirs)} runs; video=true films each"
         )
+    filmed = options.get("film", "first")
+    if filmed not in _FILMS:
+        raise UserError(f"unknown film {filmed!r}{nearest(filmed, _FILMS)}")
+    if "film" in options and video == "false":
+        raise UserError(f"film={filmed} says what is filmed; add video=true")
     settings, wanted = _settings(options), options.get("checkpoint", "latest")
 
     from rlcls.cli import build
@@ -72,7 +90,7 @@ def _command(argv: list[str]) -> int:
     rows: list[dict[str, str]] = []
     try:
         for run_dir, game in wanted_games:
-            cells = _evaluate(run_dir, game, settings, wanted, video)
+            cells = _evaluate(run_dir, game, settings, wanted, video, filmed)
             rows.append({"run": str(run_dir), **({"game": game} if game else {}), **cells})
     finally:
         if len(wanted_games) > 1 and rows:
@@ -87,7 +105,7 @@ def _run_dirs(text: str) -> list[Path]:
 
 
 def _evaluate(
-    run_dir: Path, game: str, settings: Mapping[str, Any], wanted: str, video: str
+    run_dir: Path, game: str, settings: Mapping[str, Any], wanted: str, video: str, filmed: str
 ) -> dict[str, str]:
     """Evaluates one run on one game and stores the result; returns the cells of its row in a table.
 
@@ -97,6 +115,7 @@ def _evaluate(
       settings: values of options that replace the run's own, from `_settings`.
       wanted: the checkpoint.
       video: the option of that name.
+      filmed: the option `film`.
     """
     from rlcls import trained
     from rlcls.cli import build, resources
@@ -128,7 +147,8 @@ def _evaluate(
         stem = "_".join([str(chosen.steps), *(f"{name}={value}" for name, value in changed.items())])
         stem = stem.replace("/", "-")
         result_path = run_dir / "evaluations" / f"{stem}.json"
-        film_path = run_dir / "videos" / f"{stem}.mp4" if video == "true" else Path(video)
+        film_stem = stem if filmed == "first" else f"{stem}_film={filmed}"
+        film_path = run_dir / "videos" / f"{film_stem}.mp4" if video == "true" else Path(video)
         for path in [result_path, *[film_path] * (video != "false")]:
             _prepare(path.parent)
         unit = "agent step" if "agent_steps" in chosen.counters["counts"] else "update"
@@ -143,26 +163,35 @@ def _evaluate(
         header({name: value for name, value in rows.items() if value})
 
         number = chosen.counters["number"]
-        first_actions: list[Any] = []  # of the first environment, to be filmed
+        actions: list[np.ndarray] = []  # of every step, to be filmed
         with Progress(evaluator.episodes, unit="episodes") as progress:
             result = evaluator.play(
                 acting,
                 number,
                 lambda done, total: progress.update(done),
-                record=None if video == "false" else lambda actions: first_actions.append(actions[0].copy()),
+                record=None if video == "false" else lambda step: actions.append(step.copy()),
             )
         normalised = evaluator.normalised(result.summary()["return_mean"])
         cells = _cells(result, normalised, evaluator.env.frame_skip)
         print(_table([cells]))
         print(_store(result_path, env.name, config.seed, evaluator, chosen, result))
         if video != "false":
-            actions = first_actions[: result.lengths[0]]
+            episode = {"first": 0, "best": result.returns.argmax(), "worst": result.returns.argmin()}[filmed]
+            number_before, row = divmod(int(episode), evaluator.env.num_envs)
+            earlier = result.lengths[row : episode : evaluator.env.num_envs]
+            skip = int(earlier.sum()) + number_before  # after each episode a step begins the next
             with replacing(film_path) as partial:
-                filmed = film(partial, evaluator.env, seed=evaluator.seeds(number)[:1], actions=actions)
-                if filmed != result.returns[0]:
+                shown = film(
+                    partial,
+                    evaluator.env,
+                    seed=evaluator.seeds(number)[row : row + 1],
+                    actions=[step[row] for step in actions[: skip + int(result.lengths[episode])]],
+                    skip=skip,
+                )
+                if shown != result.returns[episode]:
                     raise UserError(
-                        f"the film's return is {filmed:g} and the evaluation's was {result.returns[0]:g}: {env.name} "
-                        "does not repeat its episodes, so no film was kept"
+                        f"the film's return is {shown:g} and the evaluation's was {result.returns[episode]:g}: "
+                        f"{env.name} does not repeat its episodes, so no film was kept"
                     )
             print(film_path)
     return cells

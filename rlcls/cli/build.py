@@ -10,6 +10,7 @@ from typing import Any
 
 import hydra
 import jax
+import numpy as np
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
@@ -170,6 +171,7 @@ def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | No
         if "replay" in config:
             raise UserError("a data set needs loop=offline; loop=online learns from what it plays")
         _check_batches(agent, data)
+        _check_support(agent, data)
         return build(config, "training", agent, data, **common)
     if "replay" not in config:
         raise UserError(f"loop={config.choices.loop} needs a data set: data= or data._target_=")
@@ -313,6 +315,20 @@ def _check_batches(agent: Agent[Any], data: Dataset) -> None:
         jax.eval_shape(agent.update, state, batch, jax.random.key(0))
     except (TypeError, ValueError) as error:
         raise UserError(f"agent: {one_line(error)}") from error
+
+
+def _check_support(agent: Agent[Any], data: Dataset) -> None:
+    """Raises a UserError if the only reward that the data has lies outside the support of the agent's head."""
+    reward, head = getattr(data, "sparse_reward", None), getattr(agent, "head", None)
+    if reward is None or not hasattr(head, "clip_fraction"):
+        return
+    with jax.transfer_guard("allow"):
+        is_outside = bool(head.clip_fraction(np.full(1, reward, np.float32)))
+    if is_outside:
+        raise UserError(
+            f"the data rewards {reward:g} and nothing else, which lies outside the support of {type(head).__name__}; "
+            "returns.low and returns.high must enclose it, or data.reward_scale change it"
+        )
 
 
 def _evaluator(

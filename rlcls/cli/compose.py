@@ -345,17 +345,22 @@ def _takes_game(config: DictConfig) -> bool:
 
 @functools.cache
 def _options_of(target: str) -> frozenset[str] | None:
-    """The keyword arguments of the class or function at an import path; None if they cannot be told."""
+    """The keyword arguments of the class or function at an import path; None if they cannot be told.
+
+    A class that takes **options hands them on to the class it inherits from.
+    """
     try:
-        function: Callable[..., Any] = pkgutil.resolve_name(target)
-        if isinstance(function, type):  # the metaclass of NNX modules hides the signature of the class
-            init = inspect.getattr_static(function, "__init__")
-            function = function if init is object.__init__ else init
-        parameters = inspect.signature(function).parameters.values()
+        made: Any = pkgutil.resolve_name(target)
+        functions = [made]
+        if isinstance(made, type):  # the metaclass of NNX modules hides the signature of the class
+            functions = [vars(each)["__init__"] for each in made.__mro__[:-1] if "__init__" in vars(each)]
+        signatures = [inspect.signature(function).parameters.values() for function in functions]
     except Exception:  # whatever importing raises: building the object reports it with its section
         return None
-    if any(each.kind is each.VAR_KEYWORD for each in parameters):
-        return None
-    return frozenset(
-        each.name for each in parameters if each.name != "self" and not each.name.startswith("_")
-    )
+    names: set[str] = set()
+    for parameters in signatures:
+        named = [each for each in parameters if each.kind is not each.VAR_KEYWORD]
+        names |= {each.name for each in named if each.name != "self" and not each.name.startswith("_")}
+        if len(named) == len(parameters):
+            return frozenset(names)
+    return None if signatures else frozenset()

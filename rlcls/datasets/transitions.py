@@ -148,6 +148,12 @@ class Transitions:
         returns = np.add.reduceat(np.asarray(columns.rewards, np.float64), begins)
         return {layout.game: float(returns[is_whole].mean())}
 
+    @property
+    def sparse_reward(self) -> float | None:
+        """The one learnt reward besides 0; None where there are several or none."""
+        rewards = self._rewards[self._rewards != 0]
+        return float(rewards[0]) if len(rewards) and (rewards == rewards[0]).all() else None
+
     def _successes(self) -> Bool[np.ndarray, "rows"]:
         """The rows of episodes with a recorded return above 0."""
         begins = np.flatnonzero(self._begins)

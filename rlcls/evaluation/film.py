@@ -19,7 +19,9 @@ def can_be_filmed(env: HostEnv) -> bool:
     return hasattr(env, "render_twin")
 
 
-def film(path: Path, env: Any, *, seed: Integer[np.ndarray, "1"], actions: Sequence[Any]) -> float:
+def film(
+    path: Path, env: Any, *, seed: Integer[np.ndarray, "1"], actions: Sequence[Any], skip: int = 0
+) -> float:
     """Plays `actions` from a reset with `seed` into an mp4, one frame for each agent step, at the task's own speed.
 
     The twin's observations are pictures [1, F, height, width, 3], the newest last, of which it shows `fps` a second.
@@ -28,10 +30,11 @@ def film(path: Path, env: Any, *, seed: Integer[np.ndarray, "1"], actions: Seque
       path: the mp4.
       env: the environment in which the actions were played.
       seed: that environment's seed.
-      actions: those of one episode.
+      actions: those of the filmed episode, and of all since the reset before it.
+      skip: how many of them are played before the filmed episode begins.
 
     Returns:
-      The return of the episode.
+      The return of the filmed episode.
 
     Raises:
       OSError: the file cannot be written.
@@ -40,11 +43,13 @@ def film(path: Path, env: Any, *, seed: Integer[np.ndarray, "1"], actions: Seque
     total = 0.0
     with contextlib.closing(twin), _mp4(path, fps=twin.fps) as add:
         observations, _ = twin.reset(seed=seed)
-        add(observations[0, -1])
-        for action in actions:
+        for step, action in enumerate(actions):
+            if step >= skip:
+                add(observations[0, -1])
             observations, rewards, *_ = twin.step(np.array([action]))
-            add(observations[0, -1])
-            total += float(rewards[0])
+            if step >= skip:
+                total += float(rewards[0])
+        add(observations[0, -1])
     return total
 
 

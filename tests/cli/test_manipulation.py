@@ -1,0 +1,144 @@
+"""`rlcls.collect`, `rlcls.train` and `rlcls.evaluate` with continuous actions, on the pick task."""
+
+import json
+
+import imageio.v3
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from rlcls import collect, evaluate
+from rlcls.datasets import Recording, Transitions
+from rlcls.runs import checkpoint, metrics
+from rlcls.train import main
+
+RECORD = ["env=pick", "env.num_envs=16", "policy=scripted", "noise=mixed", "levels=0.1,0.3", "episodes=40"]
+TRAIN = ["agent=qtransformer", "loss=hlgauss", "env=pick", "data=recording", "agent.bins=5", "agent.width=16"]
+TRAIN += ["agent.heads=2", "agent.layers=1", "steps=30", "checkpoint.every=1000", "eval.every=30"]
+TRAIN += ["eval.episodes=8", "logging.every=10", "logging.tensorboard=false"]
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recordings") / "pick"
+    assert collect.main([*RECORD, f"out={path}"]) == 0
+    return path
+
+
+def leaves(run_dir):
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        tree = checkpointer.restore((checkpoint.load(run_dir)[0].folder / "tree").resolve())
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def test_noisy_episodes_are_recorded_with_what_disturbed_them(recording):
+    data = Transitions(Recording(recording))
+    source = data.recording.manifest.source
+    assert (source["noise"], source["levels"], source["episodes"]) == ("mixed", [0.1, 0.3], 40)
+    assert data.spec.action.shape == (4,) and 0 < data.behaviour_returns["pick"] < 1
+    assert data.sparse_reward == 1.0
+
+
+def test_a_q_transformer_stops_goes_on_to_the_same_bits_and_is_filmed(
+    recording, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    command = [*TRAIN, f"data.path={recording}"]
+    assert main([*command, "run_dir=through"]) == 0, capsys.readouterr().err
+    sample, count = Transitions.sample, []
+
+    def stopped(self, size, seed, number):
+        count.append(number)
+        if number == 15 and len(count) < 40:
+            raise RuntimeError("the data is gone")
+        return sample(self, size, seed, number)
+
+    monkeypatch.setattr(Transitions, "sample", stopped)
+    with pytest.raises(RuntimeError, match="the data is gone"):
+        main([*command, "run_dir=broken"])
+    monkeypatch.setattr(Transitions, "sample", sample)
+    assert main([*command, "run_dir=broken"]) == 0, capsys.readouterr().err
+    assert metrics.same(tmp_path / "through", tmp_path / "broken")
+    for one, other in zip(leaves(tmp_path / "through"), leaves(tmp_path / "broken"), strict=True):
+        np.testing.assert_array_equal(one, other)
+    rows = [json.loads(line) for line in (tmp_path / "through" / "metrics.jsonl").read_text().splitlines()]
+    (line,) = [row for row in rows if row["kind"] == "eval"]
+    assert len(line["returns"]) == 8 and {"conservatism", "q_unseen", "clip_fraction"} <= rows[0].keys()
+
+    for which in ("first", "worst"):
+        arguments = ["run=through", "eval.episodes=40", "video=true", f"film={which}"]
+        assert evaluate.main(arguments) == 0, capsys.readouterr().err
+    result = json.loads((tmp_path / "through/evaluations/30_episodes=40.json").read_text())
+    for name, episode in (("", 0), ("_film=worst", int(np.argmin(result["returns"])))):
+        frames = imageio.v3.imread(tmp_path / f"through/videos/30_episodes=40{name}.mp4")
+        assert len(frames) == result["lengths"][episode] + 1 and frames.shape[1:] == (288, 576, 3)
+
+
+def test_the_film_of_a_later_episode_skips_those_before_it(tmp_path, recording, monkeypatch, capsys):
+    """With one environment, the episodes follow each other."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rlcls.evaluation.episodes._MOST_ENVS", 2)
+    bc = ["agent=qtransformer_bc", *TRAIN[1:], f"data.path={recording}", "eval.every=0", "run_dir=run"]
+    assert main([*bc, "env.horizon=6"]) == 0, capsys.readouterr().err
+    monkeypatch.setattr(
+        "rlcls.evaluation.episodes.Evaluation.summary", lambda self: {"return_mean": 0.0, "returns": []}
+    )
+    lengths = []
+    original = evaluate._store
+
+    def store(path, name, seed, evaluator, chosen, result):
+        result.returns[:] = [0.0, 0.0, 0.0, 0.0, -1e-9]
+        lengths.append(result.lengths)
+        return original(path, name, seed, evaluator, chosen, result)
+
+    monkeypatch.setattr(evaluate, "_store", store)
+    code = evaluate.main(["run=run", "eval.episodes=5", "video=true", "film=worst"])
+    assert code == 2 and "the film's return is 0 and the evaluation's was -1e-09" in capsys.readouterr().err
+    assert len(lengths[0]) == 5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["task=pik"], "unknown task 'pik'; did you mean 'pick'? (pick, relay)"),
+        (["task=relay"], "the data has observations float32 [11] and actions float32 [4], and relay has"),
+        (["env.history=3"], "the data has observations float32 [11] and actions float32 [4], and pick has"),
+        (
+            ["returns.high=0.5"],
+            "the data rewards 1 and nothing else, which lies outside the support of HLGauss",
+        ),
+        (["returns.low=0.1"], "agent: minimum_return (0) lies outside the support of HLGauss"),
+        (["agent.bins=1"], "agent: bins must be at least 2, not 1"),
+        (["agent.conservatism=soft"], "agent: conservatism must be one of unseen, softmax, not soft"),
+        (["agent=cql"], "agent: CQL needs one discrete action at a time, and these are float32 [4]"),
+    ],
+)
+def test_a_misfit_is_one_clear_line(options, message, recording, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    agent = [] if "agent=cql" in options else TRAIN
+    base = agent or ["loss=hlgauss", "env=pick", "data=recording"]
+    assert main([*base, f"data.path={recording}", *options, "run_dir=run"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["noise=loud"],
+            "noise=loud levels=0,0.1,0.2,0.35,0.5: noise must be one of closed_loop, mixed, replay",
+        ),
+        (["noise=mixed", "levels=2"], "noise=mixed levels=2: levels must be probabilities, not [2.0]"),
+        (["noise=mixed", "levels=a"], "noise=mixed levels=a: could not convert string to float: 'a'"),
+        (["levels=0.1"], "levels= are of a noise: closed_loop, mixed or replay, such as noise=mixed"),
+        (["policy=random", "noise=mixed"], "noise= applies only to policy=scripted, not to policy=random"),
+    ],
+)
+def test_a_noise_that_does_not_exist_is_one_clear_line(options, message, tmp_path, capsys):
+    policy = [] if "policy=random" in options else ["policy=scripted"]
+    assert collect.main(["env=pick", "episodes=2", f"out={tmp_path}/a", *policy, *options]) == 2
+    error = capsys.readouterr().err
+    assert message in error and len(error.splitlines()) == 1
