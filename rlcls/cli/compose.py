@@ -14,7 +14,6 @@ import inspect
 import itertools
 import pkgutil
 import re
-from collections.abc import Callable
 from typing import Any
 
 import hydra
