@@ -13,6 +13,9 @@ from ._compute import check_positive, without_wraparound
 from .spectral import SpectralLinear
 from .transformer import KeysValues, Layer
 
+# SwiGLU with 2 has 6 * width**2 parameters. With 4 an update of the smallest network took 1.5 times as long on a CPU.
+_WIDENING = 2
+
 
 class TokenQNetwork(nnx.Module):
     """Q(s, a_1, ..., a_{i-1}, a_i) for every value of token i: the head's outputs, [B, T, K, n].
@@ -67,7 +70,7 @@ class TokenQNetwork(nnx.Module):
         # Nothing follows the last token, but an array without elements cannot be saved.
         shape = max(num_tokens - 1, 1), num_values, width
         self.embeddings = nnx.Param(init(rngs.params(), shape, jnp.float32))
-        self.layers = nnx.List([Layer(width, heads, True, linear, norm) for _ in range(layers)])
+        self.layers = nnx.List([Layer(width, heads, True, linear, norm, _WIDENING) for _ in range(layers)])
         self.norm = norm()
         self.q_heads = nnx.List(
             [QHead(head, width, num_values, init_scale=0.0, rngs=rngs) for _ in range(num_tokens)]

@@ -117,7 +117,7 @@ class KeysValues(NamedTuple):
 
 
 class Layer(nnx.Module):
-    """Pre-norm attention and SwiGLU, each added to its input."""
+    """Pre-norm attention and SwiGLU, each added to its input; the inner layer is `widening` times as wide."""
 
     def __init__(
         self,
@@ -126,13 +126,14 @@ class Layer(nnx.Module):
         causal: bool,
         linear: Callable[[int, int], nnx.Module],
         norm: Callable[[], nnx.Module | None],
+        widening: int = _WIDENING,
     ):
         self.heads, self.causal, self.capture = heads, causal, False
         self.attention_norm, self.feedforward_norm = norm(), norm()
         self.query, self.key, self.value = (linear(width, width) for _ in range(3))
         self.output = linear(width, width)
-        self.gate, self.up = linear(width, _WIDENING * width), linear(width, _WIDENING * width)
-        self.down = linear(_WIDENING * width, width)
+        self.gate, self.up = linear(width, widening * width), linear(width, widening * width)
+        self.down = linear(widening * width, width)
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         query, key, value = self._projections(x)
@@ -162,16 +163,22 @@ class Layer(nnx.Module):
 
     def _projections(self, x: Float[Array, "b t d"]) -> list[Float[Array, "b t h k"]]:
         y = x if self.attention_norm is None else self.attention_norm(x)
+        rows = _rows(y)
         return [
-            layer(y).reshape(*y.shape[:2], self.heads, -1) for layer in (self.query, self.key, self.value)
+            layer(rows).reshape(*y.shape[:2], self.heads, -1) for layer in (self.query, self.key, self.value)
         ]
 
     def _finish(self, x: Float[Array, "b t d"], mixed: Float[Array, "b t h k"]) -> Float[Array, "b t d"]:
-        x = x + self.output(mixed.reshape(x.shape))
-        y = x if self.feedforward_norm is None else self.feedforward_norm(x)
+        x = x + self.output(mixed.reshape(-1, x.shape[-1])).reshape(x.shape)
+        y = _rows(x if self.feedforward_norm is None else self.feedforward_norm(x))
         y = nnx.silu(self.gate(y)) * self.up(y)
         show_activity(self, y)
-        return x + self.down(y)
+        return x + self.down(y).reshape(x.shape)
+
+
+def _rows(x: Float[Array, "b t d"]) -> Float[Array, "n d"]:
+    """All tokens in one matrix: XLA's CPU compiler transposes three-dimensional operands of weight gradients."""
+    return x.reshape(-1, x.shape[-1])
 
 
 def _tokeniser(
