@@ -1,0 +1,264 @@
+"""The Q-Transformer on the pick and relay tasks: which loss, bound, conservatism and data it needs.
+
+    python benchmarks/qtransformer.py pick --jobs 2
+    python benchmarks/qtransformer.py all --jobs 2 --minutes 60
+    python benchmarks/qtransformer.py report
+
+pick        five agents on the same recordings of about half success
+relay       Q-learning beside cloning where no demonstration is clean
+tuning      the weight of unseen values for each loss, Monte-Carlo bound and n, on a seed of its own
+comparison  each of these at its best weight of `tuning` (WEIGHTS below)
+shapes      8 % demonstrations and 92 % noisy replays, as published: conservatism, bound and n-step taken away
+bins        256 bins, and 16 bins at two levels, beside 11
+history     the fingers hidden, with and without the last three observations
+
+Each cell is trained on recordings of its own seed by a command of rlcls.train, 3,000 updates, and its final network
+plays 500 fresh episodes. --minutes stops the runs after that time, and they save: the same command goes on. Runs
+that have ended are not made again.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import _report
+import _runs
+import numpy as np
+
+STEPS, EPISODES = 3000, 500
+HLGAUSS, MSE = ["loss=hlgauss"], ["loss=mse", "agent.alpha=0.1"]
+CLONE, FILTERED = ["agent=qtransformer_bc"], ["agent=qtransformer_bc", "data.successes_only=true"]
+# The options of rlcls.collect for each kind of data. Level 0 of "replay" is a demonstration: 2 of 25 episodes are.
+DATA = {
+    "mixed": ["env=pick", "noise=mixed", "levels=0.05,0.1,0.15,0.2,0.3"],
+    "hidden": ["env=pick", "env.hidden=true", "noise=mixed", "levels=0.05,0.1,0.15,0.2,0.3"],
+    "hidden, history": [
+        "env=pick",
+        "env.hidden=true",
+        "env.history=3",
+        "noise=mixed",
+        "levels=0.05,0.1,0.15,0.2,0.3",
+    ],
+    "relay": ["env=pick", "task=relay"],
+    "published": ["env=pick", "noise=replay", f"levels=0,0,{','.join(['0.2'] * 23)}"],
+}
+# Options of the environment, which training repeats.
+ENVIRONMENT = ("env=", "env.", "task=")
+LOSSES, WEIGHTS_TRIED = ("mse", "two_hot", "hlgauss"), (0.03, 0.1, 0.3, 1.0)
+# The best weights of `tuning`, by loss, bound and n.
+WEIGHTS: dict[tuple[str, bool, int], float] = {}
+TUNING_SEED = 100
+
+
+class Cell(NamedTuple):
+    """One setting of a part.
+
+    Attributes:
+      part: of the benchmark.
+      label: names it in tables.
+      data: a key of `DATA`.
+      options: of rlcls.train.
+      seeds: its own seeds; empty takes those of the command.
+    """
+
+    part: str
+    label: str
+    data: str
+    options: list[str]
+    seeds: tuple[int, ...] = ()
+
+
+def cells() -> list[Cell]:
+    """Every setting, by part."""
+    made = [
+        Cell("pick", "HL-Gauss", "mixed", HLGAUSS),
+        Cell("pick", "MSE", "mixed", MSE),
+        Cell("pick", "MSE, weight of HL-Gauss", "mixed", ["loss=mse"]),
+        Cell("pick", "cloning", "mixed", CLONE),
+        Cell("pick", "filtered cloning", "mixed", FILTERED),
+        Cell("relay", "HL-Gauss", "relay", ["loss=hlgauss", "agent.alpha=0.1"]),
+        Cell("relay", "MSE", "relay", ["loss=mse", "agent.alpha=0.1"]),
+        Cell("relay", "cloning", "relay", CLONE),
+        Cell("relay", "filtered cloning", "relay", FILTERED),
+    ]
+    for loss in LOSSES:
+        for bound in (True, False):
+            for n in (1, 3):
+                setting = [
+                    f"loss={loss}",
+                    f"agent.monte_carlo={str(bound).lower()}",
+                    f"data.n_step={n}",
+                ]
+                name = f"{loss}, {'bound' if bound else 'no bound'}, n={n}"
+                made += [
+                    Cell(
+                        "tuning",
+                        f"{name}, weight {w:g}",
+                        "mixed",
+                        [*setting, f"agent.alpha={w:g}"],
+                        (TUNING_SEED,),
+                    )
+                    for w in WEIGHTS_TRIED
+                ]
+                if weight := WEIGHTS.get((loss, bound, n)):
+                    made.append(Cell("comparison", name, "mixed", [*setting, f"agent.alpha={weight:g}"]))
+    made += [
+        Cell("shapes", "HL-Gauss", "published", HLGAUSS),
+        Cell("shapes", "n=1", "published", [*HLGAUSS, "data.n_step=1"]),
+        Cell("shapes", "softmax-CQL", "published", [*HLGAUSS, "agent.conservatism=softmax"]),
+        Cell("shapes", "no conservatism", "published", [*HLGAUSS, "agent.alpha=0"]),
+        Cell("shapes", "no Monte-Carlo bound", "published", [*HLGAUSS, "agent.monte_carlo=false"]),
+        Cell("shapes", "cloning", "published", CLONE),
+        Cell("shapes", "filtered cloning", "published", FILTERED),
+        Cell("bins", "11 bins", "mixed", HLGAUSS),
+        Cell("bins", "256 bins", "mixed", [*HLGAUSS, "agent.bins=256"]),
+        Cell("bins", "16 bins, 2 levels", "mixed", [*HLGAUSS, "agent.bins=16", "agent.levels=2"]),
+        Cell("history", "hidden", "hidden", MSE),
+        Cell("history", "hidden, history 3", "hidden, history", MSE),
+    ]
+    return made
+
+
+PARTS = tuple(dict.fromkeys([cell.part for cell in cells()] + ["comparison"]))
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("part", choices=[*PARTS, "all", "report"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one core")
+    parser.add_argument("--minutes", type=float, help="stop after this time; the same command goes on")
+    parser.add_argument("--runs", type=Path, default=_report.ROOT / "runs" / "qtransformer")
+    parser.add_argument("--out", type=Path, default=_report.RESULTS)
+    arguments = parser.parse_args()
+    wanted = [cell for cell in cells() if arguments.part in (cell.part, "all")]
+    for seed in dict.fromkeys([*arguments.seeds, TUNING_SEED]):
+        chosen = [cell for cell in wanted if seed in (cell.seeds or arguments.seeds)]
+        recordings = dict.fromkeys(cell.data for cell in chosen)
+        jobs = [_record(data, seed, arguments.runs) for data in recordings]
+        if not _runs.make(jobs, arguments.runs, processes=arguments.jobs, minutes=None):
+            raise SystemExit("recordings are missing")
+        trainings = [_train(cell, seed, arguments.runs) for cell in chosen]
+        if not _runs.make(trainings, arguments.runs, processes=arguments.jobs, minutes=arguments.minutes):
+            break
+    _write(cells(), arguments.seeds, arguments.runs, arguments.out)
+
+
+def _record(data: str, seed: int, folder: Path) -> _runs.Job:
+    out = folder / "recordings" / f"{_name(data)}-s{seed}"
+    command = ["-m", "rlcls.collect", "policy=scripted", *DATA[data], "episodes=2000", f"seed={seed}"]
+    return _runs.Job(f"record-{_name(data)}-s{seed}", [*command, f"out={out}"])
+
+
+def _train(cell: Cell, seed: int, folder: Path) -> _runs.Job:
+    name = _run_name(cell, seed)
+    environment = [option for option in DATA[cell.data] if option.startswith(ENVIRONMENT)]
+    command = ["-m", "rlcls.train", *environment, "agent=qtransformer", "data=recording"]
+    if any(option.startswith("agent=") for option in cell.options):
+        command.remove("agent=qtransformer")
+    command += [f"data.path={folder / 'recordings' / f'{_name(cell.data)}-s{seed}'}", *cell.options]
+    command += [f"steps={STEPS}", "eval.every=1000", f"eval.episodes={EPISODES}", f"seed={seed}"]
+    return _runs.Job(name, [*command, "logging.tensorboard=false", f"run_dir={folder / name}"])
+
+
+def _run_name(cell: Cell, seed: int) -> str:
+    return f"{cell.part}-{_name(cell.label)}-s{seed}"
+
+
+def _name(label: str) -> str:
+    return label.replace(", ", "-").replace(" ", "_").replace("=", "")
+
+
+def _evaluations(cell: Cell, seed: int, folder: Path) -> dict[str, Any] | None:
+    """Success at each evaluation, and the seconds of training; None where the run has not ended."""
+    path = folder / _run_name(cell, seed) / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    found = [line for line in lines if line["kind"] == "eval"]
+    if not found or found[-1]["updates"] != STEPS:
+        return None
+    return {
+        "seed": seed,
+        "success": {line["updates"]: line["return_mean"] for line in found},
+        "seconds": found[-1]["seconds"],
+        "length": found[-1]["length_mean"],
+    }
+
+
+def _behaviour(data: str, seed: int, folder: Path) -> float | None:
+    from rlcls.datasets import open_recording
+
+    path = folder / "recordings" / f"{_name(data)}-s{seed}"
+    if not (path / "manifest.json").exists():
+        return None
+    (mean,) = open_recording(path).behaviour_returns.values()
+    return mean
+
+
+def _write(settings: list[Cell], seeds: list[int], folder: Path, out: Path) -> None:
+    facts, texts, results = _report.machine(), [], []
+    for part in PARTS:
+        rows = []
+        for cell in (cell for cell in settings if cell.part == part):
+            runs = [_evaluations(cell, seed, folder) for seed in cell.seeds or seeds]
+            ended = [run for run in runs if run is not None]
+            if not ended:
+                continue
+            data = [_behaviour(cell.data, run["seed"], folder) for run in ended]
+            final = np.array([run["success"][STEPS] for run in ended])
+            results.append({**cell._asdict(), "runs": ended, "behaviour": data})
+            rows.append(
+                [cell.label, cell.data, f"{np.mean([d for d in data if d is not None]):.2f}", *_cells(final)]
+            )
+        if rows:
+            header = ["setting", "data", "success of the data", "success", "95 % interval", "of each seed"]
+            texts.append(f"## {part}\n\n{_report.table(header, rows)}")
+            _picture([each for each in results if each["part"] == part], out / f"qtransformer_{part}.png")
+    if not results:
+        raise SystemExit(f"no run in {folder} has ended yet")
+    intro = (
+        f"Success of the final network in {EPISODES} fresh episodes after {STEPS:,} updates, greedy, without a choice "
+        "of checkpoint. Each seed has recordings of its own. From 5 seeds on, the interval is Student's t over seeds. "
+        f"Each run on one core. {_report.describe(facts)}"
+    )
+    data = {"machine": facts, "steps": STEPS, "episodes": EPISODES, "cells": results}
+    _report.write(
+        "qtransformer", data, "\n\n".join(["# Q-Transformer on pick and relay", intro, *texts]), out
+    )
+
+
+def _cells(final: np.ndarray) -> list[str]:
+    from scipy import stats
+
+    each = " ".join(f"{value:.3f}" for value in final)
+    if len(final) < 5:
+        return [f"{final.mean():.3f}", "-", each]
+    half = stats.t.ppf(0.975, len(final) - 1) * final.std(ddof=1) / np.sqrt(len(final))
+    return [f"{final.mean():.3f}", f"{final.mean() - half:.3f} to {final.mean() + half:.3f}", each]
+
+
+def _picture(results: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 0.8 + 0.32 * len(results)), layout="constrained")
+    for row, each in enumerate(results):
+        final = [run["success"][STEPS] for run in each["runs"]]
+        axes.plot(final, [row] * len(final), "o", color="#0072b2", markersize=4, alpha=0.6)
+        axes.plot([np.mean(final)] * 2, [row - 0.3, row + 0.3], color="#0072b2", linewidth=2)
+        behaviour = [value for value in each["behaviour"] if value is not None]
+        axes.plot([np.mean(behaviour)] * 2, [row - 0.3, row + 0.3], color="0.5", linewidth=1, linestyle=":")
+    axes.set_yticks(range(len(results)), [each["label"] for each in results])
+    axes.invert_yaxis()
+    axes.set_xlim(-0.02, 1.02)
+    axes.set_xlabel("success (dots: seeds; dotted: the data)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
