@@ -78,9 +78,9 @@ def begun(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def shorter(tmp_path_factory) -> Path:
-    """A run that has finished two thirds of the steps; copy it before it goes on."""
+    """A run that has finished half of the steps, with an evaluation there as in `whole`; copy it before it goes on."""
     run_dir = tmp_path_factory.mktemp("shorter") / "run"
-    assert run(run_dir, "steps=1000").returncode == 0
+    assert run(run_dir, "steps=800").returncode == 0
     return run_dir
 
 
