@@ -6,6 +6,8 @@ RLCLS_CHECK_TYPES=0 leaves the check out altogether. Subprocesses run without it
 """
 
 import atexit
+import importlib.metadata
+import importlib.util
 import os
 import shutil
 import signal
@@ -24,10 +26,24 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
+# Most programs of the suite run for less time than LLVM takes to optimise them. A GPU keeps its own level, and so do
+# the compilers of tests/kernels/aot, of which libtpu is one. XLA aborts at a flag that it does not know, and releases
+# of JAX after 0.10 have no choice of emitters.
+if (
+    os.environ["JAX_PLATFORMS"] == "cpu"
+    and "XLA_FLAGS" not in os.environ
+    and importlib.util.find_spec("libtpu") is None
+):
+    _flags = ["--xla_backend_optimization_level=0"]
+    if importlib.metadata.version("jaxlib").startswith("0.10."):
+        _flags.append("--xla_cpu_use_fusion_emitters=false")
+    os.environ["XLA_FLAGS"] = " ".join(_flags)
+
 import hypothesis
 import jaxtyping
 import pytest
 from beartype import BeartypeConf, beartype
+from jax._src.interpreters import partial_eval
 
 if os.environ.get("RLCLS_CHECK_TYPES", "1") != "0":
     # The hook takes its checker by an import path, and beartype's own refuses 1 where a float is annotated.
@@ -35,6 +51,10 @@ if os.environ.get("RLCLS_CHECK_TYPES", "1") != "0":
     checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))
     sys.modules[checker.__name__] = checker
     jaxtyping.install_import_hook("rlcls", f"{checker.__name__}.check")
+
+# Flax asks every traced counter of random numbers for its sharding, which JAX refuses with a description of the whole
+# program so far. Flax drops that description, and making a large network takes half as long without it.
+partial_eval.DynamicJaxprTracer._origin_msg = lambda self: ""
 
 # The first example of a property compiles for seconds, and a gate must not pass today and fail tomorrow.
 hypothesis.settings.register_profile("rlcls", deadline=None, derandomize=True)

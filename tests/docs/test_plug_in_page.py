@@ -172,7 +172,7 @@ class Breaks(probe.ProbeVectorEnv):
 
     def recv(self):
         self.steps += 1
-        if self.steps > 400 and pathlib.Path("broken").exists():
+        if self.steps > 100 and pathlib.Path("broken").exists():
             raise ZeroDivisionError("a bug of its author's")
         return super().recv()
 
@@ -185,7 +185,7 @@ def make(num_envs):
         "env._target_=breaks.make",
         "backbone=mlp",
         *SHORT,
-        "steps=8000",
+        "steps=800",
         "eval.every=0",
         "run_dir=run",
     ]

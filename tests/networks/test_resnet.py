@@ -1,5 +1,7 @@
 """ResNets: sizes and operations counted independently, and what their parts compute."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ BODIES = {18: 11_176_512, 34: 21_284_672, 50: 23_508_032, 101: 42_500_160}
 GIGA = {18: 1.814, 34: 3.664, 50: 4.089, 101: 7.801}
 
 
+@functools.cache
 def abstract(shape, **options):
     """A pure function of the network and its parameters' shapes; nothing is computed."""
     network = nnx.eval_shape(lambda: networks.ResNet(shape, rngs=nnx.Rngs(0), **options))

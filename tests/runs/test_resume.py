@@ -76,6 +76,14 @@ def begun(tmp_path_factory) -> Path:
     return run_dir
 
 
+@pytest.fixture(scope="module")
+def shorter(tmp_path_factory) -> Path:
+    """A run that has finished half of the steps, with an evaluation there as in `whole`; copy it before it goes on."""
+    run_dir = tmp_path_factory.mktemp("shorter") / "run"
+    assert run(run_dir, "steps=800").returncode == 0
+    return run_dir
+
+
 def assert_same_end(a: Path, b: Path) -> None:
     mine, theirs = checkpoint.load(a)[0], checkpoint.load(b)[0]
     assert mine is not None and theirs is not None
@@ -194,9 +202,8 @@ def test_a_checkpoint_changes_no_bit(whole, tmp_path):
     assert_same_end(whole, tmp_path / "run")
 
 
-def test_a_larger_number_of_steps_extends_a_finished_run(whole, tmp_path):
-    run_dir = tmp_path / "run"
-    assert run(run_dir, "steps=800").returncode == 0
+def test_a_larger_number_of_steps_extends_a_finished_run(whole, shorter, tmp_path):
+    run_dir = shutil.copytree(shorter, tmp_path / "run")
     assert run(run_dir).returncode == 0
     assert_same_end(whole, run_dir)
 
@@ -219,9 +226,8 @@ def test_a_second_process_is_refused(tmp_path):
         first.wait()
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(whole, tmp_path):
-    run_dir = tmp_path / "run"
-    assert run(run_dir, "steps=1000").returncode == 0
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(whole, shorter, tmp_path):
+    run_dir = shutil.copytree(shorter, tmp_path / "run")
     before, newest = sorted((run_dir / "checkpoints").iterdir())
     named, older = (
         json.loads((folder / "manifest.json").read_text())["parts"] for folder in (newest, before)
