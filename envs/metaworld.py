@@ -7,7 +7,6 @@ seeded again after they are made, and their state cannot be copied; docs/robotic
 from __future__ import annotations
 
 import copy
-import ctypes.util
 import functools
 import importlib.metadata
 import os
@@ -69,7 +68,12 @@ class MetaWorld(gymnasium.vector.VectorEnv):
         history: int = 1,
         image_size: int = 0,
     ):
-        numbers = {"num_envs": num_envs, "horizon": horizon, "action_repeat": action_repeat, "history": history}
+        numbers = {
+            "num_envs": num_envs,
+            "horizon": horizon,
+            "action_repeat": action_repeat,
+            "history": history,
+        }
         for option, number in numbers.items():
             if number < 1:
                 raise UserError(f"env.{option} must be at least 1, not {number}")
@@ -119,7 +123,7 @@ class MetaWorld(gymnasium.vector.VectorEnv):
         if self._actions is not None and not mask.all():
             raise RuntimeError("a reset of single environments must not stand between send and recv")
         self._actions = None
-        for i in np.flatnonzero(mask):
+        for i in map(int, np.flatnonzero(mask)):
             if seeds is not None:
                 self._arms[i].env.seed(int(seeds[i]))
             self._begin(i)
@@ -268,7 +272,9 @@ class Film:
         self._env = env
         self.frame_skip = max(1, round(60 * env.seconds))
 
-    def reset(self, *, seed: Integer[np.ndarray, "1"]) -> tuple[UInt8[np.ndarray, "1 1 h w 3"], dict[str, Any]]:
+    def reset(
+        self, *, seed: Integer[np.ndarray, "1"]
+    ) -> tuple[UInt8[np.ndarray, "1 1 h w 3"], dict[str, Any]]:
         observations, info = self._env.reset(seed=seed)
         return np.moveaxis(observations, 1, -1)[None], info
 
@@ -394,9 +400,12 @@ class _Camera:
         # Shadows and anti-aliasing take nine tenths of the package's own rendering.
         model.vis.quality.shadowsize = model.vis.quality.offsamples = 0
         try:
-            self._renderer = mujoco.Renderer(model, size, size)
-        except Exception as error:  # whatever an OpenGL library raises where it finds no display
-            raise UserError(f"pictures need OpenGL: {_OPENGL} ({one_line(error)})") from error
+            _draw_without_window()
+            self._renderer = type("Renderer", (mujoco.Renderer,), _UNMADE)(model, size, size)
+        except Exception as error:  # OpenGL libraries raise what they like where they cannot draw
+            raise UserError(
+                f"pictures need OpenGL: apt-get install libegl1 libgl1-mesa-dri ({one_line(error)})"
+            ) from error
         for flag in ("SHADOW", "REFLECTION", "SKYBOX", "HAZE"):
             self._renderer.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = False
         self._view = mujoco.MjvCamera()
@@ -414,7 +423,17 @@ class _Camera:
         self._renderer.close()
 
 
-_OPENGL = "apt-get install libegl1 libgl1-mesa-dri, and MUJOCO_GL=egl"
+# Attributes that MuJoCo's classes free when they are deleted, also where their constructor raised.
+_UNMADE = {"_context": None, "_gl_context": None, "_mjr_context": None}
+
+
+def _draw_without_window() -> None:
+    """Lets MuJoCo draw with EGL, as MUJOCO_GL=egl would before its import, unless that variable chooses another way."""
+    if sys.platform == "linux" and "MUJOCO_GL" not in os.environ:
+        import mujoco.egl
+        import mujoco.gl_context
+
+        mujoco.gl_context.GLContext = type("GLContext", (mujoco.egl.GLContext,), _UNMADE)
 
 
 def _standardised(raw: Float64[np.ndarray, "39"], num_objects: int) -> Float32[np.ndarray, "numbers"]:
@@ -444,14 +463,11 @@ def _task_class(task: str) -> Any:
 
 @functools.cache
 def _package() -> Any:
-    """The package `metaworld`, with OpenGL that needs no window where this machine has it.
+    """The package `metaworld`.
 
     Raises:
-      UserError: it is not installed, or MuJoCo does not find the OpenGL library of the variable MUJOCO_GL.
+      UserError: it, or one that it needs, is not installed.
     """
-    # MuJoCo chooses when it is imported.
-    if sys.platform == "linux" and "MUJOCO_GL" not in os.environ and ctypes.util.find_library("EGL"):
-        os.environ["MUJOCO_GL"] = "egl"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -459,9 +475,4 @@ def _package() -> Any:
             import metaworld.policies
     except ModuleNotFoundError as error:
         raise UserError(f'env=metaworld needs {error.name}: pip install "rlcls[robotics]"') from None
-    except (AttributeError, ImportError, OSError, RuntimeError) as error:
-        chosen = os.environ.get("MUJOCO_GL", "")
-        raise UserError(
-            f"MuJoCo cannot be imported with MUJOCO_GL={chosen}: {_OPENGL} ({one_line(error)})"
-        ) from error
     return metaworld
