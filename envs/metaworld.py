@@ -466,7 +466,7 @@ def _package() -> Any:
     """The package `metaworld`.
 
     Raises:
-      UserError: it, or one that it needs, is not installed.
+      UserError: it, or a package or library that it needs, is not installed.
     """
     try:
         with warnings.catch_warnings():
@@ -475,4 +475,10 @@ def _package() -> Any:
             import metaworld.policies
     except ModuleNotFoundError as error:
         raise UserError(f'env=metaworld needs {error.name}: pip install "rlcls[robotics]"') from None
+    except (AttributeError, ImportError, RuntimeError) as error:
+        if (way := os.environ.get("MUJOCO_GL")) is None:
+            raise
+        raise UserError(
+            f"MuJoCo cannot draw with MUJOCO_GL={way} ({one_line(error)}): install its library or unset the variable"
+        ) from error
     return metaworld

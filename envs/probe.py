@@ -251,8 +251,11 @@ class ProbeVectorEnv(gymnasium.vector.VectorEnv):
         self.send(actions)
         return self.recv()
 
-    def scripted_actions(self) -> Integer[np.ndarray, "N"]:
-        """The best actions: those of the highest reward, since an action decides nothing else."""
+    def scripted_actions(self, look: Bool[np.ndarray, "N"] | None = None) -> Integer[np.ndarray, "N"]:
+        """The best actions: those of the highest reward, since an action decides nothing else.
+
+        `look` changes nothing: the state that the expert expects is the one that holds, whatever was played.
+        """
         return self._rewards[self._states].argmax(1)
 
     def evaluation(self, num_envs: int) -> ProbeVectorEnv:

@@ -143,13 +143,13 @@ def _evaluate(
         header({name: value for name, value in rows.items() if value})
 
         number = chosen.counters["number"]
-        first_actions: list[int] = []  # of the first environment, to be filmed
+        first_actions: list[Any] = []  # of the first environment, to be filmed
         with Progress(evaluator.episodes, unit="episodes") as progress:
             result = evaluator.play(
                 acting,
                 number,
                 lambda done, total: progress.update(done),
-                record=None if video == "false" else lambda actions: first_actions.append(int(actions[0])),
+                record=None if video == "false" else lambda actions: first_actions.append(actions[0]),
             )
         normalised = evaluator.normalised(result.summary()["return_mean"])
         cells = _cells(result, normalised, evaluator.env.frame_skip)

@@ -19,8 +19,10 @@ def can_be_filmed(env: HostEnv) -> bool:
     return hasattr(env, "render_twin")
 
 
-def film(path: Path, env: Any, *, seed: Integer[np.ndarray, "1"], actions: Sequence[int]) -> float:
+def film(path: Path, env: Any, *, seed: Integer[np.ndarray, "1"], actions: Sequence[Any]) -> float:
     """Plays `actions` from a reset with `seed` into an mp4, one frame for each agent step, at the console's speed.
+
+    The twin's observations [1, F, height, width, 3] end with the frame that is shown, for `twin.frame_skip` / 60 s.
 
     Args:
       path: the mp4.
