@@ -36,12 +36,12 @@ class HostEnv(Protocol):
     returns the first observation of a new episode with reward 0, and sets `info["episode_start"]` there. The state of
     an environment is a function of its last seed and of the actions that it was sent since.
 
-    Two methods are optional. `render_twin()` is filmed, see `rlcls.evaluation.film`. `scripted_actions(look=None)`
-    returns the actions [N, *action] of the environment's own policy, its expert, in its present state, which
-    `rlcls.collect` records; it is called at most once before each step. `look` is bool [N], and None means that all
-    look. Where it is False the expert does not see the present state: it acts as in the state that would hold if its
-    own actions since it last looked had been played instead of those that were. An environment in which an action does
-    not change what the expert does may ignore `look`.
+    Two methods are optional. `render_twin()` is filmed, see `rlcls.evaluation.film`; an attribute `film_episodes` says
+    how many episodes, otherwise it is one. `scripted_actions(look=None)` returns the actions [N, *action] of the
+    environment's own policy, its expert, in its present state, which `rlcls.collect` records; it is called at most
+    once before each step. `look` is bool [N], and None means that all look. Where it is False the expert does not see
+    the present state: it acts as in the state that would hold if its own actions since it last looked had been played
+    instead of those that were. An environment whose states do not depend on actions may ignore `look`.
     """
 
     @property

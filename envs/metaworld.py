@@ -58,6 +58,7 @@ class MetaWorld(gymnasium.vector.VectorEnv):
     spec: Spec  # type: ignore[assignment]  # gymnasium's is the entry of its registry
     frame_skip = 1
     evaluation_epsilon = 0.0
+    film_episodes = 8
 
     def __init__(
         self,

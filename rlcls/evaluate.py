@@ -15,6 +15,7 @@ from rlcls._errors import UserError, command, nearest
 from rlcls.cli.arguments import DEVICES, parse, probability, whole_number
 
 if TYPE_CHECKING:
+    import numpy as np
     from omegaconf import DictConfig
 
     from rlcls.evaluation import EpisodeEvaluator, Evaluation
@@ -33,7 +34,8 @@ eval.episodes=N   number of episodes; default: the run's own number
 eval.epsilon=P    probability of a random action; default: the run's
 env.protocol=NAME the rules of an Atari game; default: the run's
 device=NAME       cpu, gpu or tpu; default: the fastest that JAX finds
-video=FILE.mp4    films the first episode; video=true puts the film into the run folder's videos/
+video=FILE.mp4    films the first episode, or with env=metaworld the first eight; video=true puts the film into the
+                  run folder's videos/
 
 A run that has learnt several games is evaluated on each. The result is printed, for Atari also in units of human and of
 DQN scores, several runs or games in one table at the end, and stored in each run folder's evaluations/, in a file
@@ -143,27 +145,32 @@ def _evaluate(
         header({name: value for name, value in rows.items() if value})
 
         number = chosen.counters["number"]
-        first_actions: list[Any] = []  # of the first environment, to be filmed
+        # The first episodes of this many environments are filmed.
+        filmed = min(getattr(evaluator.env, "film_episodes", 1), evaluator.env.num_envs)
+        played: list[np.ndarray] = []  # their actions
         with Progress(evaluator.episodes, unit="episodes") as progress:
             result = evaluator.play(
                 acting,
                 number,
                 lambda done, total: progress.update(done),
-                record=None if video == "false" else lambda actions: first_actions.append(actions[0]),
+                record=None if video == "false" else lambda actions: played.append(actions[:filmed].copy()),
             )
         normalised = evaluator.normalised(result.summary()["return_mean"])
         cells = _cells(result, normalised, evaluator.env.frame_skip)
         print(_table([cells]))
         print(_store(result_path, env.name, config.seed, evaluator, chosen, result))
         if video != "false":
-            actions = first_actions[: result.lengths[0]]
+            actions = [[step[i] for step in played[: result.lengths[i]]] for i in range(filmed)]
             with replacing(film_path) as partial:
-                filmed = film(partial, evaluator.env, seed=evaluator.seeds(number)[:1], actions=actions)
-                if filmed != result.returns[0]:
-                    raise UserError(
-                        f"the film's return is {filmed:g} and the evaluation's was {result.returns[0]:g}: {env.name} "
-                        "does not repeat its episodes, so no film was kept"
-                    )
+                returns = film(
+                    partial, evaluator.env, seeds=evaluator.seeds(number)[:filmed], actions=actions
+                )
+                for mine, original in zip(returns, result.returns, strict=False):
+                    if mine != original:
+                        raise UserError(
+                            f"the film's return is {mine:g} and the evaluation's was {original:g}: {env.name} does "
+                            "not repeat its episodes, so no film was kept"
+                        )
             print(film_path)
     return cells
 

@@ -1,4 +1,4 @@
-"""Films an episode of an environment that has a twin in colour."""
+"""Films episodes of an environment that has a twin in colour."""
 
 from __future__ import annotations
 
@@ -19,34 +19,41 @@ def can_be_filmed(env: HostEnv) -> bool:
     return hasattr(env, "render_twin")
 
 
-def film(path: Path, env: Any, *, seed: Integer[np.ndarray, "1"], actions: Sequence[Any]) -> float:
-    """Plays `actions` from a reset with `seed` into an mp4, one frame for each agent step, at the console's speed.
+def film(
+    path: Path, env: Any, *, seeds: Integer[np.ndarray, "episodes"], actions: Sequence[Sequence[Any]]
+) -> list[float]:
+    """Plays episodes one after another into an mp4, one frame for each agent step, at the console's speed.
 
-    The twin's observations [1, F, height, width, 3] end with the frame that is shown, for `twin.frame_skip` / 60 s.
+    Of several episodes, each stands still at its end for half a second. The twin's observations
+    [1, F, height, width, 3] end with the frame that is shown, for `twin.frame_skip` / 60 s.
 
     Args:
       path: the mp4.
       env: the environment in which the actions were played.
-      seed: that environment's seed.
-      actions: those of one episode.
+      seeds: that environment's seed before each of the episodes.
+      actions: those of each episode.
 
     Returns:
-      The return of the episode.
+      The return of each episode.
 
     Raises:
       OSError: the file cannot be written.
     """
     twin = env.render_twin()
-    total = 0.0
+    returns = []
     # The console shows 60 frames a second.
     with contextlib.closing(twin), _mp4(path, fps=60 / twin.frame_skip) as add:
-        observations, _ = twin.reset(seed=seed)
-        add(observations[0, -1])
-        for action in actions:
-            observations, rewards, *_ = twin.step(np.array([action]))
+        for i, episode in enumerate(actions):
+            observations, _ = twin.reset(seed=seeds[i : i + 1])
             add(observations[0, -1])
-            total += float(rewards[0])
-    return total
+            returns.append(0.0)
+            for action in episode:
+                observations, rewards, *_ = twin.step(np.array([action]))
+                add(observations[0, -1])
+                returns[-1] += float(rewards[0])
+            for _ in range(30 // twin.frame_skip if len(actions) > 1 else 0):
+                add(observations[0, -1])
+    return returns
 
 
 @contextlib.contextmanager

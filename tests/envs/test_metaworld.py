@@ -2,12 +2,15 @@ import builtins
 import sys
 import warnings
 
+import imageio.v3 as imageio
+import imageio_ffmpeg
 import jax
 import numpy as np
 import pytest
 
 from rlcls._errors import UserError
 from rlcls.envs import base
+from rlcls.evaluation.film import film
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -261,22 +264,18 @@ def test_pictures_show_the_arm_move_and_the_goal(opengl):
     env.close()
 
 
-def test_a_film_repeats_the_episode_in_pictures(opengl):
-    env = metaworld.make("reach-v3", 1)
-    seed = np.array([5])
-    env.reset(seed=seed)
-    _, rewards, terminated, *_, actions = play(env, 20)
-    length = int(np.flatnonzero(terminated)[0]) + 1
-    twin = env.render_twin()
-    assert twin.frame_skip == 4  # 15 decisions a second of film, and 16 of the robot's
-    observations, _ = twin.reset(seed=seed)
-    total = 0.0
-    for action in actions[:length]:
-        observations, reward, *_ = twin.step(action)
-        total += reward[0]
-    assert observations.shape == (1, 1, 240, 240, 3) and observations.dtype == np.uint8
-    assert total == rewards[:length].sum() == 1
-    twin.close()
+def test_a_film_repeats_episodes_in_pictures(opengl, tmp_path):
+    env, seeds = metaworld.make("reach-v3", 2), np.array([5, 6])
+    env.reset(seed=seeds)
+    *_, terminated, _, _, actions = play(env, 20)
+    lengths = [int(np.flatnonzero(terminated[:, i])[0]) + 1 for i in range(2)]
+    episodes = [list(actions[:length, i]) for i, length in enumerate(lengths)]
+    assert film(tmp_path / "film.mp4", env, seeds=seeds, actions=episodes) == [1, 1]
+    facts = imageio.immeta(tmp_path / "film.mp4")
+    assert facts["size"] == (720, 720)
+    assert facts["fps"] == 15  # the robot takes 16 decisions a second
+    count, _ = imageio_ffmpeg.count_frames_and_secs(tmp_path / "film.mp4")
+    assert count == sum(lengths) + 2 + 2 * 7  # each begins with a frame and ends with a pause
 
 
 def test_opengl_that_cannot_draw_is_one_line(monkeypatch):
