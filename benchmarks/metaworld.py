@@ -1,0 +1,100 @@
+"""How often and how soon Meta-World's experts succeed in each task, and how fast the environment is.
+
+    python benchmarks/metaworld.py                     # about five minutes
+    python benchmarks/metaworld.py --tasks push-v3
+
+The experts see every state and their actions are played as they are. Speed is that of one process.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import _report
+import numpy as np
+
+from rlcls.envs import metaworld
+from rlcls.envs.metaworld import MetaWorld
+
+_HORIZONS = (30, 100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=metaworld.tasks())
+    parser.add_argument("--episodes", type=int, default=25)
+    parser.add_argument("--out", type=Path, default=_report.RESULTS)
+    arguments = parser.parse_args()
+    facts = _report.machine()
+    facts["versions"] |= metaworld.make("pick-place-v3", 1).facts()["packages"]
+    lengths = {task: _lengths(task, arguments.episodes) for task in arguments.tasks}
+    speed = {
+        "decisions a second, experts": _speed(metaworld.make("pick-place-v3", 8, horizon=10**6)),
+        "decisions a second, blind experts": _speed(
+            metaworld.make("pick-place-v3", 8, horizon=10**6), look=np.zeros(8, bool)
+        ),
+        "decisions a second, 84 x 84 pictures": _speed(metaworld.make("pick-place-v3", 8, image_size=84)),
+        "resets a second": _resets(metaworld.make("pick-place-v3", 8)),
+    }
+    data = {"machine": facts, "episodes": arguments.episodes, "decisions to success": lengths, "speed": speed}
+    _report.write("metaworld", data, _text(data), arguments.out)
+
+
+def _lengths(task: str, episodes: int) -> list[int | None]:
+    """The decisions of the expert's episodes; None where it has not succeeded within the longest horizon."""
+    env = metaworld.make(task, 1, horizon=max(_HORIZONS))
+    env.reset(seed=0)
+    lengths: list[int | None] = []
+    decisions = 0
+    while len(lengths) < episodes:
+        *_, terminated, truncated, info = env.step(env.scripted_actions())
+        decisions = 0 if info["episode_start"][0] else decisions + 1
+        if terminated[0] or truncated[0]:
+            lengths.append(decisions if terminated[0] else None)
+    return lengths
+
+
+def _speed(env: MetaWorld, look: np.ndarray | None = None, seconds: float = 10.0) -> float:
+    env.reset(seed=0)
+    steps, begin = 0, time.perf_counter()
+    while time.perf_counter() < begin + seconds:
+        env.step(env.scripted_actions(look))
+        steps += env.num_envs
+    env.close()
+    return steps / (time.perf_counter() - begin)
+
+
+def _resets(env: MetaWorld, count: int = 50) -> float:
+    begin = time.perf_counter()
+    for _ in range(count):
+        env.reset()
+    return count * env.num_envs / (time.perf_counter() - begin)
+
+
+def _text(data: dict[str, Any]) -> str:
+    rows = []
+    for task, lengths in data["decisions to success"].items():
+        solved = [length for length in lengths if length]
+        shares = [sum(length <= horizon for length in solved) / len(lengths) for horizon in _HORIZONS]
+        spread = [f"{np.mean(solved):.0f}", f"{np.percentile(solved, 90):.0f}"] if solved else ["-", "-"]
+        rows.append([task, *(f"{share:.2f}" for share in shares), *spread])
+    header = [
+        "task",
+        *(f"success within {horizon}" for horizon in _HORIZONS),
+        "mean decisions",
+        "90th percentile",
+    ]
+    speed = _report.table(
+        ["", "one process"], [[name, f"{rate:.0f}"] for name, rate in data["speed"].items()]
+    )
+    return (
+        f"# Meta-World's experts ({data['episodes']} episodes of each task, 5 simulation steps a decision)\n\n"
+        f"{_report.describe(data['machine'])}\n\n{_report.table(header, rows)}\n\n"
+        "Mean and percentile are of the episodes that succeeded within 100 decisions.\n\n"
+        f"{speed}\n\nEight arms of pick-place-v3. A decision includes the share of the resets between episodes."
+    )
+
+
+if __name__ == "__main__":
+    main()
