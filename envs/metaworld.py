@@ -6,6 +6,7 @@ seeded again after they are made, and their state cannot be copied; docs/robotic
 
 from __future__ import annotations
 
+import atexit
 import copy
 import functools
 import importlib.metadata
@@ -180,11 +181,11 @@ class MetaWorld(gymnasium.vector.VectorEnv):
         looks = np.ones(self.num_envs, bool) if look is None else np.asarray(look)
         if looks.shape != (self.num_envs,) or looks.dtype != bool:
             raise ValueError(f"look must be bool [{self.num_envs}], not {look!r}")
-        for i in np.flatnonzero(looks | ~self._has_looked):
+        for i in map(int, np.flatnonzero(looks | ~self._has_looked)):
             self._arms[i].remember()
             self._imagined[i] = self._raw[i]
         if self._stepped:
-            for i in np.flatnonzero(~looks & self._has_looked):
+            for i in map(int, np.flatnonzero(~looks & self._has_looked)):
                 self._imagined[i] = self._arms[i].imagine(self._chosen[i], self.action_repeat)
         self._has_looked[:], self._stepped = True, False
         with warnings.catch_warnings():
@@ -225,8 +226,11 @@ class MetaWorld(gymnasium.vector.VectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Frees the camera's OpenGL context."""
-        if getattr(self, "_camera", None) is not None:  # gymnasium closes one whose constructor raised, too
-            self._camera.close()
+        camera: _Camera | None = getattr(
+            self, "_camera", None
+        )  # gymnasium closes one whose constructor raised, too
+        if camera is not None:
+            camera.close()
             self._camera = None
 
     def __repr__(self) -> str:
@@ -407,6 +411,7 @@ class _Camera:
             raise UserError(
                 f"pictures need OpenGL: apt-get install libegl1 libgl1-mesa-dri ({one_line(error)})"
             ) from error
+        atexit.register(self.close)  # before EGL ends, after which MuJoCo's classes cannot free what they hold
         for flag in ("SHADOW", "REFLECTION", "SKYBOX", "HAZE"):
             self._renderer.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = False
         self._view = mujoco.MjvCamera()
@@ -422,6 +427,7 @@ class _Camera:
 
     def close(self) -> None:
         self._renderer.close()
+        atexit.unregister(self.close)
 
 
 # Attributes that MuJoCo's classes free when they are deleted, also where their constructor raised.
@@ -459,7 +465,8 @@ def _task_class(task: str) -> Any:
         model = copy.copy(models[env.fullpath])
         return model, mujoco.MjData(model)
 
-    return type(kind.__name__, (kind,), {"_initialize_simulation": copied})
+    # Searching the contacts for the puck takes an eighth of a decision, and only info["grasp_success"] depends on it.
+    return type(kind.__name__, (kind,), {"_initialize_simulation": copied, "touching_main_object": False})
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """How often and how soon Meta-World's experts succeed in each task, and how fast the environment is.
 
-    python benchmarks/metaworld.py                     # about five minutes
-    python benchmarks/metaworld.py --tasks push-v3
+    python benchmarks/metaworld_experts.py                  # about five minutes
+    python benchmarks/metaworld_experts.py --tasks push-v3
 
 The experts see every state and their actions are played as they are. Speed is that of one process.
 """
@@ -38,7 +38,7 @@ def main() -> None:
         "resets a second": _resets(metaworld.make("pick-place-v3", 8)),
     }
     data = {"machine": facts, "episodes": arguments.episodes, "decisions to success": lengths, "speed": speed}
-    _report.write("metaworld", data, _text(data), arguments.out)
+    _report.write("metaworld_experts", data, _text(data), arguments.out)
 
 
 def _lengths(task: str, episodes: int) -> list[int | None]:
