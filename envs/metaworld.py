@@ -411,7 +411,9 @@ class _Camera:
             raise UserError(
                 f"pictures need OpenGL: apt-get install libegl1 libgl1-mesa-dri ({one_line(error)})"
             ) from error
-        atexit.register(self.close)  # before EGL ends, after which MuJoCo's classes cannot free what they hold
+        atexit.register(
+            self.close
+        )  # before EGL ends, after which MuJoCo's classes cannot free what they hold
         for flag in ("SHADOW", "REFLECTION", "SKYBOX", "HAZE"):
             self._renderer.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = False
         self._view = mujoco.MjvCamera()
@@ -465,8 +467,7 @@ def _task_class(task: str) -> Any:
         model = copy.copy(models[env.fullpath])
         return model, mujoco.MjData(model)
 
-    # Searching the contacts for the puck takes an eighth of a decision, and only info["grasp_success"] depends on it.
-    return type(kind.__name__, (kind,), {"_initialize_simulation": copied, "touching_main_object": False})
+    return type(kind.__name__, (kind,), {"_initialize_simulation": copied})
 
 
 @functools.cache

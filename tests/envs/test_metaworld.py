@@ -18,7 +18,7 @@ with warnings.catch_warnings():
 
 from rlcls.envs import metaworld
 
-TASKS = ("pick-place-v3", "drawer-open-v3", "hammer-v3")
+TASKS = ("pick-place-v3", "drawer-open-v3", "stick-push-v3")
 
 
 def play(env, steps, *, look=lambda step: None, disturb=lambda step, actions: actions):
