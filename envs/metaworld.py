@@ -312,7 +312,7 @@ class _Arm:
     """One environment of the package: its simulation and its success, without its dense reward and time limit.
 
     The package itself draws one of 50 goals and ignores the seed of a reset. Here an episode is a function of the
-    random stream alone: the package moves bodies of the model from one episode to the next, and in nine tasks the
+    random stream alone: the package moves bodies of the model from one episode to the next, and in ten tasks the
     first observation or the hand's first movement depends on where they stood before.
     """
 
