@@ -1,5 +1,6 @@
 """Every environment that runs on the host keeps the same contract."""
 
+import importlib.util
 import json
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from gymnasium.wrappers.vector import ClipReward, FlattenObservation, NormalizeObservation
 
 from rlcls._errors import UserError
-from rlcls.envs import atari, base, probe
+from rlcls.envs import atari, base, metaworld, probe
 from rlcls.envs import gymnasium as registry
 from rlcls.envs.one_of_many import OneOfMany
 from rlcls.spec import Spec
@@ -82,6 +83,8 @@ ENVS = {
     "one of many": lambda n: base.as_host_env(OneOfMany(probe.make("probe/policy", n), 3)),
     "wrapped probe": lambda n: base.as_host_env(flat_probe(n), flat_probe),
 }
+if importlib.util.find_spec("metaworld"):
+    ENVS["metaworld"] = lambda n: metaworld.make("reach-v3", n, horizon=9)
 every_env = pytest.mark.parametrize("name", ENVS)
 
 
