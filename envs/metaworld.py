@@ -26,7 +26,10 @@ from rlcls.spec import Spec
 
 from .base import checked_actions, reset_arguments, spec_from_spaces
 
-_CENTRE, _SCALE = (0.0, 0.7, 0.15), 0.15  # metres: the middle of the table's workspace, and half of its width
+_CENTRE, _SCALE = (
+    (0.0, 0.7, 0.15),
+    0.15,
+)  # metres: the middle of the space over the table, and about half of its width
 _OPENING, _OPENING_SCALE = 0.7, 0.3  # of the gripper: 1 is open, and about 0.4 holds an object
 _FILM_SIZE = 240  # pixels
 _LARGEST_PICTURE = 480  # pixels, which the package's framebuffer holds
@@ -411,9 +414,8 @@ class _Camera:
             raise UserError(
                 f"pictures need OpenGL: apt-get install libegl1 libgl1-mesa-dri ({one_line(error)})"
             ) from error
-        atexit.register(
-            self.close
-        )  # before EGL ends, after which MuJoCo's classes cannot free what they hold
+        # MuJoCo's classes cannot free what they hold after EGL has ended, at the end of the process.
+        atexit.register(self.close)
         for flag in ("SHADOW", "REFLECTION", "SKYBOX", "HAZE"):
             self._renderer.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = False
         self._view = mujoco.MjvCamera()
@@ -422,7 +424,7 @@ class _Camera:
 
     def picture(self, env: Any) -> UInt8[np.ndarray, "3 size size"]:
         """The present state of an environment of the package."""
-        for site in env._target_site_config:  # as the package does, which moves markers before it draws
+        for site in env._target_site_config:  # the marker of the goal, which the simulation leaves elsewhere
             env._set_pos_site(*site)
         self._renderer.update_scene(env.data, self._view)
         return np.moveaxis(self._renderer.render(), -1, 0)
