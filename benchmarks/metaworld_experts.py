@@ -92,7 +92,7 @@ def _text(data: dict[str, Any]) -> str:
     for repeat, horizons in _HORIZONS.items():
         header += [f"repeat {repeat}: within {horizons[0]}", f"within {horizons[1]}", "mean decisions"]
     speed = _report.table(
-        ["", "one process"], [[name, f"{rate:.0f}"] for name, rate in data["speed"].items()]
+        ["", "a second of CPU time"], [[name, f"{rate:.0f}"] for name, rate in data["speed"].items()]
     )
     return (
         f"# Meta-World's experts ({data['episodes']} episodes of each task)\n\n"
