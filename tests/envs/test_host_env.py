@@ -1,5 +1,6 @@
 """Every environment that runs on the host keeps the same contract."""
 
+import importlib.util
 import json
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from gymnasium.wrappers.vector import ClipReward, FlattenObservation, NormalizeObservation
 
 from rlcls._errors import UserError
-from rlcls.envs import atari, base, pick, probe
+from rlcls.envs import atari, base, metaworld, pick, probe
 from rlcls.envs import gymnasium as registry
 from rlcls.envs.one_of_many import OneOfMany
 from rlcls.spec import Spec
@@ -84,6 +85,8 @@ ENVS = {
     "pick": lambda n: pick.make("pick", num_envs=n),
     "relay, history": lambda n: pick.make("relay", num_envs=n, history=3, horizon=9),
 }
+if importlib.util.find_spec("metaworld"):
+    ENVS["metaworld"] = lambda n: metaworld.make("reach-v3", n, horizon=9)
 every_env = pytest.mark.parametrize("name", ENVS)
 
 
