@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Num, PyTree, Shaped
+from jaxtyping import Array, Float, Float32, Int, Num, PyTree, Shaped
 
 from rlcls import heads, networks
 from rlcls._errors import check_choice
@@ -60,6 +60,9 @@ class QTransformer(QLearning):
       minimum_return: the lowest return.
       monte_carlo: whether the recorded return bounds the targets from below; batches then need `return_to_go`.
       layers, width, heads, sigma_reparam: of the transformer, see `rlcls.networks.TokenQNetwork`.
+      games: the number of games (or tasks) that share the network. Observations are then {"frames": [B, ...], "game":
+        int32 [B]}, and FiLM by a vector for each game tells them apart.
+      embeddings: [games, E], the vector of each game, such as the embedding of a sentence; None for one-hot vectors.
       learning_rate, schedule, optimizer, max_gradient_norm, target_period, target_tau, double: as in `QLearning`.
 
     Raises:
@@ -85,12 +88,14 @@ class QTransformer(QLearning):
         width: int = 64,
         heads: int = 4,
         sigma_reparam: bool = False,
-        learning_rate: float = 3e-4,
+        games: int = 0,
+        embeddings: ArrayLike | None = None,
+        learning_rate: float = 6.25e-5,
         schedule: optax.Schedule | None = None,
         optimizer: Optimizer = ADAM,
         max_gradient_norm: float = 0.0,
-        target_period: int = 1,
-        target_tau: float = 0.01,
+        target_period: int = 2000,
+        target_tau: float = 1.0,
         double: bool = False,
     ):
         if alpha < 0:
@@ -106,6 +111,7 @@ class QTransformer(QLearning):
         self._alpha, self._conservatism = alpha, conservatism
         self._minimum_return, self._monte_carlo = minimum_return, monte_carlo
         self._bins = _bins_of(spec, bins, levels)
+        self._vectors = _vectors_of(games, embeddings)
         self._transformer: dict[str, Any] = {
             "layers": layers,
             "width": width,
@@ -123,6 +129,7 @@ class QTransformer(QLearning):
             target_period=target_period,
             target_tau=target_tau,
             double=double,
+            games=games,
         )
 
     def q_values(
@@ -180,7 +187,8 @@ class QTransformer(QLearning):
         def values(network: Network) -> tuple[Float[Array, "b u a"], Float[Array, "b a"]]:
             """Of all tokens but the first after the recorded ones, and of the first at the next observation."""
             outputs, _, _ = self._apply(*network, *self._inputs(batch), train=False)
-            first, _, _ = self._apply(*network, batch.next_observation, train=False, method="first")
+            after = self._conditioned(batch.next_observation)
+            first, _, _ = self._apply(*network, after, train=False, method="first")
             return self.head.value(outputs)[:, 1:], self.head.value(first)
 
         following, next_first = values(state.target)
@@ -210,29 +218,53 @@ class QTransformer(QLearning):
     ) -> tuple[Int[Array, "b t"], Float[Array, "b t a"]]:
         batch = len(jax.tree.leaves(observations)[0])
         forced = jnp.broadcast_to(forced, (batch, self._num_tokens))
-        decoded, _, _ = self._apply(*acting, observations, forced, train=False, method="decode")
+        seen = self._conditioned(observations)
+        decoded, _, _ = self._apply(*acting, seen, forced, train=False, method="decode")
         return decoded
 
     def _actions(self, batch: Transition) -> Int[Array, "b t"]:
         return jnp.asarray(batch.action) if self._bins is None else self._bins.encode(batch.action)
 
     def _inputs(self, batch: Transition) -> tuple[PyTree, ...]:
-        return batch.observation, self._actions(batch)
+        return self._conditioned(batch.observation), self._actions(batch)
+
+    def _conditioned(self, observations: PyTree) -> PyTree:
+        """What the network takes: the number of a game is replaced by its vector, and by NaN where there is no game."""
+        if not self._games:
+            return observations
+        table = jnp.asarray(self._vectors)
+        game = jnp.where(observations["game"] < 0, len(table), observations["game"])
+        condition = jnp.take(table, game, axis=0, mode="fill", fill_value=jnp.nan)
+        return {"frames": observations["frames"], "condition": condition}
 
     @property
     def _num_tokens(self) -> int:
         return self.spec.action.shape[0] if self._bins is None else self._bins.num_tokens
 
     def _check(self, spec: Spec) -> int:
-        name = type(self).__name__
-        if not isinstance(spec.observation, jax.ShapeDtypeStruct):
+        name, seen = type(self).__name__, spec.observation
+        several_games = isinstance(seen, dict) and seen.keys() == {"frames", "game"}
+        if self._games and not several_games:
+            raise ValueError(
+                f"games={self._games} needs observations of frames and game; data.games mixes them"
+            )
+        if several_games and not self._games:
+            raise ValueError(f"{name} needs the number of games, games=, for observations of frames and game")
+        if not several_games and not isinstance(seen, jax.ShapeDtypeStruct):
             raise ValueError(f"{name} needs observations that are one array, and these are a tree")
         return self._bins.bins if self._bins is not None else spec.num_actions or 0
 
     def _make_network(self, rngs: nnx.Rngs) -> Any:
-        backbone = self._make_backbone(self.spec.observation.shape, rngs=rngs)
+        seen = self.spec.observation
+        backbone = self._make_backbone((seen["frames"] if self._games else seen).shape, rngs=rngs)
         return networks.TokenQNetwork(
-            backbone, self.head, self._num_tokens, self._num_actions, **self._transformer, rngs=rngs
+            backbone,
+            self.head,
+            self._num_tokens,
+            self._num_actions,
+            **self._transformer,
+            condition=self._vectors.shape[1],
+            rngs=rngs,
         )
 
 
@@ -245,7 +277,7 @@ class QTransformerBC(Cloning, QTransformer):
     Args:
       spec, make_backbone: as in `QTransformer`.
       head: unused, since a logit is no value.
-      bins, levels, layers, width, heads, sigma_reparam: as in `QTransformer`.
+      bins, levels, layers, width, heads, sigma_reparam, games, embeddings: as in `QTransformer`.
       learning_rate, schedule, optimizer, max_gradient_norm, target_period, target_tau: as in `QLearning`.
 
     Raises:
@@ -264,12 +296,14 @@ class QTransformerBC(Cloning, QTransformer):
         width: int = 64,
         heads: int = 4,
         sigma_reparam: bool = False,
-        learning_rate: float = 3e-4,
+        games: int = 0,
+        embeddings: ArrayLike | None = None,
+        learning_rate: float = 6.25e-5,
         schedule: optax.Schedule | None = None,
         optimizer: Optimizer = ADAM,
         max_gradient_norm: float = 0.0,
-        target_period: int = 1,
-        target_tau: float = 0.01,
+        target_period: int = 2000,
+        target_tau: float = 1.0,
     ):
         super().__init__(
             spec,
@@ -281,6 +315,8 @@ class QTransformerBC(Cloning, QTransformer):
             width=width,
             heads=heads,
             sigma_reparam=sigma_reparam,
+            games=games,
+            embeddings=embeddings,
             learning_rate=learning_rate,
             schedule=schedule,
             optimizer=optimizer,
@@ -294,6 +330,22 @@ def _value_of_best(values: Float[Array, "*b a"], chooser: Float[Array, "*b a"]) 
     """The value at the largest of `chooser`."""
     best = jnp.argmax(chooser, axis=-1, keepdims=True)
     return jnp.take_along_axis(values, best, axis=-1)[..., 0]
+
+
+def _vectors_of(games: int, embeddings: ArrayLike | None) -> Float32[np.ndarray, "games e"]:
+    """The vector of each game.
+
+    Raises:
+      ValueError: the embeddings are no finite vectors, one for each game.
+    """
+    if embeddings is None:
+        return np.eye(max(games, 0), dtype=np.float32)
+    vectors = np.asarray(embeddings, np.float32)
+    if vectors.ndim != 2 or len(vectors) != games or not vectors.size or not np.isfinite(vectors).all():
+        raise ValueError(
+            f"embeddings must be finite numbers of shape [games, size] with games={games}, not {list(vectors.shape)}"
+        )
+    return vectors
 
 
 def _bins_of(spec: Spec, bins: int, levels: int) -> ActionBins | None:

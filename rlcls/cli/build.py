@@ -78,15 +78,18 @@ def environment(config: DictConfig) -> HostEnv:
 def games(config: DictConfig) -> dict[str, DictConfig]:
     """For each of several games that a run learns, by its name, the configuration in which it is played.
 
-    Its `env.game` is the game and its `env.number` the place in `data.games`. A run of one game has one configuration,
-    its own, whose name is empty; so has a run that chose `env.number` itself.
+    Its `env.game` is the game (its `env.task` what stands behind the last slash of the name) and its `env.number` the
+    place in `data.games`. A run of one game has one configuration, its own, whose name is empty; so has a run that
+    chose `env.number` itself.
     """
     names = OmegaConf.select(config, "data.games")
-    if not OmegaConf.is_list(names) or not names or "number" in config.env or "game" not in config.env:
+    option = next((option for option in ("game", "task") if option in config.env), None)
+    if not OmegaConf.is_list(names) or not names or "number" in config.env or option is None:
         return {"": config}
     played = {}
     for number, name in enumerate(names):
-        played[name] = OmegaConf.merge(config, {"env": {"game": name, "number": number}})
+        value = name if option == "game" else name.rpartition("/")[2]
+        played[name] = OmegaConf.merge(config, {"env": {option: value, "number": number}})
     return played  # type: ignore[return-value]
 
 

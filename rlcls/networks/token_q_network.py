@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Int, Num, PyTree
 
 from rlcls.heads import Head
 from rlcls.heads.nnx import QHead
@@ -31,6 +31,8 @@ class TokenQNetwork(nnx.Module):
       num_tokens: tokens of an action, T.
       num_values: values that a token can take, K.
       layers, width, heads, sigma_reparam: as in `Transformer`.
+      condition: with E above 0, an observation is {"frames": [B, ...], "condition": [B, E]}, and FiLM (Perez et al.
+        2018) applies a scale and a shift, each linear in the condition, to the features. Both begin without effect.
 
     Raises:
       ValueError: a size is out of range.
@@ -49,6 +51,7 @@ class TokenQNetwork(nnx.Module):
         width: int = 64,
         heads: int = 4,
         sigma_reparam: bool = False,
+        condition: int = 0,
         rngs: nnx.Rngs,
     ):
         check_positive(num_tokens=num_tokens, num_values=num_values, layers=layers, width=width, heads=heads)
@@ -65,7 +68,9 @@ class TokenQNetwork(nnx.Module):
         def norm() -> nnx.Module:
             return nnx.LayerNorm(width, rngs=rngs)
 
-        self.projection = linear(backbone.num_features, width)
+        size, zeros = backbone.num_features, nnx.initializers.zeros
+        self.film = nnx.Linear(condition, 2 * size, kernel_init=zeros, rngs=rngs) if condition else None
+        self.projection = linear(size, width)
         init = nnx.initializers.normal(1.0)
         # Nothing follows the last token, but an array without elements cannot be saved.
         shape = max(num_tokens - 1, 1), num_values, width
@@ -77,7 +82,7 @@ class TokenQNetwork(nnx.Module):
         )
 
     def __call__(
-        self, observations: Num[Array, "b *o"], tokens: Int[Array, "b t"]
+        self, observations: PyTree[Num[Array, "b *_"]], tokens: Int[Array, "b t"]
     ) -> Float[Array, "b t k n"]:
         """The outputs of all values of every token, each given the tokens before it.
 
@@ -94,7 +99,7 @@ class TokenQNetwork(nnx.Module):
             self.sow(nnx.Intermediate, "features", features.reshape(-1, features.shape[-1]))
         return jnp.stack([q_head(features[:, i]) for i, q_head in enumerate(self.q_heads)], axis=1)
 
-    def first(self, observations: Num[Array, "b *o"]) -> Float[Array, "b k n"]:
+    def first(self, observations: PyTree[Num[Array, "b *_"]]) -> Float[Array, "b k n"]:
         """The outputs of token 1 alone."""
         x = self._observe(observations)
         for layer in self.layers:
@@ -102,7 +107,7 @@ class TokenQNetwork(nnx.Module):
         return self.q_heads[0](self.norm(x)[:, -1])
 
     def decode(
-        self, observations: Num[Array, "b *o"], forced: Int[Array, "b t"]
+        self, observations: PyTree[Num[Array, "b *_"]], forced: Int[Array, "b t"]
     ) -> tuple[Int[Array, "b t"], Float[Array, "b t k"]]:
         """Actions token by token, each the best one after the tokens before it.
 
@@ -127,10 +132,13 @@ class TokenQNetwork(nnx.Module):
                 x = self._embed(tokens[-1], i)
         return jnp.stack(tokens, axis=1), jnp.stack(values, axis=1)
 
-    def _observe(self, observations: Num[Array, "b *o"]) -> Float[Array, "b s d"]:
-        features = self.backbone(observations)
+    def _observe(self, observations: PyTree[Num[Array, "b *_"]]) -> Float[Array, "b s d"]:
+        features = self.backbone(observations if self.film is None else observations["frames"])
         if features.ndim == 2:
             features = features[:, None]
+        if self.film is not None:
+            scale, shift = jnp.split(self.film(observations["condition"])[:, None], 2, axis=-1)
+            features = (1 + scale) * features + shift
         return self.projection(features)
 
     def _embed(self, token: Int[Array, "b"], number: int) -> Float[Array, "b 1 d"]:

@@ -263,3 +263,49 @@ def test_an_action_of_one_token_is_learnt_and_its_state_has_no_empty_array():
     assert all(leaf.size for leaf in jax.tree.leaves(state.params))
     state, _ = jax.jit(agent.update)(state, recorded(action=recorded().action[:, :1]), jax.random.key(0))
     chex.assert_tree_all_finite(state.params)
+
+
+@pytest.mark.parametrize("embeddings", [None, np.array([[0.3, -1.0, 0.5], [0.1, 0.8, -0.2]])])
+def test_one_network_learns_tasks_that_reward_opposite_actions(embeddings):
+    """The observation is the same in both tasks: only the vector of the task tells them apart."""
+    frames, game = SPEC.observation, jax.ShapeDtypeStruct((), np.int32)
+    spec = SPEC._replace(observation={"frames": frames, "game": game})
+    agent = make("hlgauss", spec=spec, games=2, embeddings=embeddings, monte_carlo=False, alpha=0.01)
+    one, count = recorded(), REWARDS.size
+    tasks = np.repeat(np.arange(2, dtype=np.int32), count)
+    seen = {"frames": np.ones((2 * count, 1), np.float32), "game": tasks}
+    both = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf]), one)
+    both = both._replace(
+        observation=seen,
+        next_observation=seen,
+        reward=np.concatenate([one.reward, 1 - one.reward]),
+        weight=np.ones(2 * count, np.float32),
+    )
+    state = learn(agent, both)
+    observations = {"frames": np.ones((2, 1), np.float32), "game": np.arange(2, dtype=np.int32)}
+    actions = jax.jit(agent.act)(state.online, observations, jax.random.key(0), 0.0)
+    best = [np.unravel_index(np.argmax(table), table.shape) for table in (REWARDS, 1 - REWARDS)]
+    np.testing.assert_array_equal(actions, best)
+    for nowhere in (-1, 2):
+        observations["game"] = np.full(2, nowhere, np.int32)
+        assert np.isnan(agent.q_values(state.online, observations)).any()
+
+
+@pytest.mark.untyped
+def test_tasks_that_do_not_fit_are_one_line():
+    frames, game = SPEC.observation, jax.ShapeDtypeStruct((), np.int32)
+    several = SPEC._replace(observation={"frames": frames, "game": game})
+    for options, message in (
+        ({"games": 2}, "games=2 needs observations of frames and game; data.games mixes them"),
+        (
+            {"spec": several},
+            "QTransformer needs the number of games, games=, for observations of frames and game",
+        ),
+        (
+            {"spec": several, "games": 2, "embeddings": np.ones((3, 4))},
+            "embeddings must be finite numbers of shape",
+        ),
+        ({"spec": several, "games": -1}, "games must be at least 0, not -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(**options)
