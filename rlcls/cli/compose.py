@@ -352,7 +352,8 @@ def _options_of(target: str) -> frozenset[str] | None:
         made: Any = pkgutil.resolve_name(target)
         functions = [made]
         if isinstance(made, type):  # the metaclass of NNX modules hides the signature of the class
-            functions = [vars(each)["__init__"] for each in made.__mro__[:-1] if "__init__" in vars(each)]
+            inits = [vars(each)["__init__"] for each in made.__mro__[:-1] if "__init__" in vars(each)]
+            functions = inits or functions
         signatures = [inspect.signature(function).parameters.values() for function in functions]
     except Exception:  # whatever importing raises: building the object reports it with its section
         return None
@@ -362,4 +363,4 @@ def _options_of(target: str) -> frozenset[str] | None:
         names |= {each.name for each in named if each.name != "self" and not each.name.startswith("_")}
         if len(named) == len(parameters):
             return frozenset(names)
-    return None if signatures else frozenset()
+    return None
