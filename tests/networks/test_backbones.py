@@ -64,11 +64,13 @@ def test_a_backbone_fits_every_loss(loss):
         ),
         (
             ["env=probe", "game=probe/policy", "backbone=resnet18"],
-            "ResNet looks at observations of shape (frames, height, width), at least 1 high and wide, not (1,)",
+            "ResNet looks at observations of shape (frames, height, width), at least 1 high and wide, not (1,); "
+            "backbone=mlp or backbone=states looks at vectors",
         ),
         (
             ["env=probe", "game=probe/policy", "backbone=soft_moe"],
-            "IMPALATokens looks at observations of shape (frames, height, width), at least 1 high and wide, not (1,)",
+            "IMPALATokens looks at observations of shape (frames, height, width), at least 1 high and wide, not (1,); "
+            "backbone=mlp or backbone=states looks at vectors",
         ),
         (
             ["env=probe", "game=probe/policy", "backbone=transformer"],
