@@ -57,6 +57,7 @@ def train(*argv, cwd):
             ["env=gymnasium", "env.id=CartPol-v1"],
             "unknown environment 'CartPol-v1'; did you mean 'CartPole-v1'?",
         ),
+        (["env.protocol=atary"], "unknown protocol 'atary'; did you mean 'atari100k'?"),
         (["env.protocol=dopmine"], "unknown protocol 'dopmine'; did you mean 'dopamine'?"),
         (["loss._target_=no_such_package.Head"], "loss._target_=no_such_package.Head: No module named"),
         (["loss._target_=fractions.Fraction", "+loss.foo=1"], "loss.foo: fractions.Fraction takes no 'foo'"),
