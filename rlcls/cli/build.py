@@ -48,8 +48,10 @@ def build(config: DictConfig, section: str, *positional: Any, **arguments: Any) 
     try:
         made = hydra.utils.instantiate(OmegaConf.select(config, section), _convert_="all", **_ANY_TARGET)
         return made(*positional, **arguments) if positional or arguments else made
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(
+            str(error)
+        ) from error  # JAX adds a note of several lines where its functions are crossed
     except (TypeError, ValueError) as error:
         raise _refused(config, section, error) from error
     except HydraException as error:
@@ -357,7 +359,7 @@ def _check_batches(agent: Agent[Any], data: Dataset) -> None:
 def _check_support(agent: Agent[Any], data: Dataset) -> None:
     """Raises a UserError if the only reward that the data has lies outside the support of the agent's head."""
     reward, head = getattr(data, "sparse_reward", None), getattr(agent, "head", None)
-    if reward is None or not hasattr(head, "clip_fraction"):
+    if reward is None or head is None or not hasattr(head, "clip_fraction"):
         return
     with jax.transfer_guard("allow"):
         is_outside = bool(head.clip_fraction(np.full(1, reward, np.float32)))

@@ -97,7 +97,8 @@ def test_what_cannot_be_evaluated_is_one_line_and_exit_code_2(run_dir, tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.yaml").write_bytes((run_dir / "config.yaml").read_bytes())
     mistakes = {
-        f"run={tmp_path}": f"{tmp_path} is not a run folder: it has no config.yaml",
+        f"run={tmp_path}": f"{tmp_path} is not a run folder: it has no config.yaml; run folders lie in it, such as "
+        f"{tmp_path / 'empty'}",
         f"run={tmp_path / 'empty'}": f"{tmp_path / 'empty'} has no checkpoint yet",
         f"run={run_dir} checkpoint=7": f"{run_dir} has no checkpoint 7 (latest, 48, 96)",
     }
@@ -141,7 +142,7 @@ def test_a_folder_whose_name_has_a_comma_is_one_run(tmp_path):
         (
             ["run=a", "vido=true"],
             "unknown option 'vido'; did you mean 'video'? (checkpoint, device, env.protocol, "
-            "eval.episodes, eval.epsilon, run, seed, video)",
+            "eval.episodes, eval.epsilon, film, run, seed, video)",
         ),
         (["run=a", "video=a.avi"], "video=a.avi must be true, false or a file that ends in .mp4"),
         (["run=a", "eval.episodes=0"], "eval.episodes=0 must be a whole number between 1 and 1000000000"),
