@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from jaxtyping import Bool, Float32, Integer, UInt8
 
-from rlcls._errors import UserError, nearest
+from rlcls._errors import UserError, install, nearest
 from rlcls.spec import Spec
 
 from .base import checked_actions, reset_arguments, spec_from_spaces
@@ -380,5 +380,5 @@ def _ale() -> Any:
         import ale_py.roms
         import ale_py.vector_env
     except ImportError as error:
-        raise UserError(f'Atari needs ale-py: pip install "rlcls[atari]" ({error})') from None
+        raise UserError(f"Atari needs ale-py: {install('atari')} ({error})") from None
     return ale_py

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -114,9 +116,13 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
         try:
             yield
         except (IndexError, KeyError, TypeError, ValueError) as error:
+            # Only gymnasium's code that copies observations into a batch can meet one that misfits.
+            files = [Path(frame.filename).as_posix() for frame in traceback.extract_tb(error.__traceback__)]
+            if not any("gymnasium/vector/utils" in file for file in files):
+                raise
             space = self._envs.single_observation_space
             for number, observation in enumerate(getattr(self._envs, "_env_obs", ())):
-                if observation is not None and not _fits(observation, space):
+                if not _fits(observation, space):
                     raise UserError(
                         f"{self.name}: environment {number} gave the observation {_described(observation)}, and its "
                         f"observation_space is {space}"

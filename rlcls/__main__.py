@@ -5,7 +5,6 @@ from __future__ import annotations
 import runpy
 import sys
 
-from rlcls import __version__
 from rlcls._errors import UserError, command, nearest
 
 _COMMANDS = {
@@ -36,8 +35,6 @@ def _command(argv: list[str]) -> int:
     name, *arguments = argv or ["--help"]
     if name in ("--help", "-h"):
         print(_HELP)
-    elif name == "--version":
-        print(f"rlcls {__version__}")
     elif name not in _COMMANDS:
         raise UserError(f"unknown command {name!r}{nearest(name, _COMMANDS)}")
     else:

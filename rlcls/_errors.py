@@ -25,6 +25,13 @@ def check_choice(what: str, value: Any, choices: Iterable[Any]) -> None:
         raise ValueError(f"{what} must be one of {', '.join(map(str, choices))}, not {value}")
 
 
+def install(extra: str, flags: str = "") -> str:
+    """The commands that install rlcls with an extra, such as data: from the index, and in a checkout."""
+    return (
+        f'pip install {flags}"rlcls[{extra}]", or in a checkout of rlcls pip install {flags}-e ".[{extra}]"'
+    )
+
+
 def command(run: Callable[[list[str]], int], argv: list[str] | None) -> int:
     """Runs a command of the package.
 
@@ -41,7 +48,13 @@ def command(run: Callable[[list[str]], int], argv: list[str] | None) -> int:
     os.environ["MPLBACKEND"] = "Agg"  # every picture is a file, whatever window system the user has
     try:
         _check_working_directory()
-        code = run(sys.argv[1:] if argv is None else argv)
+        arguments = sys.argv[1:] if argv is None else argv
+        if arguments[:1] == ["--version"]:
+            from rlcls import __version__
+
+            print(f"rlcls {__version__}")
+            return 0
+        code = run(arguments)
         sys.stdout.flush()
         return code
     except UserError as error:
@@ -49,7 +62,7 @@ def command(run: Callable[[list[str]], int], argv: list[str] | None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "rlcls").partition(".")[0] == "rlcls":  # a fault of ours
             raise
-        return _refuse(f'{error.name} is not installed; the commands need pip install "rlcls[atari]"', error)
+        return _refuse(f"{error.name} is not installed; the commands need {install('atari')}", error)
     except (MemoryError, RuntimeError) as error:
         line = str(error).partition("\n")[0]
         if isinstance(error, RuntimeError) and not line.startswith("RESOURCE_EXHAUSTED"):  # JAX's word for it
@@ -109,9 +122,17 @@ def nearest(name: str, names: Iterable[str], most: int | None = None) -> str:
     """
     names = sorted(names)
     folded = {candidate.lower(): candidate for candidate in names}
-    close = difflib.get_close_matches(name.lower(), folded, n=1)
+    close = difflib.get_close_matches(name.lower(), folded, n=1) or _beginning_like(name.lower(), folded)
     hint = f"; did you mean {folded[close[0]]!r}?" if close else ""
     if most is not None:
         similar = difflib.get_close_matches(name.lower(), folded, n=most, cutoff=0.4)
         names = sorted(folded[candidate] for candidate in similar)
     return f"{hint} ({', '.join(names)})" if names else hint
+
+
+def _beginning_like(name: str, names: Iterable[str]) -> list[str]:
+    """The names that begin almost as `name` reads, such as atari100k for atary."""
+    if len(name) < 4 or "." in name:
+        return []
+    beginnings = {each[: len(name)]: each for each in names}
+    return [beginnings[each] for each in difflib.get_close_matches(name, beginnings, n=1, cutoff=0.8)]

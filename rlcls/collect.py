@@ -70,6 +70,13 @@ def _command(argv: list[str]) -> int:
     options = arguments.options
     if "out" not in options:
         raise UserError("say where to write the recording: out=FOLDER")
+    from rlcls.runs.output import unread_is_dropped
+
+    with unread_is_dropped():
+        return _collect(options, environment)
+
+
+def _collect(options: dict[str, str], environment: list[str]) -> int:
     if "policy" in options:
         recording = _play(options, environment)
     elif "run" in options:
@@ -114,7 +121,7 @@ def _play(options: dict[str, str], environment: list[str]) -> Recording:
 
     resources.allow_open_files()
     own = policy == "run" and not environment
-    config = read_config(Path(options["run"])) if own else compose(environment)
+    config = read_config(Path(options["run"])) if own else compose(environment, trains=False)
     with contextlib.closing(build.environment(config)) as env:
         act, facts = _policy(policy, options, env, seed, epsilon)
         source = {

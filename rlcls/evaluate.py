@@ -176,8 +176,9 @@ def _evaluate(
         print(_table([cells]))
         print(_store(result_path, env.name, config.seed, evaluator, chosen, result))
         if video != "false":
-            episode = {"first": 0, "best": result.returns.argmax(), "worst": result.returns.argmin()}[filmed]
-            number_before, row = divmod(int(episode), evaluator.env.num_envs)
+            best, worst = int(result.returns.argmax()), int(result.returns.argmin())
+            episode = {"first": 0, "best": best, "worst": worst}[filmed]
+            number_before, row = divmod(episode, evaluator.env.num_envs)
             earlier = result.lengths[row : episode : evaluator.env.num_envs]
             skip = int(earlier.sum()) + number_before  # after each episode a step begins the next
             with replacing(film_path) as partial:

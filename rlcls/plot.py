@@ -18,7 +18,8 @@ usage: python -m rlcls.plot RUN_FOLDER [RUN_FOLDER ...] [name=value ...]
 
 One run folder: its returns, loss, clip fraction and diagnostics, in its learning_curve.png.
 Several run folders: evaluation returns, in one panel for each game. Runs that differ only in their seed are one line,
-their mean, in a band from the worst seed to the best. The line is dashed where some seeds have ended.
+their mean, in a band from the worst seed to the best. The line is dashed where some seeds have ended. Of copies, which
+have one configuration and seed, the longest is drawn, and the first of equally long ones.
 
 out=FILE          draw a comparison into this .png, .pdf or .svg; default: comparison.png in the folder that holds
                   the run folders

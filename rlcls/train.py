@@ -91,6 +91,7 @@ def _train(config: DictConfig) -> int:
         env = next(iter(envs.values()))
         played = f"{len(envs)}-games" if len(envs) > 1 else env.name
         data = build.dataset(config)
+        build.check_task(config, envs, data)
         agent = build.agent(config, data.spec if data else env.spec)
         loop = stack.enter_context(contextlib.closing(build.loop(config, agent, env, data)))
         loops.check(loop)
@@ -144,8 +145,10 @@ def _train(config: DictConfig) -> int:
             seconds,
             env.frame_skip,
         )
-        print(f"{_outcome(loop, config.steps, received)}{_picture(folder.path)}", flush=True)
-        return 128 + received[0] if received else 0
+        # A signal after the last step stopped nothing.
+        stopped = received if received and _finished_at(folder.path, config.steps) is None else []
+        print(f"{_outcome(loop, config.steps, stopped)}{_picture(folder.path)}", flush=True)
+        return 128 + stopped[0] if stopped else 0
 
 
 def _restore(loop: Loop, checkpoint: Checkpoint, replay: bool, stopped: Callable[[], bool]) -> None:
@@ -282,10 +285,10 @@ def _picture(path: Path) -> str:
             return f"; no learning curve: {error}"
 
 
-def _outcome(loop: Loop, steps: int, received: list[int]) -> str:
+def _outcome(loop: Loop, steps: int, stopped: list[int]) -> str:
     count, unit = loop.counts[loop.unit], loop.unit.replace("_", " ")
-    if received:
-        return f"stopped by {_name(received)} at {unit[:-1]} {count:,} and saved; the same command continues from there"
+    if stopped:
+        return f"stopped by {_name(stopped)} at {unit[:-1]} {count:,} and saved; the same command continues from there"
     return f"finished {count:,} of {steps:,} {unit}"
 
 

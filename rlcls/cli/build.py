@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,12 @@ def build(config: DictConfig, section: str, *positional: Any, **arguments: Any) 
     try:
         made = hydra.utils.instantiate(OmegaConf.select(config, section), _convert_="all", **_ANY_TARGET)
         return made(*positional, **arguments) if positional or arguments else made
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(
+            str(error)
+        ) from error  # JAX adds a note of several lines where its functions are crossed
     except (TypeError, ValueError) as error:
-        own = "" if str(options.get("_target_")).startswith("rlcls.") else f"{options['_target_']}: "
-        raise UserError(f"{section}: {own}{one_line(error)}") from error
+        raise _refused(config, section, error) from error
     except HydraException as error:
         cause = error.__cause__
         while isinstance(cause, HydraException) and cause.__cause__ is not None:
@@ -60,8 +61,22 @@ def build(config: DictConfig, section: str, *positional: Any, **arguments: Any) 
         if isinstance(cause, UserError):
             raise cause from None
         if cause is None or isinstance(cause, (HydraException, ImportError, TypeError, ValueError)):
-            raise UserError(f"{section}: {one_line(cause or error)}") from error
+            raise UserError(f"{section}: {_sentence(cause or error)}") from error
         raise
+
+
+def _refused(config: DictConfig, section: str, error: Exception) -> UserError:
+    """What an object refused, by its section; a class of the user's own is named too."""
+    target = str(OmegaConf.select(config, section).get("_target_"))
+    own = "" if target.startswith("rlcls.") else f"{target}: "
+    return UserError(f"{section}: {own}{one_line(error)}")
+
+
+def _sentence(error: BaseException) -> str:
+    """`one_line`, but the whole first sentence of Hydra's messages, which it breaks into lines."""
+    if isinstance(error, HydraException):
+        return " ".join(str(error).split()).partition(". ")[0]
+    return one_line(error)
 
 
 def environment(config: DictConfig) -> HostEnv:
@@ -108,10 +123,22 @@ def agent(config: DictConfig, spec: Spec) -> Agent[Any]:
       UserError: the parts do not fit together, or the agent lacks a function of the interface.
     """
     head = build(config, "loss")
-    make_backbone = build(config, "backbone")
-    made = build(config, "agent", spec, make_backbone, head)
+    made = build(config, "agent", spec, _backbone(config), head)
     check_agent(made, spec, acts_with_target=acts_with_target(config))
     return made
+
+
+def _backbone(config: DictConfig) -> Callable[..., Any]:
+    """Makes the backbone of a configuration; the agent calls it, and what it refuses is an error of its section."""
+    make = build(config, "backbone")
+
+    def make_backbone(*arguments: Any, **options: Any) -> Any:
+        try:
+            return make(*arguments, **options)
+        except (TypeError, ValueError) as error:
+            raise _refused(config, "backbone", error) from error
+
+    return make_backbone
 
 
 def acts_with_target(config: DictConfig) -> bool:
@@ -206,15 +233,27 @@ def evaluators(
     Raises:
       UserError: an evaluator cannot be built, or the agent cannot play in an environment.
     """
+    check_task(config, envs, data)
     made = []
     for kind, section in _evaluator_sections(config).items():
         every, plays = _every(config, section), _plays_in(config, section)
         for name, env in envs.items() if plays else [("", next(iter(envs.values())))]:
-            if data is not None and plays and every and (other := other_task(data.spec, env)):
-                raise UserError(f"the data has {other}: {_cure(data, envs)}")
             evaluator = _evaluator(config, section, agent, env, data)
             made.append(Periodic(f"{kind}.{name}" if name else kind, evaluator, int(every)))
     return made
+
+
+def check_task(config: DictConfig, envs: Mapping[str, HostEnv], data: Dataset | None) -> None:
+    """Compares the data with the environments in which evaluators play, before an agent is made for the data.
+
+    Raises:
+      UserError: the observations or the actions differ.
+    """
+    if data is None or not _plays(config):
+        return
+    for env in envs.values():
+        if other := other_task(data.spec, env):
+            raise UserError(f"the data has {other}: {_cure(data, envs)}")
 
 
 def _cure(data: Dataset, envs: Mapping[str, HostEnv]) -> str:
@@ -323,7 +362,7 @@ def _check_batches(agent: Agent[Any], data: Dataset) -> None:
 def _check_support(agent: Agent[Any], data: Dataset) -> None:
     """Raises a UserError if the only reward that the data has lies outside the support of the agent's head."""
     reward, head = getattr(data, "sparse_reward", None), getattr(agent, "head", None)
-    if reward is None or not hasattr(head, "clip_fraction"):
+    if reward is None or head is None or not hasattr(head, "clip_fraction"):
         return
     with jax.transfer_guard("allow"):
         is_outside = bool(head.clip_fraction(np.full(1, reward, np.float32)))

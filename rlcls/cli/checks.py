@@ -32,6 +32,15 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 # Sections whose options their constructors take: an option that is left out there has the constructor's default.
 _SECTIONS = (*(group for group in GROUPS if "/" not in group), "training", "replay", "exploration")
 
+_SHARES = (
+    "b1",
+    "b2",
+    "b3",
+    "decay",
+    "momentum",
+)  # options of optax's optimisers: the weight of the past in a mean
+_AMOUNTS = ("eps", "eps_root", "weight_decay")
+
 _KINDS_OF_LINES = ("train", "eval", "episode", "diagnostics", "refill")
 
 # Option, what holds for a possible value, and the words for it.
@@ -50,16 +59,18 @@ _RULES: list[_Rule] = [
     # jax.random.key takes 32 bits, and would make two seeds one.
     ("seed", lambda value: 0 <= value < 2**32, f"between 0 and {2**32 - 1}"),
     ("game", lambda name: name != "", "a name"),
+    *((option, lambda name: name != "", "a name") for option in ("env.id", "env.task")),
     ("run_dir", lambda path: path != "", "a path"),
 ]
 
 
-def check(config: dict[str, Any], known: dict[str, Any]) -> None:
+def check(config: dict[str, Any], known: dict[str, Any], *, trains: bool = True) -> None:
     """Raises a UserError at the first impossible value, and makes 1e6 the whole number where one is meant.
 
     Args:
       config: nested dictionaries of plain values, changed in place.
       known: the same without the user's own values: it shows which options exist and of which kind they are.
+      trains: whether the rules that only training has hold too.
     """
     for option, sample in leaves(known):
         section, _, name = option.rpartition(".")
@@ -73,11 +84,12 @@ def check(config: dict[str, Any], known: dict[str, Any]) -> None:
     for option, value in values.items():
         if isinstance(value, str) and value == "???":
             raise UserError(f"{option}: give a value, recipe={config['choices']['recipe']} has none here")
-    for option, holds, words in _RULES:
+    for option, holds, words in [*_RULES, *_optimizer_rules(values)]:
         value = values.get(option)
         if value is not None and not holds(value):
             raise UserError(f"{option}: expected {words}, not {_show(value)}")
-    _check_environments(values)
+    if trains:
+        _check_environments(values)
     if values["device"] not in (None, *DEVICES):
         raise UserError(f"unknown device {values['device']!r}" + nearest(values["device"], DEVICES))
     if values["resume"] not in (None, *RESUMES):
@@ -92,6 +104,21 @@ def check(config: dict[str, Any], known: dict[str, Any]) -> None:
             raise UserError(f"evals.{name}: the metrics already have lines of that kind; choose another name")
 
 
+def _optimizer_rules(values: Mapping[str, Any]) -> list[_Rule]:
+    """Ranges of the numbers that an optimiser of optax takes, which does not check them."""
+    if not str(values.get("agent.optimizer._target_")).startswith("optax."):
+        return []
+    is_number = {
+        name for name in (*_SHARES, *_AMOUNTS) if type(values.get(f"agent.optimizer.{name}")) in (int, float)
+    }
+    shares = [f"agent.optimizer.{name}" for name in _SHARES if name in is_number]
+    amounts = [f"agent.optimizer.{name}" for name in _AMOUNTS if name in is_number]
+    return [
+        *((option, lambda value: 0 <= value < 1, "at least 0 and below 1") for option in shares),
+        *_at_least(0, *amounts),
+    ]
+
+
 def _check_environments(values: Mapping[str, Any]) -> None:
     """Refuses more environments than the loop can have before they are made: 3,000 games take minutes to start."""
     num_envs, min_size, n_step, lag = (
@@ -101,10 +128,10 @@ def _check_environments(values: Mapping[str, Any]) -> None:
         return
     rows = n_step + lag
     if n_step >= 1 and lag >= 0 and num_envs * rows > min_size:
+        fits = f"; at most {min_size // rows} environments would do" if min_size >= rows else ""
         raise UserError(
             f"training: replay.min_size ({min_size}) must be at least {num_envs * rows}: {n_step}-step returns of "
-            f"{num_envs} environments at a lag of {lag} are not complete before; "
-            f"at most {min_size // rows} environments would do"
+            f"{num_envs} environments at a lag of {lag} are not complete before{fits}"
         )
 
 

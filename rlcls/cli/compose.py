@@ -52,7 +52,7 @@ _MOST_RUNS = 1000  # of a sweep; each is composed and checked before the first b
 _ALSO_READ = {"eval": {"every"}, "env": {"number"}}  # options of a section that its object does not take
 
 
-def compose(argv: list[str]) -> DictConfig:
+def compose(argv: list[str], *, trains: bool = True) -> DictConfig:
     """The whole configuration that `argv` asks for, every value checked and every interpolation resolved.
 
     Later entries win: config.yaml, loop, data, agent, loss, backbone, eval, recipe, env, then the files
@@ -62,6 +62,7 @@ def compose(argv: list[str]) -> DictConfig:
 
     Args:
       argv: overrides in Hydra's syntax, such as `["loss=mse", "agent.learning_rate=1e-4"]`.
+      trains: whether the configuration must also satisfy the rules that only training has.
 
     Raises:
       UserError: one line about the first mistake in `argv`, which may be an option that its class does not take.
@@ -94,7 +95,7 @@ def compose(argv: list[str]) -> DictConfig:
     except OmegaConfBaseException as error:
         option = f"{error.full_key}: " if error.full_key else ""
         raise UserError(f"{option}{one_line(error)}") from None
-    checks.check(resolved, _resolved_where_possible(known))
+    checks.check(resolved, _resolved_where_possible(known), trains=trains)
     return DictConfig(resolved)
 
 
@@ -260,22 +261,37 @@ def _check_option(override: Override, known: DictConfig) -> None:
     tree: Any = OmegaConf.to_container(known)
     names = [name for name, _ in leaves(tree) if not name.startswith("choices.")]
     section, dot, _ = key.partition(".")
+    _check_loop_has(section, key, known)
+    if key in names:
+        if override.is_add():
+            raise UserError(f"{key} exists; write it without +")
+        return
+    inside = [name for name in names if name.startswith(f"{key}.") and "._" not in name]
+    if inside and not override.is_force_add():
+        raise UserError(f"{key!r} is a group of options, set one by one ({', '.join(inside)})")
     if override.is_add() or override.is_force_add():
-        if key not in names and not (section in (*OBJECTS, "evals") and dot):
+        if not (section in (*OBJECTS, "evals") and dot):
             objects = ", ".join(name for name in OBJECTS if "." not in name)
             raise UserError(f"nothing would read {key!r}; options can be added to {objects}")
         return
-    if key in names:
-        return
-    inside = [name for name in names if name.startswith(f"{key}.") and "._" not in name]
-    if inside:
-        raise UserError(f"{key!r} is a group of options, set one by one ({', '.join(inside)})")
     owner = f" of {section}={known.choices[section]}" if known.choices.get(section) else ""
     if section in GROUPS and (takers := _choices_with(section, key.split(".")[1])):
         raise UserError(f"unknown option {key!r}{owner}; it belongs to {', '.join(takers)}")
     raise UserError(f"unknown option {key!r}{owner}" + _nearest_option(key, names))
 
 
+def _check_loop_has(section: str, key: str, known: DictConfig) -> None:
+    """Raises a UserError if the section of an option, such as replay, belongs to another loop than the chosen one."""
+    loops = _choices_with("loop", section)
+    loop = f"loop={known.choices.loop}"
+    if loops and loop not in loops:
+        option = key.rpartition(".")[2]
+        in_data = not option.startswith("_") and _choices_with("data", option)
+        twin = f"; with {loop} it is data.{option}" if in_data else ""
+        raise UserError(f"{key} belongs to {', '.join(loops)}" + (twin or f", not to {loop}"))
+
+
+@functools.cache
 def _choices_with(group: str, option: str) -> list[str]:
     """The choices of a group whose files set the option, written group=name."""
     folder = importlib.resources.files("rlcls.configs").joinpath(group)
@@ -285,8 +301,8 @@ def _choices_with(group: str, option: str) -> list[str]:
 
 def _nearest_option(key: str, names: list[str]) -> str:
     """The nearest option to `key`, which may lack its section, and the options beside it."""
-    section, _, leaf = key.rpartition(".")
-    names = [name for name in names if "._" not in name and name not in FIXED]
+    section, dot, leaf = key.rpartition(".")
+    names = [name for name in names if "._" not in name and name not in FIXED] + [*GROUPS] * (not dot)
     beside = [name for name in names if name.rpartition(".")[0] == section]
     if section in OBJECTS:
         names = beside = sorted(beside)

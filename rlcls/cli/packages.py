@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from rlcls._errors import UserError, one_line
+from rlcls._errors import UserError, install, one_line
 
 # Checkpoints, the replay's segments, the picture at the end.
 _LATER = ("orbax.checkpoint", "zstandard", "matplotlib.figure")
@@ -25,5 +25,5 @@ def import_all(*, tensorboard: bool) -> None:
         except Exception as error:  # a package built for another version of its neighbour can raise anything
             raise UserError(
                 f"{name} cannot be imported ({type(error).__name__}: {one_line(error)}); "
-                'pip install --upgrade "rlcls[train]" installs versions that fit'
+                f"{install('train', '--upgrade ')} installs versions that fit"
             ) from error

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from rlcls._errors import UserError, nearest, one_line
+from rlcls._errors import UserError, install, nearest, one_line
 from rlcls.runs.signals import collected
 
 from .compose import configs
@@ -91,7 +91,7 @@ def launch(commands: list[list[str]], launcher: list[str]) -> int:
         if name not in known:
             raise UserError(
                 f"unknown launcher {name!r}{nearest(name, known)}; "
-                'pip install "rlcls[sweep]" brings joblib and submitit'
+                f"{install('sweep')} brings joblib and submitit"
             )
         try:
             config = hydra.compose("config", overrides=[*_QUIET, *launcher], return_hydra_config=True)

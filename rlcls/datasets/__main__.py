@@ -51,6 +51,11 @@ def _command(argv: list[str]) -> int:
         return 0
     if argv[0] not in actions:
         raise UserError(f"unknown command {argv[0]!r}{nearest(argv[0], actions)}")
+    if argv[0] in ("convert", "export", "fetch"):  # what they write is worth more than their output
+        from rlcls.runs.output import unread_is_dropped
+
+        with unread_is_dropped():
+            return actions[argv[0]](argv[1:])
     return actions[argv[0]](argv[1:])
 
 
@@ -92,7 +97,7 @@ def _export(argv: list[str]) -> int:
     from rlcls.cli import build
     from rlcls.runs import Progress
 
-    from .export import EXPORTS
+    from .export import EXPORTS, import_h5py
 
     own, config = _composed(argv, "out", "format")
     if own.get("format") not in EXPORTS:
@@ -100,6 +105,8 @@ def _export(argv: list[str]) -> int:
         raise UserError(f"{named}{nearest(own.get('format', ''), EXPORTS)}")
     if "out" not in own:
         raise UserError("say where to write it: out=FOLDER")
+    if own["format"] == "minari":
+        import_h5py()
     data: Any = build.dataset(config)
     if not hasattr(data, "recording"):
         raise UserError(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt8
 
-from rlcls._errors import UserError
+from rlcls._errors import UserError, install
 from rlcls.files import filling
 
 from . import minari
@@ -49,10 +49,7 @@ def to_minari(recording: Recording, path: Path, tick: Tick = lambda rows: None) 
     Raises:
       UserError: the form would not give back these observations or actions, or the folder exists.
     """
-    try:
-        import h5py
-    except ImportError as error:
-        raise UserError(f'HDF5 files need h5py: pip install "rlcls[data]" ({error})') from None
+    h5py = import_h5py()
     layout, columns = recording.manifest.layout, recording.columns
     metadata = _metadata(layout, path, recording)
     numbers = itertools.count()
@@ -90,6 +87,19 @@ def to_minari(recording: Recording, path: Path, tick: Tick = lambda rows: None) 
         "rewards were clipped when they were recorded, which is not kept": layout.rewards_clipped,
     }
     return [line for line, holds in notes.items() if holds]
+
+
+def import_h5py() -> Any:
+    """The module h5py.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(f"HDF5 files need h5py: {install('data')} ({error})") from None
+    return h5py
 
 
 def to_dqn_replay(recording: Recording, path: Path, tick: Tick = lambda rows: None) -> list[str]:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from rlcls._errors import UserError
+from rlcls._errors import UserError, install
 
 from .atari_games import given
 from .conversion import Conversion, Part, reading, sizes
@@ -184,7 +184,7 @@ def _hdf5(path: Path, number: int) -> dict[str, Any]:
     try:
         import h5py
     except ImportError as error:
-        raise UserError(f'HDF5 files need h5py: pip install "rlcls[data]" ({error})') from None
+        raise UserError(f"HDF5 files need h5py: {install('data')} ({error})") from None
     with reading(path), h5py.File(path) as file:
         episode = file[f"episode_{number}"]
         return {name: episode[name][()] for name in _NAMES}
@@ -201,7 +201,7 @@ def _arrow(folder: Path, number: int) -> dict[str, Any]:
     try:
         import pyarrow
     except ImportError as error:
-        raise UserError(f'Arrow files need pyarrow: pip install "rlcls[data]" ({error})') from None
+        raise UserError(f"Arrow files need pyarrow: {install('data')} ({error})") from None
     path = _arrow_file(folder, number)
     with reading(path), pyarrow.OSFile(str(path)) as file:
         table = pyarrow.ipc.open_file(file).read_all()

@@ -24,6 +24,7 @@ from jaxtyping import Int, Shaped
 
 from rlcls._errors import UserError
 from rlcls.files import write_text, writing
+from rlcls.phases import phase
 
 from .rows import CONTINUES, Layout, Rows
 
@@ -201,7 +202,7 @@ class Writer:
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path, os.O_RDONLY)
-            fcntl.flock(self._lock, fcntl.LOCK_EX)  # ends with the process
+            _wait_for(self._lock, self.path)
         try:
             self.manifest = self._begin(layout, source)
             self._files = (
@@ -312,6 +313,15 @@ class Writer:
                     file.close()
         finally:
             os.close(self._lock)
+
+
+def _wait_for(lock: int, folder: Path) -> None:
+    """Locks a folder until the process ends, and shows that it waits where another process has locked it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with phase(f"waiting for another process that writes {folder}"):
+            fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 def _finished(folder: Path) -> Manifest:

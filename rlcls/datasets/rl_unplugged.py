@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from rlcls._errors import UserError
+from rlcls._errors import UserError, install
 
 from . import tfrecord
 from .atari_games import NUM_ACTIONS, game_folder
@@ -126,7 +126,7 @@ def picture(data: bytes) -> np.ndarray:
     try:
         from PIL import Image
     except ImportError as error:
-        raise UserError(f'pictures need Pillow: pip install "rlcls[data]" ({error})') from None
+        raise UserError(f"pictures need Pillow: {install('data')} ({error})") from None
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.array(image)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rlcls._errors import UserError
+from rlcls._errors import UserError, install
 
 
 def records(file: gzip.GzipFile) -> Iterator[bytes]:
@@ -120,6 +120,6 @@ def _masked_crc(data: bytes) -> int:
     try:
         import google_crc32c
     except ImportError as error:
-        raise UserError(f'TFRecord files need google-crc32c: pip install "rlcls[data]" ({error})') from None
+        raise UserError(f"TFRecord files need google-crc32c: {install('data')} ({error})") from None
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -64,7 +64,8 @@ class HeldOutEvaluator:
         self._where = data.held_out(transitions)
         if not len(self._where[0]):
             raise ValueError(
-                "the data holds no transition out; give data.held_out=0.05, or more if it is small"
+                "data.held_out keeps no episode out of training; give data.held_out=0.05, or more if there are few "
+                "episodes"
             )
 
         def sums(acting: PyTree, batch: Transition) -> dict[str, Float[Array, ""]]:

@@ -4,11 +4,16 @@ import math
 import numbers
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from rlcls.kernels.arrays import as_real, at_least_float32, check_floating
+
+MOST_OUTPUTS = 2**20
+"""The largest number of bins or quantiles: several arrays of that size are made before any memory is estimated."""
 
 
 def as_outputs(head: Any, outputs: ArrayLike, argument: str = "outputs") -> Float[Array, "*b n"]:
@@ -23,7 +28,7 @@ def check_outputs(head: Any, outputs: Any, argument: str) -> None:
     check_floating(outputs, argument)
     if outputs.ndim == 0 or outputs.shape[-1] != head.num_outputs:
         raise ValueError(
-            f"{argument} of shape {outputs.shape} do not fit {head.name}: "
+            f"{argument} of shape {outputs.shape} {_do(argument)} not fit {head.name}: "
             f"the last axis must be num_outputs = {head.num_outputs}"
         )
 
@@ -43,13 +48,27 @@ def check_leading(
     """Raises a ValueError if `shape` differs from the leading axes of the outputs."""
     if shape != outputs.shape[:-1]:
         raise ValueError(
-            f"{argument} of shape {shape} do not match {outputs_argument} of shape {outputs.shape}: "
+            f"{argument} of shape {shape} {_do(argument)} not match {outputs_argument} of shape {outputs.shape}: "
             f"{argument} must have shape {outputs.shape[:-1]}"
         )
 
 
+def check_distribution(head: Any, target: Any, outputs: Array) -> Float[Array, "*b n"]:
+    """The target of a head whose `td_target` is a distribution, checked against the outputs, in at least float32."""
+    target = jnp.asarray(target)
+    if target.shape == outputs.shape[:-1]:
+        raise ValueError(
+            f"target of shape {target.shape} holds scalars, which loss takes: the td_loss of {head.name} takes what "
+            f"its td_target gives, of shape {outputs.shape}"
+        )
+    target = as_outputs(head, target, "target")
+    check_leading(target.shape[:-1], "target", outputs)
+    return target
+
+
 def check_finite(what: str, value: Any) -> float:
     """The value as a float; an error calls it `what` if it is no finite number."""
+    value = _concrete(value)
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{what} must be a number, not {value!r}")
     if not math.isfinite(value):
@@ -64,10 +83,24 @@ def check_positive(what: str, value: Any) -> float:
     return float(value)
 
 
-def check_integer(what: str, value: Any, least: int) -> int:
-    """The value as an int; an error calls it `what` if it is no integer or below `least`."""
+def check_integer(what: str, value: Any, least: int, most: int | None = None) -> int:
+    """The value as an int; an error calls it `what` if it is no integer, below `least` or above `most`."""
+    value = _concrete(value)
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise TypeError(f"{what} must be an integer, not {value!r}")
     if value < least:
         raise ValueError(f"{what} must be at least {least}, not {value}")
+    if most is not None and value > most:
+        raise ValueError(f"{what} must be at most {most}, not {value}")
     return int(value)
+
+
+def _concrete(value: Any) -> Any:
+    """The number in an array without axes, such as jnp.float32(1); anything else, traced arrays too, as it is."""
+    is_array = isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, jax.core.Tracer)
+    return value.item() if is_array and value.ndim == 0 else value
+
+
+def _do(argument: str) -> str:
+    """The auxiliary verb that agrees with the name of an argument."""
+    return "do" if argument.endswith("s") else "does"

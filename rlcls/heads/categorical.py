@@ -18,7 +18,7 @@ from rlcls.kernels.arrays import as_real, at_least_float32, clip, namespace
 from rlcls.kernels.histogram.projection import Projection
 
 from . import criteria
-from ._arrays import as_outputs, as_scalars, check_finite, check_leading, check_outputs, check_positive
+from ._arrays import as_outputs, as_scalars, check_distribution, check_finite, check_outputs, check_positive
 from .base import Head
 from .support import Support
 
@@ -34,9 +34,22 @@ class CategoricalHead(Head):
 
     support: Support
 
+    def __new__(cls, *arguments: Any, **options: Any) -> Any:
+        # __init__ would answer vmin, vmax and num_bins with Python's count of positional arguments.
+        head = super().__new__(cls)
+        if arguments:
+            head._check_support(arguments[0])
+        return head
+
     def __post_init__(self) -> None:
-        if not isinstance(self.support, Support):
-            raise TypeError(f"{self.name}: support must be a heads.Support, not {self.support!r}")
+        self._check_support(self.support)
+
+    def _check_support(self, support: Any) -> None:
+        if not isinstance(support, Support):
+            raise TypeError(
+                f"{self.name}: support must be a heads.Support, such as heads.Support.uniform(-10, 10, 51), not "
+                f"{support!r}; heads.make({self.name!r}, vmin=-10, vmax=10, num_bins=51) makes both"
+            )
 
     @property
     @abc.abstractmethod
@@ -369,11 +382,10 @@ class C51(TwoHot):
         return self._divergence(as_outputs(self, outputs), self._projected(outputs, target))
 
     def _projected(self, outputs: ArrayLike, target: ArrayLike) -> Float[Array, "*b k"]:
-        target = as_outputs(self, target, "target")
-        check_leading(target.shape[:-1], "target", jnp.asarray(outputs))
-        return lax.stop_gradient(target)
+        return lax.stop_gradient(check_distribution(self, target, jnp.asarray(outputs)))
 
 
+@dataclasses.dataclass(frozen=True)  # else signature() and help() would show those of __new__
 class MSESoftmax(CategoricalHead):
     """The squared error of the mean of a softmax: a categorical network without a categorical loss.
 

@@ -14,7 +14,15 @@ from jaxtyping import Array, Float, Real
 
 from rlcls.kernels.arrays import as_real, check_floating, clip
 
-from ._arrays import as_outputs, as_scalars, check_finite, check_integer, check_leading
+from ._arrays import (
+    MOST_OUTPUTS,
+    as_outputs,
+    as_scalars,
+    check_distribution,
+    check_finite,
+    check_integer,
+    check_leading,
+)
 from .base import Head
 
 _BLOCK = 16  # targets in a step of the loop; compilers keep the sums over this many in registers
@@ -40,7 +48,7 @@ class Quantile(Head):
     kappa: float = 1.0
 
     def __post_init__(self) -> None:
-        count = check_integer("quantile: num_quantiles", self.num_quantiles, 1)
+        count = check_integer("quantile: num_quantiles", self.num_quantiles, 1, MOST_OUTPUTS)
         object.__setattr__(self, "num_quantiles", count)
         object.__setattr__(self, "kappa", _check_kappa("quantile: kappa", self.kappa, np.float32))
 
@@ -103,9 +111,8 @@ class Quantile(Head):
 
         Source: Dabney et al. 2018, algorithm 1.
         """
-        outputs, target = as_outputs(self, outputs), as_outputs(self, target, "target")
-        check_leading(target.shape[:-1], "target", outputs)
-        return quantile_huber(outputs, target, kappa=self.kappa)
+        outputs = as_outputs(self, outputs)
+        return quantile_huber(outputs, check_distribution(self, target, outputs), kappa=self.kappa)
 
     def td_divergence(
         self, outputs: Float[ArrayLike, "*b n"], target: Float[ArrayLike, "*b n"]

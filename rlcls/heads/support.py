@@ -10,7 +10,7 @@ from jaxtyping import Float64
 
 from rlcls._errors import check_choice
 
-from ._arrays import check_finite, check_integer, check_positive
+from ._arrays import MOST_OUTPUTS, check_finite, check_integer, check_positive
 from .transforms import TRANSFORMS, Name
 
 On = Literal["edges", "centers"]
@@ -54,7 +54,9 @@ class Support:
             object.__setattr__(self, name, check_finite(f"support: {name}", getattr(self, name)))
         if self.vmin >= self.vmax:
             raise ValueError(f"support: vmin ({self.vmin}) must be below vmax ({self.vmax})")
-        object.__setattr__(self, "num_bins", check_integer("support: num_bins", self.num_bins, 2))
+        object.__setattr__(
+            self, "num_bins", check_integer("support: num_bins", self.num_bins, 2, MOST_OUTPUTS)
+        )
         check_choice("support: on", self.on, ("edges", "centers"))
         check_choice("support: scalar_transform", self.scalar_transform, TRANSFORMS)
         check_choice("support: bin_transform", self.bin_transform, TRANSFORMS)

@@ -11,9 +11,10 @@ def check_image_shape(network: str, shape: Sequence[int], smallest: int) -> tupl
     """The shape as a tuple; a ValueError if it is not one of stacked frames that the network can look at."""
     shape = tuple(shape)
     if len(shape) != 3 or shape[0] < 1 or min(shape[1:]) < smallest:
+        other = "; backbone=mlp or backbone=states looks at vectors" if len(shape) == 1 else ""
         raise ValueError(
             f"{network} looks at observations of shape (frames, height, width), "
-            f"at least {smallest} high and wide, not {shape}"
+            f"at least {smallest} high and wide, not {shape}{other}"
         )
     return shape
 

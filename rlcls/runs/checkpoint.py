@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import re
 import shutil
@@ -403,9 +404,10 @@ def _discard(folder: Path) -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    if not isinstance(error, OSError):
-        return one_line(error)
-    return "no space left" if error.errno == errno.ENOSPC else error.strerror or one_line(error)
+    # TensorStore puts the system's words at the end of its own.
+    if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+        return "no space left"
+    return (isinstance(error, OSError) and error.strerror) or one_line(error)
 
 
 def _reserve(path: Path, tree: PyTree) -> None:
@@ -442,8 +444,21 @@ def _orbax(folder: Path) -> Iterator[tuple[Any, Path]]:
             raise UserError(
                 f"cannot make a temporary folder ({_reason(error)}); TMPDIR says where"
             ) from error
+        stack.enter_context(_without_tracebacks())
         checkpointer = stack.enter_context(ocp.Checkpointer(ocp.PyTreeCheckpointHandler()))
         yield checkpointer, link / _TREE
+
+
+@contextlib.contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Silences absl's errors: Orbax's threads log the traceback of an exception that the caller gets too."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _save_tree(folder: Path, tree: PyTree) -> None:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from rlcls._errors import UserError, one_line
+from rlcls._errors import UserError, nearest, one_line
 from rlcls.files import is_foreign, write_text
 
 from .identity import difference, plain
@@ -183,7 +183,7 @@ def read_config(run_dir: Path) -> DictConfig:
     """
     path = run_dir / CONFIG
     if not path.is_file():
-        raise UserError(f"{run_dir} is not a run folder: it has no {CONFIG}")
+        raise UserError(f"{run_dir} is not a run folder: it has no {CONFIG}{_nearby(run_dir)}")
     try:
         config = OmegaConf.load(path)
         values = OmegaConf.to_container(config, resolve=True)
@@ -211,6 +211,20 @@ def read_config(run_dir: Path) -> DictConfig:
     if type(values.get("seed")) is not int:
         raise UserError(f"{path}: seed must be a whole number, not {plain(values.get('seed'))}; {_REMEDY}")
     return config
+
+
+def _nearby(run_dir: Path) -> str:
+    """The end of an error message about a folder that is no run: the run folders in it, or those named like it."""
+
+    def runs_in(folder: Path) -> list[str]:
+        try:
+            return sorted(each.parent.name for each in folder.glob(f"*/{CONFIG}"))
+        except OSError:
+            return []
+
+    if inside := runs_in(run_dir):
+        return f"; run folders lie in it, such as {run_dir / inside[0]}"
+    return nearest(run_dir.name, runs_in(run_dir.parent), most=3)
 
 
 def read_facts(run_dir: Path) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def start(folder: RunFolder, allowed: str | None = None) -> Start:
             ways = f"resume=weights (it is set aside, and new lines begin) or {_RESTART}"
             raise UserError(f"{error}; correct it or put it back, or give {ways}") from error
         remarks.append(f"{error}; new lines begin")
-        aside.append(metrics.FILE)
+        aside += [metrics.FILE] if (run_dir / metrics.FILE).exists() else []
         position = {**position, "lines": 0}
     if allowed and not remarks:
         remarks.append(f"resume={allowed} is not needed: {checkpoint.folder} is whole")

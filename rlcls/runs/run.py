@@ -136,6 +136,10 @@ def run(
         error.add_note(
             reason + (f"{last} is the last good checkpoint" if last else "there was no checkpoint yet")
         )
+        if isinstance(error, Diverged):
+            error.add_note(
+                "a lower agent.learning_rate may help, or gradients clipped by agent.max_gradient_norm=10"
+            )
 
     def evaluate(due: Sequence[Periodic]) -> list[str]:
         """Calls evaluators; returns the kinds of those that a signal prevented."""

@@ -89,8 +89,9 @@ class Online:
         ):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-        if lag < 0 or diagnostics_every < 0:
-            raise ValueError(f"lag ({lag}) and diagnostics_every ({diagnostics_every}) must be at least 0")
+        for name, value in (("lag", lag), ("diagnostics_every", diagnostics_every)):
+            if value < 0:
+                raise ValueError(f"{name} must be at least 0, not {value}")
         if replay.num_streams != env.num_envs:
             raise ValueError(f"the replay has {replay.num_streams} streams for {env.num_envs} environments")
         if replay.min_size < batch_size:

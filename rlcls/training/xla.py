@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jaxtyping import Array, Key
 
-from rlcls._errors import UserError
+from rlcls._errors import UserError, install
 
 # This option makes XLA's CPU compiler call a library for convolutions and matrix products, which makes convolutions up
 # to 1.7 times as fast. Each product is a call of its own, because fusing a whole network into one call is slower.
@@ -110,7 +110,7 @@ def choose_device(name: str | None) -> jax.Device:
     except RuntimeError as error:
         raise UserError(
             f"device={name} was asked for and JAX finds none (it finds {', '.join(platforms)}); "
-            f'install it with pip install "rlcls[{"cuda" if name == "gpu" else name}]"'
+            f"install it with {install('cuda' if name == 'gpu' else str(name))}"
         ) from error
     if name:
         jax.config.update("jax_default_device", device)

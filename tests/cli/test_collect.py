@@ -3,6 +3,8 @@
 import contextlib
 import itertools
 import json
+import os
+import sys
 import tracemalloc
 
 import jax
@@ -14,7 +16,7 @@ from rlcls import collect, trained
 from rlcls._errors import UserError
 from rlcls.cli import build
 from rlcls.cli.compose import compose
-from rlcls.datasets import BEGINS, CUT, Layout, Recording, Streams, Transitions, Writer, playing
+from rlcls.datasets import BEGINS, CUT, Layout, Recording, Streams, Transitions, Writer, playing, recording
 from rlcls.envs import gymnasium as gymnasium_envs
 from rlcls.envs import probe
 from rlcls.replay import FrameReplay
@@ -242,6 +244,37 @@ def test_mistakes_are_one_line_and_write_nothing(replay_run, played, tmp_path, c
         assert message in error and len(error.splitlines()) == 1, error
     assert not (tmp_path / "a").exists()
     assert (tmp_path / "mine" / "frames.bin").read_bytes() == b"somebody else's"
+
+
+def test_the_rules_of_training_do_not_bind_a_policy_that_plays(tmp_path, capsys):
+    many = ["policy=random", "env=probe", "game=probe/policy", "env.num_envs=5000", "steps=5000"]
+    assert collect.main([*many, f"out={tmp_path}/a"]) == 0, capsys.readouterr().err
+
+
+def test_a_recording_whose_output_nobody_reads_is_finished(tmp_path, monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        options = ["policy=random", "env=probe", "game=probe/policy", "steps=50"]
+        assert collect.main([*options, f"out={tmp_path}/a"]) == 0
+    assert Recording(tmp_path / "a").columns.num_rows == 50
+
+
+def test_a_second_writer_says_that_it_waits(tmp_path, monkeypatch):
+    layout = Layout(game="Pong", frame_shape=(84, 84), num_actions=6)
+    names = []
+
+    @contextlib.contextmanager
+    def phase(name):
+        names.append(name)
+        first.__exit__(None, None, None)
+        yield
+
+    monkeypatch.setattr(recording, "phase", phase)
+    first = Writer(tmp_path / "a", layout, {})
+    with Writer(tmp_path / "a", layout, {}):
+        assert names == [f"waiting for another process that writes {tmp_path / 'a'}"]
 
 
 def test_a_long_episode_is_recorded_in_little_memory(tmp_path):

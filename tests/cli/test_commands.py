@@ -6,7 +6,7 @@ import pytest
 
 import rlcls
 from rlcls import __main__ as commands
-from rlcls import games
+from rlcls import games, train
 from rlcls.envs import atari
 
 
@@ -30,6 +30,8 @@ def test_help_lists_the_commands(argv, call, capsys):
 
 def test_the_version_is_the_packages(call, capsys):
     assert call("--version") == 0
+    assert capsys.readouterr().out == f"rlcls {rlcls.__version__}\n"
+    assert train.main(["--version"]) == 0
     assert capsys.readouterr().out == f"rlcls {rlcls.__version__}\n"
 
 

@@ -1,5 +1,7 @@
 """A mistake on the command line is one line, and names what would be right."""
 
+import re
+
 import pytest
 
 from rlcls._errors import UserError, nearest
@@ -55,6 +57,36 @@ MISTAKES = {
     "loss._target_=fractions.Fraction +loss.foo=1": "loss.foo: fractions.Fraction takes no 'foo' "
     "(denominator, numerator)",
     "agent.learning_rate=${nope}": "agent.learning_rate: Interpolation key 'nope' not found",
+    "agent=cql replay.gamma=0.9": "replay.gamma belongs to loop=online; with loop=offline it is data.gamma",
+    "agent=dqn loop=offline replay.n_step=3": "replay.n_step belongs to loop=online; with loop=offline it is "
+    "data.n_step",
+    "agent=cql +replay.gamma=0.9": "replay.gamma belongs to loop=online; with loop=offline it is data.gamma",
+    "agent=cql replay.reward_clip=1": "replay.reward_clip belongs to loop=online; with loop=offline it is "
+    "data.reward_clip",
+    "agent=cql replay.capacity=10": "replay.capacity belongs to loop=online, not to loop=offline",
+    "agent=cql exploration.epsilon_end=0.9": "exploration.epsilon_end belongs to loop=online, not to loop=offline",
+    "agent=cql replay._target_=package.Replay": "replay._target_ belongs to loop=online, not to loop=offline",
+    "+replay.gamma=0.9": "replay.gamma exists; write it without +",
+    "+seed=1": "seed exists; write it without +",
+    "+replay={gamma:0.9}": "'replay' is a group of options, set one by one (replay.capacity, replay.min_size, "
+    "replay.n_step, replay.gamma, replay.prioritized, replay.priority_exponent, replay.importance_exponent, "
+    "replay.reward_clip)",
+    "agent.optimizer.b1=1.5": "agent.optimizer.b1: expected at least 0 and below 1, not 1.5",
+    "agent.optimizer.b2=1": "agent.optimizer.b2: expected at least 0 and below 1, not 1.0",
+    "agent.optimizer.eps=-1": "agent.optimizer.eps: expected at least 0, not -1.0",
+    "+agent.optimizer.eps_root=-1": "agent.optimizer.eps_root: expected at least 0, not -1",
+    "agent/optimizer=adamw agent.optimizer.weight_decay=-0.1": "agent.optimizer.weight_decay: expected at least 0, "
+    "not -0.1",
+    "agent/optimizer=rmsprop agent.optimizer.decay=-0.1": "agent.optimizer.decay: expected at least 0 and below 1, "
+    "not -0.1",
+    "agent/optimizer=sgd agent.optimizer.momentum=1": "agent.optimizer.momentum: expected at least 0 and below 1, "
+    "not 1.0",
+    "env=gymnasium env.id=": "env.id: expected a name, not ''",
+    "agnet=dqn": "unknown option 'agnet'; did you mean 'agent'? (--help lists them all)",
+    "replay.min_size=0": "training: replay.min_size (0) must be at least 64: 3-step returns of 16 environments at a "
+    "lag of 1 are not complete before",
+    "training.lag=10000": "training: replay.min_size (5000) must be at least 160048: 3-step returns of 16 "
+    "environments at a lag of 10000 are not complete before",
     "agent.learning_rate=nan": "agent.learning_rate: expected a number, not nan",
     "agent/optimizer=adma": "unknown agent/optimizer 'adma'; did you mean 'adam'? (adam, adamw, rmsprop, sgd)",
     "agent.adam_eps=1": "unknown option 'agent.adam_eps' of agent=dqn; did you mean 'agent.double'? (agent.double, "
@@ -130,12 +162,16 @@ IMPOSSIBLE = {
     "env.num_envs=0": "env.num_envs must be at least 1, not 0",
     "loss.vmin=20": "loss: support: vmin (20.0) must be below vmax (3.0)",
     "loss.num_bins=1": "loss: ",
+    "loss.num_bins=1000000000": "loss: support: num_bins must be at most 1048576, not 1000000000",
+    "loss=quantile loss.num_quantiles=1000000000": "loss: quantile: num_quantiles must be at most 1048576, not",
     "agent.learning_rate=0": "agent: learning_rate must be above 0, not 0.0",
     "agent.target_tau=2": "agent: target_tau must be above 0 and at most 1, not 2.0",
-    "backbone=mlp backbone.hidden=[0]": "agent: hidden must be whole numbers of at least 1, not (0,)",
+    "backbone=mlp backbone.hidden=[0]": "backbone: hidden must be whole numbers of at least 1, not (0,)",
+    "backbone.hidden=[]": "backbone: hidden must be whole numbers of at least 1, not ()",
+    "backbone.dtype=int32": "backbone: dtype must be float32 or bfloat16, not 'int32'",
     "replay.capacity=100": "replay: capacity (100) must be at least min_size (5000)",
     "replay.gamma=1.5": "replay: gamma must be between 0 and 1, not 1.5",
-    "training.lag=-1": "training: lag (-1) and diagnostics_every (1000) must be at least 0",
+    "training.lag=-1": "training: lag must be at least 0, not -1",
     "exploration.epsilon_end=2": "exploration: epsilon_end must be between 0 and 1, not 2.0",
     "eval.episodes=0": "eval: episodes must be at least 1, not 0",
     "eval.epsilon=-1": "eval: epsilon must be between 0 and 1, not -1.0",
@@ -153,6 +189,14 @@ def test_a_value_that_a_constructor_refuses_is_one_line(options):
         build.evaluators(config, agent, {"": env})
     assert str(caught.value).startswith(IMPOSSIBLE[options])
     assert "\n" not in str(caught.value)
+
+
+def test_a_target_that_hydra_blocks_is_a_whole_sentence():
+    with pytest.raises(UserError) as caught:
+        build.build(compose.compose(["agent._target_=os.system"]), "agent")
+    assert re.fullmatch(
+        r"agent: Target 'os\.system' is blocklisted because it allows .* family", str(caught.value)
+    )
 
 
 def test_a_user_error_inside_a_built_object_keeps_its_words():

@@ -123,6 +123,22 @@ def test_cql_learns_from_data_and_a_stopped_run_goes_on_to_the_same_bits(recorde
     assert lines(broken, "held_out")[0].keys() >= {"td_error", "cql_gap", "agreement", "transitions"}
 
 
+def test_a_signal_during_the_last_update_stops_nothing(recorded, capsys):
+    recorded.STOP_AT = 19
+    assert main([*COMMAND, "steps=20", "eval.every=0", "run_dir=run"]) == 0
+    assert "finished 20 of 20 updates" in capsys.readouterr().out
+
+
+def test_another_environment_than_that_of_the_data_is_named_before_a_backbone_that_misfits(recorded, capsys):
+    command = [option for option in COMMAND if not option.startswith(("env", "game", "backbone"))]
+    assert main([*command, "env=gymnasium", "backbone=data_efficient", "run_dir=run"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        error.startswith("error: the data has observations ") and "and CartPole-v1 has observations" in error
+    )
+    assert error.endswith(": choose env= as the data, or eval.every=0\n") and error.count("\n") == 1
+
+
 @pytest.mark.parametrize("game", [0, 1])
 def test_one_of_several_games_is_played_by_its_number(game, recorded, tmp_path, capsys):
     games = ["agent.games=2", "+data.games=2", f"+env.number={game}", "steps=200", "eval.every=200"]
@@ -172,7 +188,8 @@ REFUSED = {
     "agent.target=sarsa": "agent: target=sarsa needs batches with next_action, and these have none: ",
     "agent=bc env=gymnasium": "the data has observations float32 [1] and actions 2, and CartPole-v1 has observations "
     "float32 [4] and actions 2: choose env= as the data, or eval.every=0",
-    "+data.games=2": "agent: CQL needs the number of games, games=, since these observations are of frames and game",
+    "+data.games=2 +env.number=1": "agent: CQL needs the number of games, games=, since these "
+    "observations are of frames and game",
     "+data.games=2 agent.games=2": "the data has observations ['frames'] float32 [1], ['game'] int32 [] and actions 2, "
     "and probe/policy has observations float32 [1] and actions 2: +env.number=K makes it the K-th of several games",
     "agent.games=2": "agent: games=2 needs observations of frames and game, and these are one array",

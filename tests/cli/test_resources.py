@@ -31,7 +31,7 @@ TOO_LARGE = {
     "replay.capacity=1000000000": (VECTORS, r"; \d{3},000,000 would fit$"),
     "diagnostics.batch_size=1000000": ([], r"; \d\d?0,000 would fit$"),
     "eval.episodes=1000000000000": (VECTORS, r"; \d\d,000,000 would fit$"),
-    "loss.num_bins=10000000": (VECTORS, None),
+    "loss.num_bins=1000000": ([*VECTORS, "backbone.hidden=[512]"], None),
     "backbone.hidden=[1000000,1000000]": (VECTORS, None),
 }
 
@@ -142,5 +142,6 @@ def test_a_package_that_cannot_be_imported_is_named_before_training(monkeypatch)
         packages.import_all(tensorboard=False)
     assert str(error.value) == (
         "orbax.checkpoint cannot be imported (AttributeError: module 'jax' has no attribute 'thing'); "
-        'pip install --upgrade "rlcls[train]" installs versions that fit'
+        'pip install --upgrade "rlcls[train]", or in a checkout of rlcls pip install --upgrade -e ".[train]" installs '
+        "versions that fit"
     )

@@ -57,10 +57,16 @@ def train(*argv, cwd):
             ["env=gymnasium", "env.id=CartPol-v1"],
             "unknown environment 'CartPol-v1'; did you mean 'CartPole-v1'?",
         ),
+        (["env.protocol=atary"], "unknown protocol 'atary'; did you mean 'atari100k'?"),
         (["env.protocol=dopmine"], "unknown protocol 'dopmine'; did you mean 'dopamine'?"),
         (["loss._target_=no_such_package.Head"], "loss._target_=no_such_package.Head: No module named"),
         (["loss._target_=fractions.Fraction", "+loss.foo=1"], "loss.foo: fractions.Fraction takes no 'foo'"),
         (["game=Joust"], "game 'Joust' needs two players"),
+        (
+            ["env=probe", "game=probe/policy"],
+            "backbone: DataEfficient looks at observations of shape (frames, height, width), at least 25 high and "
+            "wide, not (1,); backbone=mlp or backbone=states looks at vectors\n",
+        ),
     ],
 )
 def test_a_mistake_ends_with_2_one_line_and_nothing_written(argv, line, tmp_path, monkeypatch, capsys):

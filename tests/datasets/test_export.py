@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -220,3 +221,15 @@ def test_the_command_exports_and_refuses_to_overwrite(tmp_path, record, capsys):
     }.items():
         assert main(["export", *arguments]) == 2
         assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_an_export_without_h5py_is_refused_before_any_progress(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    assert (
+        main(["export", "format=minari", "data=recording", f"data.path={tmp_path}/a", f"out={tmp_path}/b-v0"])
+        == 2
+    )
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.startswith(
+        'error: HDF5 files need h5py: pip install "rlcls[data]", or in a checkout of rlcls pip install -e ".[data]" ('
+    )

@@ -130,6 +130,7 @@ BYTES = gymnasium.spaces.Box(0, 255, (5,), np.uint8)
     [
         (BOX, np.zeros(4, np.float32), "float32 [4]"),
         (BYTES, np.zeros(5), "float64 [5]"),
+        (BOX, None, "None"),
         (gymnasium.spaces.Dict(a=BOX), {"b": np.zeros(5)}, "{'b': array([0., 0., 0., 0., 0.])}"),
         (gymnasium.spaces.Dict(a=BOX), np.zeros(5), "float64 [5]"),
     ],

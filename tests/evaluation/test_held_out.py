@@ -99,7 +99,7 @@ def test_several_games_are_scored_in_equal_parts(tmp_path):
 def test_what_cannot_be_scored_is_refused(tmp_path):
     data = Transitions(record(tmp_path / "a"))
     for message, agent, source in (
-        ("the data holds no transition out; give data.held_out=0.05", Values(), data),
+        ("data.held_out keeps no episode out of training; give data.held_out=0.05", Values(), data),
         ("held-out transitions need data= and data.held_out", Values(), None),
         ("SimpleNamespace has no values of single actions", types.SimpleNamespace(), data),
     ):

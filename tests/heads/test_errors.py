@@ -1,5 +1,7 @@
 """Wrong arrays are refused when a function is traced, in one line that says what would be right."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,10 +60,16 @@ def test_td_targets_that_do_not_fit(head):
     target = jax.eval_shape(head.td_target, outputs, jnp.zeros(4), jnp.zeros(4))
     wrong = jnp.zeros((3, *target.shape[1:]))
     message = (
-        f"target of shape (3,) do not match outputs of shape {outputs.shape}: target must have shape (4,)"
+        f"target of shape (3,) does not match outputs of shape {outputs.shape}: target must have shape (4,)"
     )
     refused(ValueError, message, head.td_loss, outputs, wrong)
     refused(ValueError, message, head.td_divergence, outputs, wrong)
+    if target.ndim == 2:
+        message = (
+            f"target of shape (4,) holds scalars, which loss takes: the td_loss of {head.name} takes what its "
+            f"td_target gives, of shape {outputs.shape}"
+        )
+        refused(ValueError, message, head.td_loss, outputs, jnp.zeros(4))
 
 
 def test_what_is_not_a_real_number(head):
@@ -80,7 +88,13 @@ def test_a_support_that_is_none(head):
     if isinstance(head, heads.CategoricalHead):
         with pytest.raises(TypeError) as raised:
             type(head)(51)
-        assert str(raised.value) == f"{head.name}: support must be a heads.Support, not 51"
+        assert str(raised.value) == (
+            f"{head.name}: support must be a heads.Support, such as heads.Support.uniform(-10, 10, 51), not 51; "
+            f"heads.make({head.name!r}, vmin=-10, vmax=10, num_bins=51) makes both"
+        )
+        with pytest.raises(TypeError, match=r"heads\.Support, .* not -10; heads\.make"):
+            type(head)(-10, 10, 51)
+        assert str(inspect.signature(type(head))).startswith("(support: ")
 
 
 def test_rewards_or_discounts_of_another_shape(head):

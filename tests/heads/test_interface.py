@@ -303,7 +303,9 @@ def test_select_takes_the_outputs_of_the_actions():
     beyond = np.isnan(heads.select(outputs, actions + 1))
     np.testing.assert_array_equal(beyond.all(-1), actions == 3)
     np.testing.assert_array_equal(beyond.any(-1), actions == 3)
-    np.testing.assert_array_equal(heads.select(outputs, actions - 4), heads.select(outputs, actions))
+    assert np.isnan(heads.select(outputs, actions - 4)).all()
+    many = jnp.zeros((1, 300, 1))
+    assert np.isnan(heads.select(many, jnp.array([-1], jnp.int8))).all()
 
 
 def test_mse_and_huber_are_what_they_say():

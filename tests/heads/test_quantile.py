@@ -145,7 +145,7 @@ def test_impossible_options_are_refused():
             heads.Quantile(kappa=kappa)
     with pytest.raises(ValueError, match=r"targets must have shape \(2,\)|targets of shape"):
         heads.quantile_huber(jnp.zeros((2, 5)), jnp.zeros((3, 5)))
-    with pytest.raises(ValueError, match=r"target of shape \(3,\) do not match outputs of shape \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"target of shape \(3,\) does not match outputs of shape \(2, 5\)"):
         heads.Quantile(5).td_loss(jnp.zeros((2, 5)), jnp.zeros((3, 5)))
     for shape in ((), (2, 0)):
         with pytest.raises(ValueError, match=r"targets of shape .* must have a last axis of at least 1"):

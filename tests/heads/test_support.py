@@ -1,5 +1,7 @@
 """Where the bins of a support lie."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -48,6 +50,7 @@ def test_supports_are_values():
         ((1, 1, 51), ValueError, r"support: vmin \(1.0\) must be below vmax \(1.0\)"),
         ((-10, 10, 1), ValueError, "support: num_bins must be at least 2, not 1"),
         ((-10, 10, 51.5), TypeError, "support: num_bins must be an integer, not 51.5"),
+        ((-10, 10, 10**9), ValueError, "support: num_bins must be at most 1048576, not 1000000000"),
         ((-10, 10, "51"), TypeError, "support: num_bins must be an integer, not '51'"),
         ((float("nan"), 10, 51), ValueError, "support: vmin must be finite, not nan"),
         ((-10, None, 51), TypeError, "support: vmax must be a number, not None"),
@@ -60,6 +63,19 @@ def test_impossible_supports_are_refused_in_one_line(arguments, error, message):
     with pytest.raises(error, match=message) as raised:
         heads.Support(*arguments)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.untyped  # the annotation says float
+@pytest.mark.parametrize("make", [np.float32, np.array, jnp.float32])
+def test_an_array_without_axes_is_a_number(make):
+    support = heads.Support.uniform(make(-10), make(10), 51)
+    assert support == heads.Support.uniform(-10, 10, 51) and type(support.vmin) is float
+
+
+@pytest.mark.untyped
+def test_a_traced_number_is_no_support():
+    with pytest.raises(TypeError, match="support: vmin must be a number"):
+        jax.jit(lambda low: heads.Support.uniform(low, 10, 51).vmax)(-10.0)
 
 
 # Bins of unequal width

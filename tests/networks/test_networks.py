@@ -136,7 +136,7 @@ def test_the_same_seed_draws_the_same_weights():
         (
             lambda rngs: networks.IMPALA((128,), rngs=rngs),
             "IMPALA looks at observations of shape (frames, height, width), "
-            "at least 1 high and wide, not (128,)",
+            "at least 1 high and wide, not (128,); backbone=mlp or backbone=states looks at vectors",
         ),
         (
             lambda rngs: networks.Nature(ATARI, init_scale=0, rngs=rngs),

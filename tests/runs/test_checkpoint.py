@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import shutil
 import types
 import warnings
@@ -290,6 +291,26 @@ def test_a_tree_that_orbax_refuses_and_a_full_temporary_folder_are_one_line_each
             patch.setattr(place, name, harm)
             save(checkpoints, replay)
         assert len(list((run_dir / "checkpoints").iterdir())) == 2 and checkpoint.load(run_dir)[0].steps == 20
+
+
+def test_a_disk_that_fills_while_orbax_writes_is_one_line_without_a_traceback(two, monkeypatch, caplog):
+    import orbax.checkpoint as ocp
+
+    def fail(self, path, args):
+        logging.getLogger("absl").error(
+            "a thread raised an exception", exc_info=OSError(errno.ENOSPC, "full")
+        )
+        raise ValueError(
+            "RESOURCE_EXHAUSTED: Failed to write 1254 bytes: No space left on device [os_error_code='28']"
+        )
+
+    _, checkpoints, replay = two
+    monkeypatch.setattr(ocp.Checkpointer, "save", fail)
+    with caplog.at_level(logging.INFO, logger="absl"), pytest.raises(UserError, match=r": no space left$"):
+        save(checkpoints, replay, 22)
+    assert not caplog.records
+    logging.getLogger("absl").error("heard again")
+    assert caplog.records
 
 
 def test_without_its_replay_a_checkpoint_is_read_and_not_resumed(two):

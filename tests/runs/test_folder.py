@@ -345,3 +345,16 @@ def test_training_makes_no_nan(tmp_path):
         assert done.returncode == 0, done.stderr
     finally:
         jax.config.update("jax_debug_nans", before)
+
+
+def test_a_folder_that_is_no_run_is_answered_with_the_runs_near_it(tmp_path):
+    (tmp_path / "dqn-mse-Pong-s0-12345678").mkdir()
+    (tmp_path / "dqn-mse-Pong-s0-12345678" / "config.yaml").touch()
+    for name, ending in {
+        "dqn-mse-Pong-s0-12345679": "; did you mean 'dqn-mse-Pong-s0-12345678'? (dqn-mse-Pong-s0-12345678)",
+        ".": f"; run folders lie in it, such as {tmp_path}/dqn-mse-Pong-s0-12345678",
+        "zzz": "",
+    }.items():
+        with pytest.raises(UserError) as error:
+            folder.read_config(tmp_path / name)
+        assert str(error.value) == f"{tmp_path / name} is not a run folder: it has no config.yaml{ending}"

@@ -8,7 +8,7 @@ from rlcls._errors import UserError
 from rlcls.evaluation import Periodic
 from rlcls.runs import Checkpoints, Metrics, Progress, metrics, run
 from rlcls.runs.run import _shown_in, last_shown
-from rlcls.training import Saved
+from rlcls.training import Diverged, Saved
 
 
 class Loop:
@@ -239,6 +239,19 @@ def test_where_nothing_can_be_saved_an_exception_names_the_last_checkpoint(drive
         assert error.value.__notes__ == [f"not saved (the last step ended halfway); {checkpoint}"]
         (tmp_path / "checkpoints" / f"{10:012d}").mkdir(parents=True, exist_ok=True)
         (tmp_path / "checkpoints" / f"{10:012d}" / "manifest.json").touch()
+
+
+def test_divergence_is_answered_with_the_options_that_may_prevent_it(drive):
+    class Diverging(Loop):
+        def advance(self):
+            raise Diverged("loss is nan at update 2")
+
+    with pytest.raises(Diverged) as error:
+        drive([0.0] * 4, loop=Diverging([0.0] * 4))
+    assert error.value.__notes__ == [
+        "there was no checkpoint yet",
+        "a lower agent.learning_rate may help, or gradients clipped by agent.max_gradient_norm=10",
+    ]
 
 
 def test_a_signal_before_anything_is_new_writes_no_checkpoint(drive):

@@ -245,6 +245,13 @@ def test_damaged_metrics_are_set_aside_and_the_run_goes_on(call, run_dir):
     assert not steps_of(run_dir, "refill")  # the replay was whole
 
 
+def test_missing_metrics_are_not_said_to_be_set_aside(call, run_dir):
+    (run_dir / "metrics.jsonl").unlink()
+    code, _, err = resume(call, "resume=weights")
+    assert code == 0 and "set_aside" not in err and err.endswith("; new lines begin\n")
+    assert not (run_dir / "set_aside_1").exists() and steps_of(run_dir) == [700, 800]
+
+
 def test_a_run_that_began_again_after_damaged_metrics_can_be_resumed(call, run_dir):
     damage = garbled(run_dir)
     code, _, err = resume(call, "resume=restart", "steps=700")

@@ -335,7 +335,7 @@ def test_evaluation_is_a_function_of_the_moment_and_leaves_no_trace_in_the_run()
 def test_an_option_out_of_range_is_named():
     for option, message in {
         "training.batch_size=0": "training: batch_size must be at least 1, not 0",
-        "training.lag=-1": r"training: lag \(-1\)",
+        "training.lag=-1": "training: lag must be at least 0, not -1",
         "training.reseed_every=0": "training: reseed_every must be at least 1, not 0",
         "replay.min_size=12": r"training: replay.min_size \(12\) must be at least batch_size \(16\)",
         "replay.capacity=100 replay.min_size=120": r"replay: capacity \(100\) must be at least min_size \(120\)",
