@@ -164,7 +164,7 @@ class JaxVectorEnv(gymnasium.vector.VectorEnv):
 
     def facts(self) -> dict[str, Any]:
         """The name, the history and the fields of the `JaxEnv`."""
-        own = getattr(self.env, "facts", dict)()
+        own: dict[str, Any] = getattr(self.env, "facts", dict)()
         history = {"history": self.frame_stack} if self.frame_stack else {}
         return {"name": self.name, **own, **history}
 
@@ -274,4 +274,4 @@ def _action_space(spec: Spec) -> gymnasium.Space:
         return gymnasium.spaces.Box(low, high, dtype=np.float32)
     if spec.action.shape:
         return gymnasium.spaces.MultiDiscrete(np.full(spec.action.shape, spec.num_actions))
-    return gymnasium.spaces.Discrete(spec.num_actions)
+    return gymnasium.spaces.Discrete(spec.num_actions or 0)

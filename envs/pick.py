@@ -7,6 +7,7 @@ episode: the undiscounted return of an episode is 1 or 0, and its mean is the su
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from jaxtyping import Array, Bool, Float32, Int32, Key, UInt8
 from rlcls._errors import UserError, nearest
 from rlcls.spec import Spec
 
+from .base import JaxEnv
 from .jax_vector import JaxVectorEnv
 
 _STEP = 0.08  # the longest way in one direction and step
@@ -218,7 +220,7 @@ class Relay:
 
 _CAREFUL = 0.5  # the speed that never loses the object
 
-TASKS = {"pick": Pick, "relay": Relay}
+TASKS: dict[str, Callable[..., JaxEnv]] = {"pick": Pick, "relay": Relay}
 
 
 def make(
