@@ -24,6 +24,8 @@ from .bc import Cloning
 from .q_learning import ADAM, AgentState, Network, Optimizer, QLearning
 
 _CONSERVATISM = ("unseen", "softmax")
+# The metric q_unseen is of this many transitions of a batch: all values of 256 bins take as long as the loss itself.
+_SHOWN = 8
 
 
 class QTransformer(QLearning):
@@ -165,7 +167,6 @@ class QTransformer(QLearning):
         tokens = self._actions(batch)
         outputs, network_state, _ = self._apply(params, network_state, *self._inputs(batch), train=True)
         chosen = heads.select(outputs, tokens)
-        values = self.head.value(outputs)
         unseen = jnp.arange(self._num_actions) != tokens[..., None]
         if self._conservatism == "unseen":
             # One target for all outputs: under vmap it is made once, and not for each of them.
@@ -173,10 +174,11 @@ class QTransformer(QLearning):
             losses = jax.vmap(self.head.loss, (0, None))(flat, jnp.float32(self._minimum_return))
             pull = jnp.sum(jnp.where(unseen, losses.reshape(unseen.shape), 0.0), axis=-1)
         else:
+            values = self.head.value(outputs)
             pull = jax.nn.logsumexp(values, axis=-1) - self.head.value(chosen)
         weight = jnp.asarray(batch.weight)[:, None]
         loss = jnp.mean(weight * (self.head.loss(chosen, target) + self._alpha * pull))
-        mean_unseen = jnp.mean(values, where=unseen)
+        mean_unseen = jnp.mean(self.head.value(outputs[:_SHOWN]), where=unseen[:_SHOWN])
         return loss, (network_state, chosen, {"conservatism": jnp.mean(pull), "q_unseen": mean_unseen})
 
     def targets(
