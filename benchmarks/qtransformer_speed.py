@@ -2,9 +2,9 @@
 
     taskset -c 0 python benchmarks/qtransformer_speed.py
 
-Updates: width 64, 2 layers, 4 action dimensions, batch 128, with HL-Gauss of 21 bins and with MSE. Decisions: batch 64, token
-by token with remembered keys and values, and by the whole sequence for each token. Each figure is the median of 7
-rounds, in which all settings take turns.
+Updates: width 64, 2 layers, 4 action dimensions, batch 128, with HL-Gauss of 21 bins and with MSE. Decisions: batch 64,
+token by token with remembered keys and values, and by the whole sequence for each token. Each figure is the median of
+7 rounds, in which all settings take turns.
 """
 
 import time
