@@ -98,6 +98,11 @@ def _train(config: DictConfig) -> int:
         evaluators = build.evaluators(config, agent, envs, data)
         for each in evaluators:
             stack.callback(getattr(each.evaluator, "close", lambda: None))
+        if config.checkpoint.keep_best and len(envs) > 1:
+            raise UserError(
+                f"checkpoint.keep_best=true compares one return, and {len(envs)} games have one each; "
+                "checkpoint.keep_every=N keeps every N-th"
+            )
         path, options = build.run_dir(config, played), build.plain_dict(config)
         folder = RunFolder(path, options, environment=played, protocol=env.facts())
         stack.enter_context(folder)

@@ -148,6 +148,10 @@ def test_one_of_several_games_is_played_by_its_number(game, recorded, tmp_path, 
 
 def test_each_of_several_games_is_played_in_one_run(recorded, tmp_path, capsys):
     games = ["agent.games=2", "+data.games=[probe/policy,probe/action]", "steps=200", "eval.every=200"]
+    assert main([*COMMAND, *games, "run_dir=run", "checkpoint.keep_best=true"]) == 2
+    assert (
+        "checkpoint.keep_best=true compares one return, and 2 games have one each" in capsys.readouterr().err
+    )
     assert main([*COMMAND, *games, "run_dir=run"]) == 0, capsys.readouterr().err
     for game in ("probe/policy", "probe/action"):
         assert lines(tmp_path / "run", f"eval.{game}")[-1]["return_mean"] == 1
