@@ -24,8 +24,9 @@ from .bc import Cloning
 from .q_learning import ADAM, AgentState, Network, Optimizer, QLearning
 
 _CONSERVATISM = ("unseen", "softmax")
-# The metric q_unseen is of this many transitions of a batch: all values of 256 bins take as long as the loss itself.
-_SHOWN = 8
+# The metric q_unseen averages over the first transitions of a batch: decoding all values of 256 bins costs as much as
+# the loss.
+_METRIC_ROWS = 8
 
 
 class QTransformer(QLearning):
@@ -49,8 +50,8 @@ class QTransformer(QLearning):
     The target of every head is a scalar, so C51 learns it as the distribution of a single point.
 
     Args:
-      spec: observations that are one array, and actions that are tokens (int32 [T]) or continuous (float32 [D], with a
-        finite range), which are divided into bins.
+      spec: observations that are one array (with `games`, of frames and game), and actions that are tokens (int32 [T])
+        or continuous (float32 [D], with a finite range), which are divided into bins.
       make_backbone: as in `QLearning`; features of each token of the observation (`pool=none` of a transformer) are
         read one by one.
       head: how a value is represented. Its support should reach beyond the returns on both sides: the decoded value of
@@ -103,9 +104,10 @@ class QTransformer(QLearning):
         if alpha < 0:
             raise ValueError(f"alpha must be at least 0, not {alpha}")
         check_choice("conservatism", conservatism, _CONSERVATISM)
+        reads_minimum = alpha > 0 and conservatism == "unseen"
         with jax.transfer_guard("allow"):
             is_outside = bool(head.clip_fraction(np.full(1, minimum_return, np.float32)))
-        if is_outside:
+        if reads_minimum and is_outside:
             raise ValueError(
                 f"minimum_return ({minimum_return:g}) lies outside the support of {type(head).__name__}; returns.low "
                 "and returns.high must enclose it"
@@ -178,7 +180,7 @@ class QTransformer(QLearning):
             pull = jax.nn.logsumexp(values, axis=-1) - self.head.value(chosen)
         weight = jnp.asarray(batch.weight)[:, None]
         loss = jnp.mean(weight * (self.head.loss(chosen, target) + self._alpha * pull))
-        mean_unseen = jnp.mean(self.head.value(outputs[:_SHOWN]), where=unseen[:_SHOWN])
+        mean_unseen = jnp.mean(self.head.value(outputs[:_METRIC_ROWS]), where=unseen[:_METRIC_ROWS])
         return loss, (network_state, chosen, {"conservatism": jnp.mean(pull), "q_unseen": mean_unseen})
 
     def targets(
@@ -187,10 +189,9 @@ class QTransformer(QLearning):
         """The target of each token, twice: every head's target is the scalar itself."""
 
         def values(network: Network) -> tuple[Float[Array, "b u a"], Float[Array, "b a"]]:
-            """Of all tokens but the first after the recorded ones, and of the first at the next observation."""
+            """Values of tokens 2 to T after the recorded tokens before them, and of token 1 at the next observation."""
             outputs, _, _ = self._apply(*network, *self._inputs(batch), train=False)
-            after = self._conditioned(batch.next_observation)
-            first, _, _ = self._apply(*network, after, train=False, method="first")
+            first, _, _ = self._apply(*network, batch.next_observation, train=False, method="first")
             return self.head.value(outputs)[:, 1:], self.head.value(first)
 
         following, next_first = values(state.target)
@@ -220,24 +221,14 @@ class QTransformer(QLearning):
     ) -> tuple[Int[Array, "b t"], Float[Array, "b t a"]]:
         batch = len(jax.tree.leaves(observations)[0])
         forced = jnp.broadcast_to(forced, (batch, self._num_tokens))
-        seen = self._conditioned(observations)
-        decoded, _, _ = self._apply(*acting, seen, forced, train=False, method="decode")
+        decoded, _, _ = self._apply(*acting, observations, forced, train=False, method="decode")
         return decoded
 
     def _actions(self, batch: Transition) -> Int[Array, "b t"]:
         return jnp.asarray(batch.action) if self._bins is None else self._bins.encode(batch.action)
 
     def _inputs(self, batch: Transition) -> tuple[PyTree, ...]:
-        return self._conditioned(batch.observation), self._actions(batch)
-
-    def _conditioned(self, observations: PyTree) -> PyTree:
-        """What the network takes: the number of a game is replaced by its vector, and by NaN where there is no game."""
-        if not self._games:
-            return observations
-        table = jnp.asarray(self._vectors)
-        game = jnp.where(observations["game"] < 0, len(table), observations["game"])
-        condition = jnp.take(table, game, axis=0, mode="fill", fill_value=jnp.nan)
-        return {"frames": observations["frames"], "condition": condition}
+        return batch.observation, self._actions(batch)
 
     @property
     def _num_tokens(self) -> int:
@@ -265,7 +256,7 @@ class QTransformer(QLearning):
             self._num_tokens,
             self._num_actions,
             **self._transformer,
-            condition=self._vectors.shape[1],
+            vectors=self._vectors if self._games else None,
             rngs=rngs,
         )
 

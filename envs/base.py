@@ -38,7 +38,8 @@ class HostEnv(Protocol):
 
     Two methods are optional. `scripted_actions(look=None)` returns the actions [N, *action] of the environment's own
     policy in its present state, which `rlcls.collect` records; where `look` (bool [N]) is False, the policy does not
-    see the state and acts as if its own actions since its last look had been played. `render_twin()` is filmed, see
+    see the state and acts as if its own actions since its last look had been played. It always looks at the first state
+    of an episode, and a second call before the next step gives the same actions. `render_twin()` is filmed, see
     `rlcls.evaluation.film`.
     """
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import gymnasium
 import gymnasium.vector
@@ -19,38 +20,22 @@ from rlcls.spec import Spec
 from .base import JaxEnv, checked_actions, reset_arguments
 
 
-@runtime_checkable
-class HasExpert(Protocol):
-    """A `JaxEnv` with a policy of its own."""
-
-    def expert(self, state: Any) -> Any:
-        """The action of a scripted policy in a state."""
-
-
-@runtime_checkable
-class Drawn(Protocol):
-    """A `JaxEnv` whose states can be drawn."""
-
-    def draw(self, state: Any) -> UInt8[np.ndarray, "height width 3"]:
-        """A picture of one state; not traced."""
-
-
 class Environments(NamedTuple):
-    """Everything that steps change, with a leading axis of environments.
+    """What a step replaces; every leaf has a leading axis of N.
 
     Attributes:
       states: states of the `JaxEnv`.
-      seen: observations, or with a history the last ones of the episode and zeros before the first.
+      observations: the present ones; with a history, the last ones of the episode behind zeros.
       over: whether the episode has ended; the next step begins another.
-      keys: random keys of the last seeds.
-      moments: steps and resets since then.
+      keys: the key of each environment's last seed.
+      counts: resets and steps since that seed.
     """
 
     states: PyTree[Array]
-    seen: Shaped[Array, "N *observation"]
+    observations: Shaped[Array, "N *observation"]
     over: Bool[Array, "N"]
     keys: Key[Array, "N"]
-    moments: Int32[Array, "N"]
+    counts: Int32[Array, "N"]
 
 
 class JaxVectorEnv(gymnasium.vector.VectorEnv):
@@ -58,8 +43,11 @@ class JaxVectorEnv(gymnasium.vector.VectorEnv):
 
     The random numbers of an environment's k-th step since its last seed come from fold_in(key(seed), k).
 
+    A `JaxEnv` may have three more methods: `expert(state) -> action`, a policy of its own; `draw(state) -> uint8
+    [height, width, 3]`, a picture of one state, which is not traced; `facts() -> dict`, its options.
+
     Args:
-      env: what is copied; its observations are one array.
+      env: the environment that is copied; its observations are one array.
       num_envs: N.
       name: the task's name.
       history: with w above 1, an observation is the last w observations of the episode, [w, *observation], and zeros
@@ -88,7 +76,9 @@ class JaxVectorEnv(gymnasium.vector.VectorEnv):
         self.observation_space = gymnasium.vector.utils.batch_space(self.single_observation_space, num_envs)
         self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, num_envs)
         self._carry: Environments | None = None
-        self._twins: PyTree[Array] | None = None
+        # The states that the experts believe in and their last actions, and whether a step has been made since.
+        self._script: tuple[PyTree[Array], Array] | None = None
+        self._stepped = False
         self._actions: np.ndarray | None = None
         self._episode_start = np.zeros(num_envs, bool)
 
@@ -103,9 +93,10 @@ class JaxVectorEnv(gymnasium.vector.VectorEnv):
         if self._carry is None:
             seeds = np.random.SeedSequence().generate_state(self.num_envs) if seeds is None else seeds
             self._carry, mask = self._programs.begin(jax.device_put(seeds)), np.ones(self.num_envs, bool)
-        new_seeds = mask if seeds is not None else np.zeros(self.num_envs, bool)
-        given = np.zeros(self.num_envs, np.uint32) if seeds is None else seeds.astype(np.uint32)
-        self._carry = self._programs.reset(self._carry, *jax.device_put((mask, new_seeds, given)))
+        elif seeds is None:
+            self._carry = self._programs.again(self._carry, jax.device_put(mask))
+        else:
+            self._carry = self._programs.reset(self._carry, *jax.device_put((mask, seeds)))
         self._episode_start = self._episode_start | mask
         return self._observations(), {"episode_start": self._episode_start}
 
@@ -125,7 +116,9 @@ class JaxVectorEnv(gymnasium.vector.VectorEnv):
         dict[str, Any],
     ]:
         """Steps every environment: observations, rewards, terminated, truncated, info; see `HostEnv`."""
-        actions, self._actions = self._actions, None
+        if self._actions is None:
+            raise RuntimeError("recv was called without send")
+        actions, self._actions, self._stepped = self._actions, None, True
         self._carry, outcome = self._programs.step(self._carry, jax.device_put(actions))
         rewards, terminated, truncated, starts = (np.array(part) for part in jax.device_get(outcome))
         self._episode_start = starts
@@ -136,27 +129,43 @@ class JaxVectorEnv(gymnasium.vector.VectorEnv):
         self.send(actions)
         return self.recv()
 
-    def scripted_actions(self, look: Bool[np.ndarray, "N"] | None = None) -> Shaped[np.ndarray, "N *action"]:
-        """Actions of the environment's own policy; see `HostEnv`.
+    @property
+    def scripted_actions(self) -> Callable[..., Shaped[np.ndarray, "N *action"]]:
+        """(look=None) -> the actions of the environment's own policy; see `HostEnv`.
 
         Raises:
-          UserError: it has none.
+          AttributeError: it has none.
         """
-        if not isinstance(self.env, HasExpert):
-            raise UserError(f"{self.name} has no policy of its own")
+        if not hasattr(self.env, "expert"):
+            raise AttributeError(f"{self.name} has no policy of its own")
+        return self._scripted_actions
+
+    def _scripted_actions(self, look: Bool[np.ndarray, "N"] | None = None) -> Shaped[np.ndarray, "N *action"]:
         assert self._carry is not None, "reset comes first"
-        look = np.ones(self.num_envs, bool) if look is None else look
-        twins = self._carry.states if self._twins is None else self._twins
-        actions, self._twins = self._programs.script(self._carry, twins, jax.device_put(look))
-        return np.array(jax.device_get(actions))
+        looks = np.ones(self.num_envs, bool) if look is None else look | self._episode_start
+        if self._script is None:
+            looks = np.ones(self.num_envs, bool)
+            action = self.spec.action
+            self._script = self._carry.states, jnp.zeros((self.num_envs, *action.shape), action.dtype)
+        arguments = jax.device_put((looks, np.full(self.num_envs, self._stepped)))
+        self._script = self._programs.script(self._carry, *self._script, *arguments)
+        self._stepped = False
+        return np.array(jax.device_get(self._script[1]))
 
     def evaluation(self, num_envs: int) -> JaxVectorEnv:
-        """Another number of the same environment, which is scored as it is learned."""
+        """The same task with another number of environments; an evaluation changes no rule."""
         return JaxVectorEnv(self.env, num_envs, name=self.name, history=max(1, self.frame_stack))
 
-    def render_twin(self) -> Film:
-        """One environment that is drawn, see `rlcls.evaluation.film`."""
-        return Film(self.evaluation(1))
+    @property
+    def render_twin(self) -> Callable[[], Film]:
+        """() -> one environment that is drawn; see `rlcls.evaluation.film`.
+
+        Raises:
+          AttributeError: its states cannot be drawn.
+        """
+        if not hasattr(self.env, "draw"):
+            raise AttributeError(f"{self.name} cannot be drawn")
+        return lambda: Film(self.evaluation(1))
 
     def describe(self) -> str:
         """The task's parameters in one line."""
@@ -179,7 +188,7 @@ class JaxVectorEnv(gymnasium.vector.VectorEnv):
 
     def _observations(self) -> Shaped[np.ndarray, "N *observation"]:
         assert self._carry is not None
-        return np.array(jax.device_get(self._carry.seen))
+        return np.array(jax.device_get(self._carry.observations))
 
     @functools.cached_property
     def _programs(self) -> _Programs:
@@ -192,44 +201,45 @@ class _Programs:
     def __init__(self, env: JaxEnv, history: int):
         self._env, self._history = env, history
         self.begin = jax.jit(jax.vmap(self._begin))
-        self.reset = jax.jit(jax.vmap(self._reset))
+        self.again = jax.jit(jax.vmap(self._again))
+        self.reset = jax.jit(jax.vmap(lambda one, mask, seed: _select(mask, self._begin(seed), one)))
         self.step = jax.jit(jax.vmap(self._step))
         self.script = jax.jit(jax.vmap(self._script))
 
     def _begin(self, seed: Array) -> Environments:
-        key = jax.random.key(seed)
-        state, observation = self._env.reset(key)
-        return Environments(
-            state, self._first(observation), jnp.zeros((), bool), key, jnp.zeros((), jnp.int32)
-        )
+        return self._fresh(jax.random.key(seed), jnp.zeros((), jnp.int32))
 
-    def _reset(self, one: Environments, mask: Array, has_seed: Array, seed: Array) -> Environments:
-        keys = jnp.where(has_seed, jax.random.key(seed), one.keys)
-        moment = jnp.where(has_seed, 0, one.moments)
-        state, observation = self._env.reset(jax.random.fold_in(keys, moment))
-        new = Environments(state, self._first(observation), jnp.zeros((), bool), keys, moment + 1)
-        return _select(mask, new, one)
+    def _again(self, one: Environments, mask: Array) -> Environments:
+        return _select(mask, self._fresh(one.keys, one.counts), one)
+
+    def _fresh(self, key: Array, count: Array) -> Environments:
+        state, observation = self._env.reset(jax.random.fold_in(key, count))
+        return Environments(state, self._first(observation), jnp.zeros((), bool), key, count + 1)
 
     def _step(self, one: Environments, action: Array) -> tuple[Environments, tuple[Array, ...]]:
-        key = jax.random.fold_in(one.keys, one.moments)
+        key = jax.random.fold_in(one.keys, one.counts)
         first_state, first = self._env.reset(key)
         state, observation, reward, terminated, truncated = self._env.step(one.states, action, key)
-        seen = jnp.concatenate([one.seen[1:], observation[None]]) if self._history else observation
+        seen = jnp.concatenate([one.observations[1:], observation[None]]) if self._history else observation
         starts = one.over
         new = Environments(
             _select(starts, first_state, state),
             jnp.where(starts, self._first(first), seen),
             ~starts & (terminated | truncated),
             one.keys,
-            one.moments + 1,
+            one.counts + 1,
         )
         return new, (jnp.where(starts, 0.0, reward), ~starts & terminated, ~starts & truncated, starts)
 
-    def _script(self, one: Environments, twin: PyTree[Array], look: Array) -> tuple[Array, PyTree[Array]]:
+    def _script(
+        self, one: Environments, twin: PyTree[Array], action: Array, look: Array, stepped: Array
+    ) -> tuple[PyTree[Array], Array]:
+        """The state that the expert believes in, and its action there."""
+        # The real step had this key, too, so an undisturbed twin stays equal to its environment.
+        key = jax.random.fold_in(one.keys, one.counts - 1)
+        twin = _select(stepped, self._env.step(twin, action, key)[0], twin)
         twin = _select(look, one.states, twin)
-        action = self._env.expert(twin)  # type: ignore[attr-defined]
-        key = jax.random.fold_in(one.keys, one.moments)  # of the true step that follows
-        return action, self._env.step(twin, action, key)[0]
+        return twin, self._env.expert(twin)  # type: ignore[attr-defined]
 
     def _first(self, observation: Array) -> Array:
         if not self._history:

@@ -21,13 +21,13 @@ from rlcls.spec import Spec
 from .base import JaxEnv
 from .jax_vector import JaxVectorEnv
 
-_STEP = 0.08  # the longest way in one direction and step
-_NEAR = 0.08  # how near the object must come to its goal
+_STEP = 0.08  # the largest motion along one axis in a step
+_NEAR = 0.08  # an object this close to its goal has reached it
 _SIDE = 96  # pixels of a picture of the cube from one side
 
 
 class PickState(NamedTuple):
-    """Where everything is: points in the unit cube, and numbers that are 0 or 1."""
+    """Positions in the unit cube; `closed` and `held` are 0 or 1."""
 
     gripper: Float32[Array, "3"]
     block: Float32[Array, "3"]
@@ -46,7 +46,7 @@ class Pick:
     without a reward. After `horizon` steps the episode is truncated.
 
     An observation is 11 numbers, 3 * (x - 0.5): gripper, object and goal (x, y, z each), closed, held. With `hidden`
-    the last two are 0, so that only the past tells them.
+    the last two are always 0, and only a history shows them.
 
     Args:
       horizon: steps of an episode.
@@ -123,7 +123,7 @@ class Pick:
 
 
 class RelayState(NamedTuple):
-    """Where the held object is, the goals of the three legs, and whose demonstration this is."""
+    """Where the held object is, the goals of the three legs, and the leg on which the demonstrator is careful."""
 
     gripper: Float32[Array, "3"]
     goals: Float32[Array, "3 3"]
@@ -136,8 +136,8 @@ class RelayState(NamedTuple):
 class Relay:
     """Carry an object to three goals, one after another, without losing it: a `JaxEnv`.
 
-    An action is the gripper's motion in units of 0.08. A motion of more than half of that in any direction loses the
-    object with probability `slip`, which ends the episode without a reward.
+    An action is the gripper's motion in units of 0.08. A motion of more than 0.6 in any direction loses the object with
+    probability `slip`, which ends the episode without a reward.
 
     The demonstrator is careful on one of the three legs, which it draws for each episode, and hurries on the others.
     No demonstration is clean, and at every leg two of three demonstrators hurry. Whoever copies the most frequent
@@ -177,7 +177,7 @@ class Relay:
     ) -> tuple[RelayState, Float32[Array, "9"], Float32[Array, ""], Bool[Array, ""], Bool[Array, ""]]:
         """One step; whether a fast motion loses the object is random."""
         gripper = _moved(state.gripper, action)
-        fast = jnp.max(jnp.abs(action)) > _CAREFUL + 0.01
+        fast = jnp.max(jnp.abs(action)) > _FAST
         lost = fast & (jax.random.uniform(key) < self.slip)
         arrived = ~lost & (_distance(gripper, self._goal(state)) < _NEAR)
         success = arrived & (state.leg == 2)
@@ -218,7 +218,10 @@ class Relay:
         return jnp.concatenate([3 * (points - 0.5), jax.nn.one_hot(state.leg, 3)])
 
 
-_CAREFUL = 0.5  # the speed that never loses the object
+_CAREFUL = 0.5  # the demonstrators' careful speed
+_FAST = (
+    0.6  # faster motions can lose the object; careful ones stay below when they are played as centres of bins
+)
 
 TASKS: dict[str, Callable[..., JaxEnv]] = {"pick": Pick, "relay": Relay}
 
@@ -237,14 +240,14 @@ def make(
 
     Raises:
       UserError: an unknown task.
-      ValueError: an option is out of range, or another task is to hide something.
+      ValueError: an option is out of range, or `hidden` is given for another task.
     """
     if task not in TASKS:
         raise UserError(f"unknown task {task!r}{nearest(task, TASKS)}")
     options: dict[str, Any] = {} if horizon is None else {"horizon": horizon}
     if hidden:
         if task != "pick":
-            raise ValueError(f"hidden=true is of task=pick; {task} hides nothing")
+            raise ValueError(f"hidden=true needs task=pick; task={task} has nothing to hide")
         options["hidden"] = True
     return JaxVectorEnv(TASKS[task](**options), num_envs, name=task, history=history)
 

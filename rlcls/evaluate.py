@@ -178,9 +178,7 @@ def _evaluate(
         if video != "false":
             best, worst = int(result.returns.argmax()), int(result.returns.argmin())
             episode = {"first": 0, "best": best, "worst": worst}[filmed]
-            number_before, row = divmod(episode, evaluator.env.num_envs)
-            earlier = result.lengths[row : episode : evaluator.env.num_envs]
-            skip = int(earlier.sum()) + number_before  # after each episode a step begins the next
+            row, skip = result.place(episode, evaluator.env.num_envs)
             with replacing(film_path) as partial:
                 shown = film(
                     partial,

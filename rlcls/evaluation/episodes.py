@@ -37,6 +37,11 @@ class Evaluation:
     returns: Float64[np.ndarray, "episodes"]
     lengths: Int64[np.ndarray, "episodes"]
 
+    def place(self, episode: int, num_envs: int) -> tuple[int, int]:
+        """The environment that played an episode, and the steps that it had made before, resets included."""
+        round_, env = divmod(episode, num_envs)
+        return env, int(self.lengths[env:episode:num_envs].sum()) + round_
+
     def summary(self) -> dict[str, Any]:
         """The values of a line of metrics: return_mean, return_std (of the population), returns, length_mean."""
         return {

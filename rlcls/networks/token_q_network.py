@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Num, PyTree
+from jaxtyping import Array, Float, Float32, Int, Num, PyTree
 
 from rlcls.heads import Head
 from rlcls.heads.nnx import QHead
@@ -13,7 +15,8 @@ from ._compute import check_positive, without_wraparound
 from .spectral import SpectralLinear
 from .transformer import KeysValues, Layer
 
-# SwiGLU with 2 has 6 * width**2 parameters. With 4 an update of the smallest network took 1.5 times as long on a CPU.
+# The width inside SwiGLU, in widths of a token. With 4 an update of the smallest network takes 1.5 times as long on a
+# CPU.
 _WIDENING = 2
 
 
@@ -30,9 +33,10 @@ class TokenQNetwork(nnx.Module):
       head: how a value is represented.
       num_tokens: tokens of an action, T.
       num_values: values that a token can take, K.
-      layers, width, heads, sigma_reparam: as in `Transformer`.
-      condition: with E above 0, an observation is {"frames": [B, ...], "condition": [B, E]}, and FiLM (Perez et al.
-        2018) applies a scale and a shift, each linear in the condition, to the features. Both begin without effect.
+      layers, width, heads, sigma_reparam: as in `Transformer`, whose inner layers are twice as wide as these.
+      vectors: [games, E]; an observation is then {"frames": [B, ...], "game": int32 [B]}, and FiLM (Perez et al. 2018)
+        scales and shifts the features, each linearly in the game's vector. Both begin without effect. The vectors are
+        part of the network's state, so a checkpoint has those that it learnt with.
 
     Raises:
       ValueError: a size is out of range.
@@ -51,7 +55,7 @@ class TokenQNetwork(nnx.Module):
         width: int = 64,
         heads: int = 4,
         sigma_reparam: bool = False,
-        condition: int = 0,
+        vectors: Float32[np.ndarray, "games e"] | None = None,
         rngs: nnx.Rngs,
     ):
         check_positive(num_tokens=num_tokens, num_values=num_values, layers=layers, width=width, heads=heads)
@@ -69,7 +73,11 @@ class TokenQNetwork(nnx.Module):
             return nnx.LayerNorm(width, rngs=rngs)
 
         size, zeros = backbone.num_features, nnx.initializers.zeros
-        self.film = nnx.Linear(condition, 2 * size, kernel_init=zeros, rngs=rngs) if condition else None
+        self.film = self.vectors = None
+        if vectors is not None:
+            self.film = nnx.Linear(vectors.shape[1], 2 * size, kernel_init=zeros, rngs=rngs)
+            # Their bits as integers: a Polyak average of floats would round them at every update.
+            self.vectors = nnx.Variable(jnp.asarray(vectors.view(np.uint32)))
         self.projection = linear(size, width)
         init = nnx.initializers.normal(1.0)
         # Nothing follows the last token, but an array without elements cannot be saved.
@@ -136,8 +144,11 @@ class TokenQNetwork(nnx.Module):
         features = self.backbone(observations if self.film is None else observations["frames"])
         if features.ndim == 2:
             features = features[:, None]
-        if self.film is not None:
-            scale, shift = jnp.split(self.film(observations["condition"])[:, None], 2, axis=-1)
+        if self.film is not None and self.vectors is not None:
+            table = jax.lax.bitcast_convert_type(self.vectors[...], jnp.float32)
+            games = without_wraparound(observations["game"], len(table))
+            vectors = jnp.take(table, games, axis=0, mode="fill", fill_value=jnp.nan)
+            scale, shift = jnp.split(self.film(vectors)[:, None], 2, axis=-1)
             features = (1 + scale) * features + shift
         return self.projection(features)
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlcls._errors import UserError
+from rlcls.agents.action_bins import ActionBins
 from rlcls.envs import pick
 from rlcls.envs.jax_vector import JaxVectorEnv
 
@@ -89,8 +90,18 @@ def test_careful_legs_decide_the_relay_and_no_demonstrator_has_more_than_one():
     fast, slow = at_speed(1.0), at_speed(0.5)
     assert slow == 1.0
     assert abs(fast - demonstrations**1.5) < 0.03 and fast < demonstrations - 0.08
-    legs = env.reset(seed=1) and env.state.careful_leg
+    env.reset(seed=1)
+    legs = env.state.careful_leg
     np.testing.assert_allclose(np.bincount(legs) / 3000, 1 / 3, atol=0.03)
+
+
+@pytest.mark.parametrize("bins", [5, 7, 11, 15, 21, 256])
+def test_a_careful_motion_stays_careful_as_a_centre_of_bins(bins):
+    careful = np.array([[0.5, -0.5, 0.1]], np.float32)
+    cut = ActionBins((-1.0,) * 3, (1.0,) * 3, bins)
+    played = np.asarray(cut.decode(cut.encode(careful)))
+    fast = np.asarray(cut.decode(cut.encode(np.ones((1, 3), np.float32))))
+    assert np.abs(played).max() < 0.6 < fast.min()
 
 
 def test_what_is_hidden_is_the_same_in_every_state():
@@ -120,19 +131,29 @@ def test_a_history_is_the_last_observations_with_zeros_before_the_first():
 
 def test_an_expert_that_does_not_look_plays_what_it_would_have_played_undisturbed():
     env, undisturbed = (pick.make("pick", num_envs=20) for _ in range(2))
-    random, first = np.random.default_rng(0), np.ones(20, bool)
+    random, blinded = np.random.default_rng(0), np.zeros(20, bool)
     env.reset(seed=2)
     undisturbed.reset(seed=2)
-    for step in range(10):
-        blind = env.scripted_actions(first & (step == 0))
+    for _ in range(10):
+        blind = env.scripted_actions(blinded)  # at the first state of an episode it looks in any case
+        np.testing.assert_array_equal(env.scripted_actions(blinded), blind)  # asked again before the step
         np.testing.assert_array_equal(blind, undisturbed.scripted_actions())
         env.step(random.uniform(-1, 1, (20, 4)).astype(np.float32))
         undisturbed.step(blind)
     seeing = env.scripted_actions()
-    fresh = JaxVectorEnv(env.env, 20, name="pick")
-    fresh.reset(seed=2)
     assert not np.array_equal(seeing, undisturbed.scripted_actions())
     np.testing.assert_array_equal(seeing, jax.vmap(env.env.expert)(env.state))
+
+
+def test_an_environment_without_an_expert_or_a_picture_says_that_it_has_none():
+    class Bare(pick.Pick):
+        expert = property()
+        draw = property()
+
+    env = JaxVectorEnv(Bare(), 1, name="bare")
+    assert not hasattr(env, "scripted_actions") and not hasattr(env, "render_twin")
+    with pytest.raises(RuntimeError, match="recv was called without send"):
+        env.recv()
 
 
 def test_a_picture_shows_the_goal_green_and_the_object_red():
@@ -153,7 +174,7 @@ def test_a_picture_shows_the_goal_green_and_the_object_red():
         ({"horizon": 0}, "horizon must be at least 1, not 0"),
         ({"history": 0}, "env.history must be at least 1, not 0"),
         ({"num_envs": 0}, "env.num_envs must be at least 1, not 0"),
-        ({"task": "relay", "hidden": True}, "hidden=true is of task=pick; relay hides nothing"),
+        ({"task": "relay", "hidden": True}, "hidden=true needs task=pick; task=relay has nothing to hide"),
     ],
 )
 def test_a_mistake_is_one_clear_line(options, message):
