@@ -19,6 +19,7 @@ that have ended are not made again.
 
 import argparse
 import json
+import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,16 +134,22 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=_report.ROOT / "runs" / "qtransformer")
     parser.add_argument("--out", type=Path, default=_report.RESULTS)
     arguments = parser.parse_args()
+    if arguments.part == "comparison" and not WEIGHTS:
+        raise SystemExit("WEIGHTS is empty: run tuning, and write down the best weight of each setting")
     wanted = [cell for cell in cells() if arguments.part in (cell.part, "all")]
+    end = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
     for seed in dict.fromkeys([*arguments.seeds, TUNING_SEED]):
         chosen = [cell for cell in wanted if seed in (cell.seeds or arguments.seeds)]
         recordings = dict.fromkeys(cell.data for cell in chosen)
         jobs = [_record(data, seed, arguments.runs) for data in recordings]
-        if not _runs.make(jobs, arguments.runs, processes=arguments.jobs, minutes=None):
-            raise SystemExit("recordings are missing")
         trainings = [_train(cell, seed, arguments.runs) for cell in chosen]
-        if not _runs.make(trainings, arguments.runs, processes=arguments.jobs, minutes=arguments.minutes):
-            break
+        for each in (jobs, trainings):
+            minutes = None if end is None else max(0.0, end - time.monotonic()) / 60
+            if not _runs.make(each, arguments.runs, processes=arguments.jobs, minutes=minutes):
+                break
+        else:
+            continue
+        break
     _write(cells(), arguments.seeds, arguments.runs, arguments.out)
 
 

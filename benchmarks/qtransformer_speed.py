@@ -88,11 +88,11 @@ def _updates(agent: QTransformer, calls: int = 20) -> tuple[Callable[[], Any], i
 def _decisions(agent: QTransformer, calls: int = 20) -> tuple[Callable[[], Any], int]:
     acting = agent.acting(agent.init(jax.random.key(0)))
     observations = jnp.ones((PLAYED, 11))
-    act = xla.jit(agent.act)
+    act = xla.jit(lambda acting: agent.q_values(acting, observations))
 
     def run() -> None:
         for _ in range(calls):
-            jax.block_until_ready(act(acting, observations, jax.random.key(0), 0.0))
+            jax.block_until_ready(act(acting))
 
     run()
     return run, calls * PLAYED

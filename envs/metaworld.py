@@ -21,7 +21,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from jaxtyping import Bool, Float32, Float64, Integer, Shaped, UInt8
 
-from rlcls._errors import UserError, nearest, one_line
+from rlcls._errors import UserError, install, nearest, one_line
 from rlcls.spec import Spec
 
 from .base import checked_actions, reset_arguments, spec_from_spaces
@@ -484,7 +484,7 @@ def _package() -> Any:
             import metaworld.env_dict
             import metaworld.policies
     except ModuleNotFoundError as error:
-        raise UserError(f'env=metaworld needs {error.name}: pip install "rlcls[robotics]"') from None
+        raise UserError(f"env=metaworld needs {error.name}: {install('robotics')}") from None
     except (AttributeError, ImportError, RuntimeError) as error:
         if (way := os.environ.get("MUJOCO_GL")) is None:
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import logging
 import re
 import sys
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    environment = [argument for argument in argv if re.match(r"\+?(env|game|task)\b", argument)]
+    environment = [argument for argument in argv if re.match(r"\+?(env|game)\b|task=", argument)]
     arguments = parse([argument for argument in argv if argument not in environment], _OPTIONS)
     if arguments.help:
         print(_HELP)
@@ -175,9 +176,15 @@ def _scripted_policy(options: dict[str, str], env: HostEnv, seed: int) -> tuple[
         raise UserError(f"policy=scripted: {env.name} has no policy of its own (a method scripted_actions)")
     if "noise" not in options:
         if "levels" in options:
-            raise UserError("levels= are of a noise: closed_loop, mixed or replay, such as noise=mixed")
+            raise UserError("levels= needs noise=closed_loop, mixed or replay")
         return lambda observations, starts, part, step: scripted(), {}
     text = options.get("levels", _LEVELS)
+    try:
+        inspect.signature(scripted).bind(None)
+    except TypeError:
+        raise UserError(
+            f"noise={options['noise']}: {env.name}.scripted_actions must take look, which environments see their state"
+        ) from None
     try:
         levels = [float(level) for level in text.split(",")]
         generator = functools.partial(_generator, seed)

@@ -258,7 +258,10 @@ def check_task(config: DictConfig, envs: Mapping[str, HostEnv], data: Dataset | 
 
 def _cure(data: Dataset, envs: Mapping[str, HostEnv]) -> str:
     if len(envs) > 1:
-        return "several games need the same actions, for Atari +env.full_action_space=true when they are recorded too"
+        return (
+            "several games need the same observations and actions, for Atari +env.full_action_space=true when they "
+            "are recorded, too"
+        )
     if isinstance(data.spec.observation, dict) and "game" in data.spec.observation:
         return "+env.number=K makes it the K-th of several games"
     return "choose env= as the data, or eval.every=0"

@@ -10,14 +10,16 @@ from jaxtyping import Bool, Shaped
 from rlcls._errors import check_choice
 from rlcls.envs.base import Observations
 
+_NEVER = 10**9  # steps, more than any episode has
+
 NOISES: dict[str, tuple[int, ...]] = {
     "closed_loop": (1,),
-    "mixed": (1, 4, 8, 10**9),
-    "replay": (10**9,),
+    "mixed": (1, 4, 8, _NEVER),
+    "replay": (_NEVER,),
 }
-"""The steps between two looks of the expert, one of them for each episode."""
+"""Each episode draws one of these numbers of steps between two looks of the expert."""
 
-_STREAM = 1  # a counter's highest word; the random policy has 0
+_STREAM = 1  # of random numbers; policy=random has 0
 
 Sampler = Callable[[np.random.Generator], Shaped[np.ndarray, "N *action"]]
 
@@ -58,7 +60,7 @@ class NoisyExpert:
             raise ValueError(f"levels must be probabilities, not {list(levels)}")
         self._scripted, self._sample, self._generator = scripted, sample, generator
         self._all_levels, self._all_periods = np.array(levels), np.array(NOISES[noise])
-        # Of the present episode of each environment; `ages` are its steps so far.
+        # Of each environment's episode: its noise level, the steps between two looks, and its steps so far.
         self._levels, self._periods, self._ages = np.zeros(()), np.ones((), np.int64), np.zeros((), np.int64)
 
     def __call__(

@@ -19,7 +19,7 @@ from .streams import Streams
 Act = Callable[[Observations, Bool[np.ndarray, "N"], int, int], Shaped[np.ndarray, "N *action"]]
 """(observations, which of them begin an episode, part, step of the part) -> one action for each environment.
 
-It is a function of its arguments and of those since the part began.
+The result depends only on the calls since the part began, so a part that is played again has the same actions.
 """
 
 Tick = Callable[[int, int], object]
@@ -65,8 +65,8 @@ def play(
     """Appends what is played to a writer, from where its last commit stands; the caller finishes the writer.
 
     Each part begins with new seeds. In its first 100,000 rows every environment plays one episode after another, and
-    then finishes the episode that it has begun, so no episode is lost or chosen for its length. If `act` and `seeds`
-    are such functions, the rows are the same however often the process was killed.
+    then finishes the episode that it has begun, so no episode is lost or chosen for its length. If `seeds` is a
+    function of the part, the rows are the same however often the process was killed.
 
     Args:
       writer: its layout is `layout_of(env)`.

@@ -114,9 +114,9 @@ class Transitions:
         self._held_out_rows = np.flatnonzero(first & is_held_out)
         self.count = len(self._first_rows)
         if not self.count:
+            kind = "transition of an episode with a return above 0" if successes_only else "transition"
             outside = f", {len(self._held_out_rows):,} of them held out" if len(self._held_out_rows) else ""
-            outside += ", in no episode with a return above 0" if successes_only else ""
-            raise UserError(f"{recording.path} holds no transition ({columns.num_rows} rows{outside})")
+            raise UserError(f"{recording.path} holds no {kind} ({columns.num_rows} rows{outside})")
         self._indices = Indices(self.count, sampling, host=host, hosts=hosts)
 
     @property

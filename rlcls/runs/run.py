@@ -138,7 +138,7 @@ def run(
         )
         if isinstance(error, Diverged):
             error.add_note(
-                "a lower agent.learning_rate may help, or gradients clipped by agent.max_gradient_norm=10"
+                "a lower learning rate may help, or gradients clipped to a smaller norm (agent.max_gradient_norm)"
             )
 
     def evaluate(due: Sequence[Periodic]) -> list[str]:

@@ -135,7 +135,7 @@ def test_a_misfit_is_one_clear_line(options, message, recording, tmp_path, monke
         ),
         (["noise=mixed", "levels=2"], "noise=mixed levels=2: levels must be probabilities, not [2.0]"),
         (["noise=mixed", "levels=a"], "noise=mixed levels=a: could not convert string to float: 'a'"),
-        (["levels=0.1"], "levels= are of a noise: closed_loop, mixed or replay, such as noise=mixed"),
+        (["levels=0.1"], "levels= needs noise=closed_loop, mixed or replay"),
         (["policy=random", "noise=mixed"], "noise= applies only to policy=scripted, not to policy=random"),
     ],
 )
