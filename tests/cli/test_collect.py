@@ -19,6 +19,7 @@ from rlcls.cli.compose import compose
 from rlcls.datasets import BEGINS, CUT, Layout, Recording, Streams, Transitions, Writer, playing, recording
 from rlcls.envs import gymnasium as gymnasium_envs
 from rlcls.envs import probe
+from rlcls.envs.jax_vector import JaxVectorEnv
 from rlcls.replay import FrameReplay
 from rlcls.runs.checkpoint import Checkpoints
 from rlcls.training.loop import Saved
@@ -128,11 +129,19 @@ def test_played_episodes_are_those_of_each_environment_alone(tmp_path):
     assert counts[-1] == (columns.num_rows, 8) and counts == sorted(counts)
 
 
-@pytest.mark.parametrize("limit", ["steps=333", "episodes=20"])
-def test_a_killed_command_goes_on_to_the_same_recording(limit, tmp_path, monkeypatch, capsys):
+RANDOM = (gymnasium_envs.GymnasiumEnv, ["env=gymnasium", "env.id=CartPole-v1", "policy=random"])
+# Within a part, the policy remembers noise levels, and the environments the states that their experts believe in.
+NOISY = (JaxVectorEnv, ["env=pick", "policy=scripted", "noise=mixed", "levels=0.1,0.4"])
+
+
+@pytest.mark.parametrize(
+    ("played", "limit"), [(RANDOM, "steps=333"), (RANDOM, "episodes=20"), (NOISY, "steps=333")]
+)
+def test_a_killed_command_goes_on_to_the_same_recording(played, limit, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(playing, "_PART", 60)
-    command = ["env=gymnasium", "env.id=CartPole-v1", "env.num_envs=3", "policy=random", limit, "seed=3"]
-    step, steps, kill_at = gymnasium_envs.GymnasiumEnv.recv, [], None
+    kind, options = played
+    command = [*options, "env.num_envs=3", limit, "seed=3"]
+    step, steps, kill_at = kind.recv, [], None
 
     def recv(env):
         steps.append(1)
@@ -140,7 +149,7 @@ def test_a_killed_command_goes_on_to_the_same_recording(limit, tmp_path, monkeyp
             raise KeyboardInterrupt
         return step(env)
 
-    monkeypatch.setattr(gymnasium_envs.GymnasiumEnv, "recv", recv)
+    monkeypatch.setattr(kind, "recv", recv)
     assert collect.main([*command, f"out={tmp_path}/through"]) == 0, capsys.readouterr().err
     through, unbroken_steps = Recording(tmp_path / "through"), len(steps)
     kill_at = 2 * unbroken_steps - 10
@@ -158,7 +167,8 @@ def test_a_killed_command_goes_on_to_the_same_recording(limit, tmp_path, monkeyp
     else:
         assert (through.columns.starts == BEGINS).sum() == through.columns.terminals.sum() == 20
         assert set(through.columns.starts) == {0, BEGINS}
-    assert json.loads((tmp_path / "broken" / "manifest.json").read_text())["source"]["policy"] == "random"
+    source = json.loads((tmp_path / "broken" / "manifest.json").read_text())["source"]
+    assert f"policy={source['policy']}" in options
 
 
 def test_another_seed_plays_other_episodes(tmp_path, capsys):
