@@ -11,9 +11,10 @@ comparison  each of these at its best weight of `tuning` (WEIGHTS below)
 shapes      8 % demonstrations and 92 % noisy replays, as published: conservatism, bound and n-step taken away
 bins        256 bins, and 16 bins at two levels, beside 11
 history     the fingers hidden, with and without the last three observations
+metaworld   three tasks of Meta-World, 100 fresh goals (needs the extra robotics)
 
 Each cell is trained on recordings of its own seed by a command of rlcls.train, 3,000 updates, and its final network
-plays 500 fresh episodes. --minutes stops the runs after that time, and they save: the same command goes on. Runs
+plays 500 fresh episodes unless it says otherwise. --minutes stops the runs after that time, and they save: the same command goes on. Runs
 that have ended are not made again.
 """
 
@@ -44,6 +45,8 @@ DATA = {
     "relay": ["env=pick", "task=relay"],
     "published": ["env=pick", "noise=replay", f"levels=0,0,{','.join(['0.2'] * 23)}"],
 }
+TASKS = ("pick-place-v3", "push-v3", "drawer-open-v3")
+DATA |= {task: ["env=metaworld", f"task={task}", "noise=closed_loop"] for task in TASKS}
 # Options of the environment, which training repeats.
 ENVIRONMENT = ("env=", "env.", "task=")
 LOSSES, WEIGHTS_TRIED = ("mse", "two_hot", "hlgauss"), (0.03, 0.1, 0.3, 1.0)
@@ -118,6 +121,14 @@ def cells() -> list[Cell]:
         Cell("history", "hidden", "hidden", MSE),
         Cell("history", "hidden, history 3", "hidden, history", MSE),
     ]
+    for task in TASKS:
+        for label, options in (
+            ("MSE", MSE),
+            ("HL-Gauss", HLGAUSS),
+            ("cloning", CLONE),
+            ("filtered cloning", FILTERED),
+        ):
+            made.append(Cell("metaworld", f"{task}, {label}", task, [*options, "eval.episodes=100"]))
     return made
 
 
@@ -166,7 +177,9 @@ def _train(cell: Cell, seed: int, folder: Path) -> _runs.Job:
     if any(option.startswith("agent=") for option in cell.options):
         command.remove("agent=qtransformer")
     command += [f"data.path={folder / 'recordings' / f'{_name(cell.data)}-s{seed}'}", *cell.options]
-    command += [f"steps={STEPS}", "eval.every=1000", f"eval.episodes={EPISODES}", f"seed={seed}"]
+    command += [f"steps={STEPS}", "eval.every=1000", f"seed={seed}"]
+    if not any(option.startswith("eval.episodes=") for option in cell.options):
+        command.append(f"eval.episodes={EPISODES}")
     return _runs.Job(name, [*command, "logging.tensorboard=false", f"run_dir={folder / name}"])
 
 
@@ -225,7 +238,7 @@ def _write(settings: list[Cell], seeds: list[int], folder: Path, out: Path) -> N
     if not results:
         raise SystemExit(f"no run in {folder} has ended yet")
     intro = (
-        f"Success of the final network in {EPISODES} fresh episodes after {STEPS:,} updates, greedy, without a choice "
+        f"Success of the final network in {EPISODES} fresh episodes (Meta-World: 100) after {STEPS:,} updates, greedy, without a choice "
         "of checkpoint. Each seed has recordings of its own. From 5 seeds on, the interval is Student's t over seeds. "
         f"Each run on one core. {_report.describe(facts)}"
     )
