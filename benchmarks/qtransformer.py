@@ -14,8 +14,8 @@ history     the fingers hidden, with and without the last three observations
 metaworld   three tasks of Meta-World, 100 fresh goals (needs the extra robotics)
 
 Each cell is trained on recordings of its own seed by a command of rlcls.train, 3,000 updates, and its final network
-plays 500 fresh episodes unless it says otherwise. --minutes stops the runs after that time, and they save: the same command goes on. Runs
-that have ended are not made again.
+plays 500 fresh episodes, or 100 of Meta-World. --minutes stops the runs after that time, and they save: the same
+command goes on. Runs that have ended are not made again.
 """
 
 import argparse
@@ -238,9 +238,9 @@ def _write(settings: list[Cell], seeds: list[int], folder: Path, out: Path) -> N
     if not results:
         raise SystemExit(f"no run in {folder} has ended yet")
     intro = (
-        f"Success of the final network in {EPISODES} fresh episodes (Meta-World: 100) after {STEPS:,} updates, greedy, without a choice "
-        "of checkpoint. Each seed has recordings of its own. From 5 seeds on, the interval is Student's t over seeds. "
-        f"Each run on one core. {_report.describe(facts)}"
+        f"Success of the final network in {EPISODES} fresh episodes (100 of Meta-World) after {STEPS:,} updates, "
+        "greedy, without a choice of checkpoint. Each seed has recordings of its own. From 5 seeds on, the interval is "
+        f"Student's t over seeds. Each run on one core. {_report.describe(facts)}"
     )
     data = {"machine": facts, "steps": STEPS, "episodes": EPISODES, "cells": results}
     _report.write(
