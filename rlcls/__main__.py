@@ -11,6 +11,7 @@ _COMMANDS = {
     "train": "train an agent, or go on with a run",
     "evaluate": "play episodes with trained agents",
     "plot": "draw the learning curves of runs",
+    "compare": "say which runs differ, by how much and how surely",
     "collect": "record a policy that plays, or the replay of a run",
     "datasets": "inspect, convert, verify, export and fetch recorded experience",
     "games": "list the Atari games and their protocols",

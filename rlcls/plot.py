@@ -40,7 +40,7 @@ def _command(argv: list[str]) -> int:
     if not arguments.names:
         raise UserError("name the run folders to draw, such as runs/*; --help says more")
 
-    from rlcls.plotting.curves import AXES, compare, learning_curve
+    from rlcls.plotting import AXES, compare, learning_curve
 
     options = arguments.options
     axis, smooth = options.get("axis", AXES[0]), options.get("smooth", "1")

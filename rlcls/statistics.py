@@ -139,6 +139,33 @@ def interval(
     return Interval(float(low), float(high))
 
 
+def difference(
+    scores: Float[np.ndarray, "seeds tasks"],
+    others: Float[np.ndarray, "others tasks"],
+    statistic: Statistic = iqm,
+    *,
+    seed: int = 0,
+    level: float = 0.95,
+    resamples: int = 2000,
+) -> tuple[float, Interval]:
+    """statistic(scores) - statistic(others), and its interval; both are resampled, each alone.
+
+    The interval is widened for as many seeds as the smaller of the two has.
+
+    Raises:
+      ValueError: as `interval`, or the tasks are not equally many.
+    """
+    scores, others = _checked(scores), _checked(others)
+    if scores.shape[-1] != others.shape[-1]:
+        raise ValueError(f"{scores.shape[-1]} tasks cannot be compared with {others.shape[-1]}")
+    point = statistic(scores) - statistic(others)
+    ours = statistic(_resamples(scores, seed, resamples))
+    theirs = statistic(_resamples(others, seed + 1, resamples))
+    smaller = min(len(scores), len(others)), scores.shape[-1]
+    low, high = _widened(point, ours - theirs, smaller, level)
+    return float(point), Interval(float(low), float(high))
+
+
 def curve(
     scores: Float[np.ndarray, "times seeds tasks"],
     statistic: Statistic = iqm,

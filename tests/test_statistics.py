@@ -97,11 +97,29 @@ def test_a_curve_is_an_interval_at_each_moment():
         np.testing.assert_allclose(curve.points[i], moment.mean())
 
 
+def test_a_difference_of_two_settings_covers_the_truth():
+    random, covered = np.random.default_rng(2), 0
+    for experiment in range(400):
+        ours, theirs = random.normal(1.0, 0.3, (5, 1)), random.normal(0.8, 0.1, (8, 1))
+        point, (low, high) = statistics.difference(
+            ours, theirs, statistics.mean, seed=experiment, resamples=300
+        )
+        np.testing.assert_allclose(point, ours.mean() - theirs.mean())
+        covered += low <= 0.2 <= high
+    assert covered / 400 >= 0.93
+
+
 def test_scores_are_normalised_task_by_task():
     scores = np.array([[10.0, -3.0], [20.0, 1.0]])
     np.testing.assert_allclose(statistics.normalised(scores, [10, -3], [20, 1]), [[0, 0], [1, 1]])
     with pytest.raises(ValueError, match="scores of 2 tasks need as many pairs of different low and high"):
         statistics.normalised(scores, [1, 2], [1, 3])
+
+
+@pytest.mark.untyped
+def test_other_tasks_are_one_line():
+    with pytest.raises(ValueError, match="1 tasks cannot be compared with 2"):
+        statistics.difference(np.ones((3, 1)), np.ones((3, 2)))
 
 
 def test_too_few_seeds_and_missing_runs_are_one_line():

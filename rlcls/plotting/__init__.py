@@ -1,5 +1,6 @@
-"""Pictures of runs."""
+"""Pictures of runs, and what they read of run folders."""
 
 from .curves import compare, learning_curve
+from .runs import AXES, Run, groups, load, without_copies
 
-__all__ = ["compare", "learning_curve"]
+__all__ = ["AXES", "Run", "compare", "groups", "learning_curve", "load", "without_copies"]

@@ -1,0 +1,128 @@
+"""Says which runs differ, by how much and how surely: `python -m rlcls.compare runs/*`."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rlcls._errors import UserError, command
+from rlcls.cli.arguments import parse, whole_number
+
+if TYPE_CHECKING:
+    from rlcls.plotting import Run
+
+_OPTIONS = ("last",)
+_MOST = 1000  # seeds that are worth naming
+_HELP = """Compares the evaluation returns of runs.
+
+usage: python -m rlcls.compare RUN_FOLDER [RUN_FOLDER ...] [name=value ...]
+
+Runs that differ only in their seed are one setting. For each game a table has the mean return of each setting, with a
+95 % interval from three seeds on, and another the differences of each two: the difference of means, its interval, the
+probability that a run of the first is better than one of the second, and how many seeds each would show a difference of
+this size if the interval still contains 0.
+
+last=N            the score of a run is the mean of its last N evaluations; default: 1"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command. Returns its exit code: 0, or 2 for a mistake of the user's."""
+    return command(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    arguments = parse(argv, _OPTIONS, names=True)
+    if arguments.help:
+        print(_HELP)
+        return 0
+    if not arguments.names:
+        raise UserError("name the run folders to compare, such as runs/*; --help says more")
+    last = whole_number(arguments.options, "last", 1, 10**6) or 1
+
+    from rlcls.plotting import groups, load, without_copies
+
+    runs = without_copies(load(name) for name in arguments.names)
+    tables = []
+    for game in sorted({run.game for run in runs}):
+        settings = {}
+        for label, group in groups([run for run in runs if run.game == game]):
+            scores = [score for run in group if (score := _score(run, last)) is not None]
+            if scores:
+                settings[label] = np.array(scores)[:, None]
+        if not settings:
+            print(f"note: no run of {game} has {last} evaluations yet", file=sys.stderr)
+            continue
+        tables.append(f"{game}\n{_means(settings)}")
+        if len(settings) > 1:
+            tables.append(_differences(settings))
+    if not tables:
+        raise UserError("no run has been evaluated yet")
+    print("\n\n".join(tables))
+    return 0
+
+
+def _score(run: Run, last: int) -> float | None:
+    """The mean of a run's last evaluations; None if it has fewer."""
+    _, returns = run.series("eval", "return_mean")
+    return float(returns[-last:].mean()) if len(returns) >= last else None
+
+
+def _means(settings: dict[str, np.ndarray]) -> str:
+    from rlcls import statistics
+
+    rows = [["setting", "seeds", "mean", "95 % interval", "worst", "best"]]
+    for label, scores in settings.items():
+        between = "-"
+        if len(scores) >= statistics.FEWEST:
+            between = _between(statistics.interval(scores, statistics.mean))
+        extremes = [f"{scores.min():.4g}", f"{scores.max():.4g}"]
+        rows.append([label, f"{len(scores)}", f"{scores.mean():.4g}", between, *extremes])
+    return _table(rows)
+
+
+def _differences(settings: dict[str, np.ndarray]) -> str:
+    from rlcls import statistics
+
+    rows = [["difference", "of means", "95 % interval", "better with probability", "seeds to show it"]]
+    for (first, ours), (second, theirs) in itertools.combinations(settings.items(), 2):
+        better = f"{statistics.probability_of_improvement(ours, theirs):.2f}"
+        row = [f"{first} - {second}", f"{ours.mean() - theirs.mean():.4g}"]
+        if min(len(ours), len(theirs)) < statistics.FEWEST:
+            rows.append([*row, "-", better, f"at least {statistics.FEWEST}"])
+            continue
+        point, (low, high) = statistics.difference(ours, theirs, statistics.mean)
+        enough = _seeds_to_show(point, low, high, min(len(ours), len(theirs)))
+        rows.append([*row, _between((low, high)), better, enough])
+    return _table(rows)
+
+
+def _seeds_to_show(point: float, low: float, high: float, seeds: int) -> str:
+    """Seeds of each setting with which an interval around this difference would leave out 0."""
+    if low > 0 or high < 0 or low == high:
+        return "these"
+    half = (high - low) / 2
+    if abs(point) * math.sqrt(_MOST / seeds) < half:
+        return f"more than {_MOST:,}"
+    return f"about {math.ceil(seeds * (half / abs(point)) ** 2)}"
+
+
+def _between(interval: tuple[float, float]) -> str:
+    return f"{interval[0]:.4g} to {interval[1]:.4g}"
+
+
+def _table(rows: list[list[str]]) -> str:
+    """The first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

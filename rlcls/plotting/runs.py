@@ -1,0 +1,154 @@
+"""What pictures and tables read of run folders, and which runs are seeds of the same setting."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+from omegaconf import DictConfig, OmegaConf
+
+from rlcls._errors import UserError
+from rlcls.runs import metrics
+from rlcls.runs.folder import read_config, read_facts
+from rlcls.runs.identity import difference, identity
+
+AXES = ("agent_steps", "frames")
+"""What the horizontal axis can count; a run that played nothing counts its updates."""
+
+Series = tuple[Float64[np.ndarray, "_"], Float64[np.ndarray, "_"]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """The contents of a run folder that pictures show.
+
+    Attributes:
+      folder: of the run.
+      config: its configuration.
+      game: the name of its environment.
+      rows: its metrics.
+      axis: what positions count, one of `AXES` or "updates".
+      smooth: the number of points, each and those before it, that `smoothed` averages.
+    """
+
+    folder: Path
+    config: DictConfig
+    game: str
+    rows: list[dict[str, Any]]
+    axis: str
+    smooth: int
+
+    @property
+    def agent(self) -> str:
+        """The class name of the agent."""
+        return str(self.config.agent._target_).rpartition(".")[2]
+
+    @property
+    def loss(self) -> str:
+        """The name of the loss."""
+        return str(self.config.choices.loss)
+
+    def series(self, kind: str, name: str) -> Series:
+        """Positions and values of one number, where it was measured and finite."""
+        rows = [row for row in self.rows if row["kind"] == kind and row.get(name) is not None]
+        steps = np.array([row[self.axis] for row in rows], np.float64)
+        return steps, np.array([row[name] for row in rows], np.float64)
+
+    def smoothed(self, kind: str, name: str) -> Series:
+        """As `series`, each value the mean of the last `smooth` values."""
+        steps, values = self.series(kind, name)
+        sums = np.cumsum(np.concatenate([[0.0], values]))
+        first = np.maximum(np.arange(len(values)) + 1 - self.smooth, 0)
+        last = np.arange(len(values)) + 1
+        return steps, (sums[last] - sums[first]) / (last - first) if self.smooth > 1 else values
+
+    @property
+    def last(self) -> int:
+        """The position of the newest line."""
+        return max((row[self.axis] for row in self.rows), default=0)
+
+    @property
+    def unit(self) -> str:
+        """The name of what positions count."""
+        return self.axis.replace("_", " ")
+
+
+def load(run_dir: str | os.PathLike[str], axis: str = "agent_steps", smooth: int = 1) -> Run:
+    """Reads a run folder.
+
+    Args:
+      run_dir: the folder.
+      axis: what positions count, one of `AXES`.
+      smooth: points that `Run.smoothed` averages, at least 1.
+
+    Raises:
+      UserError: it is not a run folder, or its lines do not have what `axis` counts.
+    """
+    folder = Path(run_dir)
+    config = read_config(folder)
+    game = read_facts(folder).get("environment") or str(config.get("game", config.choices.env))
+    rows = metrics.read(folder)
+    if rows and axis not in rows[0]:
+        if axis != "agent_steps":
+            raise UserError(f"axis={axis}: {folder} counts updates only")
+        axis = "updates"
+    return Run(folder, config, game, rows, axis, smooth)
+
+
+def without_copies(runs: Iterable[Run]) -> list[Run]:
+    """The runs without those that repeat another's configuration and seed; of such runs the longest stays."""
+    by_identity: dict[str, list[Run]] = {}
+    for run in runs:
+        options: Any = OmegaConf.to_container(run.config)
+        by_identity.setdefault(identity(options), []).append(run)
+    kept = []
+    for copies in by_identity.values():
+        longest = max(copies, key=lambda run: run.last)
+        kept.append(longest)
+        for run in copies:
+            if run is not longest:
+                note(
+                    f"{run.folder} is not drawn: it is the same run as {longest.folder}, seed {run.config.seed}"
+                )
+    return kept
+
+
+def groups(runs: list[Run]) -> list[tuple[str, list[Run]]]:
+    """The runs by label; runs with the same label differ only in their seed."""
+    variants: list[list[Run]] = []
+    for run in sorted(runs, key=lambda run: (run.loss, str(run.folder))):
+        for variant in variants:
+            if not _options(difference(variant[0].config, run.config)):
+                variant.append(run)
+                break
+        else:
+            variants.append([run])
+    groups = []
+    for variant in variants:
+        first = variant[0]
+        others = [other[0] for other in variants if other is not variant and other[0].loss == first.loss]
+        options = set().union(*(_options(difference(other.config, first.config)) for other in others))
+        said = [
+            f"{option.rpartition('.')[2]}={OmegaConf.select(first.config, option)}"
+            for option in sorted(options)
+        ]
+        # More than three options would fill the picture, so the folder's name stands for them.
+        said = said if len(said) <= 3 else [first.folder.name]
+        groups.append((", ".join([first.loss, *said]), variant))
+    return groups
+
+
+def note(text: str) -> None:
+    """Prints a line beside what a command draws or prints."""
+    print(f"note: {text}", file=sys.stderr)
+
+
+def _options(lines: list[str]) -> set[str]:
+    """The options that lines of `difference` name, without the seed."""
+    return {line.split()[0] for line in lines} - {"seed"}
