@@ -53,7 +53,7 @@ class QTransformer(QLearning):
       spec: observations that are one array (with `games`, of frames and game), and actions that are tokens (int32 [T])
         or continuous (float32 [D], with a finite range), which are divided into bins.
       make_backbone: as in `QLearning`; features of each token of the observation (`pool=none` of a transformer) are
-        read one by one.
+        read one by one. Of a history of pictures [W, C, height, width] it reads each picture alone.
       head: how a value is represented. Its support should reach beyond the returns on both sides: the decoded value of
         HL-Gauss cannot come near the ends.
       bins: K, of continuous actions.
@@ -249,7 +249,11 @@ class QTransformer(QLearning):
 
     def _make_network(self, rngs: nnx.Rngs) -> Any:
         seen = self.spec.observation
-        backbone = self._make_backbone((seen["frames"] if self._games else seen).shape, rngs=rngs)
+        shape = (seen["frames"] if self._games else seen).shape
+        history = (
+            shape[0] if len(shape) == 4 else 0
+        )  # of pictures; `networks.States` reads one of numbers itself
+        backbone = self._make_backbone(shape[1:] if history else shape, rngs=rngs)
         return networks.TokenQNetwork(
             backbone,
             self.head,
@@ -257,6 +261,7 @@ class QTransformer(QLearning):
             self._num_actions,
             **self._transformer,
             vectors=self._vectors if self._games else None,
+            history=history,
             rngs=rngs,
         )
 

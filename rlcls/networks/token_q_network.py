@@ -37,6 +37,8 @@ class TokenQNetwork(nnx.Module):
       vectors: [games, E]; an observation is then {"frames": [B, ...], "game": int32 [B]}, and FiLM (Perez et al. 2018)
         scales and shifts the features, each linearly in the game's vector. Both begin without effect. The vectors are
         part of the network's state, so a checkpoint has those that it learnt with.
+      history: with W above 0, observations are [B, W, ...]; the backbone reads each of the W alone, and learned vectors
+        tell their places apart.
 
     Raises:
       ValueError: a size is out of range.
@@ -56,6 +58,7 @@ class TokenQNetwork(nnx.Module):
         heads: int = 4,
         sigma_reparam: bool = False,
         vectors: Float32[np.ndarray, "games e"] | None = None,
+        history: int = 0,
         rngs: nnx.Rngs,
     ):
         check_positive(num_tokens=num_tokens, num_values=num_values, layers=layers, width=width, heads=heads)
@@ -73,13 +76,15 @@ class TokenQNetwork(nnx.Module):
             return nnx.LayerNorm(width, rngs=rngs)
 
         size, zeros = backbone.num_features, nnx.initializers.zeros
-        self.film = self.vectors = None
+        film = table = None
         if vectors is not None:
-            self.film = nnx.Linear(vectors.shape[1], 2 * size, kernel_init=zeros, rngs=rngs)
+            film = nnx.Linear(vectors.shape[1], 2 * size, kernel_init=zeros, rngs=rngs)
             # Their bits as integers: a Polyak average of floats would round them at every update.
-            self.vectors = nnx.Variable(jnp.asarray(vectors.view(np.uint32)))
+            table = nnx.Variable(jnp.asarray(vectors.view(np.uint32)))
+        self.film, self.vectors = film, table
         self.projection = linear(size, width)
         init = nnx.initializers.normal(1.0)
+        self.places = nnx.Param(init(rngs.params(), (history, 1, width), jnp.float32)) if history else None
         # Nothing follows the last token, but an array without elements cannot be saved.
         shape = max(num_tokens - 1, 1), num_values, width
         self.embeddings = nnx.Param(init(rngs.params(), shape, jnp.float32))
@@ -141,16 +146,26 @@ class TokenQNetwork(nnx.Module):
         return jnp.stack(tokens, axis=1), jnp.stack(values, axis=1)
 
     def _observe(self, observations: PyTree[Num[Array, "b *_"]]) -> Float[Array, "b s d"]:
-        features = self.backbone(observations if self.film is None else observations["frames"])
+        seen = observations if self.film is None else observations["frames"]
+        batch = len(seen)
+        if self.places is not None:
+            seen = seen.reshape(-1, *seen.shape[2:])
+        features = self.backbone(seen)
         if features.ndim == 2:
             features = features[:, None]
+        if self.places is not None:
+            features = features.reshape(batch, -1, features.shape[-1])
         if self.film is not None and self.vectors is not None:
             table = jax.lax.bitcast_convert_type(self.vectors[...], jnp.float32)
             games = without_wraparound(observations["game"], len(table))
             vectors = jnp.take(table, games, axis=0, mode="fill", fill_value=jnp.nan)
             scale, shift = jnp.split(self.film(vectors)[:, None], 2, axis=-1)
             features = (1 + scale) * features + shift
-        return self.projection(features)
+        tokens = self.projection(features)
+        if self.places is None:
+            return tokens
+        by_place = tokens.reshape(batch, len(self.places[...]), -1, tokens.shape[-1])
+        return (by_place + self.places[...]).reshape(tokens.shape)
 
     def _embed(self, token: Int[Array, "b"], number: int) -> Float[Array, "b 1 d"]:
         table = self.embeddings[...][number]

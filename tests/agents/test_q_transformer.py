@@ -309,3 +309,15 @@ def test_tasks_that_do_not_fit_are_one_line():
     ):
         with pytest.raises(ValueError, match=message):
             make(**options)
+
+
+def test_a_history_of_pictures_is_read_picture_by_picture_and_in_its_order():
+    spec = SPEC._replace(observation=jax.ShapeDtypeStruct((2, 3, 16, 16), np.uint8))
+    agent = QTransformer(spec, networks.IMPALA, heads.make("mse"), layers=1, width=16, heads=2)
+    state = scrambled(agent)
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 2, 3, 16, 16), np.uint8)
+    values = np.asarray(agent.q_values(state.online, pictures))
+    swapped = np.asarray(agent.q_values(state.online, pictures[:, ::-1]))
+    assert values.shape == (4, TOKENS, VALUES) and np.abs(values - swapped).max() > 1e-4
+    alone = np.asarray(agent.q_values(state.online, pictures[1:2]))
+    np.testing.assert_allclose(values[1:2], alone, rtol=1e-4, atol=1e-5)
