@@ -28,16 +28,14 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 # Most programs of the suite run for less time than LLVM takes to optimise them. A GPU keeps its own level, and so do
 # the compilers of tests/kernels/aot, of which libtpu is one. XLA aborts at a flag that it does not know, and releases
-# of JAX after 0.10 have no choice of emitters.
+# of JAX after 0.10 have no choice of emitters; they compile as for a user.
 if (
     os.environ["JAX_PLATFORMS"] == "cpu"
     and "XLA_FLAGS" not in os.environ
     and importlib.util.find_spec("libtpu") is None
+    and importlib.metadata.version("jaxlib").startswith("0.10.")
 ):
-    _flags = ["--xla_backend_optimization_level=0"]
-    if importlib.metadata.version("jaxlib").startswith("0.10."):
-        _flags.append("--xla_cpu_use_fusion_emitters=false")
-    os.environ["XLA_FLAGS"] = " ".join(_flags)
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 import hypothesis
 import jaxtyping
