@@ -37,13 +37,13 @@ def test_the_version_is_the_packages(call, capsys):
 
 def test_an_unknown_command_is_one_line_with_the_nearest(call, capsys):
     assert call("trian") == 2
-    names = "collect, datasets, evaluate, games, plot, train"
+    names = "collect, compare, datasets, evaluate, games, plot, train"
     message = f"error: unknown command 'trian'; did you mean 'train'? ({names})\n"
     assert capsys.readouterr().err == message
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-@pytest.mark.parametrize("name", ["evaluate", "plot", "collect", "games"])
+@pytest.mark.parametrize("name", ["evaluate", "plot", "compare", "collect", "games"])
 def test_a_command_gets_its_arguments_and_ends_with_its_exit_code(name, call, capsys):
     with pytest.raises(SystemExit) as ended:
         call(name, "--help")
