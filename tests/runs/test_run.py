@@ -250,7 +250,7 @@ def test_divergence_is_answered_with_the_options_that_may_prevent_it(drive):
         drive([0.0] * 4, loop=Diverging([0.0] * 4))
     assert error.value.__notes__ == [
         "there was no checkpoint yet",
-        "a lower agent.learning_rate may help, or gradients clipped by agent.max_gradient_norm=10",
+        "a lower learning rate may help, or gradients clipped to a smaller norm (agent.max_gradient_norm)",
     ]
 
 
