@@ -24,8 +24,8 @@ from .bc import Cloning
 from .q_learning import ADAM, AgentState, Network, Optimizer, QLearning
 
 _CONSERVATISM = ("unseen", "softmax")
-# The metric q_unseen averages over the first transitions of a batch: decoding all values of 256 bins costs as much as
-# the loss.
+# The metric q_unseen averages over the first transitions of a batch, since decoding the values of all bins of all
+# transitions is much of an update.
 _METRIC_ROWS = 8
 
 
@@ -106,8 +106,8 @@ class QTransformer(QLearning):
         check_choice("conservatism", conservatism, _CONSERVATISM)
         reads_minimum = alpha > 0 and conservatism == "unseen"
         with jax.transfer_guard("allow"):
-            is_outside = bool(head.clip_fraction(np.full(1, minimum_return, np.float32)))
-        if reads_minimum and is_outside:
+            is_outside = reads_minimum and bool(head.clip_fraction(np.full(1, minimum_return, np.float32)))
+        if is_outside:
             raise ValueError(
                 f"minimum_return ({minimum_return:g}) lies outside the support of {type(head).__name__}; returns.low "
                 "and returns.high must enclose it"
@@ -250,9 +250,8 @@ class QTransformer(QLearning):
     def _make_network(self, rngs: nnx.Rngs) -> Any:
         seen = self.spec.observation
         shape = (seen["frames"] if self._games else seen).shape
-        history = (
-            shape[0] if len(shape) == 4 else 0
-        )  # of pictures; `networks.States` reads one of numbers itself
+        # `networks.States` reads a history of numbers itself.
+        history = shape[0] if len(shape) == 4 else 0
         backbone = self._make_backbone(shape[1:] if history else shape, rngs=rngs)
         return networks.TokenQNetwork(
             backbone,

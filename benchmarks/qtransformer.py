@@ -59,10 +59,10 @@ class Cell(NamedTuple):
     """One setting of a part.
 
     Attributes:
-      part: of the benchmark.
+      part: the part of the benchmark that trains it.
       label: names it in tables.
       data: a key of `DATA`.
-      options: of rlcls.train.
+      options: what rlcls.train is given.
       seeds: its own seeds; empty takes those of the command.
     """
 

@@ -1,4 +1,4 @@
-"""What an update and a decision of the Q-Transformer take on one core, at 11 and at 256 bins.
+"""Measures updates and decisions of the Q-Transformer a second on one core, at 11 and at 256 bins.
 
     taskset -c 0 python benchmarks/qtransformer_speed.py
 

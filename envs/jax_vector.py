@@ -21,7 +21,7 @@ from .base import JaxEnv, checked_actions, reset_arguments
 
 
 class Environments(NamedTuple):
-    """What a step replaces; every leaf has a leading axis of N.
+    """The part of `JaxVectorEnv` that a step replaces; every leaf has a leading axis of N.
 
     Attributes:
       states: states of the `JaxEnv`.

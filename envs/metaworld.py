@@ -26,11 +26,10 @@ from rlcls.spec import Spec
 
 from .base import checked_actions, reset_arguments, spec_from_spaces
 
-_CENTRE, _SCALE = (
-    (0.0, 0.7, 0.15),
-    0.15,
-)  # metres: the middle of the space over the table, and about half of its width
-_OPENING, _OPENING_SCALE = 0.7, 0.3  # of the gripper: 1 is open, and about 0.4 holds an object
+# The middle of the space over the table, and about half of its width, in metres.
+_CENTRE, _SCALE = (0.0, 0.7, 0.15), 0.15
+# The gripper's opening is 1 where it is open, and about 0.4 where it holds an object.
+_OPENING, _OPENING_SCALE = 0.7, 0.3
 _FILM_SIZE = 240  # pixels
 _LARGEST_PICTURE = 480  # pixels, which the package's framebuffer holds
 
@@ -396,7 +395,7 @@ class _Camera:
     """Takes pictures of arms that do the same task, with everything off that is slow to draw.
 
     Args:
-      model: of any of the arms.
+      model: the MuJoCo model of any of the arms.
       size: height and width in pixels.
     """
 

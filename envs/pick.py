@@ -123,7 +123,7 @@ class Pick:
 
 
 class RelayState(NamedTuple):
-    """Where the held object is, the goals of the three legs, and the leg on which the demonstrator is careful."""
+    """The position of the held object, the three goals, and the leg on which the demonstrator is careful."""
 
     gripper: Float32[Array, "3"]
     goals: Float32[Array, "3 3"]

@@ -49,9 +49,8 @@ def build(config: DictConfig, section: str, *positional: Any, **arguments: Any) 
         made = hydra.utils.instantiate(OmegaConf.select(config, section), _convert_="all", **_ANY_TARGET)
         return made(*positional, **arguments) if positional or arguments else made
     except UserError as error:
-        raise UserError(
-            str(error)
-        ) from error  # JAX adds a note of several lines where its functions are crossed
+        # JAX attaches a note of several lines to exceptions that pass through its functions; a new one has none.
+        raise UserError(str(error)) from error
     except (TypeError, ValueError) as error:
         raise _refused(config, section, error) from error
     except HydraException as error:

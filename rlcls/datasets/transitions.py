@@ -103,9 +103,8 @@ class Transitions:
         first = self._steps.copy()
         for row in np.flatnonzero(columns.starts == CUT):
             unknown = slice(row, row + max(self._stack - 1, 0))
-            first[unknown] &= (
-                np.cumsum(self._begins[unknown]) > 1
-            )  # another episode may begin among these rows
+            # Another episode may begin among these rows.
+            first[unknown] &= np.cumsum(self._begins[unknown]) > 1
         if successes_only:
             first &= self._successes()
         uniforms = _uniforms(_EPISODES, int(self._begins.sum()), seed)

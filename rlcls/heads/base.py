@@ -93,7 +93,7 @@ class Head(abc.ABC):
 def select(outputs: Float[ArrayLike, "*b a n"], actions: Int[ArrayLike, "*b"]) -> Float[Array, "*b n"]:
     """The outputs of the actions taken.
 
-    An action that does not exist, which -1 is too, selects NaN.
+    Actions outside 0, ..., num_actions - 1 select NaN, -1 among them.
 
     Raises:
       ValueError: the shape of `actions` differs from the leading dimensions of `outputs`.
@@ -108,9 +108,8 @@ def select(outputs: Float[ArrayLike, "*b a n"], actions: Int[ArrayLike, "*b"]) -
             f"actions of shape {actions.shape} do not match outputs of shape {outputs.shape}: "
             "outputs [*b, num_actions, n] go with actions [*b]"
         )
-    actions = actions.astype(
-        jnp.promote_types(actions.dtype, jnp.int32)
-    )  # so that the next line fits small integers
+    # Small integers cannot hold the number of actions.
+    actions = actions.astype(jnp.promote_types(actions.dtype, jnp.int32))
     actions = jnp.where(actions < 0, outputs.shape[-2], actions)
     chosen = jnp.take_along_axis(outputs, actions[..., None, None], axis=-2, mode="fill", fill_value=jnp.nan)
     return chosen[..., 0, :]

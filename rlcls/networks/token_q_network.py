@@ -15,8 +15,7 @@ from ._compute import check_positive, without_wraparound
 from .spectral import SpectralLinear
 from .transformer import KeysValues, Layer
 
-# The width inside SwiGLU, in widths of a token. With 4 an update of the smallest network takes 1.5 times as long on a
-# CPU.
+# The width inside SwiGLU, in widths of a token. It bounds the cost of an update, most of which is in these layers.
 _WIDENING = 2
 
 
@@ -33,7 +32,7 @@ class TokenQNetwork(nnx.Module):
       head: how a value is represented.
       num_tokens: tokens of an action, T.
       num_values: values that a token can take, K.
-      layers, width, heads, sigma_reparam: as in `Transformer`, whose inner layers are twice as wide as these.
+      layers, width, heads, sigma_reparam: as in `Transformer`; the inner layers are half as wide as there.
       vectors: [games, E]; an observation is then {"frames": [B, ...], "game": int32 [B]}, and FiLM (Perez et al. 2018)
         scales and shifts the features, each linearly in the game's vector. Both begin without effect. The vectors are
         part of the network's state, so a checkpoint has those that it learnt with.

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import logsumexp
@@ -311,13 +312,14 @@ def test_tasks_that_do_not_fit_are_one_line():
             make(**options)
 
 
-def test_a_history_of_pictures_is_read_picture_by_picture_and_in_its_order():
+def test_a_history_of_pictures_is_read_picture_by_picture_with_a_vector_for_each_place():
     spec = SPEC._replace(observation=jax.ShapeDtypeStruct((2, 3, 16, 16), np.uint8))
     agent = QTransformer(spec, networks.IMPALA, heads.make("mse"), layers=1, width=16, heads=2)
-    state = scrambled(agent)
+    network = agent._make_network(nnx.Rngs(0))
     pictures = np.random.default_rng(0).integers(0, 256, (4, 2, 3, 16, 16), np.uint8)
-    values = np.asarray(agent.q_values(state.online, pictures))
-    swapped = np.asarray(agent.q_values(state.online, pictures[:, ::-1]))
-    assert values.shape == (4, TOKENS, VALUES) and np.abs(values - swapped).max() > 1e-4
-    alone = np.asarray(agent.q_values(state.online, pictures[1:2]))
-    np.testing.assert_allclose(values[1:2], alone, rtol=1e-4, atol=1e-5)
+    places = np.asarray(network.places[...])[:, 0]
+    tokens = np.asarray(network._observe(jnp.asarray(pictures)))
+    swapped = np.asarray(network._observe(jnp.asarray(pictures[:, ::-1])))
+    np.testing.assert_allclose((tokens - places)[:, ::-1], swapped - places, atol=1e-4)
+    assert np.abs(places[0] - places[1]).max() > 0.5 and np.abs((tokens - places)[:, 0]).max() > 1e-2
+    assert agent.q_values(agent.init(jax.random.key(0)).online, pictures).shape == (4, TOKENS, VALUES)
