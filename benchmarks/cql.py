@@ -15,7 +15,8 @@ two_games  both games in one network
 report     draws and tabulates what there is
 
 Each run is a command of rlcls.train in --runs, on a core of its own. --minutes stops them after that time, and they
-save: the same command goes on. Runs that have ended are not made again. Options (eval.episodes=2) go to every run.
+save: the same command goes on. Runs that have ended are not made again, nor are those whose whole curve lies in --out,
+so several machines can share the work. Options (eval.episodes=2) go to every run.
 """
 
 import argparse
@@ -81,13 +82,18 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = arguments.runs
     wanted = [run for part in PARTS for run in runs_of(part, arguments.seeds)]
+    known = _known(arguments.out / "cql.json", arguments.overrides)
     if arguments.part != "report":
-        jobs = [_job(run, folder, arguments.overrides) for run in wanted if run.part == arguments.part]
+        jobs = [
+            _job(run, folder, arguments.overrides)
+            for run in wanted
+            if run.part == arguments.part and not _ended(run, known)
+        ]
         _runs.make(jobs, folder, processes=arguments.jobs, minutes=arguments.minutes)
-    curves = [curve for run in wanted for curve in _curves(run, folder)]
+    curves = [curve for run in wanted for curve in _curves(run, folder, known)]
     if not curves:
-        raise SystemExit(f"no run in {folder} has been evaluated yet")
-    _write(curves, _described(), arguments.overrides, arguments.out)
+        raise SystemExit(f"no run in {folder} or {arguments.out / 'cql.json'} has been evaluated yet")
+    _write(curves, known["recordings"] | _described(), known["overrides"], arguments.out)
 
 
 def runs_of(part: str, seeds: list[int]) -> list[Run]:
@@ -141,11 +147,36 @@ def _described() -> dict[str, Any]:
     return described
 
 
-def _curves(run: Run, folder: Path) -> list[dict[str, Any]]:
-    """The evaluations of a run on each of its games."""
+def _known(path: Path, overrides: list[str]) -> dict[str, Any]:
+    """The results that `_write` wrote before, on whatever machine."""
+    if not path.exists():
+        return {"overrides": overrides, "recordings": {}, "runs": []}
+    known = json.loads(path.read_text())
+    if overrides and known["overrides"] != overrides:
+        raise SystemExit(
+            f"the runs of {path} were given {known['overrides']}: choose another --out for {overrides}"
+        )
+    return known
+
+
+def _ended(run: Run, known: dict[str, Any]) -> bool:
+    """Whether the whole curve of a run is among the results."""
+    curves = _known_curves(run, known)
+    return bool(curves) and all(curve["evaluations"][-1]["updates"] == UPDATES[run.part] for curve in curves)
+
+
+def _known_curves(run: Run, known: dict[str, Any]) -> list[dict[str, Any]]:
+    fields = json.loads(json.dumps(run._asdict()))
+    return [curve for curve in known["runs"] if all(curve[name] == value for name, value in fields.items())]
+
+
+def _curves(run: Run, folder: Path, known: dict[str, Any]) -> list[dict[str, Any]]:
+    """The evaluations of a run on each of its games: those in its folder, or those among the results."""
+    if _ended(run, known):
+        return _known_curves(run, known)
     path = folder / run.name / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    curves = []
+    facts, curves = _report.machine(), []
     for game in run.games:
         kind = f"eval.{game}" if len(run.games) > 1 else "eval"
         evaluations = [
@@ -154,8 +185,9 @@ def _curves(run: Run, folder: Path) -> list[dict[str, Any]]:
             if line["kind"] == kind
         ]
         if evaluations:
-            curves.append({**run._asdict(), "game": game, "evaluations": evaluations})
-    return curves
+            made_on = {name: facts[name] for name in ("cpu", "revision")}
+            curves.append({**run._asdict(), "game": game, **made_on, "evaluations": evaluations})
+    return curves or _known_curves(run, known)
 
 
 def _summary(curves: list[dict[str, Any]], behaviour: float | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ metaworld   three tasks of Meta-World, 100 fresh goals (needs the extra robotics
 
 Each cell is trained on recordings of its own seed by a command of rlcls.train, 3,000 updates, and its final network
 plays 500 fresh episodes, or 100 of Meta-World. --minutes stops the runs after that time, and they save: the same
-command goes on. Runs that have ended are not made again.
+command goes on. Runs that have ended are not made again, nor are those whose results lie in --out.
 """
 
 import argparse
@@ -148,9 +148,14 @@ def main() -> None:
     if arguments.part == "comparison" and not WEIGHTS:
         raise SystemExit("WEIGHTS is empty: run tuning, and write down the best weight of each setting")
     wanted = [cell for cell in cells() if arguments.part in (cell.part, "all")]
+    known = _known(arguments.out / "qtransformer.json")
     end = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
     for seed in dict.fromkeys([*arguments.seeds, TUNING_SEED]):
-        chosen = [cell for cell in wanted if seed in (cell.seeds or arguments.seeds)]
+        chosen = [
+            cell
+            for cell in wanted
+            if seed in (cell.seeds or arguments.seeds) and (cell.part, cell.label, seed) not in known
+        ]
         recordings = dict.fromkeys(cell.data for cell in chosen)
         jobs = [_record(data, seed, arguments.runs) for data in recordings]
         trainings = [_train(cell, seed, arguments.runs) for cell in chosen]
@@ -161,7 +166,19 @@ def main() -> None:
         else:
             continue
         break
-    _write(cells(), arguments.seeds, arguments.runs, arguments.out)
+    _write(cells(), known, arguments.runs, arguments.out)
+
+
+def _known(path: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """The runs that `_write` wrote before, on whatever machine, by part, label and seed."""
+    settings = {(cell.part, cell.label): [cell.data, cell.options] for cell in cells()}
+    results = json.loads(path.read_text())["cells"] if path.exists() else []
+    return {
+        (each["part"], each["label"], run["seed"]): run
+        for each in results
+        if settings.get((each["part"], each["label"])) == [each["data"], each["options"]]
+        for run in each["runs"]
+    }
 
 
 def _record(data: str, seed: int, folder: Path) -> _runs.Job:
@@ -191,46 +208,55 @@ def _name(label: str) -> str:
     return label.replace(", ", "-").replace(" ", "_").replace("=", "")
 
 
+def _ended(cell: Cell, folder: Path) -> list[dict[str, Any]]:
+    """The ended runs of a cell in the folder."""
+    seeds = [
+        int(path.name.rpartition("-s")[2]) for path in folder.glob(f"{cell.part}-{_name(cell.label)}-s*.done")
+    ]
+    runs = [_evaluations(cell, seed, folder) for seed in seeds]
+    return [run for run in runs if run is not None]
+
+
 def _evaluations(cell: Cell, seed: int, folder: Path) -> dict[str, Any] | None:
-    """Success at each evaluation, and the seconds of training; None where the run has not ended."""
+    """Success of the data and at each evaluation, and seconds of training; None where the run has not ended."""
     path = folder / _run_name(cell, seed) / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    found = [line for line in lines if line["kind"] == "eval"]
+    found, facts = [line for line in lines if line["kind"] == "eval"], _report.machine()
     if not found or found[-1]["updates"] != STEPS:
         return None
     return {
         "seed": seed,
-        "success": {line["updates"]: line["return_mean"] for line in found},
+        "behaviour": _behaviour(cell.data, seed, folder),
+        "success": {str(line["updates"]): line["return_mean"] for line in found},
         "seconds": found[-1]["seconds"],
         "length": found[-1]["length_mean"],
+        **{name: facts[name] for name in ("cpu", "revision")},
     }
 
 
-def _behaviour(data: str, seed: int, folder: Path) -> float | None:
+def _behaviour(data: str, seed: int, folder: Path) -> float:
     from rlcls.datasets import open_recording
 
-    path = folder / "recordings" / f"{_name(data)}-s{seed}"
-    if not (path / "manifest.json").exists():
-        return None
-    (mean,) = open_recording(path).behaviour_returns.values()
+    (mean,) = open_recording(folder / "recordings" / f"{_name(data)}-s{seed}").behaviour_returns.values()
     return mean
 
 
-def _write(settings: list[Cell], seeds: list[int], folder: Path, out: Path) -> None:
+def _write(
+    settings: list[Cell], known: dict[tuple[str, str, int], dict[str, Any]], folder: Path, out: Path
+) -> None:
     facts, texts, results = _report.machine(), [], []
     for part in PARTS:
         rows = []
         for cell in (cell for cell in settings if cell.part == part):
-            runs = [_evaluations(cell, seed, folder) for seed in cell.seeds or seeds]
-            ended = [run for run in runs if run is not None]
+            here = {run["seed"]: run for run in _ended(cell, folder)}
+            before = {seed: run for (*name, seed), run in known.items() if name == [cell.part, cell.label]}
+            ended = [run for _, run in sorted((here | before).items())]
             if not ended:
                 continue
-            data = [_behaviour(cell.data, run["seed"], folder) for run in ended]
-            final = np.array([run["success"][STEPS] for run in ended])
-            results.append({**cell._asdict(), "runs": ended, "behaviour": data})
-            rows.append(
-                [cell.label, cell.data, f"{np.mean([d for d in data if d is not None]):.2f}", *_cells(final)]
-            )
+            data = np.mean([run["behaviour"] for run in ended])
+            final = np.array([run["success"][str(STEPS)] for run in ended])
+            results.append({**cell._asdict(), "runs": ended})
+            rows.append([cell.label, cell.data, f"{data:.2f}", *_cells(final)])
         if rows:
             header = ["setting", "data", "success of the data", "success", "95 % interval", "of each seed"]
             texts.append(f"## {part}\n\n{_report.table(header, rows)}")
@@ -266,11 +292,11 @@ def _picture(results: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(6.4, 0.8 + 0.32 * len(results)), layout="constrained")
     for row, each in enumerate(results):
-        final = [run["success"][STEPS] for run in each["runs"]]
+        final = [run["success"][str(STEPS)] for run in each["runs"]]
         axes.plot(final, [row] * len(final), "o", color="#0072b2", markersize=4, alpha=0.6)
         axes.plot([np.mean(final)] * 2, [row - 0.3, row + 0.3], color="#0072b2", linewidth=2)
-        behaviour = [value for value in each["behaviour"] if value is not None]
-        axes.plot([np.mean(behaviour)] * 2, [row - 0.3, row + 0.3], color="0.5", linewidth=1, linestyle=":")
+        behaviour = np.mean([run["behaviour"] for run in each["runs"]])
+        axes.plot([behaviour] * 2, [row - 0.3, row + 0.3], color="0.5", linewidth=1, linestyle=":")
     axes.set_yticks(range(len(results)), [each["label"] for each in results])
     axes.invert_yaxis()
     axes.set_xlim(-0.02, 1.02)
