@@ -8,10 +8,10 @@
     python benchmarks/cql.py two_games
     python benchmarks/cql.py report
 
-rates      20,000 updates of each head at three learning rates; RATES below holds the best ones
-main       150,000 updates of each head at its rate, three seeds, on each game
-ablations  100,000 updates on Pong without the conservative term, with SARSA targets, other weights and noisy rewards
-two_games  both games in one network
+rates      10,000 updates of each head at three learning rates; RATES below holds the best ones
+main       50,000 updates of each head at its rate, three seeds, on each game
+ablations  50,000 updates on Pong without the conservative term, with SARSA targets, other weights and noisy rewards
+two_games  50,000 updates on both games in one network
 report     draws and tabulates what there is
 
 Each run is a command of rlcls.train in --runs, on a core of its own. --minutes stops them after that time, and they
@@ -50,7 +50,7 @@ ABLATIONS = {
     "mse, noise 1": ("mse", ["data.reward_noise=1"]),
 }
 PARTS = ("rates", "main", "ablations", "two_games")
-UPDATES = {"rates": 20_000, "main": 150_000, "ablations": 100_000, "two_games": 150_000}
+UPDATES = {"rates": 10_000, "main": 50_000, "ablations": 50_000, "two_games": 50_000}
 
 
 class Run(NamedTuple):
@@ -75,11 +75,14 @@ def main() -> None:
     parser.add_argument("part", choices=[*PARTS, "report"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one core")
+    parser.add_argument("--updates", type=int, help="of every run; default: those of the part")
     parser.add_argument("--minutes", type=float, help="stop after this time; the same command goes on")
     parser.add_argument("--runs", type=Path, default=_report.ROOT / "runs" / "cql")
     parser.add_argument("--out", type=Path, default=_report.RESULTS)
     parser.add_argument("overrides", nargs="*", help="for every run; before the flags")
     arguments = parser.parse_args()
+    if arguments.updates:
+        UPDATES.update(dict.fromkeys(UPDATES, arguments.updates))
     folder = arguments.runs
     wanted = [run for part in PARTS for run in runs_of(part, arguments.seeds)]
     known = _known(arguments.out / "cql.json", arguments.overrides)
