@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Num, PyTree
+from jaxtyping import Array, Float, Int, PyTree, Shaped
 
 from rlcls import diagnostics, heads, networks
 from rlcls.spec import Spec
@@ -144,13 +144,19 @@ class QLearning:
         """The online network, or the target network."""
         return state.target if target else state.online
 
-    def q_values(self, acting: Network, observations: PyTree[Num[ArrayLike, "b ..."]]) -> Float[Array, "b a"]:
+    def q_values(
+        self, acting: Network, observations: PyTree[Shaped[ArrayLike, "b ..."]]
+    ) -> Float[Array, "b a"]:
         """The value of every action, in the units of the support."""
         outputs, _, _ = self._apply(acting.params, acting.state, observations, train=False)
         return self.head.value(outputs)
 
     def act(
-        self, acting: Network, observations: PyTree[Num[ArrayLike, "b ..."]], key: Array, epsilon: ArrayLike
+        self,
+        acting: Network,
+        observations: PyTree[Shaped[ArrayLike, "b ..."]],
+        key: Array,
+        epsilon: ArrayLike,
     ) -> Int[Array, "b"]:
         """Epsilon-greedy actions.
 

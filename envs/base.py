@@ -431,11 +431,12 @@ class Wrapped(gymnasium.vector.VectorWrapper):
         observations, rewards, terminated, truncated, info = self.env.step(actions)
         return _as_agents_see(observations), np.asarray(rewards, np.float32), terminated, truncated, info
 
-    def step(self, actions: Shaped[np.ndarray, "N *action"]) -> Step:
+    # Releases of gymnasium differ in the types of a wrapper.
+    def step(self, actions: Shaped[np.ndarray, "N *action"]) -> Step:  # type: ignore[override, unused-ignore]
         self.send(actions)
         return self.recv()
 
-    def reset(
+    def reset(  # type: ignore[override, unused-ignore]
         self, *, seed: int | Integer[np.ndarray, "N"] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observations, dict[str, Any]]:
         if self._actions is not None and options:

@@ -73,6 +73,7 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
             raise RuntimeError("a reset of single environments must not stand between send and recv")
         self._actions = None
         with self._observations_may_misfit():
+            observations: Any
             observations, info = self._envs.reset(
                 seed=None if seeds is None else [int(seed) for seed in seeds],
                 options=None if mask.all() else {"reset_mask": mask},
@@ -101,7 +102,8 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
         """Steps every environment: observations, rewards, terminated, truncated, info; see `HostEnv`."""
         actions, self._actions = self._actions, None
         with self._observations_may_misfit():
-            observations, rewards, terminated, truncated, info = self._envs.step(actions)
+            played: Any = self._envs.step(actions)
+            observations, rewards, terminated, truncated, info = played
         info["episode_start"] = self._episode_start = self._over
         self._over = terminated | truncated
         return _converted(observations), rewards.astype(np.float32), terminated, truncated, info

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium
 import gymnasium.vector
@@ -12,36 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium.vector import AutoresetMode
-from jaxtyping import Array, Bool, Float32, Int32, Integer, Key, PyTree, Shaped, UInt8
+from jaxtyping import Array, Bool, Float32, Integer, PyTree, Shaped, UInt8
 
 from rlcls._errors import UserError
 from rlcls.spec import Spec
 
+from .autoreset import Autoreset, Playing, select
 from .base import JaxEnv, checked_actions, reset_arguments
-
-
-class Environments(NamedTuple):
-    """The part of `JaxVectorEnv` that a step replaces; every leaf has a leading axis of N.
-
-    Attributes:
-      states: states of the `JaxEnv`.
-      observations: the present ones; with a history, the last ones of the episode behind zeros.
-      over: whether the episode has ended; the next step begins another.
-      keys: the key of each environment's last seed.
-      counts: resets and steps since that seed.
-    """
-
-    states: PyTree[Array]
-    observations: Shaped[Array, "N *observation"]
-    over: Bool[Array, "N"]
-    keys: Key[Array, "N"]
-    counts: Int32[Array, "N"]
 
 
 class JaxVectorEnv(gymnasium.vector.VectorEnv):
     """N copies of a `JaxEnv` that step in one compiled program, a `HostEnv`.
 
-    The random numbers of an environment's k-th step since its last seed come from fold_in(key(seed), k).
+    Episodes follow one another as `rlcls.envs.autoreset.Autoreset` has it, from the key of an environment's last seed.
 
     A `JaxEnv` may have three more methods: `expert(state) -> action`, a policy of its own; `draw(state) -> uint8
     [height, width, 3]`, a picture of one state, which is not traced; `facts() -> dict`, its options.
@@ -71,11 +54,11 @@ class JaxVectorEnv(gymnasium.vector.VectorEnv):
         observation = env.spec.observation
         shape = (history, *observation.shape) if self.frame_stack else observation.shape
         self.spec = env.spec._replace(observation=jax.ShapeDtypeStruct(shape, observation.dtype))
-        self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, shape, observation.dtype)
+        self.single_observation_space = _observation_space(shape, observation.dtype)
         self.single_action_space = _action_space(env.spec)
         self.observation_space = gymnasium.vector.utils.batch_space(self.single_observation_space, num_envs)
         self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, num_envs)
-        self._carry: Environments | None = None
+        self._carry: Playing | None = None
         # The states that the experts believe in and their last actions, and whether a step has been made since.
         self._script: tuple[PyTree[Array], Array] | None = None
         self._stepped = False
@@ -146,11 +129,16 @@ class JaxVectorEnv(gymnasium.vector.VectorEnv):
         if self._script is None:
             looks = np.ones(self.num_envs, bool)
             action = self.spec.action
-            self._script = self._carry.states, jnp.zeros((self.num_envs, *action.shape), action.dtype)
+            self._script = self._carry.state, jnp.zeros((self.num_envs, *action.shape), action.dtype)
         arguments = jax.device_put((looks, np.full(self.num_envs, self._stepped)))
         self._script = self._programs.script(self._carry, *self._script, *arguments)
         self._stepped = False
         return np.array(jax.device_get(self._script[1]))
+
+    @property
+    def pure(self) -> JaxVectorEnv:
+        """The environments of a compiled loop, which uses the `JaxEnv`."""
+        return self
 
     def evaluation(self, num_envs: int) -> JaxVectorEnv:
         """The same task with another number of environments; an evaluation changes no rule."""
@@ -184,11 +172,11 @@ class JaxVectorEnv(gymnasium.vector.VectorEnv):
     def state(self) -> PyTree[np.ndarray]:
         """The states of the `JaxEnv`, with a leading axis of environments."""
         assert self._carry is not None, "reset comes first"
-        return jax.device_get(self._carry.states)
+        return jax.device_get(self._carry.state)
 
     def _observations(self) -> Shaped[np.ndarray, "N *observation"]:
         assert self._carry is not None
-        return np.array(jax.device_get(self._carry.observations))
+        return np.array(jax.device_get(self._carry.observation))
 
     @functools.cached_property
     def _programs(self) -> _Programs:
@@ -199,53 +187,26 @@ class _Programs:
     """The compiled programs of `JaxVectorEnv`: functions of one environment, under vmap."""
 
     def __init__(self, env: JaxEnv, history: int):
-        self._env, self._history = env, history
-        self.begin = jax.jit(jax.vmap(self._begin))
-        self.again = jax.jit(jax.vmap(self._again))
-        self.reset = jax.jit(jax.vmap(lambda one, mask, seed: _select(mask, self._begin(seed), one)))
-        self.step = jax.jit(jax.vmap(self._step))
-        self.script = jax.jit(jax.vmap(self._script))
+        episodes = Autoreset(env, history)
 
-    def _begin(self, seed: Array) -> Environments:
-        return self._fresh(jax.random.key(seed), jnp.zeros((), jnp.int32))
+        def begin(seed: Array) -> Playing:
+            return episodes.begin(jax.random.key(seed))
 
-    def _again(self, one: Environments, mask: Array) -> Environments:
-        return _select(mask, self._fresh(one.keys, one.counts), one)
+        def script(
+            one: Playing, twin: PyTree[Array], action: Array, look: Array, stepped: Array
+        ) -> tuple[PyTree[Array], Array]:
+            """The state that the expert believes in, and its action there."""
+            # The real step had this key, too, so an undisturbed twin stays equal to its environment.
+            key = jax.random.fold_in(one.key, one.steps - 1)
+            twin = select(stepped, env.step(twin, action, key)[0], twin)
+            twin = select(look, one.state, twin)
+            return twin, env.expert(twin)  # type: ignore[attr-defined]
 
-    def _fresh(self, key: Array, count: Array) -> Environments:
-        state, observation = self._env.reset(jax.random.fold_in(key, count))
-        return Environments(state, self._first(observation), jnp.zeros((), bool), key, count + 1)
-
-    def _step(self, one: Environments, action: Array) -> tuple[Environments, tuple[Array, ...]]:
-        key = jax.random.fold_in(one.keys, one.counts)
-        first_state, first = self._env.reset(key)
-        state, observation, reward, terminated, truncated = self._env.step(one.states, action, key)
-        seen = jnp.concatenate([one.observations[1:], observation[None]]) if self._history else observation
-        starts = one.over
-        new = Environments(
-            _select(starts, first_state, state),
-            jnp.where(starts, self._first(first), seen),
-            ~starts & (terminated | truncated),
-            one.keys,
-            one.counts + 1,
-        )
-        return new, (jnp.where(starts, 0.0, reward), ~starts & terminated, ~starts & truncated, starts)
-
-    def _script(
-        self, one: Environments, twin: PyTree[Array], action: Array, look: Array, stepped: Array
-    ) -> tuple[PyTree[Array], Array]:
-        """The state that the expert believes in, and its action there."""
-        # The real step had this key, too, so an undisturbed twin stays equal to its environment.
-        key = jax.random.fold_in(one.keys, one.counts - 1)
-        twin = _select(stepped, self._env.step(twin, action, key)[0], twin)
-        twin = _select(look, one.states, twin)
-        return twin, self._env.expert(twin)  # type: ignore[attr-defined]
-
-    def _first(self, observation: Array) -> Array:
-        if not self._history:
-            return observation
-        empty = jnp.zeros((self._history - 1, *observation.shape), observation.dtype)
-        return jnp.concatenate([empty, observation[None]])
+        self.begin = jax.jit(jax.vmap(begin))
+        self.again = jax.jit(jax.vmap(lambda one, mask: select(mask, episodes.again(one), one)))
+        self.reset = jax.jit(jax.vmap(lambda one, mask, seed: select(mask, begin(seed), one)))
+        self.step = jax.jit(jax.vmap(episodes.step))
+        self.script = jax.jit(jax.vmap(script))
 
 
 class Film:
@@ -274,8 +235,12 @@ class Film:
         return self._env.env.draw(one)[None, None]  # type: ignore[attr-defined]
 
 
-def _select(mask: Array, new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda x, y: jnp.where(mask, x, y), new, old)
+def _observation_space(shape: tuple[int, ...], dtype: np.dtype) -> gymnasium.Space:
+    if np.dtype(dtype).kind == "b":
+        return gymnasium.spaces.MultiBinary(shape)
+    limits = np.iinfo(dtype) if np.issubdtype(dtype, np.integer) else None
+    low, high = (limits.min, limits.max) if limits else (-np.inf, np.inf)
+    return gymnasium.spaces.Box(low, high, shape, dtype)  # type: ignore[arg-type]
 
 
 def _action_space(spec: Spec) -> gymnasium.Space:

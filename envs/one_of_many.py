@@ -41,7 +41,9 @@ class OneOfMany(gymnasium.vector.VectorObservationWrapper):
         self.single_observation_space = space
         self.observation_space = gymnasium.vector.utils.batch_space(space, env.num_envs)
 
-    def observations(self, observations: Shaped[np.ndarray, "N ..."]) -> dict[str, np.ndarray]:
+    def observations(  # type: ignore[override, unused-ignore]  # releases of gymnasium differ in the types
+        self, observations: Shaped[np.ndarray, "N ..."]
+    ) -> dict[str, np.ndarray]:
         """The observations and, beside each, the number of the game."""
         game: Integer[np.ndarray, "N"] = np.full(len(observations), self._number, np.int32)
         return {"frames": observations, "game": game}

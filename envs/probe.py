@@ -25,6 +25,7 @@ from rlcls._errors import UserError, nearest
 from rlcls.spec import Spec
 
 from .base import checked_actions, reset_arguments, spec_from_spaces
+from .jax_vector import JaxVectorEnv
 
 _STACK, _SIDE = 4, 84  # as Atari
 
@@ -255,6 +256,11 @@ class ProbeVectorEnv(gymnasium.vector.VectorEnv):
         """The best actions: those of the highest reward, since an action decides nothing else."""
         del look  # no action disturbs the states
         return self._rewards[self._states].argmax(1)
+
+    @property
+    def pure(self) -> JaxVectorEnv | None:
+        """The same probe for a compiled loop; None where it shows pictures."""
+        return None if self._pixels else JaxVectorEnv(self.probe, self.num_envs, name=self.name)
 
     def evaluation(self, num_envs: int) -> ProbeVectorEnv:
         """Another number of the same: a probe is scored as it is learned."""

@@ -43,9 +43,9 @@ def _command(argv: list[str]) -> int:
         raise UserError("name the run folders to compare, such as runs/*; --help says more")
     last = whole_number(arguments.options, "last", 1, 10**6) or 1
 
-    from rlcls.plotting import groups, load, without_copies
+    from rlcls.plotting import groups, load_each, without_copies
 
-    runs = without_copies(load(name) for name in arguments.names)
+    runs = without_copies(run for name in arguments.names for run in load_each(name))
     tables = []
     for game in sorted({run.game for run in runs}):
         settings = {}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _OPTIONS = (
     "run",
     "checkpoint",
+    "lane",
     "seed",
     "eval.episodes",
     "eval.epsilon",
@@ -40,6 +41,7 @@ usage: python -m rlcls.evaluate run=RUN_FOLDER[,RUN_FOLDER ...] [name=value ...]
 
 run=FOLDER        the run folder, or several with commas between them
 checkpoint=STEP   the checkpoint to load: latest (the default), best, or its agent steps (offline: updates)
+lane=K            of a run that trained several seeds or settings, the K-th alone, from 0; default: each of them
 seed=N            seed of the environments and of the random actions; default: the run's
 eval.episodes=N   number of episodes; default: the run's own number
 eval.epsilon=P    probability of a random action; default: the run's
@@ -48,9 +50,9 @@ device=NAME       cpu, gpu or tpu; default: the fastest that JAX finds
 video=FILE.mp4    films an episode; video=true puts the film into the run folder's videos/
 film=NAME         the episode that is filmed: first (the default), best or worst, by their returns
 
-A run that has learnt several games is evaluated on each. The result is printed, for Atari also in units of human and of
-DQN scores, several runs or games in one table at the end, and stored in each run folder's evaluations/, in a file
-named by the checkpoint and by the options that are not the run's own."""
+A run that has learnt several games, or trained several seeds, is evaluated on each. The result is printed, for Atari
+also in units of human and of DQN scores, several runs or games in one table at the end, and stored in each run folder's
+evaluations/, in a file named by the checkpoint and by the options that are not the run's own."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -83,17 +85,24 @@ def _command(argv: list[str]) -> int:
 
     from rlcls.cli import build
     from rlcls.runs import read_config
+    from rlcls.runs.lanes import lanes
 
-    wanted_games = [(run_dir, game) for run_dir in run_dirs for game in build.games(read_config(run_dir))]
-    if video.endswith(".mp4") and len(wanted_games) > 1:
-        raise UserError(f"video={video} is one film, and there are several games; video=true films each")
+    wanted_runs = []
+    for run_dir in run_dirs:
+        config = read_config(run_dir)
+        every = range(len(lanes(config)))
+        one = whole_number(options, "lane", 0, every[-1])
+        chosen = every if one is None else [one]
+        wanted_runs += [(run_dir, game, lane) for game in build.games(config) for lane in chosen]
+    if video.endswith(".mp4") and len(wanted_runs) > 1:
+        raise UserError(f"video={video} is one film, and there are several runs; video=true films each")
     rows: list[dict[str, str]] = []
     try:
-        for run_dir, game in wanted_games:
-            cells = _evaluate(run_dir, game, settings, wanted, video, filmed)
+        for run_dir, game, lane in wanted_runs:
+            cells = _evaluate(run_dir, game, lane, settings, wanted, video, filmed)
             rows.append({"run": str(run_dir), **({"game": game} if game else {}), **cells})
     finally:
-        if len(wanted_games) > 1 and rows:
+        if len(wanted_runs) > 1 and rows:
             print(_table(rows))
     return 0
 
@@ -105,13 +114,20 @@ def _run_dirs(text: str) -> list[Path]:
 
 
 def _evaluate(
-    run_dir: Path, game: str, settings: Mapping[str, Any], wanted: str, video: str, filmed: str
+    run_dir: Path,
+    game: str,
+    lane: int,
+    settings: Mapping[str, Any],
+    wanted: str,
+    video: str,
+    filmed: str,
 ) -> dict[str, str]:
     """Evaluates one run on one game and stores the result; returns the cells of its row in a table.
 
     Args:
       run_dir: the run folder.
       game: one of several games that the run has learnt; empty for a run of one game.
+      lane: one of several seeds and settings that the run has trained; 0 for a run of one.
       settings: values of options that replace the run's own, from `_settings`.
       wanted: the checkpoint.
       video: the option of that name.
@@ -123,19 +139,22 @@ def _evaluate(
     from rlcls.files import replacing
     from rlcls.phases import phase
     from rlcls.runs import Progress, read_config
+    from rlcls.runs.lanes import lanes
     from rlcls.runs.progress import header
     from rlcls.training import xla
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of files that training removes meanwhile
     resources.allow_open_files()
-    config = build.games(read_config(run_dir))[game]
-    changed = ({"game": game} if game else {}) | _change(config, settings)
+    whole = read_config(run_dir)
+    config = build.games(trained.lane_config(whole, lane))[game]
+    several = {"lane": lane} if len(lanes(whole)) > 1 else {}
+    changed = ({"game": game} if game else {}) | several | _change(config, settings)
     xla.choose_device(settings.get("device"))
     xla.cache_compilations()
     with contextlib.ExitStack() as stack:
         env = stack.enter_context(contextlib.closing(build.one_environment(config)))
         with phase("reading the checkpoint"):
-            (agent, acting, spec), chosen, remarks = trained.read(config, env, run_dir, wanted)
+            (agent, acting, spec), chosen, remarks = trained.read(config, env, run_dir, wanted, lane)
         for line in remarks:
             print(f"note: {line}", file=sys.stderr)
         if other := build.other_task(spec, env):
@@ -158,6 +177,7 @@ def _evaluate(
             "epsilon": f"{evaluator.epsilon:g}",
             "network": build.describe_network(config, agent),
             "run folder": str(run_dir),
+            "lane": f"{lane}, seed {config.seed}" if several else "",
             "checkpoint": f"{unit} {chosen.steps:,}",
         }
         header({name: value for name, value in rows.items() if value})
@@ -193,7 +213,7 @@ def _evaluate(
                         f"{env.name} does not repeat its episodes, so no film was kept"
                     )
             print(film_path)
-    return cells
+    return ({"lane": str(lane)} if several else {}) | cells
 
 
 def _prepare(folder: Path) -> None:

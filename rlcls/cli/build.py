@@ -18,14 +18,19 @@ from rlcls import networks
 from rlcls._errors import UserError, one_line
 from rlcls.agents.base import Agent, check_agent
 from rlcls.envs.base import HostEnv, as_host_env
+from rlcls.envs.gymnax import as_jax_env
+from rlcls.envs.jax_vector import JaxVectorEnv
 from rlcls.envs.one_of_many import OneOfMany
-from rlcls.evaluation import EpisodeEvaluator, Periodic
+from rlcls.evaluation import EachLane, EpisodeEvaluator, Periodic
 from rlcls.runs.identity import identity, leaves
+from rlcls.runs.lanes import is_compiled, seeds, settings
 from rlcls.spec import Spec
+from rlcls.training import Compiled, Program
 from rlcls.training.batches import check_structure
 from rlcls.training.loop import Dataset, Loop
 
 from . import resources
+from .compose import options_of
 
 # Hydra 1.4 asks which targets may run: here it is any, since a class of one's own is the user's own code.
 _UNCHECKED = getattr(hydra.utils, "UNSAFE_DISABLE_EXECUTION_CHECKS", None)
@@ -79,13 +84,22 @@ def _sentence(error: BaseException) -> str:
 
 
 def environment(config: DictConfig) -> HostEnv:
-    """The environments to train in; `env.number` makes them one of several games, see `OneOfMany`."""
+    """The environments to train in; `env.number` makes them one of several games, see `OneOfMany`.
+
+    A `JaxEnv`, or an environment of gymnax, is copied `env.num_envs` times.
+    """
     options = {key: value for key, value in config.env.items() if key != "number"}
+    takes = options_of(str(options["_target_"]))
+    if takes is not None and "num_envs" not in takes:
+        options.pop("num_envs", None)
 
     def make(num_envs: int) -> Any:
         return build(OmegaConf.create({"env": {**options, "num_envs": num_envs}}), "env")
 
-    env = as_host_env(build(OmegaConf.create({"env": options}), "env"), make)
+    made = build(OmegaConf.create({"env": options}), "env")
+    if (pure := as_jax_env(made)) is not None:
+        made = JaxVectorEnv(pure, config.env.num_envs, name=str(getattr(made, "name", type(made).__name__)))
+    env = as_host_env(made, make)
     return as_host_env(OneOfMany(env, config.env.number)) if "number" in config.env else env
 
 
@@ -204,6 +218,14 @@ def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | No
         return build(config, "training", agent, data, **common)
     if "replay" not in config:
         raise UserError(f"loop={config.choices.loop} needs a data set: data= or data._target_=")
+    if is_compiled(config):
+        programs = [
+            _program(each, agent if not number else None, env) for number, each in enumerate(settings(config))
+        ]
+        try:
+            return Compiled(programs, seeds(config), log_every=config.logging.every)
+        except ValueError as error:
+            raise UserError(f"training: {one_line(error)}") from error
     return build(
         config,
         "training",
@@ -215,6 +237,25 @@ def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | No
         diagnostics_batch_size=config.diagnostics.batch_size,
         **common,
     )
+
+
+def _program(config: DictConfig, made: Agent[Any] | None, env: HostEnv) -> Program:
+    """The program of one setting; the first setting has its agent and environment already.
+
+    Raises:
+      UserError: the environment is not pure, or the parts do not fit together.
+    """
+    if made is None:
+        env = environment(config)
+    pure = getattr(env, "pure", None)
+    if pure is None:
+        raise UserError(
+            f"loop=compiled needs an environment of pure functions (env=minatar, gymnax, probe, pick or a JaxEnv), and "
+            f"env={config.choices.env} is stepped by the host"
+        )
+    agent_ = made or agent(config, pure.spec)
+    replay, exploration = build(config, "replay", pure), build(config, "exploration")
+    return build(config, "training", agent_, pure, replay, exploration=exploration)
 
 
 def evaluators(
@@ -237,7 +278,7 @@ def evaluators(
     for kind, section in _evaluator_sections(config).items():
         every, plays = _every(config, section), _plays_in(config, section)
         for name, env in envs.items() if plays else [("", next(iter(envs.values())))]:
-            evaluator = _evaluator(config, section, agent, env, data)
+            evaluator = _of_each_lane(config, section, agent, env, data)
             made.append(Periodic(f"{kind}.{name}" if name else kind, evaluator, int(every)))
     return made
 
@@ -290,7 +331,9 @@ def run_dir(config: DictConfig, name: str) -> Path:
         except RuntimeError as error:
             raise UserError(f"run_dir={config.run_dir}: {one_line(error)}") from error
     chosen = config.choices
-    parts = chosen.agent, chosen.loss, name.replace("/", "-"), f"s{config.seed}", identity(plain_dict(config))
+    first, last = seeds(config)[0], seeds(config)[-1]
+    seed = f"s{first}" if first == last else f"s{first}-{last}"
+    parts = chosen.agent, chosen.loss, name.replace("/", "-"), seed, identity(plain_dict(config))
     return Path("runs") / "-".join(parts)
 
 
@@ -373,6 +416,25 @@ def _check_support(agent: Agent[Any], data: Dataset) -> None:
             f"the data rewards {reward:g} and nothing else, which lies outside the support of {type(head).__name__}; "
             "returns.low and returns.high must enclose it, or data.reward_scale change it"
         )
+
+
+def _of_each_lane(
+    config: DictConfig, section: str, agent_: Agent[Any], env: HostEnv, data: Dataset | None
+) -> Any:
+    """The evaluator of a section; of a compiled run one that scores each lane."""
+    if not is_compiled(config):
+        return _evaluator(config, section, agent_, env, data)
+    each = []
+    for number, setting in enumerate(settings(config)):
+        if number:
+            env = environment(setting)
+            agent_ = agent(setting, env.spec)
+        first = _evaluator(setting, section, agent_, env, data)
+        for seed in seeds(config):
+            with_seed = getattr(first, "with_seed", None)
+            other = OmegaConf.merge(setting, {"seed": seed})
+            each.append(with_seed(seed) if with_seed else _evaluator(other, section, agent_, env, data))  # type: ignore[arg-type]
+    return EachLane(each)
 
 
 def _evaluator(

@@ -55,6 +55,7 @@ _RULES: list[_Rule] = [
     # Counters inside compiled programs have 32 bits.
     ("steps", lambda value: 1 <= value < 2**31, f"between 1 and {2**31 - 1}"),
     *_at_least(1, "checkpoint.every", "checkpoint.keep", "logging.every", "diagnostics.batch_size"),
+    *_at_least(1, "seeds"),
     *_at_least(0, "diagnostics.every", "eval.every", "checkpoint.keep_every"),
     # jax.random.key takes 32 bits, and would make two seeds one.
     ("seed", lambda value: 0 <= value < 2**32, f"between 0 and {2**32 - 1}"),

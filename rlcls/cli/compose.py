@@ -12,6 +12,7 @@ import functools
 import importlib.resources
 import inspect
 import itertools
+import math
 import pkgutil
 import re
 from typing import Any
@@ -49,7 +50,10 @@ FIXED = ("loss.name", "env.game")  # follow from loss=, game=
 _AS_TYPED = ("game", "run_dir", "env.id", "env.task", "logging.wandb")
 _SHORT = {"task": "env.task"}
 _MOST_RUNS = 1000  # of a sweep; each is composed and checked before the first begins
-_ALSO_READ = {"eval": {"every"}, "env": {"number"}}  # options of a section that its object does not take
+_ALSO_READ = {
+    "eval": {"every"},
+    "env": {"number", "num_envs"},
+}  # options of a section that its object does not take
 
 
 def compose(argv: list[str], *, trains: bool = True) -> DictConfig:
@@ -79,6 +83,14 @@ def compose(argv: list[str], *, trains: bool = True) -> DictConfig:
         if override not in chosen:
             _check_option(override, known)
 
+    lists: dict[str, list[Any]] = {}
+    for override in overrides:
+        option, values = override.key_or_group, override.value()
+        if "." in option and isinstance(values, list) and _is_number(OmegaConf.select(known, option)):
+            lists[option] = values
+    if lists:
+        return _with_settings(argv, lists, known, trains)
+
     config = _compose([_text(override) for override in overrides])
     given = {override.key_or_group for override in overrides}
     for section in OBJECTS:
@@ -97,6 +109,43 @@ def compose(argv: list[str], *, trains: bool = True) -> DictConfig:
         raise UserError(f"{option}{one_line(error)}") from None
     checks.check(resolved, _resolved_where_possible(known), trains=trains)
     return DictConfig(resolved)
+
+
+def _with_settings(
+    argv: list[str], lists: dict[str, list[Any]], known: DictConfig, trains: bool
+) -> DictConfig:
+    """The configuration of the first of several settings, and `settings`: the options in which each differs.
+
+    Args:
+      argv: as in `compose`.
+      lists: the values of each option that was given several.
+      known: the configuration without the user's own values.
+      trains: as in `compose`.
+    """
+    if "seeds" not in known:
+        first, choices_of_first = next(iter(lists.items()))
+        raise UserError(
+            f"{first}: a list of values needs loop=compiled; --multirun {first}={','.join(map(str, choices_of_first))} "
+            "makes runs one after another"
+        )
+    for option, numbers in lists.items():
+        if not numbers or not all(map(_is_number, numbers)) or len(set(numbers)) < len(numbers):
+            raise UserError(f"{option}: expected different numbers in the list, not {numbers}")
+    if (count := math.prod(map(len, lists.values()))) > _MOST_RUNS:
+        raise UserError(f"these lists make {count} settings; a run has at most {_MOST_RUNS}")
+    others = [argument for argument in argv if _parse(argument).key_or_group not in lists]
+    configs = []
+    for chosen in itertools.product(*lists.values()):
+        values = [f"{option}={value!r}" for option, value in zip(lists, chosen, strict=True)]
+        configs.append(compose([*others, *values], trains=trains))
+    options = [dict(leaves(OmegaConf.to_container(config))) for config in configs]  # type: ignore[arg-type]
+    names = [name for name in options[0] if any(each.get(name) != options[0][name] for each in options)]
+    configs[0].settings = [{name: each[name] for name in names} for each in options]
+    return configs[0]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def split_flags(argv: list[str]) -> tuple[set[str], list[str]]:
@@ -336,7 +385,7 @@ def _fit(config: DictConfig, known: DictConfig, section: str, given: set[str]) -
     usual = OmegaConf.select(known, f"{section}._target_")
     if target != usual and (group := section.replace(".", "/")) in GROUPS:
         config.choices[group] = str(target).rpartition(".")[2]
-    takes = _options_of(str(target))
+    takes = options_of(str(target))
     importable = takes is not None
     if takes is None:  # a class of one's own gets nothing that it may not know
         if target == usual:
@@ -358,8 +407,7 @@ def _takes_game(config: DictConfig) -> bool:
     return any(isinstance(value, str) and "${game}" in value for _, value in leaves(raw))
 
 
-@functools.cache
-def _options_of(target: str) -> frozenset[str] | None:
+def options_of(target: str) -> frozenset[str] | None:
     """The keyword arguments of the class or function at an import path; None if they cannot be told.
 
     A class that takes **options hands them on to the class it inherits from.

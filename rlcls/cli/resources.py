@@ -53,6 +53,10 @@ def check(config: DictConfig, agent: Agent[Any], spec: Spec, frame_stack: int) -
     if memory is None:
         return
     needs = [*_replay(config, spec, frame_stack), *_learning(config, agent, spec)]
+    if (lanes := config.get("seeds", 1) * len(config.get("settings", [1]))) > 1:
+        needs = [
+            need._replace(bytes=lanes * need.bytes, words=f"{lanes} times {need.words}") for need in needs
+        ]
     if episodes := config.eval.get("episodes"):
         needs.append(Need(f"eval.episodes={episodes}", episodes * _EPISODE, episodes))
     room, total = max(0, int(memory * _SHARE) - _PROGRAM), sum(need.bytes for need in needs)

@@ -3,5 +3,15 @@
 from .episodes import EpisodeEvaluator, Evaluation, evaluate
 from .evaluator import Evaluator, Periodic, Tick
 from .held_out import HeldOutEvaluator
+from .lanes import EachLane
 
-__all__ = ["EpisodeEvaluator", "Evaluation", "Evaluator", "HeldOutEvaluator", "Periodic", "Tick", "evaluate"]
+__all__ = [
+    "EachLane",
+    "EpisodeEvaluator",
+    "Evaluation",
+    "Evaluator",
+    "HeldOutEvaluator",
+    "Periodic",
+    "Tick",
+    "evaluate",
+]

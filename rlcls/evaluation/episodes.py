@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -14,8 +15,10 @@ from jaxtyping import Float64, Int64, Integer, PyTree, UInt32
 
 from rlcls.agents.base import Agent
 from rlcls.envs.base import HostEnv, Observations, check_finite, environment_seeds
+from rlcls.envs.jax_vector import JaxVectorEnv
 from rlcls.training import xla
 
+from .compiled import CompiledEpisodes
 from .evaluator import Tick
 from .scores import normalised
 
@@ -92,18 +95,33 @@ class EpisodeEvaluator:
         self.episodes, self.epsilon = episodes, float(epsilon)
         self._training_env, self._seed = env, seed
         self._behaviour = getattr(data, "behaviour_returns", {}).get(env.name)
-        (key,) = xla.keys(seed, xla.Use.EVALUATION)
+        (self._key,) = xla.keys(seed, xla.Use.EVALUATION)
 
-        def act(acting: PyTree, observations: Any, number: Any, step: Any, epsilon: Any) -> Any:
+        def act(acting: PyTree, observations: Any, key: Any, number: Any, step: Any, epsilon: Any) -> Any:
             step_key = jax.random.fold_in(jax.random.fold_in(key, number), step)
             return agent.act(acting, observations, step_key, epsilon)
 
-        self._act = xla.jit(act)
+        self._act, self._pure_act = xla.jit(act), act
+
+    def with_seed(self, seed: int) -> EpisodeEvaluator:
+        """The evaluator of the same run with another seed; both use the same environments and programs."""
+        _ = self.env, self._compiled
+        other = copy.copy(self)
+        other._seed = seed
+        (other._key,) = xla.keys(seed, xla.Use.EVALUATION)
+        return other
 
     @functools.cached_property
     def env(self) -> HostEnv:
         """The environment that is played; it is made when it is first needed."""
         return self._training_env.evaluation(min(self.episodes, _MOST_ENVS))
+
+    @functools.cached_property
+    def _compiled(self) -> CompiledEpisodes | None:
+        """Plays many steps in one call, in environments that are pure functions; None for the others."""
+        if not isinstance(self.env, JaxVectorEnv):
+            return None
+        return CompiledEpisodes(self._pure_act, self.env, self.episodes)
 
     def seeds(self, number: int) -> UInt32[np.ndarray, "num_envs"]:
         """The seeds of the environments in the evaluation of this moment."""
@@ -132,10 +150,21 @@ class EpisodeEvaluator:
           tick: called after every step with the episodes done, and all episodes.
           record: called with the actions [N] of every step.
         """
+        if self._compiled and record is None:
+            returns, lengths = self._compiled(
+                acting,
+                self._key,
+                number,
+                self.epsilon,
+                seed=self._seeds_at(number),
+                report=lambda done: tick(done, self.episodes),
+            )
+            return Evaluation(returns, lengths)
 
         def act(observations: Observations, step: int) -> np.ndarray:
-            arguments = jax.device_put((observations, number, step, self.epsilon))
-            actions = np.array(jax.device_get(self._act(acting, *arguments)))
+            arguments = jax.device_put((number, step, self.epsilon))
+            seen = jax.device_put(observations)
+            actions = np.array(jax.device_get(self._act(acting, seen, self._key, *arguments)))
             if record:
                 record(actions)
             return actions

@@ -4,6 +4,7 @@ from .flops import count_flops
 from .functional import count_parameters, functional
 from .impala import IMPALA
 from .impala_tokens import IMPALATokens
+from .minatar import MinAtar
 from .mlp import MLP
 from .multi_game import MultiGameQNetwork
 from .nature import DataEfficient, Nature
@@ -20,6 +21,7 @@ __all__ = [
     "MLP",
     "DataEfficient",
     "IMPALATokens",
+    "MinAtar",
     "MultiGameQNetwork",
     "Nature",
     "QNetwork",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Shaped
 
 from ._compute import compute_dtype, relu
 
@@ -40,7 +40,7 @@ class MLP(nnx.Module):
         )
         self.num_features = sizes[-1]
 
-    def __call__(self, observations: Num[Array, "b *o"]) -> Float[Array, "b d"]:
+    def __call__(self, observations: Shaped[Array, "b *o"]) -> Float[Array, "b d"]:
         """Features of a batch of observations.
 
         Raises:

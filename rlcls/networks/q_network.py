@@ -3,7 +3,7 @@
 from typing import Any
 
 from flax import nnx
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Float, Shaped
 
 from rlcls.heads import Head
 from rlcls.heads.nnx import QHead
@@ -25,7 +25,7 @@ class QNetwork(nnx.Module):
         self.backbone, self.capture = backbone, False
         self.q_head = QHead(head, backbone.num_features, num_actions, dueling=dueling, rngs=rngs)
 
-    def __call__(self, observations: Num[Array, "b *o"]) -> Float[Array, "b a n"]:
+    def __call__(self, observations: Shaped[Array, "b *o"]) -> Float[Array, "b a n"]:
         """The outputs of every action; the backbone checks the observations."""
         features = self.backbone(observations)
         if features.ndim != 2:

@@ -11,9 +11,10 @@ import numpy as np
 
 from rlcls._errors import UserError
 from rlcls.files import replacing
+from rlcls.runs.lanes import lanes
 
 from . import panels
-from .runs import Run, Series, groups, load, note, without_copies
+from .runs import Run, Series, groups, load, load_each, note, without_copies
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +70,11 @@ def learning_curve(run_dir: str | os.PathLike[str], *, axis: str = "agent_steps"
         grid = figure.add_gridspec(2 + lines, 3, height_ratios=[2.6, *[1] * (1 + lines)])
         axes = figure.add_subplot(grid[0, :])
         protocol = run.config.env.get("protocol")
-        details = [f"seed {run.config.seed}", f"{protocol} protocol" if protocol else ""]
+        several = len(lanes(run.config))
+        details = [
+            f"means of {several}" if several > 1 else f"seed {run.config.seed}",
+            f"{protocol} protocol" if protocol else "",
+        ]
         figure.suptitle(f"{run.game}: {run.agent}, {run.loss}", x=0.012, ha="left", weight="bold")
         figure.text(0.988, 0.985, ", ".join(filter(None, details)), ha="right", va="top", color="#404040")
         colour = _COLOURS.get(run.loss, _COLOURS["hlgauss"])
@@ -113,10 +118,9 @@ def compare(
     Raises:
       UserError: a folder is not a run folder, one is named twice, or the picture cannot be written.
     """
-    runs = [load(run_dir, axis, smooth) for run_dir in run_dirs]
-    if len({run.folder.resolve() for run in runs}) < len(runs):
+    if len({Path(run_dir).resolve() for run_dir in run_dirs}) < len(run_dirs):
         raise UserError("a run folder is named twice")
-    runs = without_copies(runs)
+    runs = without_copies(run for run_dir in run_dirs for run in load_each(run_dir, axis, smooth))
     games = sorted({run.game for run in runs})
     columns = min(len(games), 3)
     lines = -(-len(games) // columns)

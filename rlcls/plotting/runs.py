@@ -17,6 +17,7 @@ from rlcls._errors import UserError
 from rlcls.runs import metrics
 from rlcls.runs.folder import read_config, read_facts
 from rlcls.runs.identity import difference, identity
+from rlcls.runs.lanes import lanes
 
 AXES = ("agent_steps", "frames")
 """What the horizontal axis can count; a run that played nothing counts its updates."""
@@ -80,7 +81,7 @@ class Run:
 
 
 def load(run_dir: str | os.PathLike[str], axis: str = "agent_steps", smooth: int = 1) -> Run:
-    """Reads a run folder.
+    """Reads a run folder; the numbers of one that trained several seeds or settings together are means over them.
 
     Args:
       run_dir: the folder.
@@ -99,6 +100,27 @@ def load(run_dir: str | os.PathLike[str], axis: str = "agent_steps", smooth: int
             raise UserError(f"axis={axis}: {folder} counts updates only")
         axis = "updates"
     return Run(folder, config, game, rows, axis, smooth)
+
+
+def load_each(run_dir: str | os.PathLike[str], axis: str = "agent_steps", smooth: int = 1) -> list[Run]:
+    """As `load`, with a run for each seed and setting that the folder trained together."""
+    whole = load(run_dir, axis, smooth)
+    configs = lanes(whole.config)
+    if len(configs) == 1:
+        return [whole]
+    return [
+        dataclasses.replace(whole, config=each, rows=_of_lane(whole.rows, lane))
+        for lane, each in enumerate(configs)
+    ]
+
+
+def _of_lane(rows: list[dict[str, Any]], lane: int) -> list[dict[str, Any]]:
+    """The lines of a run of several lanes as those of one alone."""
+    each = "_each"
+    return [
+        row | {name.removesuffix(each): value[lane] for name, value in row.items() if name.endswith(each)}
+        for row in rows
+    ]
 
 
 def without_copies(runs: Iterable[Run]) -> list[Run]:

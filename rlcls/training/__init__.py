@@ -1,15 +1,19 @@
 """Training loops, one file for each. `loop.py` defines the interface of a loop.
 
-`Online` learns from environments that run on this machine, `Offline` from a source of recorded data.
+`Online` learns from environments that run on this machine, `Offline` from a source of recorded data, and `Compiled`
+from environments that are pure functions, many seeds at once.
 """
 
+from .compiled import Compiled
 from .exploration import LinearDecay
+from .lanes import Program
 from .learner import Diverged, Learner
 from .loop import Dataset, Loop, Rows, Saved, Source, Tick, Where
 from .offline import Offline
 from .online import Online
 
 __all__ = [
+    "Compiled",
     "Dataset",
     "Diverged",
     "Learner",
@@ -17,6 +21,7 @@ __all__ = [
     "Loop",
     "Offline",
     "Online",
+    "Program",
     "Rows",
     "Saved",
     "Source",

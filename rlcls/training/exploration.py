@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +31,8 @@ class LinearDecay:
         if self.epsilon_decay < 0:
             raise ValueError(f"epsilon_decay must be at least 0, not {self.epsilon_decay}")
 
-    def epsilon(self, agent_steps: int) -> float:
-        """The probability `agent_steps` after learning began; negative before it."""
-        share = min(max(agent_steps / max(1, self.epsilon_decay), 0.0), 1.0)
+    def epsilon(self, agent_steps: Any) -> Any:
+        """The probability `agent_steps` after learning began; negative before it. Traced steps give a traced one."""
+        clip = jnp.clip if isinstance(agent_steps, jax.Array) else np.clip
+        share = clip(agent_steps / max(1, self.epsilon_decay), 0.0, 1.0)
         return self.epsilon_start + share * (self.epsilon_end - self.epsilon_start)

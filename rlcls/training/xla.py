@@ -56,6 +56,7 @@ class Use(enum.IntEnum):
     EVALUATION = 3
     ENVIRONMENT = 4
     COLLECTION = 5
+    SAMPLE = 6
 
 
 def keys(seed: int, *uses: Use) -> list[Key[Array, ""]]:

@@ -10,10 +10,12 @@ from rlcls.cli import build, compose
 pytestmark = pytest.mark.untyped
 
 LOSSES = "(bce, c51, hlgauss, huber, mse, mse_softmax, one_hot, quantile, two_hot)"
+RECIPES = "(fast, manipulation, minatar, paper, scaled_ql, vector)"
+BELONG = "belongs to loop=compiled, loop=online"
 MISTAKES = {
     "loss=hlgaus": f"unknown loss 'hlgaus'; did you mean 'hlgauss'? {LOSSES}",
-    "recipe=papr": "unknown recipe 'papr'; did you mean 'paper'? (fast, manipulation, paper, scaled_ql, vector)",
-    "recipe=paper/dqn_mse": "unknown recipe 'paper/dqn_mse' (fast, manipulation, paper, scaled_ql, vector)",
+    "recipe=papr": f"unknown recipe 'papr'; did you mean 'paper'? {RECIPES}",
+    "recipe=paper/dqn_mse": f"unknown recipe 'paper/dqn_mse' {RECIPES}",
     "loss=null": f"unknown loss 'null' {LOSSES}",
     "loss=none": f"unknown loss 'none' {LOSSES}",
     "loss=[mse,c51]": f"unknown loss '[mse,c51]' {LOSSES}",
@@ -31,7 +33,7 @@ MISTAKES = {
     "diagnostics.every=often": "diagnostics.every: expected a whole number, not 'often'",
     "loss=mse loss.num_bins=5": "unknown option 'loss.num_bins' of loss=mse; it belongs to loss=c51, loss=hlgauss, "
     "loss=mse_softmax, loss=one_hot, loss=two_hot",
-    "env.id=CartPole-v1": "unknown option 'env.id' of env=atari; it belongs to env=gymnasium",
+    "env.id=CartPole-v1": "unknown option 'env.id' of env=atari; it belongs to env=gymnasium, env=gymnax",
     "env=gymnasium game=Pong": "game: env=gymnasium does not take it; env.id=CartPole-v1 names the environment",
     "hydra.run.dir=x": "unknown option 'hydra.run.dir'; did you mean 'run_dir'? (--help lists them all)",
     "eval=3": "unknown eval '3' (episodes, held_out)",
@@ -57,15 +59,14 @@ MISTAKES = {
     "loss._target_=fractions.Fraction +loss.foo=1": "loss.foo: fractions.Fraction takes no 'foo' "
     "(denominator, numerator)",
     "agent.learning_rate=${nope}": "agent.learning_rate: Interpolation key 'nope' not found",
-    "agent=cql replay.gamma=0.9": "replay.gamma belongs to loop=online; with loop=offline it is data.gamma",
-    "agent=dqn loop=offline replay.n_step=3": "replay.n_step belongs to loop=online; with loop=offline it is "
-    "data.n_step",
-    "agent=cql +replay.gamma=0.9": "replay.gamma belongs to loop=online; with loop=offline it is data.gamma",
-    "agent=cql replay.reward_clip=1": "replay.reward_clip belongs to loop=online; with loop=offline it is "
+    "agent=cql replay.gamma=0.9": f"replay.gamma {BELONG}; with loop=offline it is data.gamma",
+    "agent=dqn loop=offline replay.n_step=3": f"replay.n_step {BELONG}; with loop=offline it is data.n_step",
+    "agent=cql +replay.gamma=0.9": f"replay.gamma {BELONG}; with loop=offline it is data.gamma",
+    "agent=cql replay.reward_clip=1": f"replay.reward_clip {BELONG}; with loop=offline it is "
     "data.reward_clip",
-    "agent=cql replay.capacity=10": "replay.capacity belongs to loop=online, not to loop=offline",
-    "agent=cql exploration.epsilon_end=0.9": "exploration.epsilon_end belongs to loop=online, not to loop=offline",
-    "agent=cql replay._target_=package.Replay": "replay._target_ belongs to loop=online, not to loop=offline",
+    "agent=cql replay.capacity=10": f"replay.capacity {BELONG}, not to loop=offline",
+    "agent=cql exploration.epsilon_end=0.9": f"exploration.epsilon_end {BELONG}, not to loop=offline",
+    "agent=cql replay._target_=package.Replay": f"replay._target_ {BELONG}, not to loop=offline",
     "+replay.gamma=0.9": "replay.gamma exists; write it without +",
     "+seed=1": "seed exists; write it without +",
     "+replay={gamma:0.9}": "'replay' is a group of options, set one by one (replay.capacity, replay.min_size, "

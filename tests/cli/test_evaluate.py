@@ -142,7 +142,7 @@ def test_a_folder_whose_name_has_a_comma_is_one_run(tmp_path):
         (
             ["run=a", "vido=true"],
             "unknown option 'vido'; did you mean 'video'? (checkpoint, device, env.protocol, "
-            "eval.episodes, eval.epsilon, film, run, seed, video)",
+            "eval.episodes, eval.epsilon, film, lane, run, seed, video)",
         ),
         (["run=a", "video=a.avi"], "video=a.avi must be true, false or a file that ends in .mp4"),
         (["run=a", "eval.episodes=0"], "eval.episodes=0 must be a whole number between 1 and 1000000000"),

@@ -131,6 +131,7 @@ def test_the_options_that_the_documents_name_are_there():
     from rlcls.cli.help import choices
 
     known = [compose([f"agent={agent}"]) for agent in choices("agent")]
+    known.append(compose(["env=minatar", "game=Breakout"]))
     for page in PAGES:
         for option in re.findall(r"`((?:\w+\.)+\w+)=", page.read_text()):
             section, name = option.rsplit(".", 1)

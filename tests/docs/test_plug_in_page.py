@@ -43,7 +43,7 @@ def test_every_file_has_a_command():
         for word in command
         if "_target_" in word
     }
-    assert named == FILES.keys() and len(COMMANDS) == len(FILES) == 6
+    assert named == FILES.keys() and len(COMMANDS) == len(FILES) == 7
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command)[:40])

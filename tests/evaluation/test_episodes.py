@@ -1,12 +1,18 @@
 """An evaluation plays the episodes it was asked for, whole, whichever end first."""
 
+import functools
+
 import gymnasium
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlcls.evaluation import evaluate
+from rlcls import heads, networks
+from rlcls.agents import DQN
+from rlcls.envs.gymnax import minatar
+from rlcls.evaluation import EpisodeEvaluator, evaluate
 
 
 class Scripted(gymnasium.vector.VectorEnv):
@@ -108,3 +114,27 @@ def test_the_summary_is_what_metrics_keep():
 def test_no_episode_is_no_evaluation():
     with pytest.raises(ValueError, match="episodes must be at least 1, not 0"):
         evaluate(one_each, Scripted([[1]]), episodes=0, seed=0)
+
+
+@pytest.mark.parametrize("episodes", (5, 40))
+@pytest.mark.parametrize("history", (1, 3))
+def test_episodes_inside_a_compiled_program_are_those_played_step_by_step(episodes, history):
+    env = minatar("Breakout", 2, history=history)
+    backbone = functools.partial(networks.MLP, hidden=(8,))
+    agent = DQN(env.spec, backbone, heads.make("mse"))
+    evaluator = EpisodeEvaluator(agent, env, seed=3, episodes=episodes, epsilon=0.3)
+    acting = agent.acting(agent.init(jax.random.key(0)))
+    reports = []
+    for number in (0, 7):
+        quick = evaluator.play(acting, number, lambda done, total: reports.append((done, total)))
+        plain = evaluator.play(acting, number, lambda done, total: None, record=lambda actions: None)
+        np.testing.assert_array_equal(quick.returns, plain.returns)
+        np.testing.assert_array_equal(quick.lengths, plain.lengths)
+    assert reports[-1] == (episodes, episodes)
+    other = evaluator.with_seed(4)
+    if episodes == 40:  # five of the shortest episodes can be equally long
+        assert other.play(acting, 0, lambda *_: None).lengths.tolist() != quick.lengths.tolist()
+    fresh = EpisodeEvaluator(agent, env, seed=4, episodes=episodes, epsilon=0.3)
+    np.testing.assert_array_equal(
+        other.play(acting, 0, lambda *_: None).lengths, fresh.play(acting, 0, lambda *_: None).lengths
+    )

@@ -1,0 +1,40 @@
+"""The seeds and settings that one run trains together, as its configuration has them."""
+
+from __future__ import annotations
+
+import itertools
+
+from omegaconf import DictConfig, OmegaConf
+
+
+def settings(config: DictConfig) -> list[DictConfig]:
+    """The configuration of each setting of a compiled run, which options that are lists make several; else its own."""
+    if "settings" not in config:
+        return [config]
+    made = []
+    for changes in config.settings:
+        setting = config.copy()
+        del setting["settings"]
+        for option, value in changes.items():
+            OmegaConf.update(setting, option, value)
+        made.append(setting)
+    return made
+
+
+def seeds(config: DictConfig) -> list[int]:
+    """The seeds that a run trains together."""
+    return list(range(config.seed, config.seed + config.get("seeds", 1)))
+
+
+def lanes(config: DictConfig) -> list[DictConfig]:
+    """The configuration of each lane of a compiled run, with its own seed, in the order of metrics; else its own."""
+    if not is_compiled(config):
+        return [config]
+    alone = ({"seed": seed, "seeds": 1} for seed in seeds(config))
+    pairs = itertools.product(settings(config), alone)
+    return [OmegaConf.merge(setting, own) for setting, own in pairs]  # type: ignore[misc]
+
+
+def is_compiled(config: DictConfig) -> bool:
+    """Whether a run trains lanes in one compiled program."""
+    return "seeds" in config

@@ -1,0 +1,316 @@
+"""Trains many seeds in one compiled program: environments, replay and updates, vmapped over the seeds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import PyTree
+
+from .lanes import Lane, Program
+from .learner import Diverged
+from .lifting import Lifted, lift
+from .loop import Saved, Tick
+
+_REHEARSAL = 0.5  # seconds for which the loop is measured before it begins
+
+
+class Compiled:
+    """A `Loop` whose lanes advance together, all of them from one line of metrics to the next in one call.
+
+    There is a lane for each seed of each setting. Settings that differ only in numbers, such as the learning rate, are
+    one compiled program; the others, such as those of different networks, are programs that run one after another.
+    Without `vmap` each lane runs alone, all with the same program. Agent steps and updates are those of one lane.
+
+    What a lane learns does not depend on the seeds beside it: the seed 7 of ten has the same bits as the seed 7 alone,
+    which runs as a vmap of one for that reason. A number that differs between settings is an argument of the program,
+    not a constant in it, so a setting among others can differ from the same setting alone in the last bits.
+
+    Args:
+      settings: the program of each setting. All make their updates after the same agent steps.
+      seeds: different numbers.
+      log_every: agent steps between two "train" lines.
+
+    Attributes:
+      lanes: (setting, seed) of each lane, the order of all lists of metrics; settings vary slowest.
+
+    Raises:
+      ValueError: there is no setting or no seed, seeds are equal, or settings advance at different paces.
+    """
+
+    unit = "agent_steps"
+
+    def __init__(self, settings: Sequence[Program], seeds: Sequence[int], *, log_every: int):
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds must be different numbers, at least one, not {list(seeds)}")
+        paces = {(each.agent_steps, each.updates, each.warm_iterations, each.vmap) for each in settings}
+        if len(paces) != 1:
+            raise ValueError(
+                "settings that train together must have equal env.num_envs, training.update_period, training.vmap and "
+                "replay.min_size"
+            )
+        self._first = settings[0]
+        self.lanes = [(setting, seed) for setting in range(len(settings)) for seed in seeds]
+        self._log_every = max(1, log_every // self._first.agent_steps)  # iterations
+        self._until: int | None = None
+        self.number = 0  # iterations so far
+        self._cleared_at = 0  # the iteration at which the sums were last cleared
+        self._recent_return: list[float | None] = [None] * len(self.lanes)
+        self._settings = settings
+        self._groups = []
+        for alike in _alike(settings):
+            places = [place for place, (setting, _) in enumerate(self.lanes) if setting in alike.numbers]
+            together = [places] if self._first.vmap else [[place] for place in places]
+            self._groups += [_Group(alike, self.lanes, each) for each in together]
+        for group in self._groups:
+            group.begin()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        steps = self.number * self._first.agent_steps
+        return {"agent_steps": steps, "frames": steps, "updates": self._updates(self.number)}
+
+    def acting(self) -> PyTree:
+        """{number of the lane, as text: what acts in it}."""
+        acting = {}
+        for group in self._groups:
+            stacked = group.acting()
+            for place, lane in enumerate(group.lanes):
+                acting[str(lane)] = jax.tree.map(lambda leaf, place=place: leaf[place], stacked)
+        return acting
+
+    def advance(self) -> list[tuple[str, dict[str, Any]]]:
+        """The iterations up to the next line of metrics, or to the end of the run if that comes first."""
+        last = (self.number // self._log_every + 1) * self._log_every
+        if self._until is not None and self.number < self._until:
+            last = min(last, self._until)
+        for group in self._groups:
+            finite = group.run(self.number, last)
+            if not finite.all():
+                _, seed = self.lanes[group.lanes[int(np.argmin(finite))]]
+                raise Diverged(
+                    f"seed {seed}: a loss or parameter is not finite after update {self._updates(last)}, and was after "
+                    f"update {self._updates(self.number)}"
+                )
+        self.number = last
+        if last % self._log_every:
+            return []
+        line = ("train", self.summary())
+        for group in self._groups:
+            group.clear()
+        self._cleared_at = self.number
+        return [line]
+
+    def summary(self) -> dict[str, Any]:
+        """Means over the updates, and over the episodes finished, since the last "train" line; see `of_lanes`."""
+        values: dict[str, list[Any]] = {}
+        updates = self._updates(self.number) - self._updates(self._cleared_at)
+        for group in self._groups:
+            sums, (counts, returns, lengths), finished = jax.device_get(
+                (group.state.sums, group.state.episodes.recent, group.state.episodes.finished)
+            )
+            for place, lane in enumerate(group.lanes):
+                count = int(counts[place])
+                if count:
+                    self._recent_return[lane] = float(returns[place] / count)
+                one = {name: float(sums[name][place]) / updates if updates else None for name in sums}
+                one |= {
+                    "epsilon": float(self._settings[self.lanes[lane][0]].epsilon(self.counts["agent_steps"])),
+                    "episode_return": self._recent_return[lane],
+                    "episode_length": float(lengths[place] / count) if count else None,
+                    "episodes": int(finished[place]),
+                }
+                for name, value in one.items():
+                    values.setdefault(name, [None] * len(self.lanes))[lane] = value
+        return of_lanes(values)
+
+    def warm_up(self, until: int) -> float:
+        """Compiles what a run to `until` agent steps needs, and measures half a second of learning.
+
+        Call it before the first `advance` or `restore`: the lanes begin again afterwards.
+
+        Returns:
+          Seconds for an agent step of one lane, while all learn.
+        """
+        self._until = -(-until // self._first.agent_steps)
+        first, seconds = self._first.warm_iterations, 0.0
+        for group in self._groups:
+            group.run(0, first)
+            share, count, taken = _REHEARSAL / len(self._groups), 1, 0.0
+            while taken < share:
+                count *= 2
+                begun = time.perf_counter()
+                group.run(first, first + count)
+                taken = time.perf_counter() - begun
+            seconds += taken / (count * self._first.agent_steps)
+            group.begin()
+        return seconds
+
+    def save(self) -> Saved:
+        """All lanes; the replay is a part of the tree."""
+        counters = {
+            "number": self.number,
+            "cleared_at": self._cleared_at,
+            "recent_return": self._recent_return,
+        }
+        lanes = {str(number): group.state for number, group in enumerate(self._groups)}
+        return Saved({"acting": self.acting(), "lanes": lanes}, {}, counters)
+
+    def restore(self, saved: Saved, tick: Tick = lambda done, total: None) -> None:
+        """Goes on from a saved moment."""
+        del tick
+        for number, group in enumerate(self._groups):
+            group.state = saved.tree["lanes"][str(number)]
+        self.number = saved.counters["number"]
+        self._cleared_at = saved.counters["cleared_at"]
+        self._recent_return = list(saved.counters["recent_return"])
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _updates(self, iterations: int) -> int:
+        return max(0, iterations - self._first.warm_iterations) * self._first.updates
+
+
+def of_lanes(values: dict[str, list[Any]]) -> dict[str, Any]:
+    """What a line of metrics holds of the values of each lane.
+
+    Of one lane these are its values. Of several, NAME is the mean of the lanes that have one, NAME_std their standard
+    deviation, and NAME_each the value of each lane. Lists have no mean.
+    """
+    if all(len(each) == 1 for each in values.values()):
+        return {name: each[0] for name, each in values.items()}
+    line: dict[str, Any] = {}
+    for name, each in values.items():
+        known = [value for value in each if value is not None]
+        if not any(isinstance(value, list) for value in known):
+            line[name] = float(np.mean(known)) if known else None
+            line[f"{name}_std"] = float(np.std(known)) if known else None
+        line[f"{name}_each"] = each
+    return line
+
+
+class _Alike:
+    """Settings whose programs differ only in numbers, as compiled functions of their lanes.
+
+    Attributes:
+      numbers: of the settings.
+      init: (values, seeds) -> lanes before their first iteration.
+      run: (lanes, values, seeds, first, last) -> lanes after the iterations first, ..., last - 1, and whether each is
+        finite. It donates the lanes.
+      init_values: for each setting the numbers that `init` takes.
+      run_values: for each setting the numbers that `run` takes.
+    """
+
+    def __init__(self, numbers: list[int], settings: Sequence[Program]):
+        program, parts = settings[numbers[0]], _lifted([settings[number] for number in numbers])
+        assert parts is not None
+        init, iterate = (parts[name].function for name in ("init", "iterate"))
+        self.numbers = numbers
+        self.init_values, self.run_values = (parts[name].values for name in ("init", "iterate"))
+
+        def run(lane: Lane, values: Any, seed: Any, first: Any, last: Any) -> tuple[Lane, Any]:
+            keys = program.keys(seed)
+            lane = lax.fori_loop(first, last, lambda number, lane: iterate(values, lane, keys, number), lane)
+            return lane, program.finite(lane)
+
+        # The iteration is not batched, so rows are written in place and conditions stay branches. Products
+        # this small are slower with the options of `xla.jit`.
+        over = jax.vmap if program.vmap else _alone
+        self.init = jax.jit(over(init, in_axes=(0, 0)))
+        self.run = jax.jit(over(run, in_axes=(0, 0, 0, None, None)), donate_argnums=0)
+        self.clear = jax.jit(jax.vmap(program.clear), donate_argnums=0)
+        self.acting = jax.jit(jax.vmap(program.acting))
+
+
+def _alone(function: Any, in_axes: tuple[int | None, ...]) -> Any:
+    """As `jax.vmap` over an axis of one, without the batched arithmetic that makes convolutions half as fast."""
+
+    def squeezed(*arguments: Any) -> Any:
+        pairs = zip(arguments, in_axes, strict=True)
+        one = [each if axis is None else jax.tree.map(lambda leaf: leaf[0], each) for each, axis in pairs]
+        return jax.tree.map(lambda leaf: leaf[None], function(*one))
+
+    return squeezed
+
+
+def _alike(settings: Sequence[Program]) -> list[_Alike]:
+    """The settings in groups that can be one program each."""
+    groups: list[list[int]] = []
+    for number, setting in enumerate(settings):
+        for group in groups:
+            if _lifted([settings[group[0]], setting]) is not None:
+                group.append(number)
+                break
+        else:
+            groups.append([number])
+    return [_Alike(group, settings) for group in groups]
+
+
+def _lifted(settings: Sequence[Program]) -> dict[str, Lifted] | None:
+    """The functions of several settings as one each; None if they differ in more than numbers."""
+    if len(settings) == 1:
+        return {
+            name: Lifted(_without_values(getattr(settings[0], name)), [[]]) for name in ("init", "iterate")
+        }
+    seed, number = (jax.ShapeDtypeStruct((), dtype) for dtype in (np.uint32, np.int32))
+    shapes = [jax.eval_shape(each.init, seed) for each in settings]
+    if any(_shapes(shape) != _shapes(shapes[0]) for shape in shapes[1:]):
+        return None
+    keys = jax.eval_shape(settings[0].keys, seed)
+    arguments = {"init": (seed,), "iterate": (shapes[0], keys, number)}
+    parts = {
+        name: lift([getattr(each, name) for each in settings], *given) for name, given in arguments.items()
+    }
+    return None if None in parts.values() else parts  # type: ignore[return-value]
+
+
+def _shapes(tree: PyTree) -> Any:
+    return jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
+
+
+def _without_values(function: Any) -> Any:
+    return lambda values, *arguments: function(*arguments)
+
+
+class _Group:
+    """Lanes that one call advances.
+
+    Attributes:
+      lanes: their numbers among all lanes.
+      state: every `Lane`, stacked.
+    """
+
+    state: Lane
+
+    def __init__(self, alike: _Alike, lanes: Sequence[tuple[int, int]], places: list[int]):
+        self._alike, self.lanes = alike, places
+        rows = [alike.numbers.index(lanes[place][0]) for place in places]
+        self._seeds = jnp.asarray(np.array([lanes[place][1] for place in places], np.uint32))
+        self._init_values, self._run_values = (
+            [jnp.asarray(np.stack(each)[rows]) for each in zip(*values, strict=True)]
+            for values in (alike.init_values, alike.run_values)
+        )
+
+    def begin(self) -> None:
+        """Every lane before its first iteration."""
+        self.state = jax.block_until_ready(self._alike.init(self._init_values, self._seeds))
+
+    def run(self, first: int, last: int) -> np.ndarray:
+        """Makes the iterations first, ..., last - 1; returns whether each lane is finite after them."""
+        ends = jax.device_put((np.int32(first), np.int32(last)))
+        self.state, finite = self._alike.run(self.state, self._run_values, self._seeds, *ends)
+        return np.asarray(jax.device_get(finite))
+
+    def clear(self) -> None:
+        """Nothing is summed up."""
+        self.state = self._alike.clear(self.state)
+
+    def acting(self) -> PyTree:
+        """What acts in each lane, stacked."""
+        return self._alike.acting(self.state)
