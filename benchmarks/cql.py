@@ -96,7 +96,7 @@ def main() -> None:
         UPDATES.update(dict.fromkeys(UPDATES, arguments.updates))
     folder = arguments.runs
     wanted = [run for part in PARTS for run in runs_of(part, arguments.seeds)]
-    known = _known(arguments.out / "cql.json", arguments.overrides)
+    known = _known(arguments.out / "cql.json", arguments.overrides, reports=arguments.part == "report")
     if arguments.part != "report":
         jobs = [
             _job(run, folder, arguments.overrides)
@@ -164,12 +164,12 @@ def _described() -> dict[str, Any]:
     return described
 
 
-def _known(path: Path, overrides: list[str]) -> dict[str, Any]:
+def _known(path: Path, overrides: list[str], *, reports: bool) -> dict[str, Any]:
     """The results that `_write` wrote before, on whatever machine."""
     if not path.exists():
         return {"overrides": overrides, "recordings": {}, "runs": []}
     known = json.loads(path.read_text())
-    if overrides and known["overrides"] != overrides:
+    if known["overrides"] != overrides and (overrides or not reports):
         raise SystemExit(
             f"the runs of {path} were given {known['overrides']}: choose another --out for {overrides}"
         )

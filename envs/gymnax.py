@@ -1,7 +1,6 @@
 """Environments of gymnax as `JaxEnv`s: MinAtar, classic control, and any other class with its interface.
 
-gymnax restarts an episode inside its `step`; here `step_env` is used, which does not, so that the final observation of
-an episode can be bootstrapped from.
+gymnax restarts an episode inside its `step`. Here `step_env` is used, which does not.
 
 Source: Lange 2022, "gymnax"; MinAtar: Young and Tian 2019.
 """
@@ -11,6 +10,7 @@ from __future__ import annotations
 import colorsys
 from typing import Any, NamedTuple
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,7 +104,7 @@ class GymnaxEnv:
 
 
 class MinAtarEnv(GymnaxEnv):
-    """A game of MinAtar: observations bool [10, 10, channels], episodes of at most 1,000 steps."""
+    """A game of MinAtar: observations bool [10, 10, channels], episodes of at most 1,000 steps (Freeway 2,500)."""
 
     def __init__(self, env: Any, *, sticky_actions: float = 0.0):
         super().__init__(env, binary=True, sticky_actions=sticky_actions)
@@ -174,7 +174,8 @@ def as_jax_env(env: Any) -> JaxEnv | None:
     """
     if all(hasattr(env, name) for name in ("reset_env", "step_env", "default_params", "is_truncated")):
         return GymnaxEnv(env)
-    if hasattr(env, "num_envs") or not isinstance(env, JaxEnv):
+    theirs = isinstance(env, (gymnasium.Env, gymnasium.vector.VectorEnv))
+    if theirs or hasattr(env, "num_envs") or not isinstance(env, JaxEnv):
         return None
     kind, key = f"{type(env).__module__}.{type(env).__qualname__}", jax.eval_shape(jax.random.key, 0)
     try:

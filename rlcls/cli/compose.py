@@ -49,6 +49,7 @@ FIXED = ("loss.name", "env.game")  # follow from loss=, game=
 # Texts that are taken as they are typed: Hydra would read 2026_11_26 as a number and true as a truth value.
 _AS_TYPED = ("game", "run_dir", "env.id", "env.task", "logging.wandb")
 _SHORT = {"task": "env.task"}
+_SHARED = ("eval", "evals", "checkpoint", "logging", "diagnostics")  # sections that no setting has of its own
 _MOST_RUNS = 1000  # of a sweep; each is composed and checked before the first begins
 _ALSO_READ = {
     "eval": {"every"},
@@ -88,6 +89,8 @@ def compose(argv: list[str], *, trains: bool = True) -> DictConfig:
         option, values = override.key_or_group, override.value()
         if "." in option and isinstance(values, list) and _is_number(OmegaConf.select(known, option)):
             lists[option] = values
+        else:  # of an option that is given twice the last one holds
+            lists.pop(option, None)
     if lists:
         return _with_settings(argv, lists, known, trains)
 
@@ -114,7 +117,7 @@ def compose(argv: list[str], *, trains: bool = True) -> DictConfig:
 def _with_settings(
     argv: list[str], lists: dict[str, list[Any]], known: DictConfig, trains: bool
 ) -> DictConfig:
-    """The configuration of the first of several settings, and `settings`: the options in which each differs.
+    """The first setting's configuration, with a list `settings` of the options in which each differs.
 
     Args:
       argv: as in `compose`.
@@ -129,6 +132,8 @@ def _with_settings(
             "makes runs one after another"
         )
     for option, numbers in lists.items():
+        if option.partition(".")[0] in _SHARED:
+            raise UserError(f"{option}: expected one number, not {numbers}; all that train together share it")
         if not numbers or not all(map(_is_number, numbers)) or len(set(numbers)) < len(numbers):
             raise UserError(f"{option}: expected different numbers in the list, not {numbers}")
     if (count := math.prod(map(len, lists.values()))) > _MOST_RUNS:

@@ -151,7 +151,9 @@ def _learning(config: DictConfig, agent: Agent[Any], spec: Spec) -> list[Need]:
     # The state, the gradient, and two copies that act.
     needs = [Need(f"a network of {parameters:,} parameters", _bytes(state) + 3 * _bytes(acting), None)]
     sizes = {"training.batch_size": config.training.get("batch_size")}
-    if "replay" in config and config.diagnostics.every:
+    if (
+        "replay" in config and config.diagnostics.every and "seeds" not in config
+    ):  # seeds: nothing is diagnosed
         sizes["diagnostics.batch_size"] = config.diagnostics.batch_size
     for option, size in sizes.items():
         if size:

@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float32, Int32, PyTree
 
+from rlcls._errors import UserError
 from rlcls.envs.autoreset import Autoreset, Playing
 from rlcls.envs.base import environment_seeds
 from rlcls.envs.jax_vector import JaxVectorEnv
@@ -31,15 +32,17 @@ class _Played(NamedTuple):
 class CompiledEpisodes:
     """`rlcls.evaluation.evaluate` for a `JaxVectorEnv`: the same episodes, many steps in one call.
 
+    Returns are summed in float32.
+
     Args:
       act: (acting, observations, key, number, step, epsilon) -> actions, a pure function.
       env: whose episodes are played.
-      episodes: how many, as even as can be among the environments.
+      episodes: to play, divided evenly among the environments.
     """
 
     def __init__(self, act: Callable[..., Array], env: JaxVectorEnv, episodes: int):
         n = env.num_envs
-        self._episodes, self._num_envs = episodes, n
+        self._episodes, self._num_envs, self._name = episodes, n, env.name
         quotas = np.full(n, episodes // n) + (np.arange(n) < episodes % n)
         rounds = int(quotas.max())
         one = Autoreset(env.env, env.frame_stack)
@@ -88,4 +91,6 @@ class CompiledEpisodes:
             step, finished = step + _STEPS, int(jax.device_get(done))
             report(finished)
         returns, lengths = jax.device_get((played.returns, played.lengths))
+        if not np.isfinite(returns).all():
+            raise UserError(f"evaluation in {self._name}: a reward is not finite")
         return returns[lengths > 0].astype(np.float64), lengths[lengths > 0].astype(np.int64)

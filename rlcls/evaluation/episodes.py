@@ -147,7 +147,7 @@ class EpisodeEvaluator:
         Args:
           acting: what the agent's `act` takes.
           number: the moment of the run, `Loop.number`.
-          tick: called after every step with the episodes done, and all episodes.
+          tick: called after every step (in compiled programs after many) with the episodes done, and all episodes.
           record: called with the actions [N] of every step.
         """
         if self._compiled and record is None:

@@ -1,7 +1,7 @@
 """A replay as pure functions of arrays on the device, for loops that are one compiled program.
 
 It keeps and samples what `FrameReplay` does: the ring, the n-step sums, the stacks of frames and the priorities are the
-same, and one suite of tests holds for both.
+same, and the tests compare the two row by row.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class ArrayReplay:
 
     Attributes:
       num_streams: N, environments that step together.
-      capacity: agent steps held; a multiple of N is used.
+      capacity: agent steps held; a multiple of N is used, with priorities a whole number of blocks of rows.
       frame_shape: shape of what a row stores.
       frame_dtype: its dtype.
       stack: frames in an observation; 0 stores observations whole.
@@ -227,7 +227,8 @@ class ArrayReplay:
     ) -> tuple[Transition, Sampled]:
         """A batch of the rows that start a transition, which are all but the final observations of episodes.
 
-        Uniform samples are equally likely up to p**4, where p is the share of final observations among the rows.
+        Uniform samples are equally likely, but for a share of p**4 of them, where p is the share of final observations
+        among the rows: these are neighbours of final observations.
 
         Args:
           ring: the contents.
@@ -306,7 +307,7 @@ class ArrayReplay:
         first = jnp.argmin(ends, axis=0)
         taken = jnp.arange(size)
         row, stream, ends = row[first, taken], stream[first, taken], ends[first, taken]
-        # The row before a final observation starts a transition, and so does the row after it.
+        # Both neighbours of a final observation start transitions.
         row = row + jnp.where(ends, jnp.where(row > oldest, -1, 1), 0)
         return Sampled(stream, row % self.length)
 
@@ -388,7 +389,8 @@ def _write_for_each(
 
 def _find(values: Float[Array, "k"], shares: Float[Array, "b"]) -> tuple[Int[Array, "b"], Float[Array, "b"]]:
     """Where the cumulative sum first exceeds each share of the whole; and the share of that value left to go."""
-    sums = jnp.cumsum(values)
+    # Rounding may give the sum at a value of 0 another last bit than its neighbour's, and it must never be found.
+    sums = lax.cummax(jnp.where(values > 0, jnp.cumsum(values), 0.0))
     wanted = shares * sums[-1]
     index = jnp.searchsorted(sums, wanted, side="right", method="compare_all")
     # Rounding may ask for more than the whole; the last value above 0 is then meant.

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 
 def settings(config: DictConfig) -> list[DictConfig]:
-    """The configuration of each setting of a compiled run, which options that are lists make several; else its own."""
+    """One configuration for each setting, which options that are lists make; a run without settings has one."""
     if "settings" not in config:
         return [config]
     made = []
@@ -27,7 +27,7 @@ def seeds(config: DictConfig) -> list[int]:
 
 
 def lanes(config: DictConfig) -> list[DictConfig]:
-    """The configuration of each lane of a compiled run, with its own seed, in the order of metrics; else its own."""
+    """One configuration for each lane, in the order of the metrics; a run that is not compiled has one."""
     if not is_compiled(config):
         return [config]
     alone = ({"seed": seed, "seeds": 1} for seed in seeds(config))

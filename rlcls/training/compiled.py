@@ -12,6 +12,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import PyTree
 
+from rlcls._errors import UserError
+
 from .lanes import Lane, Program
 from .learner import Diverged
 from .lifting import Lifted, lift
@@ -46,8 +48,8 @@ class Compiled:
     unit = "agent_steps"
 
     def __init__(self, settings: Sequence[Program], seeds: Sequence[int], *, log_every: int):
-        if not seeds or len(set(seeds)) < len(seeds):
-            raise ValueError(f"seeds must be different numbers, at least one, not {list(seeds)}")
+        if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+            raise ValueError(f"seeds must be different numbers below 2**32, at least one, not {list(seeds)}")
         paces = {(each.agent_steps, each.updates, each.warm_iterations, each.vmap) for each in settings}
         if len(paces) != 1:
             raise ValueError(
@@ -60,6 +62,7 @@ class Compiled:
         self._until: int | None = None
         self.number = 0  # iterations so far
         self._cleared_at = 0  # the iteration at which the sums were last cleared
+        self._halfway = False  # whether an exception left the groups at different iterations
         self._recent_return: list[float | None] = [None] * len(self.lanes)
         self._settings = settings
         self._groups = []
@@ -89,18 +92,25 @@ class Compiled:
         last = (self.number // self._log_every + 1) * self._log_every
         if self._until is not None and self.number < self._until:
             last = min(last, self._until)
+        self._halfway = True
         for group in self._groups:
-            finite = group.run(self.number, last)
-            if not finite.all():
-                _, seed = self.lanes[group.lanes[int(np.argmin(finite))]]
-                raise Diverged(
-                    f"seed {seed}: a loss or parameter is not finite after update {self._updates(last)}, and was after "
-                    f"update {self._updates(self.number)}"
+            finite, sound = group.run(self.number, last)
+            if not sound.all():
+                steps = (number * self._first.agent_steps for number in (self.number, last))
+                raise UserError(
+                    f"{self._first.env.name}: a reward or an observation of {self._name(group, sound)} is not finite "
+                    f"between agent steps {' and '.join(f'{each:,}' for each in steps)}"
                 )
-        self.number = last
+            if not finite.all():
+                raise Diverged(
+                    f"{self._name(group, finite)}: a loss or parameter is not finite after update "
+                    f"{self._updates(last)}, and was after update {self._updates(self.number)}"
+                )
+        self.number, self._halfway = last, False
         if last % self._log_every:
             return []
-        line = ("train", self.summary())
+        values, self._recent_return = self._values()
+        line = ("train", of_lanes(values))
         for group in self._groups:
             group.clear()
         self._cleared_at = self.number
@@ -108,7 +118,12 @@ class Compiled:
 
     def summary(self) -> dict[str, Any]:
         """Means over the updates, and over the episodes finished, since the last "train" line; see `of_lanes`."""
+        return of_lanes(self._values()[0])
+
+    def _values(self) -> tuple[dict[str, list[Any]], list[float | None]]:
+        """The values of each lane by name, and the mean return of the last episodes of each."""
         values: dict[str, list[Any]] = {}
+        recent = list(self._recent_return)
         updates = self._updates(self.number) - self._updates(self._cleared_at)
         for group in self._groups:
             sums, (counts, returns, lengths), finished = jax.device_get(
@@ -117,17 +132,22 @@ class Compiled:
             for place, lane in enumerate(group.lanes):
                 count = int(counts[place])
                 if count:
-                    self._recent_return[lane] = float(returns[place] / count)
+                    recent[lane] = float(returns[place] / count)
                 one = {name: float(sums[name][place]) / updates if updates else None for name in sums}
                 one |= {
                     "epsilon": float(self._settings[self.lanes[lane][0]].epsilon(self.counts["agent_steps"])),
-                    "episode_return": self._recent_return[lane],
+                    "episode_return": recent[lane],
                     "episode_length": float(lengths[place] / count) if count else None,
                     "episodes": int(finished[place]),
                 }
                 for name, value in one.items():
                     values.setdefault(name, [None] * len(self.lanes))[lane] = value
-        return of_lanes(values)
+        return values, recent
+
+    def _name(self, group: _Group, good: np.ndarray) -> str:
+        """The first lane that is not good."""
+        setting, seed = self.lanes[group.lanes[int(np.argmin(good))]]
+        return f"seed {seed}" + (f" of setting {setting}" if len(self._settings) > 1 else "")
 
     def warm_up(self, until: int) -> float:
         """Compiles what a run to `until` agent steps needs, and measures half a second of learning.
@@ -152,7 +172,13 @@ class Compiled:
         return seconds
 
     def save(self) -> Saved:
-        """All lanes; the replay is a part of the tree."""
+        """All lanes; the replay is a part of the tree.
+
+        Raises:
+          RuntimeError: an `advance` failed halfway.
+        """
+        if self._halfway:
+            raise RuntimeError("the last step ended halfway")
         counters = {
             "number": self.number,
             "cleared_at": self._cleared_at,
@@ -188,7 +214,7 @@ def of_lanes(values: dict[str, list[Any]]) -> dict[str, Any]:
     line: dict[str, Any] = {}
     for name, each in values.items():
         known = [value for value in each if value is not None]
-        if not any(isinstance(value, list) for value in known):
+        if not any(isinstance(value, (list, tuple, np.ndarray)) for value in known):
             line[name] = float(np.mean(known)) if known else None
             line[f"{name}_std"] = float(np.std(known)) if known else None
         line[f"{name}_each"] = each
@@ -201,8 +227,8 @@ class _Alike:
     Attributes:
       numbers: of the settings.
       init: (values, seeds) -> lanes before their first iteration.
-      run: (lanes, values, seeds, first, last) -> lanes after the iterations first, ..., last - 1, and whether each is
-        finite. It donates the lanes.
+      run: (lanes, values, seeds, first, last) -> lanes after the iterations first, ..., last - 1, and
+        `Program.is_sound` of each. It donates the lanes.
       init_values: for each setting the numbers that `init` takes.
       run_values: for each setting the numbers that `run` takes.
     """
@@ -217,7 +243,7 @@ class _Alike:
         def run(lane: Lane, values: Any, seed: Any, first: Any, last: Any) -> tuple[Lane, Any]:
             keys = program.keys(seed)
             lane = lax.fori_loop(first, last, lambda number, lane: iterate(values, lane, keys, number), lane)
-            return lane, program.finite(lane)
+            return lane, program.is_sound(lane)
 
         # The iteration is not batched, so rows are written in place and conditions stay branches. Products
         # this small are slower with the options of `xla.jit`.
@@ -299,13 +325,15 @@ class _Group:
 
     def begin(self) -> None:
         """Every lane before its first iteration."""
+        self.__dict__.pop("state", None)  # its memory is free before the new one is made
         self.state = jax.block_until_ready(self._alike.init(self._init_values, self._seeds))
 
-    def run(self, first: int, last: int) -> np.ndarray:
-        """Makes the iterations first, ..., last - 1; returns whether each lane is finite after them."""
+    def run(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Makes the iterations first, ..., last - 1; returns `Program.is_sound` of each lane after them."""
         ends = jax.device_put((np.int32(first), np.int32(last)))
-        self.state, finite = self._alike.run(self.state, self._run_values, self._seeds, *ends)
-        return np.asarray(jax.device_get(finite))
+        self.state, is_sound = self._alike.run(self.state, self._run_values, self._seeds, *ends)
+        finite, sound = jax.device_get(is_sound)
+        return np.asarray(finite), np.asarray(sound)
 
     def clear(self) -> None:
         """Nothing is summed up."""

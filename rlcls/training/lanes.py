@@ -25,13 +25,15 @@ class Episodes(NamedTuple):
       returns: [N], rewards of the episodes under way.
       lengths: [N], their steps.
       finished: episodes finished so far.
-      recent: of those finished since `clear`, how many, and the sums of their returns and lengths.
+      recent: count, summed returns and summed lengths of those finished since `clear`.
+      sound: whether all rewards and observations were finite so far.
     """
 
     returns: Float32[Array, "n"]
     lengths: Int32[Array, "n"]
     finished: Int32[Array, ""]
     recent: tuple[Int32[Array, ""], Float32[Array, ""], Float32[Array, ""]]
+    sound: Bool[Array, ""]
 
 
 class Lane(NamedTuple):
@@ -65,15 +67,14 @@ class Keys(NamedTuple):
 class Program:
     """The pure functions of one lane.
 
-    An *iteration* plays `steps` vector steps and then makes `updates` updates: one of the two is 1, and together they
-    make an update every `update_period` agent steps. Iterations are counted from 0, and all lanes of a program count
-    together.
+    An *iteration* plays `steps` vector steps and then makes `updates` updates. One of the two numbers is 1, so that
+    there is one update every `update_period` agent steps. All lanes count their iterations together, from 0.
 
     Args:
       agent: what learns.
       env: the environments; its `JaxEnv`, the number of them and the history are used.
       replay: the replay's options.
-      exploration: has epsilon(agent steps since learning began), of traced numbers too.
+      exploration: its epsilon(agent steps since learning began) accepts a traced number.
       batch_size: transitions in an update.
       update_period: agent steps between updates; a multiple of the number of environments, or a divisor of it.
       act_with_target: the target network acts.
@@ -109,7 +110,7 @@ class Program:
         self._exploration, self._batch_size, self._target = exploration, batch_size, act_with_target
         self.steps = max(1, update_period // env.num_envs)
         self.updates = max(1, env.num_envs // update_period)
-        # The last of these iterations fills the replay.
+        # Iterations before the first update.
         self.warm_iterations = -(-max(replay.min_size, replay.least_rows * env.num_envs) // self.agent_steps)
 
     @property
@@ -129,7 +130,13 @@ class Program:
         keys = jax.vmap(lambda number: jax.random.fold_in(env_key, number))(jnp.arange(n))
         ring = self.replay.init()
         zero = jnp.zeros((), jnp.int32)
-        episodes = Episodes(jnp.zeros(n), jnp.zeros(n, jnp.int32), zero, (zero, jnp.zeros(()), jnp.zeros(())))
+        episodes = Episodes(
+            jnp.zeros(n),
+            jnp.zeros(n, jnp.int32),
+            zero,
+            (zero, jnp.zeros(()), jnp.zeros(())),
+            jnp.ones((), bool),
+        )
         batch, _ = jax.eval_shape(lambda: self.replay.sample(ring, 0, self._batch_size, key))
         _, info = jax.eval_shape(self.agent.update, agent, batch, key)
         sums = {name: jnp.zeros(()) for name in info.metrics}
@@ -166,11 +173,9 @@ class Program:
         """What acts in the lane."""
         return self.agent.acting(lane.agent, target=self._target)
 
-    def finite(self, lane: Lane) -> Bool[Array, ""]:
-        """Whether the sums of metrics and the parameters are finite."""
-        leaves = jax.tree.leaves((lane.sums, self.agent.acting(lane.agent)))
-        floats = [leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
-        return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))
+    def is_sound(self, lane: Lane) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
+        """Whether the metrics and the parameters are finite, and whether the rewards and observations were."""
+        return _finite((lane.sums, self.agent.acting(lane.agent))), lane.episodes.sound
 
     def clear(self, lane: Lane) -> Lane:
         """The lane with nothing summed up."""
@@ -200,6 +205,7 @@ class Program:
             jnp.where(over, 0, lengths),
             lane.episodes.finished + over.sum(),
             recent,
+            lane.episodes.sound & _finite((outcome.reward, playing.observation)),
         )
         return lane._replace(playing=playing, starts=outcome.starts, ring=ring, episodes=episodes)
 
@@ -214,6 +220,12 @@ class Program:
         if info.priorities is not None:
             weights = self.replay.set_priorities(weights, sampled, info.priorities)
         return agent, weights, {name: total + info.metrics[name] for name, total in sums.items()}
+
+
+def _finite(tree: PyTree[Array]) -> Bool[Array, ""]:
+    """Whether every floating-point number in the tree is finite."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))
 
 
 def _strongly_typed(leaf: Array) -> Array:

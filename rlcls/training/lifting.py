@@ -18,7 +18,7 @@ from jax.extend import core
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-# Calls of these are replaced by what they call. Their derivatives, if any, have been taken before.
+# Calls of these are replaced by what they call. The trace already contains their derivatives.
 _CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
 
@@ -87,6 +87,8 @@ def _walk(jaxpr: Any, consts: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
     for variable, value in zip(jaxpr.constvars, consts, strict=True):
         yield "structure", name(variable)
+        if _is_key(variable.aval):  # two keys are no numbers that a program could take as arguments
+            yield "structure", str(jax.random.key_data(value))
         yield "constant", _plain(value, variable.aval)
     yield "structure", " ".join(name(variable) for variable in jaxpr.invars)
     for equation in jaxpr.eqns:
@@ -119,7 +121,7 @@ def _evaluate(
       jaxpr: an open jaxpr.
       consts: its constants.
       arguments: its arguments.
-      take: (number of a constant in the order of `_walk`, constant) -> what stands there.
+      take: take(k, constant) returns the value of the k-th constant in the order of `_walk`.
       number: of the first constant.
 
     Returns:
@@ -217,10 +219,12 @@ def _word(parameter: Any) -> Any:
 
 
 def _plain(value: Any, aval: Any) -> Any:
-    """A constant as a numpy array of its dtype; a typed random key, which no option decides, as it is."""
-    if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key):
-        return value
-    return np.asarray(value, aval.dtype)
+    """A constant as a numpy array of its dtype; None for a typed random key, which the structure holds."""
+    return None if _is_key(aval) else np.asarray(value, aval.dtype)
+
+
+def _is_key(aval: Any) -> bool:
+    return jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key)
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -86,6 +86,12 @@ def test_lists_make_settings_that_train_together(tmp_path):
     assert compare.main([str(folder)]) == 0
 
 
+def test_of_an_option_given_twice_the_last_one_holds():
+    options = ["env=minatar", "game=Breakout", "agent.learning_rate=[1e-4,1e-3]"]
+    assert "settings" in compose(options)
+    assert "settings" not in compose([*options, "agent.learning_rate=1e-2"])
+
+
 def test_the_default_folder_names_the_seeds():
     from rlcls.cli import build
 
@@ -103,6 +109,9 @@ MISFITS = {
     "the list, not [0.0001, 'yes']",
     "env=minatar game=Breakout agent.learning_rate=[1e-4,1e-4]": "agent.learning_rate: expected different numbers in "
     "the list, not [0.0001, 0.0001]",
+    "env=minatar game=Breakout logging.every=[1000,2000]": "logging.every: expected one number, not [1000, 2000]; all "
+    "that train together share it",
+    "env=minatar game=Breakout seed=4294967295 seeds=2": "seeds must be different numbers below 2**32",
     "env=minatar game=Pong": "unknown game 'Pong' of MinAtar",
     "env=gymnasium env.id=CartPole-v1 loop=compiled": "loop=compiled needs an environment of pure functions",
     "env=minatar game=Breakout env.num_envs=[4,8]": "settings that train together must have equal env.num_envs",

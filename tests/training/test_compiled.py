@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from rlcls import heads, networks
+from rlcls._errors import UserError
 from rlcls.agents import DQN
 from rlcls.envs.jax_vector import JaxVectorEnv
 from rlcls.envs.probe import PROBES
@@ -177,11 +178,43 @@ def test_a_diverged_lane_is_named():
         run(loop, 8000)
 
 
+def test_a_reward_that_is_not_finite_is_named_though_learning_clips_it():
+    setting = program(reward_clip=1.0)
+    broken = setting.env.env
+
+    class Broken:
+        spec = broken.spec
+        reset = staticmethod(broken.reset)
+
+        @staticmethod
+        def step(state, action, key):
+            state, observation, reward, terminated, truncated = broken.step(state, action, key)
+            is_rare = jax.random.uniform(key) < 0.01
+            return state, observation, jnp.where(is_rare, jnp.inf, reward), terminated, truncated
+
+    env = JaxVectorEnv(Broken(), 4, name="probe/broken")
+    options = {"exploration": LinearDecay(), "batch_size": 16, "update_period": 4}
+    loop = Compiled([Program(setting.agent, env, setting.replay, **options)], [3], log_every=1000)
+    with pytest.raises(
+        UserError, match=r"probe/broken: a reward or an observation of seed 3 is not finite between"
+    ):
+        run(loop, 4000)
+    with pytest.raises(RuntimeError, match="halfway"):
+        loop.save()
+
+
 @pytest.mark.untyped
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Compiled([program()], [], log_every=100), "seeds must be different numbers, at least one"),
+        (
+            lambda: Compiled([program()], [2**32], log_every=100),
+            r"seeds must be different numbers below 2\*\*32",
+        ),
+        (
+            lambda: Compiled([program()], [], log_every=100),
+            "seeds must be different numbers below .*, at least one",
+        ),
         (lambda: Compiled([program()], [1, 1], log_every=100), "seeds must be different numbers"),
         (lambda: program(num_envs=4, update_period=6), "a multiple or a divisor of env.num_envs"),
         (lambda: program(update_period=0), "update_period must be at least 1, not 0"),

@@ -55,6 +55,11 @@ def in_a_loop(number):
     )[1]
 
 
+def with_a_key(number):
+    key = jax.random.key(number)
+    return lambda x: x + jax.random.normal(key, x.shape)
+
+
 def gradient(number):
     return jax.grad(lambda x: jnp.sum(jax.nn.softmax(x * number) ** 2))
 
@@ -103,6 +108,7 @@ def test_trees_and_several_results_keep_their_structure():
 @pytest.mark.parametrize(
     "functions",
     [
+        [with_a_key(0), with_a_key(1)],
         [lambda x: x + 1.0, lambda x: x * 1.0],
         [lambda x: jnp.sum(x, keepdims=True), lambda x: x],
         [lambda x: x**2, lambda x: x**3],
