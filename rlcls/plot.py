@@ -11,19 +11,21 @@ from typing import Any
 from rlcls._errors import UserError, command, nearest
 from rlcls.cli.arguments import parse
 
-_OPTIONS = ("out", "axis", "smooth")
+_OPTIONS = ("out", "axis", "smooth", "csv")
 _HELP = """Draws learning curves of runs.
 
 usage: python -m rlcls.plot RUN_FOLDER [RUN_FOLDER ...] [name=value ...]
 
 One run folder: its returns, loss, clip fraction and diagnostics, in its learning_curve.png.
 Several run folders: evaluation returns, in one panel for each game. Runs that differ only in their seed are one line,
-their mean, in a band from the worst seed to the best. The line is dashed where some seeds have ended. Of copies, which
-have one configuration and seed, the longest is drawn, and the first of equally long ones.
+their mean, in its 95 % interval, or with fewer than three seeds in a band from the worst to the best. The line is
+dashed where some seeds have ended. Of copies, which have one configuration and seed, the longest is drawn, and the
+first of equally long ones.
 
 out=FILE          draw a comparison into this .png, .pdf or .svg; default: comparison.png in the folder that holds
                   the run folders
 axis=agent_steps  the horizontal axis counts agent_steps or frames
+csv=FILE          also write the numbers of the lines and bands of a comparison
 smooth=N          each point of a line is the mean of the last N measurements; default: 1"""
 
 
@@ -50,10 +52,10 @@ def _command(argv: list[str]) -> int:
         raise UserError(f"smooth={smooth} must be a whole number of at least 1")
     style: dict[str, Any] = {"axis": axis, "smooth": int(smooth)}
     names = arguments.names if len(arguments.names) == 1 else _measured(arguments.names)
-    if len(arguments.names) == 1 and "out" not in options:
+    if len(arguments.names) == 1 and not {"out", "csv"} & options.keys():
         path = learning_curve(names[0], **style)
     else:
-        path = compare(names, options.get("out") or _beside(names), **style)
+        path = compare(names, options.get("out") or _beside(names), csv=options.get("csv"), **style)
     print(path)
     return 0
 

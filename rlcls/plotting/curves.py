@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rlcls import statistics
 from rlcls._errors import UserError
-from rlcls.files import replacing
+from rlcls.files import replacing, write_text
 from rlcls.runs.lanes import lanes
 
 from . import panels
@@ -101,19 +102,21 @@ def compare(
     *,
     axis: str = "agent_steps",
     smooth: int = 1,
+    csv: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Draws the evaluation returns of several runs, one panel for each game.
 
-    Runs that differ only in their seed are drawn as one line, their mean, inside a band from the worst seed to the
-    best. Where some seeds have ended, the line is dashed and says how many are left. A panel none of whose runs has
-    evaluations shows training returns. A note on stderr names the runs that are not drawn: copies of a run, and runs
-    without the returns that their panel shows.
+    Runs that differ only in their seed are drawn as one line, their mean, inside the 95 % interval of the mean, or with
+    fewer than three seeds inside a band from the worst to the best. Where some seeds have ended, the line is dashed and
+    says how many are left. A panel none of whose runs has evaluations shows training returns. A note on stderr names
+    the runs that are not drawn: copies of a run, and runs without the returns that their panel shows.
 
     Args:
       run_dirs: the folders.
       path: the picture, .png, .pdf or .svg.
       axis: what the horizontal axis counts, one of `AXES`.
       smooth: points that a line averages, at least 1.
+      csv: a file for the numbers of the lines and bands.
 
     Raises:
       UserError: a folder is not a run folder, one is named twice, or the picture cannot be written.
@@ -124,7 +127,7 @@ def compare(
     games = sorted({run.game for run in runs})
     columns = min(len(games), 3)
     lines = -(-len(games) // columns)
-    path = Path(path)
+    path, rows = Path(path), [",".join(("game", "setting", "seeds", "position", "mean", "low", "high"))]
     with _figure(path, width=max(6.4, 4.2 * columns), height=4.2 * lines) as figure:
         for index, game in enumerate(games):
             axes = figure.add_subplot(lines, columns, index + 1)
@@ -141,13 +144,18 @@ def compare(
                         note(f"{run.folder} is not drawn: it has no {what.partition(',')[0]} yet")
                 if seeds:
                     lines_of_seeds = [run.smoothed(kind, name) for run in seeds]
-                    _draw_group(axes, label, lines_of_seeds, _take(colours, group[0].loss))
+                    numbers = _draw_group(axes, label, lines_of_seeds, _take(colours, group[0].loss))
+                    rows += [
+                        ",".join((game, f'"{label}"', *(f"{each:g}" for each in row))) for row in numbers
+                    ]
             _step_axis(axes, max(run.last for run in of_game))
             axes.set_xlabel(" or ".join(dict.fromkeys(run.unit for run in of_game)))
             axes.set_ylabel(what + (f"; mean of {smooth} points" if smooth > 1 else ""))
             if axes.get_lines():
                 # Below: lines fill the panel sooner or later.
                 axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.2), borderaxespad=0)
+    if csv is not None:
+        write_text(Path(csv), "\n".join(rows) + "\n")
     return path
 
 
@@ -173,8 +181,13 @@ def _draw_returns(axes: "Axes", run: Run, colour: str) -> None:
         axes.legend(handles=drawn, loc="best")
 
 
-def _draw_group(axes: "Axes", label: str, seeds: list[Series], colour: str) -> None:
-    """Draws the mean of seeds as far as all of them came, and dashed the means of those that came further."""
+def _draw_group(axes: "Axes", label: str, seeds: list[Series], colour: str) -> list[tuple[float, ...]]:
+    """Draws the mean of seeds as far as all of them came, and dashed the means of those that came further.
+
+    Returns:
+      (seeds, position, mean, low, high) of each point.
+    """
+    numbers: list[tuple[float, ...]] = []
     points = np.unique(np.concatenate([steps for steps, _ in seeds]))
     points = points[points >= max(steps[0] for steps, _ in seeds)]
     ends = sorted({float(steps[-1]) for steps, _ in seeds})
@@ -193,8 +206,9 @@ def _draw_group(axes: "Axes", label: str, seeds: list[Series], colour: str) -> N
         marker = "o" if whole and len(points) <= 60 else ""
         axes.plot(grid, mean, marker=marker, color=colour, markersize=4, label=name, **style)
         name = "_nolegend_"
+        low, high = _band(curves)
+        numbers += [(len(left), *row) for row in zip(grid, mean, low, high, strict=True)]
         if len(left) > 1:
-            low, high = curves.min(axis=0), curves.max(axis=0)
             axes.fill_between(grid, low, high, color=colour, alpha=0.18 if whole else 0.09, linewidth=0)
         if not whole:
             middle = len(grid) // 2
@@ -207,6 +221,15 @@ def _draw_group(axes: "Axes", label: str, seeds: list[Series], colour: str) -> N
                 color=colour,
                 fontsize=8,
             )
+    return numbers
+
+
+def _band(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The 95 % interval of the mean of curves [seeds, times]; of fewer than three, the lowest and the highest."""
+    if len(curves) < statistics.FEWEST:
+        return curves.min(axis=0), curves.max(axis=0)
+    _, low, high = statistics.curve(curves.T[:, :, None], statistics.mean)
+    return low, high
 
 
 def _take(colours: dict[str, str], loss: str) -> str:

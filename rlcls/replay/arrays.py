@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -120,20 +120,8 @@ class ArrayReplay:
             )
 
     @classmethod
-    def of(
-        cls,
-        env: JaxVectorEnv,
-        capacity: int,
-        *,
-        min_size: int = 0,
-        n_step: int = 1,
-        gamma: float = 0.99,
-        reward_clip: float = 0.0,
-        prioritized: bool = False,
-        priority_exponent: float = 0.5,
-        importance_exponent: float = 0.5,
-    ) -> ArrayReplay:
-        """A replay for what `env` shows; the options are the attributes.
+    def of(cls, env: JaxVectorEnv, capacity: int, **options: Any) -> ArrayReplay:
+        """A replay for what `env` shows; the options are the attributes from `min_size` on.
 
         Raises:
           ValueError: observations are trees, actions are continuous, or an option is out of range.
@@ -142,20 +130,8 @@ class ArrayReplay:
         is_array = isinstance(observation, jax.ShapeDtypeStruct)
         if not is_array or env.spec.num_actions is None or env.spec.action.shape:
             raise ValueError("this replay stores observations of one array and discrete actions")
-        return cls(
-            num_streams=env.num_envs,
-            capacity=capacity,
-            frame_shape=tuple(observation.shape[1:] if stack else observation.shape),
-            frame_dtype=np.dtype(observation.dtype).name,
-            stack=stack,
-            min_size=min_size,
-            n_step=n_step,
-            gamma=gamma,
-            reward_clip=reward_clip,
-            prioritized=prioritized,
-            priority_exponent=priority_exponent,
-            importance_exponent=importance_exponent,
-        )
+        shape = tuple(observation.shape[1:] if stack else observation.shape)
+        return cls(env.num_envs, capacity, shape, np.dtype(observation.dtype).name, stack, **options)
 
     @property
     def length(self) -> int:

@@ -6,11 +6,11 @@ from environments that are pure functions, many seeds at once.
 
 from .compiled import Compiled
 from .exploration import LinearDecay
-from .lanes import Program
 from .learner import Diverged, Learner
 from .loop import Dataset, Loop, Rows, Saved, Source, Tick, Where
 from .offline import Offline
 from .online import Online
+from .program import Program
 
 __all__ = [
     "Compiled",

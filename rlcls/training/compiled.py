@@ -14,10 +14,10 @@ from jaxtyping import PyTree
 
 from rlcls._errors import UserError
 
-from .lanes import Lane, Program
 from .learner import Diverged
 from .lifting import Lifted, lift
 from .loop import Saved, Tick
+from .program import Lane, Program
 
 _REHEARSAL = 0.5  # seconds for which the loop is measured before it begins
 
@@ -66,10 +66,10 @@ class Compiled:
         self._recent_return: list[float | None] = [None] * len(self.lanes)
         self._settings = settings
         self._groups = []
-        for alike in _alike(settings):
-            places = [place for place, (setting, _) in enumerate(self.lanes) if setting in alike.numbers]
+        for shared in _grouped(settings):
+            places = [place for place, (setting, _) in enumerate(self.lanes) if setting in shared.numbers]
             together = [places] if self._first.vmap else [[place] for place in places]
-            self._groups += [_Group(alike, self.lanes, each) for each in together]
+            self._groups += [_Group(shared, self.lanes, each) for each in together]
         for group in self._groups:
             group.begin()
 
@@ -221,7 +221,7 @@ def of_lanes(values: dict[str, list[Any]]) -> dict[str, Any]:
     return line
 
 
-class _Alike:
+class _Shared:
     """Settings whose programs differ only in numbers, as compiled functions of their lanes.
 
     Attributes:
@@ -247,9 +247,9 @@ class _Alike:
 
         # The iteration is not batched, so rows are written in place and conditions stay branches. Products
         # this small are slower with the options of `xla.jit`.
-        over = jax.vmap if program.vmap else _alone
-        self.init = jax.jit(over(init, in_axes=(0, 0)))
-        self.run = jax.jit(over(run, in_axes=(0, 0, 0, None, None)), donate_argnums=0)
+        batch = jax.vmap if program.vmap else _alone
+        self.init = jax.jit(batch(init, in_axes=(0, 0)))
+        self.run = jax.jit(batch(run, in_axes=(0, 0, 0, None, None)), donate_argnums=0)
         self.clear = jax.jit(jax.vmap(program.clear), donate_argnums=0)
         self.acting = jax.jit(jax.vmap(program.acting))
 
@@ -265,7 +265,7 @@ def _alone(function: Any, in_axes: tuple[int | None, ...]) -> Any:
     return squeezed
 
 
-def _alike(settings: Sequence[Program]) -> list[_Alike]:
+def _grouped(settings: Sequence[Program]) -> list[_Shared]:
     """The settings in groups that can be one program each."""
     groups: list[list[int]] = []
     for number, setting in enumerate(settings):
@@ -275,7 +275,7 @@ def _alike(settings: Sequence[Program]) -> list[_Alike]:
                 break
         else:
             groups.append([number])
-    return [_Alike(group, settings) for group in groups]
+    return [_Shared(group, settings) for group in groups]
 
 
 def _lifted(settings: Sequence[Program]) -> dict[str, Lifted] | None:
@@ -314,31 +314,31 @@ class _Group:
 
     state: Lane
 
-    def __init__(self, alike: _Alike, lanes: Sequence[tuple[int, int]], places: list[int]):
-        self._alike, self.lanes = alike, places
-        rows = [alike.numbers.index(lanes[place][0]) for place in places]
+    def __init__(self, shared: _Shared, lanes: Sequence[tuple[int, int]], places: list[int]):
+        self._shared, self.lanes = shared, places
+        rows = [shared.numbers.index(lanes[place][0]) for place in places]
         self._seeds = jnp.asarray(np.array([lanes[place][1] for place in places], np.uint32))
         self._init_values, self._run_values = (
             [jnp.asarray(np.stack(each)[rows]) for each in zip(*values, strict=True)]
-            for values in (alike.init_values, alike.run_values)
+            for values in (shared.init_values, shared.run_values)
         )
 
     def begin(self) -> None:
         """Every lane before its first iteration."""
         self.__dict__.pop("state", None)  # its memory is free before the new one is made
-        self.state = jax.block_until_ready(self._alike.init(self._init_values, self._seeds))
+        self.state = jax.block_until_ready(self._shared.init(self._init_values, self._seeds))
 
     def run(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
         """Makes the iterations first, ..., last - 1; returns `Program.is_sound` of each lane after them."""
         ends = jax.device_put((np.int32(first), np.int32(last)))
-        self.state, is_sound = self._alike.run(self.state, self._run_values, self._seeds, *ends)
+        self.state, is_sound = self._shared.run(self.state, self._run_values, self._seeds, *ends)
         finite, sound = jax.device_get(is_sound)
         return np.asarray(finite), np.asarray(sound)
 
     def clear(self) -> None:
         """Nothing is summed up."""
-        self.state = self._alike.clear(self.state)
+        self.state = self._shared.clear(self.state)
 
     def acting(self) -> PyTree:
         """What acts in each lane, stacked."""
-        return self._alike.acting(self.state)
+        return self._shared.acting(self.state)

@@ -42,7 +42,7 @@ def agent(*overrides: str) -> DQN:
 
 
 def test_every_backbone_for_pixels_is_among_them():
-    assert sorted([*SMALL, "mlp", "states"]) == sorted(choices("backbone"))
+    assert sorted([*SMALL, "minatar", "mlp", "states"]) == sorted(choices("backbone"))
 
 
 @pytest.mark.parametrize("backbone", SMALL)

@@ -1,9 +1,10 @@
 """Pictures of runs: what is in them, and what cannot be drawn."""
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from rlcls import plot
+from rlcls import plot, statistics
 from rlcls._errors import UserError
 from rlcls.cli.compose import compose
 from rlcls.plotting import curves
@@ -220,8 +221,8 @@ def test_the_command_draws_one_run_into_its_folder_and_several_where_it_is_told(
         (["a", "a"], "a run folder is named twice"),
         (["a", "out=x.gif"], "cannot draw into x.gif; the name must end in .png, .pdf or .svg"),
         (["a", "out=no/x.png"], "cannot write no/x.png: No such file or directory"),
-        (["a", "ou=x.png"], "unknown option 'ou'; did you mean 'out'? (axis, out, smooth)"),
-        (["--out"], "unknown option '--out'; did you mean 'out'? (axis, out, smooth)"),
+        (["a", "ou=x.png"], "unknown option 'ou'; did you mean 'out'? (axis, csv, out, smooth)"),
+        (["--out"], "unknown option '--out'; did you mean 'out'? (axis, csv, out, smooth)"),
         (["a", "axis=frame"], "unknown axis 'frame'; did you mean 'frames'? (agent_steps, frames)"),
         (["a", "smooth=0"], "smooth=0 must be a whole number of at least 1"),
         ([], "name the run folders to draw, such as runs/*; --help says more"),
@@ -259,3 +260,21 @@ def test_a_folder_without_metrics_is_no_run(tmp_path):
 def test_help_is_readable(capsys):
     assert plot.main(["--help"]) == 0
     assert "usage: python -m rlcls.plot" in capsys.readouterr().out
+
+
+def test_the_numbers_of_a_comparison_are_written_with_the_interval_of_three_seeds(tmp_path):
+    slopes = {0: 1e-3, 1: 2e-3, 2: 3e-3}
+    runs = [make_run(tmp_path / f"s{seed}", f"seed={seed}", slope=slope) for seed, slope in slopes.items()]
+    runs.append(make_run(tmp_path / "mse", "loss=mse"))
+    picture, table = tmp_path / "c.svg", tmp_path / "c.csv"
+    assert plot.main([*map(str, runs), f"out={picture}", f"csv={table}"]) == 0
+    header, *rows = table.read_text().splitlines()
+    assert header == "game,setting,seeds,position,mean,low,high"
+    ours = [row.split(",") for row in rows if '"hlgauss"' in row]
+    assert [row[2:5] for row in ours] == [
+        ["3", f"{step}", f"{step * 2e-3:g}"] for step in (1000, 2000, 3000, 4000)
+    ]
+    low, high = (float(number) for number in ours[-1][5:])
+    expected = statistics.interval(np.array([[4.0], [8.0], [12.0]]), statistics.mean)
+    assert (low, high) == pytest.approx(expected, rel=1e-5)
+    assert [row.split(",")[2:] for row in rows if '"mse"' in row][-1] == ["1", "4000", "4", "4", "4"]
