@@ -85,6 +85,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("part", choices=[*PARTS, "report"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument(
+        "--only", nargs="+", help="labels of the runs to make, such as 'alpha 4'; default: all"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one core")
     parser.add_argument("--updates", type=int, help="of every run; default: those of the part")
     parser.add_argument("--minutes", type=float, help="stop after this time; the same command goes on")
@@ -101,7 +104,9 @@ def main() -> None:
         jobs = [
             _job(run, folder, arguments.overrides)
             for run in wanted
-            if run.part == arguments.part and not _ended(run, known)
+            if run.part == arguments.part
+            and (arguments.only is None or run.label in arguments.only)
+            and not _ended(run, known)
         ]
         _runs.make(jobs, folder, processes=arguments.jobs, minutes=arguments.minutes)
     curves = [curve for run in wanted for curve in _curves(run, folder, known)]

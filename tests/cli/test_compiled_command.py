@@ -12,6 +12,8 @@ from rlcls.runs import metrics
 from rlcls.runs.folder import read_config
 from rlcls.runs.lanes import lanes, settings
 
+pytest.importorskip("gymnax")
+
 PROBE = ["env=probe", "game=probe/policy", "loop=compiled", "recipe=minatar", "loss=mse", "env.num_envs=4"]
 PROBE += ["replay.capacity=2000", "replay.min_size=200", "logging.every=400", "logging.tensorboard=false"]
 PROBE += [

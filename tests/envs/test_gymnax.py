@@ -11,6 +11,8 @@ from rlcls.envs.autoreset import Autoreset
 from rlcls.envs.base import HostEnv, JaxEnv, check_host_env
 from rlcls.spec import Spec
 
+pytest.importorskip("gymnax")
+
 GAMES = {"Breakout": (4, 3), "SpaceInvaders": (6, 4), "Asterix": (4, 5), "Freeway": (7, 3)}
 
 

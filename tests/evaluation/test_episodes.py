@@ -119,6 +119,7 @@ def test_no_episode_is_no_evaluation():
 @pytest.mark.parametrize("episodes", (5, 40))
 @pytest.mark.parametrize("history", (1, 3))
 def test_episodes_inside_a_compiled_program_are_those_played_step_by_step(episodes, history):
+    pytest.importorskip("gymnax")
     env = minatar("Breakout", 2, history=history)
     backbone = functools.partial(networks.MLP, hidden=(8,))
     agent = DQN(env.spec, backbone, heads.make("mse"))
