@@ -22,12 +22,12 @@ from _bare_update import MARK
 
 SETTINGS = {
     "MLP, MSE, 10 seeds": {"seeds": 10},
+    "MLP, MSE, 10 seeds, vmap": {"seeds": 10, "vmap": True},
     "MLP, MSE, 1 seed": {},
     "MLP, HL-Gauss, 10 seeds": {"seeds": 10, "loss": "hlgauss"},
     "MLP, HL-Gauss, 1 seed": {"loss": "hlgauss"},
-    "MLP, MSE, 10 seeds, without vmap": {"seeds": 10, "vmap": False},
     "convolution, MSE, 1 seed": {"backbone": "minatar"},
-    "convolution, MSE, 1 seed, without vmap": {"backbone": "minatar", "vmap": False},
+    "convolution, MSE, 1 seed, vmap": {"backbone": "minatar", "vmap": True},
     "SpaceInvaders, MLP, MSE, 1 seed": {"game": "SpaceInvaders"},
     "Asterix, MLP, MSE, 1 seed": {"game": "Asterix"},
     "Freeway, MLP, MSE, 1 seed": {"game": "Freeway"},
@@ -76,7 +76,7 @@ def _measure(
     seeds: int = 1,
     loss: str = "mse",
     backbone: str = "mlp",
-    vmap: bool = True,
+    vmap: bool | None = None,
 ) -> dict[str, Any]:
     import optax
 

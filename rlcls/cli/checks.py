@@ -26,6 +26,7 @@ _KIND_BESIDES_NULL: dict[str, type] = {
     "run_dir": str,
     "resume": str,
     "eval.epsilon": float,
+    "training.vmap": bool,
     "logging.wandb": str,
 }
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}

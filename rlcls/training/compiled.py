@@ -1,4 +1,4 @@
-"""Trains many seeds in one compiled program: environments, replay and updates, vmapped over the seeds."""
+"""Trains many seeds with one compiled program of environments, replay and updates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from rlcls._errors import UserError
 
@@ -29,9 +29,10 @@ class Compiled:
     one compiled program; the others, such as those of different networks, are programs that run one after another.
     Without `vmap` each lane runs alone, all with the same program. Agent steps and updates are those of one lane.
 
-    What a lane learns does not depend on the seeds beside it: the seed 7 of ten has the same bits as the seed 7 alone,
-    which runs as a vmap of one for that reason. A number that differs between settings is an argument of the program,
-    not a constant in it, so a setting among others can differ from the same setting alone in the last bits.
+    Without vmap what a lane learns does not depend on the lanes beside it: the seed 7 of ten has the same bits as the
+    seed 7 alone. With vmap XLA may round otherwise for another number of lanes. A number that differs between settings
+    is an argument of the program, not a constant in it, so a setting among others can differ from the same setting
+    alone in the last bits.
 
     Args:
       settings: the program of each setting. All make their updates after the same agent steps.
@@ -93,8 +94,9 @@ class Compiled:
         if self._until is not None and self.number < self._until:
             last = min(last, self._until)
         self._halfway = True
-        for group in self._groups:
-            finite, sound = group.run(self.number, last)
+        # All calls are dispatched before the first result is read.
+        results = [group.run(self.number, last) for group in self._groups]
+        for group, (finite, sound) in zip(self._groups, jax.device_get(results), strict=True):
             if not sound.all():
                 steps = (number * self._first.agent_steps for number in (self.number, last))
                 raise UserError(
@@ -159,17 +161,16 @@ class Compiled:
         """
         self._until = -(-until // self._first.agent_steps)
         first, seconds = self._first.warm_iterations, 0.0
+        jax.block_until_ready([group.run(0, first) for group in self._groups])
+        count = 1
+        while seconds < _REHEARSAL:
+            count *= 2
+            begun = time.perf_counter()
+            jax.block_until_ready([group.run(first, first + count) for group in self._groups])
+            seconds = time.perf_counter() - begun
         for group in self._groups:
-            group.run(0, first)
-            share, count, taken = _REHEARSAL / len(self._groups), 1, 0.0
-            while taken < share:
-                count *= 2
-                begun = time.perf_counter()
-                group.run(first, first + count)
-                taken = time.perf_counter() - begun
-            seconds += taken / (count * self._first.agent_steps)
             group.begin()
-        return seconds
+        return seconds / (count * self._first.agent_steps)
 
     def save(self) -> Saved:
         """All lanes; the replay is a part of the tree.
@@ -328,12 +329,11 @@ class _Group:
         self.__dict__.pop("state", None)  # its memory is free before the new one is made
         self.state = jax.block_until_ready(self._shared.init(self._init_values, self._seeds))
 
-    def run(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """Makes the iterations first, ..., last - 1; returns `Program.is_sound` of each lane after them."""
+    def run(self, first: int, last: int) -> tuple[Array, Array]:
+        """Begins the iterations first, ..., last - 1; returns `Program.is_sound` of each lane after them."""
         ends = jax.device_put((np.int32(first), np.int32(last)))
         self.state, is_sound = self._shared.run(self.state, self._run_values, self._seeds, *ends)
-        finite, sound = jax.device_get(is_sound)
-        return np.asarray(finite), np.asarray(sound)
+        return is_sound
 
     def clear(self) -> None:
         """Nothing is summed up."""

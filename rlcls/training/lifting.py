@@ -162,12 +162,14 @@ def _bind(equation: Any, inputs: list[Any], functions: list[Callable[..., list[A
         index, *operands = inputs
         return lax.switch(index, functions, *operands)
     if name == "scan":
-        constants, carried = parameters["num_consts"], parameters["num_carry"]
-        fixed, carry, xs = (
-            inputs[:constants],
-            inputs[constants : constants + carried],
-            inputs[constants + carried :],
+        # Releases of JAX differ in how they count these: what is scanned has an axis more outside than inside.
+        inner = parameters["jaxpr"].jaxpr
+        carried = sum(
+            a.aval.ndim == b.aval.ndim for a, b in zip(equation.outvars, inner.outvars, strict=True)
         )
+        scanned = sum(a.aval.ndim != b.aval.ndim for a, b in zip(equation.invars, inner.invars, strict=True))
+        first, last = len(inputs) - carried - scanned, len(inputs) - scanned
+        fixed, carry, xs = inputs[:first], inputs[first:last], inputs[last:]
 
         def body(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
             outputs = functions[0](*fixed, *carry, *x)

@@ -27,7 +27,7 @@ HEADS = {
 }
 
 
-def program(game="probe/policy", head="mse", *, rate=1e-2, num_envs=4, update_period=4, vmap=True, **replay):
+def program(game="probe/policy", head="mse", *, rate=1e-2, num_envs=4, update_period=4, vmap=None, **replay):
     probe = PROBES[game]
     env = JaxVectorEnv(probe, num_envs, name=game)
     agent = DQN(
@@ -87,23 +87,20 @@ def test_a_seed_among_others_has_the_bits_of_that_seed_alone(options):
     assert any((a != b).any() for a, b in zip(parameters(together, 1), parameters(alone, 0), strict=True))
 
 
-def test_lanes_without_vmap_are_each_alone():
-    together = Compiled([program(vmap=False)], [6, 7], log_every=800)
+def test_lanes_as_one_batched_computation_learn_the_same_up_to_rounding():
+    batched = Compiled([program(vmap=True)], [6, 7], log_every=800)
     alone = Compiled([program(vmap=False)], [7], log_every=800)
-    batched = Compiled([program()], [7], log_every=800)
-    for loop in (together, alone, batched):
-        run(loop, 1600)
-    for one, other, third in zip(
-        parameters(together, 1), parameters(alone, 0), parameters(batched, 0), strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
-        np.testing.assert_allclose(one, third, atol=1e-3)
+    for loop in (batched, alone):
+        run(loop, 800)
+    assert len(batched._groups) == 1
+    for one, other in zip(parameters(batched, 1), parameters(alone, 0), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-3)
 
 
 def test_settings_that_differ_in_numbers_are_one_program_and_learn_as_alone():
     rates = (1e-3, 1e-2)
     loop = Compiled([program(rate=rate) for rate in rates], [0, 3], log_every=400)
-    assert len(loop._groups) == 1
+    assert len({id(group._shared) for group in loop._groups}) == 1
     assert loop.lanes == [(0, 0), (0, 3), (1, 0), (1, 3)]
     run(loop, 1200)
     for number, rate in enumerate(rates):
@@ -116,7 +113,7 @@ def test_settings_that_differ_in_numbers_are_one_program_and_learn_as_alone():
 def test_settings_of_other_networks_run_one_after_another():
     settings = [program(head="mse"), program(head="hlgauss"), program(head="mse", rate=1e-3)]
     loop = Compiled(settings, [0], log_every=400)
-    assert [group.lanes for group in loop._groups] == [[0, 2], [1]]
+    assert [group.lanes for group in loop._groups] == [[0], [2], [1]]
     (kind, line), *_ = run(loop, 400)
     assert kind == "train" and len(line["loss_each"]) == 3
     assert line["loss"] == pytest.approx(np.mean(line["loss_each"]))
@@ -159,7 +156,7 @@ def test_a_saved_loop_goes_on_to_the_same_bits(vmap):
 
 
 def test_the_program_writes_in_place_and_branches():
-    loop = Compiled([program(capacity=200_000)], [0, 1], log_every=400)
+    loop = Compiled([program(capacity=200_000, vmap=True)], [0, 1], log_every=400)
     group = loop._groups[0]
     ends = jnp.zeros((), jnp.int32)
     compiled = group._shared.run.lower(group.state, [], group._seeds, ends, ends).compile()
