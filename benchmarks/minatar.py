@@ -41,7 +41,7 @@ class Run(NamedTuple):
     Attributes:
       part: the part of the benchmark that makes it.
       label: names it in tables.
-      game: of MinAtar.
+      game: the game of MinAtar that it learns.
       steps: agent steps of each seed.
       seeds: how many.
       options: further options of rlcls.train.
@@ -121,7 +121,7 @@ def main() -> None:
 def _job(run: Run, folder: Path) -> _runs.Job:
     command = ["-m", "rlcls.train", "agent=dqn", "env=minatar", f"game={run.game}", f"seeds={run.seeds}"]
     command += [f"steps={run.steps}", f"agent.learning_rate={RATE:g}", "eval.every=50000", "eval.episodes=30"]
-    # Of an option that is given twice the last one holds.
+    # A run may replace one of the options above.
     options = {option.partition("=")[0]: option for option in [*command[2:], *run.options]}
     return _runs.Job(
         run.name,

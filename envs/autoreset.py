@@ -30,7 +30,7 @@ class Playing(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a step shows besides the observation; `starts` says that it ignored its action and began an episode."""
+    """The results of a step besides the observation; if `starts`, the step ignored its action and began an episode."""
 
     reward: Array
     terminated: Array

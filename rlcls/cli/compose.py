@@ -89,7 +89,7 @@ def compose(argv: list[str], *, trains: bool = True) -> DictConfig:
         option, values = override.key_or_group, override.value()
         if "." in option and isinstance(values, list) and _is_number(OmegaConf.select(known, option)):
             lists[option] = values
-        else:  # of an option that is given twice the last one holds
+        else:  # the last value wins where an option is given twice
             lists.pop(option, None)
     if lists:
         return _with_settings(argv, lists, known, trains)

@@ -14,8 +14,8 @@ _SIDE = 3  # of the convolution's window
 class MinAtar(nnx.Module):
     """A 3x3 convolution without padding and a dense layer, each with a ReLU; weights and `dtype` as in `Nature`.
 
-    The convolution is a matrix product over shifted copies of the picture, since XLA's convolutions inside a loop are
-    three times as slow on a CPU.
+    The convolution is a matrix product over shifted copies of the picture, because XLA's convolutions are slow inside a
+    loop on a CPU.
 
     Args:
       observation_shape: (height, width, channels), at least 3 high and wide.

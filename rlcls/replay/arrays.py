@@ -58,7 +58,7 @@ class Ring(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """Where the transitions of a batch came from: their streams, and the slots of their rows in the ring."""
+    """The origin of a batch: the stream of each transition, and the slot of its row in the ring."""
 
     streams: Int32[Array, "b"]
     slots: Int32[Array, "b"]
@@ -351,7 +351,7 @@ def _write(column: Array, slot: Array, row: Array) -> Array:
 def _write_for_each(
     size: int, batched: list[bool], column: Array, slot: Array, row: Array
 ) -> tuple[Array, bool]:
-    """Writes the rows of all seeds at once; JAX's own rule makes a scatter, which is several times slower."""
+    """Writes the rows of all seeds at once; JAX's own rule for vmap would make a scatter of it."""
     if batched == [True, False, True]:
         return lax.dynamic_update_index_in_dim(column, row.astype(column.dtype), slot, 1), True
     axes = [0 if is_batched else None for is_batched in batched]
@@ -364,7 +364,11 @@ def _write_for_each(
 
 
 def _find(values: Float[Array, "k"], shares: Float[Array, "b"]) -> tuple[Int[Array, "b"], Float[Array, "b"]]:
-    """Where the cumulative sum first exceeds each share of the whole; and the share of that value left to go."""
+    """Finds the value in which each share of the sum lies.
+
+    Returns:
+      The index of the first value whose cumulative sum exceeds share * sum, and the share of that value below it.
+    """
     # Rounding may give the sum at a value of 0 another last bit than its neighbour's, and it must never be found.
     sums = lax.cummax(jnp.where(values > 0, jnp.cumsum(values), 0.0))
     wanted = shares * sums[-1]

@@ -80,7 +80,7 @@ class Compiled:
         return {"agent_steps": steps, "frames": steps, "updates": self._updates(self.number)}
 
     def acting(self) -> PyTree:
-        """{number of the lane, as text: what acts in it}."""
+        """A dict from the number of each lane, as text, to the part of its agent that acts."""
         acting = {}
         for group in self._groups:
             stacked = group.acting()
@@ -198,17 +198,17 @@ class Compiled:
         self._recent_return = list(saved.counters["recent_return"])
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Does nothing: a compiled loop holds no thread and no file."""
 
     def _updates(self, iterations: int) -> int:
         return max(0, iterations - self._first.warm_iterations) * self._first.updates
 
 
 def of_lanes(values: dict[str, list[Any]]) -> dict[str, Any]:
-    """What a line of metrics holds of the values of each lane.
+    """Combines the values of each lane into one line of metrics.
 
-    Of one lane these are its values. Of several, NAME is the mean of the lanes that have one, NAME_std their standard
-    deviation, and NAME_each the value of each lane. Lists have no mean.
+    With one lane the line has its values. With several, NAME is the mean of the lanes that have one, NAME_std their
+    standard deviation, and NAME_each the value of each lane. Lists have no mean.
     """
     if all(len(each) == 1 for each in values.values()):
         return {name: each[0] for name, each in values.items()}
@@ -226,7 +226,7 @@ class _Shared:
     """Settings whose programs differ only in numbers, as compiled functions of their lanes.
 
     Attributes:
-      numbers: of the settings.
+      numbers: the places of the settings among all settings.
       init: (values, seeds) -> lanes before their first iteration.
       run: (lanes, values, seeds, first, last) -> lanes after the iterations first, ..., last - 1, and
         `Program.is_sound` of each. It donates the lanes.
@@ -336,7 +336,7 @@ class _Group:
         return is_sound
 
     def clear(self) -> None:
-        """Nothing is summed up."""
+        """Sets the sums of every lane to zero."""
         self.state = self._shared.clear(self.state)
 
     def acting(self) -> PyTree:

@@ -94,7 +94,7 @@ class Learner:
     ):
         def update(state: Any, batch: Transition, number: Any) -> Any:
             state, info = agent.update(state, batch, jax.random.fold_in(update_key, number))
-            return state, info, _all_finite(agent.acting(state))
+            return state, info, all_finite(agent.acting(state))
 
         # The update donates its state, so the new state reuses that memory. Without donation, page faults take a
         # sixth of an update on a CPU.
@@ -217,7 +217,7 @@ class Learner:
         return _Pending(number, where, info.metrics, info.priorities, seen, finite)
 
 
-def _all_finite(tree: PyTree) -> Bool[Array, ""]:
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether every floating-point number in the tree is finite."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     return (

@@ -16,6 +16,7 @@ from rlcls.envs.jax_vector import JaxVectorEnv
 from rlcls.replay.arrays import ArrayReplay, Ring
 
 from . import xla
+from .learner import all_finite
 
 
 class Episodes(NamedTuple):
@@ -176,15 +177,15 @@ class Program:
 
     def is_sound(self, lane: Lane) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
         """Whether the metrics and the parameters are finite, and whether the rewards and observations were."""
-        return _finite((lane.sums, self.agent.acting(lane.agent))), lane.episodes.sound
+        return all_finite((lane.sums, self.agent.acting(lane.agent))), lane.episodes.sound
 
     def clear(self, lane: Lane) -> Lane:
-        """The lane with nothing summed up."""
+        """The lane with its sums at zero."""
         sums, recent = jax.tree.map(jnp.zeros_like, (lane.sums, lane.episodes.recent))
         return lane._replace(sums=sums, episodes=lane.episodes._replace(recent=recent))
 
     def _step(self, lane: Lane, keys: Keys, number: Int32[Array, ""]) -> Lane:
-        """One vector step, the row that it gives, and its rewards."""
+        """The lane after one vector step, whose row is in the ring."""
         observations = lane.playing.observation
         epsilon = self.epsilon(number * self.env.num_envs)
         key = jax.random.fold_in(keys.act, number)
@@ -206,7 +207,7 @@ class Program:
             jnp.where(over, 0, lengths),
             lane.episodes.finished + over.sum(),
             recent,
-            lane.episodes.sound & _finite((outcome.reward, playing.observation)),
+            lane.episodes.sound & all_finite((outcome.reward, playing.observation)),
         )
         return lane._replace(playing=playing, starts=outcome.starts, ring=ring, episodes=episodes)
 
@@ -223,12 +224,6 @@ class Program:
         return agent, weights, {name: total + info.metrics[name] for name, total in sums.items()}
 
 
-def _finite(tree: PyTree[Array]) -> Bool[Array, ""]:
-    """Whether every floating-point number in the tree is finite."""
-    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in floats]))
-
-
 def _strongly_typed(leaf: Array) -> Array:
     is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return leaf if is_key else lax.convert_element_type(leaf, leaf.dtype)
@@ -238,5 +233,5 @@ def _repeat(times: int, of: Array, function: Callable[[Any, Array], Any], carry:
     """function(carry, number) for the numbers of one iteration, where each iteration has `times` of them."""
     if times == 1:
         return function(carry, of)
-    # A loop, since an unrolled one does not finish compiling with several environment steps under vmap.
+    # A loop: several environment steps one after another in a program compile slowly.
     return lax.fori_loop(0, times, lambda i, carry: function(carry, of * times + i), carry)
