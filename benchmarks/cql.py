@@ -10,7 +10,8 @@
 
 rates      10,000 updates of each head at three learning rates; RATES below holds the best ones
 main       50,000 updates of each head at its rate, three seeds, on each game
-ablations  50,000 updates on Pong without the conservative term, with SARSA targets, other weights and noisy rewards
+ablations  50,000 updates on Pong without the conservative term, with SARSA targets, other weights and noisy rewards;
+           HL-Gauss and MSE as they are come from `main`
 two_games  50,000 updates on both games in one network
 report     draws and tabulates what there is
 
@@ -48,15 +49,15 @@ RATES = {
     ("mse", "Breakout"): 2.5e-4,
 }
 WINDOW = 5  # evaluations in a mean
+# The curves of `main` on Pong that stand among the ablations, too.
+FROM_MAIN = {"alpha 0.1": "hlgauss", "mse": "mse"}
 ABLATIONS = {
-    "alpha 0.1": ("hlgauss", []),
     "no conservative term": ("hlgauss", ["agent.alpha=0"]),
     "SARSA targets": ("hlgauss", ["agent.target=sarsa"]),
     "alpha 0.5": ("hlgauss", ["agent.alpha=0.5"]),
     "alpha 4": ("hlgauss", ["agent.alpha=4"]),
     "noise 0.3": ("hlgauss", ["data.reward_noise=0.3"]),
     "noise 1": ("hlgauss", ["data.reward_noise=1"]),
-    "mse": ("mse", []),
     "mse, noise 0.3": ("mse", ["data.reward_noise=0.3"]),
     "mse, noise 1": ("mse", ["data.reward_noise=1"]),
 }
@@ -243,7 +244,7 @@ def _write(curves: list[dict[str, Any]], recordings: dict[str, Any], overrides: 
     out.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
         groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for curve in curves:
+        for curve in _also_ablations(curves):
             if curve["part"] == part:
                 groups.setdefault((curve["game"], curve["label"]), []).append(curve)
         if not groups:
@@ -270,6 +271,16 @@ def _write(curves: list[dict[str, Any]], recordings: dict[str, Any], overrides: 
         "runs": curves,
     }
     _report.write("cql", data, "\n\n".join(["# CQL on recordings of one's own", intro, *hashes, *texts]), out)
+
+
+def _also_ablations(curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The curves, and those of FROM_MAIN once more as ablations."""
+    return curves + [
+        {**curve, "part": "ablations", "label": label}
+        for label, loss in FROM_MAIN.items()
+        for curve in curves
+        if (curve["part"], curve["game"], curve["loss"]) == ("main", "Pong", loss)
+    ]
 
 
 def _row(summary: dict[str, Any]) -> list[str]:
