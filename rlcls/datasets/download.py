@@ -127,8 +127,11 @@ def _opened(part: Path) -> Iterator[IO[bytes]]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
+            is_there = os.fstat(file.fileno()).st_ino == part.stat().st_ino
         except OSError:
-            raise UserError(f"another process downloads {part}") from None
+            is_there = False
+        if not is_there:  # it is locked, or has got its name since it was opened
+            raise UserError(f"another process downloads {part}")
         yield file
 
 

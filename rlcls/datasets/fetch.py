@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rlcls._errors import UserError, nearest, one_line
+from rlcls.files import Seal
 
 from . import dqn_replay, rl_unplugged
 from .atari_games import NUM_ACTIONS
@@ -104,7 +105,9 @@ def fetch(
     sha256: dict[str, str] | None = None,
     tick: Callable[[int], object] = lambda size: None,
 ) -> list[str]:
-    """Downloads the files that are not there yet; `missing` has checked the others.
+    """Downloads the files that are not there yet.
+
+    The sizes of the others have been checked by `missing`, and are checked against `sha256` here.
 
     Args:
       files: from `wanted`.
@@ -117,13 +120,18 @@ def fetch(
       The names of files for which no checksum was known, so that only their length was compared.
 
     Raises:
-      UserError: a file cannot be fetched or written.
+      UserError: a file cannot be fetched or written, or one that was there has another checksum.
     """
     unchecked, done = [], 0
     for file in files:
         target = folder / file.name
-        if not target.exists():
-            digest = sha256[file.name] if sha256 else None
+        digest = sha256[file.name] if sha256 else None
+        if target.exists():
+            if digest and (actual := Seal.of(target)[1]) != digest.lower():
+                raise UserError(
+                    f"{target} has the SHA-256 {actual} instead of {digest.lower()}; move it away"
+                )
+        else:
             if not download(file.name, target, mirrors, digest, _after(done, tick)):
                 unchecked.append(file.name)
         done += target.stat().st_size

@@ -1,6 +1,7 @@
 """Pictures of runs, drawn from their metrics: the learning curve of one run, or several runs compared."""
 
 import functools
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from rlcls.files import replacing, write_text
 from rlcls.runs.lanes import lanes
 
 from . import panels
-from .runs import Run, Series, groups, load, load_each, note, without_copies
+from .runs import Run, Series, each_game, groups, load, load_each, note, without_copies
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -168,12 +169,18 @@ def _draw_returns(axes: "Axes", run: Run, colour: str) -> None:
         linewidth=1.2,
         label="training, mean of 20 episodes",
     )
-    steps, mean = run.smoothed("eval", "return_mean")
-    deviations = dict(zip(*run.smoothed("eval", "return_std"), strict=True))
-    # An evaluator of the user's own may give no deviation.
-    spread = np.array([deviations.get(step, 0.0) for step in steps])
-    axes.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0)
-    axes.plot(steps, mean, "o-", color=colour, markersize=4, label="evaluation, mean and standard deviation")
+    played = each_game(run)
+    for one, each_colour in zip(
+        played, itertools.cycle(dict.fromkeys([colour, *_COLOURS.values()])), strict=False
+    ):
+        steps, mean = one.smoothed("eval", "return_mean")
+        deviations = dict(zip(*one.smoothed("eval", "return_std"), strict=True))
+        # An evaluator of the user's own may give no deviation.
+        spread = np.array([deviations.get(step, 0.0) for step in steps])
+        axes.fill_between(steps, mean - spread, mean + spread, color=each_colour, alpha=0.18, linewidth=0)
+        label = "evaluation" if len(played) == 1 else one.game
+        label += ", mean and standard deviation"
+        axes.plot(steps, mean, "o-", color=each_colour, markersize=4, label=label)
     axes.set(xlabel=run.unit, ylabel="return" + (f", mean of {run.smooth} points" if run.smooth > 1 else ""))
     # An empty line would only puzzle in the legend.
     drawn = [line for line in axes.get_lines() if len(line.get_xdata())]  # type: ignore[arg-type]

@@ -22,6 +22,8 @@ from rlcls.runs.lanes import lanes
 AXES = ("agent_steps", "frames")
 """What the horizontal axis can count; a run that played nothing counts its updates."""
 
+_OF_GAME = "eval."  # begins the kind of lines of an evaluation in one of several games
+
 Series = tuple[Float64[np.ndarray, "_"], Float64[np.ndarray, "_"]]
 
 
@@ -103,15 +105,28 @@ def load(run_dir: str | os.PathLike[str], axis: str = "agent_steps", smooth: int
 
 
 def load_each(run_dir: str | os.PathLike[str], axis: str = "agent_steps", smooth: int = 1) -> list[Run]:
-    """As `load`, with a run for each seed and setting that the folder trained together."""
+    """As `load`, with a run for each seed, setting and game that the folder trained together."""
     whole = load(run_dir, axis, smooth)
     configs = lanes(whole.config)
     if len(configs) == 1:
-        return [whole]
+        return each_game(whole)
     return [
         dataclasses.replace(whole, config=each, rows=_of_lane(whole.rows, lane))
         for lane, each in enumerate(configs)
     ]
+
+
+def each_game(run: Run) -> list[Run]:
+    """A run for each of several games that one network plays, whose lines "eval" are that game's; else the run."""
+    games = dict.fromkeys(
+        row["kind"].removeprefix(_OF_GAME) for row in run.rows if row["kind"].startswith(_OF_GAME)
+    )
+    return [dataclasses.replace(run, game=game, rows=_of_game(run.rows, game)) for game in games] or [run]
+
+
+def _of_game(rows: list[dict[str, Any]], game: str) -> list[dict[str, Any]]:
+    """The lines of a run of several games, its evaluations those of one of them."""
+    return [row | {"kind": "eval"} if row["kind"] == _OF_GAME + game else row for row in rows]
 
 
 def _of_lane(rows: list[dict[str, Any]], lane: int) -> list[dict[str, Any]]:
@@ -125,10 +140,10 @@ def _of_lane(rows: list[dict[str, Any]], lane: int) -> list[dict[str, Any]]:
 
 def without_copies(runs: Iterable[Run]) -> list[Run]:
     """The runs without those that repeat another's configuration and seed; of such runs the longest stays."""
-    by_identity: dict[str, list[Run]] = {}
+    by_identity: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         options: Any = OmegaConf.to_container(run.config)
-        by_identity.setdefault(identity(options), []).append(run)
+        by_identity.setdefault((identity(options), run.game), []).append(run)
     kept = []
     for copies in by_identity.values():
         longest = max(copies, key=lambda run: run.last)

@@ -120,13 +120,13 @@ def run(
         for remark in remarks:
             print(f"note: {remark}", file=sys.stderr)
 
-    def save_after(error: Exception) -> None:
+    def save_after(error: Exception, *, permanent: bool = False) -> None:
         """Saves what an exception left, and notes on it what a resume begins from."""
         reason = ""
         if not isinstance(error, Diverged):
             try:
                 if unsaved:
-                    save()
+                    save(permanent=permanent)
                 step = f"{loop.unit[:-1].replace('_', ' ')} {count():,}"
                 error.add_note(f"saved at {step}; the same command continues from there")
                 return
@@ -141,8 +141,8 @@ def run(
                 "a lower learning rate may help, or gradients clipped to a smaller norm (agent.max_gradient_norm)"
             )
 
-    def evaluate(due: Sequence[Periodic]) -> list[str]:
-        """Calls evaluators; returns the kinds of those that a signal prevented."""
+    def evaluate(due: Sequence[Periodic], *, permanent: bool = False) -> list[str]:
+        """Calls evaluators, of a moment whose checkpoint is `permanent` or not; returns the kinds of those that a signal prevented."""
         nonlocal best, unfinished
         for number, (kind, evaluator, _) in enumerate(due):
             try:
@@ -153,7 +153,7 @@ def run(
                 return [kind for kind, _, _ in due[number:]]
             except Exception as error:
                 unfinished = [kind for kind, _, _ in due[number:]]
-                save_after(error)
+                save_after(error, permanent=permanent)
                 raise
             written = write(kind, values)
             show()
@@ -183,8 +183,8 @@ def run(
         show()
         last = count() >= steps
         due = [each for each in evaluators if each.every and (last or _passed(each.every, before, count()))]
-        unfinished = evaluate(due)
         permanent = keep_every > 0 and _passed(keep_every, before, count())
+        unfinished = evaluate(due, permanent=permanent)
         is_best = best is not None and best["steps"] == count()
         if last or permanent or is_best or _passed(checkpoint_every, before, count()):
             save(permanent=permanent)

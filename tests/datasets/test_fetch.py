@@ -306,6 +306,12 @@ def test_a_list_of_sha256_is_compared(bucket, tmp_path, capsys):
     (tmp_path / "sums").write_text((tmp_path / "sums").read_text().replace(sums[name], "0" * 64))
     assert main(command) == 2
     assert "its SHA-256 is" in capsys.readouterr().err and not (tmp_path / "dqn" / name).exists()
+    assert main(command[:-1]) == 0  # without the list it is fetched
+    capsys.readouterr()
+    assert main(command) == 2
+    assert (
+        f"{name} has the SHA-256 {sums[name]} instead of {'0' * 64}; move it away" in capsys.readouterr().err
+    )
     (tmp_path / "sums").write_text("")
     assert main(command) == 2
     assert f"{tmp_path}/sums has no SHA-256 of Pong/1" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """Pictures of runs: what is in them, and what cannot be drawn."""
 
+import json
+
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
@@ -27,6 +29,17 @@ def make_run(folder, *overrides, steps=4000, evaluations=True, slope=1e-3, diagn
         if evaluations and step % 1000 == 0:
             log.write("eval", counts, return_mean=slope * step, return_std=0.5, returns=[slope * step])
     log.close()
+    return folder
+
+
+def make_run_of_two_games(folder, *overrides):
+    make_run(folder, *overrides, evaluations=False)
+    with open(folder / "metrics.jsonl") as file:
+        row = json.loads(file.readlines()[-1])
+    with open(folder / "metrics.jsonl", "a") as file:
+        for game, value in (("Pong", -20.0), ("Breakout", 2.0)):
+            line = row | {"kind": f"eval.{game}", "return_mean": value, "return_std": 1.0, "returns": [value]}
+            file.write(json.dumps(line) + "\n")
     return folder
 
 
@@ -278,3 +291,19 @@ def test_the_numbers_of_a_comparison_are_written_with_the_interval_of_three_seed
     expected = statistics.interval(np.array([[4.0], [8.0], [12.0]]), statistics.mean)
     assert (low, high) == pytest.approx(expected, rel=1e-5)
     assert [row.split(",")[2:] for row in rows if '"mse"' in row][-1] == ["1", "4000", "4", "4", "4"]
+
+
+def test_the_evaluations_of_each_game_of_one_network_are_a_line_of_its_learning_curve(tmp_path, drawn):
+    curves.learning_curve(make_run_of_two_games(tmp_path / "a"))
+    returns = lines(drawn()[0])
+    assert returns["Pong, mean and standard deviation"] == [[4000, -20]]
+    assert returns["Breakout, mean and standard deviation"] == [[4000, 2]]
+
+
+def test_each_game_of_one_network_has_its_panel_beside_runs_of_that_game(tmp_path, drawn):
+    both = make_run_of_two_games(tmp_path / "both")
+    curves.compare([both, make_run(tmp_path / "one", "game=Breakout", "seed=3")], tmp_path / "out.png")
+    panels = {axes.get_title(loc="left"): lines(axes) for axes in drawn()}
+    assert panels.keys() == {"Breakout", "Pong"}
+    assert [points[-1] for points in panels["Breakout"].values()] == [[4000, 2], [4000, 4]]
+    assert [points[-1] for points in panels["Pong"].values()] == [[4000, -20]]

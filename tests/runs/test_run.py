@@ -218,6 +218,12 @@ def test_an_exception_of_the_users_own_passes_once_the_run_has_been_saved(option
     assert saved_steps == steps and counters["unfinished"] == unfinished
 
 
+def test_a_checkpoint_that_is_kept_for_good_is_kept_when_the_evaluation_there_fails(drive):
+    with pytest.raises(KeyError):
+        drive([0.0] * 4, evaluator=broken, keep_every=20)
+    assert [(steps, counters["permanent"]) for steps, counters in drive.saves] == [(20, True)]
+
+
 def test_a_moment_that_is_saved_already_is_not_saved_again_when_the_next_step_fails(drive):
     with pytest.raises(ZeroDivisionError) as error:
         drive([0.0] * 4, loop=Loop([0.0] * 4, fails_after=1), checkpoint_every=10)
