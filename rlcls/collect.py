@@ -305,6 +305,10 @@ def _append_replay(writer: Writer, segments: list[Segment], capacity: int, fract
     def read(segment: Segment) -> dict[str, np.ndarray]:
         try:
             return unpack(segment.path)
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{segment.path} is gone: the run goes on and drops old rows; stop it, and record into an empty folder"
+            ) from error
         except DAMAGED as error:
             raise UserError(f"{segment.path} cannot be read: {one_line(error)}") from error
 

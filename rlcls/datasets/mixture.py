@@ -92,7 +92,13 @@ class Mixture:
         return self.at(games, rows), (games, rows)
 
     def held_out(self, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """The origins of at most so many held-out transitions, as many of each game; `at` takes them."""
+        """The origins of at most so many held-out transitions, as many of each game; `at` takes them.
+
+        Raises:
+          ValueError: there are more games than that.
+        """
+        if most < len(self.games):
+            raise ValueError(f"{most} held-out transitions are too few for {len(self.games)} games")
         rows = [game.held_out(most // len(self.games))[0] for game in self.games.values()]
         return np.repeat(np.arange(len(rows)), [len(part) for part in rows]), np.concatenate(rows)
 

@@ -142,7 +142,10 @@ def run(
             )
 
     def evaluate(due: Sequence[Periodic], *, permanent: bool = False) -> list[str]:
-        """Calls evaluators, of a moment whose checkpoint is `permanent` or not; returns the kinds of those that a signal prevented."""
+        """Calls evaluators; returns the kinds of those that a signal prevented.
+
+        `permanent` says whether the checkpoint of this moment is kept for good, also if an evaluator raises.
+        """
         nonlocal best, unfinished
         for number, (kind, evaluator, _) in enumerate(due):
             try:

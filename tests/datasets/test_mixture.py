@@ -34,6 +34,12 @@ def test_each_transition_comes_from_the_game_whose_number_it_bears(folder):
         np.testing.assert_array_equal(batch.return_to_go[games == number], expected.return_to_go)
 
 
+def test_fewer_held_out_transitions_than_games_are_refused(folder):
+    data = open_recording(folder, games=list(GAMES), held_out=0.5)
+    with pytest.raises(ValueError, match="2 held-out transitions are too few for 3 games"):
+        data.held_out(2)
+
+
 def test_games_come_in_proportion_to_their_weights(folder):
     data = open_recording(folder, games=list(GAMES), weights=[1, 0, 3])
     games = np.concatenate([data.sample(100, 0, number)[1][0] for number in range(40)])
