@@ -14,18 +14,13 @@ permanent or the best so far. Their segments are removed, so what acts can be re
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import logging
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import PyTree
 
@@ -34,12 +29,13 @@ from rlcls.files import DAMAGED, NotAsWritten, Seal, pack, sync, unpack, write_t
 from rlcls.training.loop import Rows, Saved
 
 from . import segments
+from . import tree as trees
 from .segments import Segment
 
 FOLDER, MANIFEST = "checkpoints", "manifest.json"
 RECORD = "last_checkpoint.json"
 """A file in the run folder that says that a checkpoint was written, and when."""
-_TREE, _ARRAYS, _COUNTERS = "tree", "arrays.npz.zst", "counters.json"
+_ARRAYS, _COUNTERS = "arrays.npz.zst", "counters.json"
 _ATTEMPTS = 100  # `read` tries so often, because training may remove and replace checkpoints meanwhile
 
 
@@ -84,15 +80,7 @@ class Checkpoint(NamedTuple):
         Raises:
           UserError: the tree has no such part, or its shapes differ.
         """
-        import orbax.checkpoint as ocp
-
-        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, jax.tree.map(_key_data, like))
-        with _orbax(self.folder) as (checkpointer, path):
-            _check_shapes(checkpointer.metadata(path).item_metadata.tree, wanted, self.folder)
-            options = ocp.args.PyTreeRestore(
-                wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
-            )
-            return checkpointer.restore(path, args=options)
+        return trees.read(self.folder, like)
 
     def saved(self, like: PyTree, rows: Rows | None) -> Saved:
         """Reads everything that the loop saved, for its `restore`.
@@ -161,8 +149,8 @@ class Checkpoints:
             )  # a run folder that was removed or moved meanwhile is not made again
             working.mkdir()
             written = segments.write(self._run_dir, saved.rows, self._segments) if saved.rows else []
-            _reserve(working / "room", saved.tree)
-            _save_tree(working, saved.tree)
+            trees.reserve(working / "room", saved.tree)
+            trees.write(working, saved.tree)
             text = json.dumps(counters | {"best": best, "loop": saved.counters}, allow_nan=False)
             seals = {path: Seal.of(path) for path in _files(working)}
             seals[working / _ARRAYS] = pack(working / _ARRAYS, saved.arrays)
@@ -192,7 +180,7 @@ class Checkpoints:
             if replaced.exists() and not final.exists():
                 replaced.rename(final)
             _prune_segments(self._run_dir, self._keep)  # removes the segments that were written for it
-            reason = _reason(error)
+            reason = trees.reason(error)
             raise UserError(f"cannot write the checkpoint {steps} to {self._run_dir}: {reason}") from error
         self._segments = written
         write_text(self._run_dir / RECORD, json.dumps({"steps": steps}))
@@ -351,7 +339,7 @@ def _prune_segments(run_dir: Path, keep: int) -> list[str]:
     try:
         segments.prune(run_dir, named)
     except OSError as error:
-        return [f"cannot remove old segments from {run_dir / segments.FOLDER}: {_reason(error)}"]
+        return [f"cannot remove old segments from {run_dir / segments.FOLDER}: {trees.reason(error)}"]
     return []
 
 
@@ -384,7 +372,7 @@ def tidy(run_dir: Path) -> list[str]:
             else:
                 shutil.rmtree(left)
         except OSError as error:
-            remarks.append(f"cannot remove {left}: {_reason(error)}")
+            remarks.append(f"cannot remove {left}: {trees.reason(error)}")
     return remarks
 
 
@@ -394,134 +382,13 @@ def _discard(folder: Path) -> list[str]:
         # The manifest goes first, so that a kill leaves nothing that looks like a checkpoint.
         for name in (MANIFEST, _ARRAYS, _COUNTERS):
             (folder / name).unlink(missing_ok=True)
-        if (folder / _TREE).exists():
-            shutil.rmtree(folder / _TREE)
+        if (folder / trees.FOLDER).exists():
+            shutil.rmtree(folder / trees.FOLDER)
     except OSError as error:
-        return [f"cannot remove the checkpoint {folder}: {_reason(error)}"]
+        return [f"cannot remove the checkpoint {folder}: {trees.reason(error)}"]
     with contextlib.suppress(OSError):
         folder.rmdir()
     return []
-
-
-def _reason(error: Exception) -> str:
-    # TensorStore puts the system's words at the end of its own.
-    if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
-        return "no space left"
-    return (isinstance(error, OSError) and error.strerror) or one_line(error)
-
-
-def _reserve(path: Path, tree: PyTree) -> None:
-    """Raises an OSError if the disk has no room for the tree: Orbax would report it in pages of tracebacks."""
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + 1
-    with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:  # macOS
-            file.write(bytes(size))
-    path.unlink()
-
-
-@contextlib.contextmanager
-def _orbax(folder: Path) -> Iterator[tuple[Any, Path]]:
-    """Yields Orbax's checkpointer, and a path to the tree in `folder` for it.
-
-    The path goes through a link with a plain name: Orbax and TensorStore take characters such as [ and * for patterns,
-    and then write trees that nothing can read.
-
-    Raises:
-      UserError: the link cannot be made.
-    """
-    import orbax.checkpoint as ocp
-
-    with contextlib.ExitStack() as stack:
-        try:
-            place = stack.enter_context(
-                tempfile.TemporaryDirectory(prefix="rlcls-", ignore_cleanup_errors=True)
-            )
-            link = Path(place, "checkpoint")
-            link.symlink_to(folder.resolve(), target_is_directory=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot make a temporary folder ({_reason(error)}); TMPDIR says where"
-            ) from error
-        stack.enter_context(_without_tracebacks())
-        checkpointer = stack.enter_context(ocp.Checkpointer(ocp.PyTreeCheckpointHandler()))
-        yield checkpointer, link / _TREE
-
-
-@contextlib.contextmanager
-def _without_tracebacks() -> Iterator[None]:
-    """Silences absl's errors: Orbax's threads log the traceback of an exception that the caller gets too."""
-    logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-def _save_tree(folder: Path, tree: PyTree) -> None:
-    """Writes a tree, and compares what is read back bit for bit.
-
-    Raises:
-      OSError: the files cannot be written.
-      NotAsWritten: Orbax cannot write the tree, or other values come back.
-    """
-    import orbax.checkpoint as ocp
-
-    with _orbax(folder) as (checkpointer, path):
-        try:
-            checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
-        except OSError:
-            raise
-        except Exception as error:  # Orbax and TensorStore have errors of many types
-            raise NotAsWritten(f"Orbax cannot write the tree: {one_line(error)}") from error
-    expected = jax.device_get(jax.tree.map(_key_data, tree))
-    with _orbax(folder) as (checkpointer, path):
-        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
-        on_the_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        try:
-            options = ocp.args.PyTreeRestore(wanted, restore_args=on_the_host)
-            same = jax.tree.map(_same_bits, expected, checkpointer.restore(path, args=options))
-        except Exception as error:
-            raise NotAsWritten(f"the tree cannot be read back: {one_line(error)}") from error
-    for name, is_same in jax.tree_util.tree_leaves_with_path(same):
-        if not is_same:
-            raise NotAsWritten(f"the tree reads back with other values of {jax.tree_util.keystr(name)}")
-
-
-def _key_data(leaf: Any) -> Any:
-    """The integers of a typed random key, which Orbax stores with its type; any other leaf as it is."""
-    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return leaf
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        data = jax.eval_shape(jax.random.key_data, leaf)
-        # Orbax gives the integers their type only where they become an array of a device.
-        sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
-    return jax.random.key_data(leaf)
-
-
-def _same_bits(a: Any, b: Any) -> bool:
-    first, second = (np.ascontiguousarray(each).reshape(-1) for each in (a, b))
-    return first.dtype == second.dtype and np.array_equal(first.view(np.uint8), second.view(np.uint8))
-
-
-def _check_shapes(saved: Mapping[str, Any], wanted: PyTree, folder: Path) -> None:
-    """Raises a UserError if the saved tree does not have the leaves of `wanted` in their shapes."""
-    import orbax.checkpoint as ocp
-
-    present, expected = (ocp.tree.to_flat_dict(tree, sep=".") for tree in (saved, wanted))
-    for name, leaf in expected.items():
-        if name not in present:
-            raise UserError(f"{folder} does not fit the run's configuration: it has no {name}")
-        shape = tuple(present[name].shape)
-        if shape != leaf.shape:
-            raise UserError(
-                f"{folder} does not fit the run's configuration: {name} has shape {list(shape)} there, and the "
-                f"configuration gives it {list(leaf.shape)}"
-            )
 
 
 def _files(folder: Path) -> Iterator[Path]:
