@@ -35,6 +35,8 @@ def reserve(path: Path, tree: PyTree) -> None:
 def write(folder: Path, tree: PyTree) -> None:
     """Writes a tree, and compares what is read back bit for bit.
 
+    Several processes of one run write it together, each the parts that its devices hold; each compares its own.
+
     Raises:
       OSError: the files cannot be written.
       NotAsWritten: Orbax cannot write the tree, or other values come back.
@@ -48,13 +50,13 @@ def write(folder: Path, tree: PyTree) -> None:
             raise
         except Exception as error:  # Orbax and TensorStore have errors of many types
             raise NotAsWritten(f"Orbax cannot write the tree: {one_line(error)}") from error
-    expected = jax.device_get(jax.tree.map(_key_data, tree))
+    data = jax.tree.map(_key_data, tree)
     with _orbax(folder) as (checkpointer, path):
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
         on_the_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         try:
             options = ocp.args.PyTreeRestore(wanted, restore_args=on_the_host)
-            same = jax.tree.map(_same_bits, expected, checkpointer.restore(path, args=options))
+            same = jax.tree.map(_holds, checkpointer.restore(path, args=options), data)
         except Exception as error:
             raise NotAsWritten(f"the tree cannot be read back: {one_line(error)}") from error
     for name, is_same in jax.tree_util.tree_leaves_with_path(same):
@@ -96,14 +98,23 @@ def _orbax(folder: Path) -> Iterator[tuple[Any, Path]]:
     """Yields Orbax's checkpointer, and a path to the tree in `folder` for it.
 
     The path goes through a link with a plain name: Orbax and TensorStore take characters such as [ and * for patterns,
-    and then write trees that nothing can read.
+    and then write trees that nothing can read. Several processes must give Orbax the same path, so they have no link.
 
     Raises:
-      UserError: the link cannot be made.
+      UserError: the link cannot be made, or several processes would need one.
     """
     import orbax.checkpoint as ocp
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_without_tracebacks())
+        checkpointer = stack.enter_context(ocp.Checkpointer(ocp.PyTreeCheckpointHandler()))
+        if jax.process_count() > 1:
+            if set(str(folder)) & set("[]*?{}"):
+                raise UserError(
+                    f"{folder}: several processes need a run folder without any of []*?{{}} in its name"
+                )
+            yield checkpointer, folder.resolve() / FOLDER
+            return
         try:
             place = stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="rlcls-", ignore_cleanup_errors=True)
@@ -112,8 +123,6 @@ def _orbax(folder: Path) -> Iterator[tuple[Any, Path]]:
             link.symlink_to(folder.resolve(), target_is_directory=True)
         except OSError as error:
             raise UserError(f"cannot make a temporary folder ({reason(error)}); TMPDIR says where") from error
-        stack.enter_context(_without_tracebacks())
-        checkpointer = stack.enter_context(ocp.Checkpointer(ocp.PyTreeCheckpointHandler()))
         yield checkpointer, link / FOLDER
 
 
@@ -139,6 +148,15 @@ def _key_data(leaf: Any) -> Any:
         sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
     return jax.random.key_data(leaf)
+
+
+def _holds(restored: np.ndarray, leaf: Any) -> bool:
+    """Whether an array on the host has the bits of those parts of a leaf that this process holds."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return _same_bits(restored, jax.device_get(leaf))
+    return all(
+        _same_bits(restored[shard.index], jax.device_get(shard.data)) for shard in leaf.addressable_shards
+    )
 
 
 def _same_bits(a: Any, b: Any) -> bool:
