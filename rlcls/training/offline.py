@@ -32,9 +32,10 @@ class Offline:
       agent: what learns.
       data: where batches come from. If it has an `identity` (`Dataset`), checkpoints contain it.
       seed: determines the networks and the samples.
-      batch_size: transitions in an update.
+      batch_size: transitions in an update, of all processes together.
       act_with_target: the agent's target network is evaluated, not the online network.
       log_every: updates between two "train" lines.
+      hosts: the number of processes that train together, each on its share of the data.
 
     Attributes:
       number: updates made so far.
@@ -54,12 +55,16 @@ class Offline:
         batch_size: int = 32,
         act_with_target: bool = False,
         log_every: int = 1_000,
+        hosts: int = 1,
     ):
         if batch_size < 1 or log_every < 1:
             raise ValueError(f"batch_size ({batch_size}) and log_every ({log_every}) must be at least 1")
+        if batch_size % hosts:
+            raise ValueError(f"batch_size ({batch_size}) must be divisible by the {hosts} processes")
         self.number = 0
         self._data, self._seed = data, seed
-        self._batch_size, self._log_every = batch_size, log_every
+        self._batch_size, self._log_every = batch_size // hosts, log_every
+        self._hosts = hosts
         init_key, update_key = xla.keys(seed, xla.Use.INIT, xla.Use.UPDATE)
         self._learner = Learner(agent, init_key, update_key, act_with_target=act_with_target)
         self._halfway = (
@@ -124,7 +129,8 @@ class Offline:
                 learner.end_round()
                 if block > 1:  # the first update compiles
                     seconds, updates = seconds + time.perf_counter() - begun, updates + block
-                if seconds > _REHEARSAL:
+                # Several processes must make the same updates, so the clock of none of them may decide.
+                if seconds > _REHEARSAL or (self._hosts > 1 and updates):
                     break
         finally:
             learner.close()
