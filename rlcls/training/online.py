@@ -218,7 +218,9 @@ class Online:
         while (number := self._learner.submitted) < self._updates_due(self.number + 1):
             held_out = None
             if self._diagnostics_every and number and number % self._diagnostics_every == 0:
-                held_out = self.replay.sample_held_out(self._diagnostics_batch_size, self._sample_seed, number)
+                held_out = self.replay.sample_held_out(
+                    self._diagnostics_batch_size, self._sample_seed, number
+                )
             self._learner.submit(*self.replay.sample(self._batch_size, self._sample_seed, number), held_out)
 
     def _updates_due(self, number: int) -> int:
