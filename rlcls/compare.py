@@ -13,9 +13,10 @@ from rlcls._errors import UserError, command
 from rlcls.cli.arguments import parse, whole_number
 
 if TYPE_CHECKING:
-    from rlcls.plotting import Run
+    pass
 
-_OPTIONS = ("last",)
+_OPTIONS = ("last", "scores")
+_NAMES = {"mean": "mean", "iqm": "IQM"}
 _MOST = 1000  # seeds that are worth naming
 _HELP = """Compares the evaluation returns of runs.
 
@@ -26,6 +27,9 @@ Runs that differ only in their seed are one setting. For each game a table has t
 probability that a run of the first is better than one of the second, and how many seeds each would show a difference of
 this size if the interval still contains 0.
 
+scores=UNIT       also compare all games together, by the interquartile mean of scores in a unit that games share:
+                  human or dqn, in which random play is 0 and that reference 1 (Atari); or a setting, as the tables
+                  name it, whose mean is 1
 last=N            the score of a run is the mean of its last N evaluations; default: 1"""
 
 
@@ -43,58 +47,65 @@ def _command(argv: list[str]) -> int:
         raise UserError("name the run folders to compare, such as runs/*; --help says more")
     last = whole_number(arguments.options, "last", 1, 10**6) or 1
 
-    from rlcls.plotting import groups, load_each, without_copies
+    from rlcls.plotting import load_each, of_games, together, without_copies
 
     runs = without_copies(run for name in arguments.names for run in load_each(name))
-    tables = []
-    for game in sorted({run.game for run in runs}):
-        settings = {}
-        for label, group in groups([run for run in runs if run.game == game]):
-            scores = [score for run in group if (score := _score(run, last)) is not None]
-            if scores:
-                settings[label] = np.array(scores)[:, None]
-        if not settings:
-            print(f"note: no run of {game} has {last} evaluations yet", file=sys.stderr)
-            continue
-        tables.append(f"{game}\n{_means(settings)}")
-        if len(settings) > 1:
-            tables.append(_differences(settings))
-    if not tables:
+    by_game = of_games(runs, last)
+    for game in sorted({run.game for run in runs} - by_game.keys()):
+        print(f"note: no run of {game} has {last} evaluations yet", file=sys.stderr)
+    if not by_game:
         raise UserError("no run has been evaluated yet")
+    tables = []
+    for game, settings in by_game.items():
+        tables += _tables(
+            game, {label: np.array(scores)[:, None] for label, scores in settings.items()}, "mean"
+        )
+    if unit := arguments.options.get("scores"):
+        tables += _tables(f"{len(by_game)} games, {unit} = 1", together(by_game, unit), "iqm")
     print("\n\n".join(tables))
     return 0
 
 
-def _score(run: Run, last: int) -> float | None:
-    """The mean of a run's last evaluations; None if it has fewer."""
-    _, returns = run.series("eval", "return_mean")
-    return float(returns[-last:].mean()) if len(returns) >= last else None
+def _tables(title: str, settings: dict[str, np.ndarray], statistic: str) -> list[str]:
+    """The table of the settings, and that of their differences if there are several."""
+    tables = [f"{title}\n{_aggregates(settings, statistic)}"]
+    return [*tables, _differences(settings, statistic)] if len(settings) > 1 else tables
 
 
-def _means(settings: dict[str, np.ndarray]) -> str:
+def _aggregates(settings: dict[str, np.ndarray], statistic: str) -> str:
     from rlcls import statistics
 
-    rows = [["setting", "seeds", "mean", "95 % interval", "worst", "best"]]
+    function = getattr(statistics, statistic)
+    rows = [["setting", "seeds", _NAMES[statistic], "95 % interval", "worst", "best"]]
     for label, scores in settings.items():
         between = "-"
         if len(scores) >= statistics.FEWEST:
-            between = _between(statistics.interval(scores, statistics.mean))
+            between = _between(statistics.interval(scores, function))
         extremes = [f"{scores.min():.4g}", f"{scores.max():.4g}"]
-        rows.append([label, f"{len(scores)}", f"{scores.mean():.4g}", between, *extremes])
+        rows.append([label, f"{len(scores)}", f"{float(function(scores)):.4g}", between, *extremes])
     return _table(rows)
 
 
-def _differences(settings: dict[str, np.ndarray]) -> str:
+def _differences(settings: dict[str, np.ndarray], statistic: str) -> str:
     from rlcls import statistics
 
-    rows = [["difference", "of means", "95 % interval", "better with probability", "seeds to show it"]]
+    function = getattr(statistics, statistic)
+    rows = [
+        [
+            "difference",
+            f"of {_NAMES[statistic]}s",
+            "95 % interval",
+            "better with probability",
+            "seeds to show it",
+        ]
+    ]
     for (first, ours), (second, theirs) in itertools.combinations(settings.items(), 2):
         better = f"{statistics.probability_of_improvement(ours, theirs):.2f}"
-        row = [f"{first} - {second}", f"{ours.mean() - theirs.mean():.4g}"]
+        row = [f"{first} - {second}", f"{float(function(ours) - function(theirs)):.4g}"]
         if min(len(ours), len(theirs)) < statistics.FEWEST:
             rows.append([*row, "-", better, f"at least {statistics.FEWEST}"])
             continue
-        point, (low, high) = statistics.difference(ours, theirs, statistics.mean)
+        point, (low, high) = statistics.difference(ours, theirs, function)
         enough = _seeds_to_show(point, low, high, min(len(ours), len(theirs)))
         rows.append([*row, _between((low, high)), better, enough])
     return _table(rows)

@@ -68,7 +68,7 @@ def learning_curve(run_dir: str | os.PathLike[str], *, axis: str = "agent_steps"
     diagnostics = functools.partial(run.smoothed, "diagnostics")
     titles = panels.measured(diagnostics)
     lines = -(-len(titles) // panels.COLUMNS)
-    with _figure(path, width=8, height=6 + 1.8 * lines) as figure:
+    with figure_of(path, width=8, height=6 + 1.8 * lines) as figure:
         grid = figure.add_gridspec(2 + lines, 3, height_ratios=[2.6, *[1] * (1 + lines)])
         axes = figure.add_subplot(grid[0, :])
         protocol = run.config.env.get("protocol")
@@ -129,7 +129,7 @@ def compare(
     columns = min(len(games), 3)
     lines = -(-len(games) // columns)
     path, rows = Path(path), [",".join(("game", "setting", "seeds", "position", "mean", "low", "high"))]
-    with _figure(path, width=max(6.4, 4.2 * columns), height=4.2 * lines) as figure:
+    with figure_of(path, width=max(6.4, 4.2 * columns), height=4.2 * lines) as figure:
         for index, game in enumerate(games):
             axes = figure.add_subplot(lines, columns, index + 1)
             axes.set_title(game, weight="bold")
@@ -239,6 +239,12 @@ def _band(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
+def colours_of(labels: Sequence[str]) -> dict[str, str]:
+    """A colour for each label of `groups`, which begins with a loss."""
+    colours = dict(_COLOURS)
+    return {label: _take(colours, label.partition(",")[0]) for label in labels}
+
+
 def _take(colours: dict[str, str], loss: str) -> str:
     """The colour of the loss, or the next colour that is not taken."""
     for name in (loss, "", " ", *_COLOURS):
@@ -277,7 +283,7 @@ def _add_minutes(axes: "Axes", run: Run) -> None:
 
 
 @contextmanager
-def _figure(path: Path, *, width: float, height: float) -> Iterator["Figure"]:
+def figure_of(path: Path, *, width: float, height: float) -> Iterator["Figure"]:
     """A figure in the project's style, saved to `path` when the block ends."""
     import matplotlib
     from matplotlib.figure import Figure

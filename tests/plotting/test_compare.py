@@ -1,11 +1,14 @@
 """`python -m rlcls.compare` prints what a statistician would."""
 
+import csv
+
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from rlcls import compare, statistics
+from rlcls import compare, plot, statistics
 from rlcls.cli.compose import compose
+from rlcls.evaluation.scores import SCORES
 from rlcls.runs import Metrics
 
 
@@ -75,3 +78,94 @@ def test_a_mistake_is_one_line(arguments, message, capsys):
     assert compare.main(arguments) == 2
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
+
+
+def make_runs_of_two_games(tmp_path, drop=()):
+    """Three seeds of two losses on two games, and their scores by loss, [seeds, games]."""
+    scores = {
+        "hlgauss": np.array([[10.0, 100.0], [12.0, 150.0], [14.0, 200.0]]),
+        "mse": np.array([[-5.0, 20.0], [0.0, 40.0], [5.0, 60.0]]),
+    }
+    folders = [
+        make_run(
+            tmp_path / f"{loss}{game}{seed}",
+            f"loss={loss}",
+            f"game={game}",
+            f"seed={seed}",
+            returns=[values[seed, {"Breakout": 1, "Pong": 0}[game]]],
+        )
+        for loss, values in scores.items()
+        for game in ("Breakout", "Pong")
+        for seed in range(3)
+        if (loss, game, seed) not in drop
+    ]
+    return folders, {
+        label: values[:, ::-1] for label, values in scores.items()
+    }  # games in their order by name
+
+
+def test_games_are_compared_together_in_units_of_a_person(tmp_path, capsys):
+    folders, scores = make_runs_of_two_games(tmp_path)
+    low, high = np.array([SCORES[game][:2] for game in ("Breakout", "Pong")]).T
+    normalised = {label: (values - low) / (high - low) for label, values in scores.items()}
+    assert compare.main([*folders, "scores=human"]) == 0
+    last = capsys.readouterr().out.partition("2 games, human = 1")[2]
+    (row,) = table_rows(last, "mse ")
+    expected = statistics.interval(normalised["mse"], statistics.iqm)
+    assert row[:6] == [
+        "mse",
+        "3",
+        f"{statistics.iqm(normalised['mse']):.4g}",
+        *f"{expected.low:.4g} to {expected.high:.4g}".split(),
+    ]
+    (row,) = table_rows(last, "hlgauss - mse")
+    point, _ = statistics.difference(normalised["hlgauss"], normalised["mse"], statistics.iqm)
+    assert row[3] == f"{point:.4g}"
+
+
+def test_aggregates_and_profiles_of_all_games_are_drawn_and_written(tmp_path, capsys):
+    folders, scores = make_runs_of_two_games(tmp_path, drop=[("mse", "Pong", 2)])
+    unit = scores["hlgauss"].mean(axis=0)
+    command = [*folders, "scores=hlgauss", f"out={tmp_path}/all.svg", f"csv={tmp_path}/all.csv"]
+    assert plot.main(command) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path}/all.svg\n" and (tmp_path / "all.svg").stat().st_size > 10_000
+    assert err == "note: mse: the first 2 seeds of each game count, since one has no more\n"
+    with open(tmp_path / "all.csv") as file:
+        rows = list(csv.DictReader(file))
+    (gap,) = (row for row in rows if row["aggregate"] == "optimality gap" and row["setting"] == "mse")
+    assert (gap["seeds"], gap["games"]) == ("2", "2") and gap["low"] == gap["value"] == gap["high"]
+    assert float(gap["value"]) == pytest.approx(statistics.optimality_gap(scores["mse"][:2] / unit), rel=1e-5)
+    (iqm,) = (row for row in rows if row["aggregate"] == "IQM" and row["setting"] == "hlgauss")
+    low, high = statistics.interval(scores["hlgauss"] / unit, statistics.iqm)
+    assert (float(iqm["low"]), float(iqm["high"])) == (
+        pytest.approx(low, rel=1e-5),
+        pytest.approx(high, rel=1e-5),
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["scores=hlgaus"],
+            "scores=hlgaus is no unit and no setting; did you mean 'hlgauss'? (dqn, hlgauss, human, mse)",
+        ),
+        (["scores=mse"], "scores=mse: its mean on Pong is 0, and a unit must be above 0"),
+        (["scores=human", "smooth=3"], "smooth= applies to curves, and scores= draws none"),
+        (["last=3"], "last= needs scores=; smooth=N averages the points of curves"),
+        (["scores=human", "last=9"], "no run has 9 evaluations yet"),
+    ],
+)
+def test_what_cannot_be_aggregated_is_one_line(options, message, tmp_path, capsys):
+    folders, _ = make_runs_of_two_games(tmp_path)
+    assert plot.main([*folders, *options]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_a_setting_that_lacks_a_game_is_left_out_with_a_note(tmp_path, capsys):
+    folders, _ = make_runs_of_two_games(tmp_path, drop=[("mse", "Pong", seed) for seed in range(3)])
+    assert compare.main([*folders, "scores=dqn"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "note: mse is left out: it has no scores of Pong\n"
+    assert "mse" not in out.partition("2 games, dqn = 1")[2]

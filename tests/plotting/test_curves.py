@@ -234,8 +234,11 @@ def test_the_command_draws_one_run_into_its_folder_and_several_where_it_is_told(
         (["a", "a"], "a run folder is named twice"),
         (["a", "out=x.gif"], "cannot draw into x.gif; the name must end in .png, .pdf or .svg"),
         (["a", "out=no/x.png"], "cannot write no/x.png: No such file or directory"),
-        (["a", "ou=x.png"], "unknown option 'ou'; did you mean 'out'? (axis, csv, out, smooth)"),
-        (["--out"], "unknown option '--out'; did you mean 'out'? (axis, csv, out, smooth)"),
+        (
+            ["a", "ou=x.png"],
+            "unknown option 'ou'; did you mean 'out'? (axis, csv, last, out, scores, smooth)",
+        ),
+        (["--out"], "unknown option '--out'; did you mean 'out'? (axis, csv, last, out, scores, smooth)"),
         (["a", "axis=frame"], "unknown axis 'frame'; did you mean 'frames'? (agent_steps, frames)"),
         (["a", "smooth=0"], "smooth=0 must be a whole number of at least 1"),
         ([], "name the run folders to draw, such as runs/*; --help says more"),
