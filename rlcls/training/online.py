@@ -21,6 +21,7 @@ from . import xla
 from .exploration import LinearDecay
 from .learner import Learner
 from .loop import Saved, Tick
+from .placement import Placement
 from .returns import EpisodeReturns
 
 _REHEARSAL = 0.5  # seconds for which a warm-up measures
@@ -53,6 +54,7 @@ class Online:
       diagnostics_every: updates between two diagnoses of the network; 0 makes none.
       diagnostics_batch_size: held-out transitions in a diagnosis.
       log_every: agent steps between two "train" lines.
+      placement: the devices on which updates are made; None takes one.
 
     Attributes:
       replay: what was played.
@@ -80,6 +82,7 @@ class Online:
         diagnostics_every: int = 0,
         diagnostics_batch_size: int = 256,
         log_every: int = 2_000,
+        placement: Placement | None = None,
     ):
         for name, value in (
             ("batch_size", batch_size),
@@ -98,6 +101,8 @@ class Online:
             raise ValueError(
                 f"replay.min_size ({replay.min_size}) must be at least batch_size ({batch_size})"
             )
+        placement = placement or Placement()
+        placement.check_batch(batch_size=batch_size)
         # With lag >= 1 a batch is drawn before this step's row is added, which already delays sampling by one row.
         replay.delay = max(0, lag - 1)
         least = env.num_envs * (replay.n_step + lag)
@@ -118,8 +123,12 @@ class Online:
             return agent.act(acting, observations, jax.random.fold_in(act_key, number), epsilon)
 
         self._act = xla.jit(act)
-        self._learner = Learner(agent, init_key, update_key, lag=lag, act_with_target=act_with_target)
+        self._learner = Learner(
+            agent, init_key, update_key, lag=lag, act_with_target=act_with_target, placement=placement
+        )
         self._diagnostics_every = diagnostics_every if self._learner.diagnoses else 0
+        if self._diagnostics_every:
+            placement.check_batch(diagnostics_batch_size=diagnostics_batch_size)
         self._diagnostics_batch_size = diagnostics_batch_size
         self._returns = EpisodeReturns(env.num_envs)
         self._halfway = (
@@ -323,6 +332,7 @@ class Online:
             "sums": dict(self._sums),
             "replay": replay_counters,
             "filled_from": self._filled_from,
+            "mesh": self._learner.placement.sizes,
         }
         return Saved(tree, arrays | replay_arrays, counters, self.replay)
 
