@@ -118,7 +118,7 @@ def measure(config: DictConfig, target: Target) -> dict[str, Any]:
     )
     begun = time.perf_counter()
     try:
-        compiled = update_of(agent, key, placement, state).lower(state, *arguments).compile()
+        compiled = update_of(agent, key, placement, state).lower(state, batch, number).compile()
     except Exception as error:  # the compilers have errors of many types
         raise UserError(
             f"{target.name}: the compiler refuses the update ({one_line(error)[:300]})"
@@ -224,7 +224,7 @@ def _text(report: dict[str, Any]) -> str:
     width = max(len(name) for name, _ in lines)
     text = "\n".join(f"{name:{width}}  {value}" for name, value in lines)
     if not report["fits"]:
-        text += "\nThe update does not fit: give a larger mesh.model, a smaller batch, or dtype=bfloat16 to the backbone."
+        text += "\nIt does not fit: give a larger mesh.model, a smaller batch, or backbone.dtype=bfloat16."
     return text
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rlcls.evaluation import Periodic
     from rlcls.runs import Checkpoint, Checkpoints, Start
     from rlcls.runs.metrics import WandB
+    from rlcls.training import Placement
     from rlcls.training.loop import Loop
 
 
@@ -129,6 +130,8 @@ def _train(config: DictConfig) -> int:
         folder.record()
         if begun.checkpoint:
             print(f"resuming {folder.path} at {unit[:-1]} {begun.checkpoint.steps:,}", flush=True)
+            if remark := _other_mesh(build.placement(config), begun.checkpoint):
+                print(f"note: {remark}", file=sys.stderr)
             try:
                 _restore(loop, begun.checkpoint, begun.replay, lambda: bool(received))
             except Stopped:
@@ -154,6 +157,18 @@ def _train(config: DictConfig) -> int:
         stopped = received if received and _finished_at(folder.path, config.steps) is None else []
         print(f"{_outcome(loop, config.steps, stopped)}{_picture(folder.path)}", flush=True)
         return 128 + stopped[0] if stopped else 0
+
+
+def _other_mesh(placement: Placement, checkpoint: Checkpoint) -> str:
+    """A remark where a checkpoint is from another mesh than the one on which the run goes on; otherwise empty."""
+    before = checkpoint.counters["loop"].get("mesh", {"data": 1, "model": 1})
+    if before == placement.sizes:
+        return ""
+    sizes = ", ".join(f"{axis}={size}" for axis, size in before.items())
+    return (
+        f"restored from a mesh of {sizes} on one of {placement}: on another mesh sums are rounded otherwise, so the "
+        "run goes on to other bits"
+    )
 
 
 def _restore(loop: Loop, checkpoint: Checkpoint, replay: bool, stopped: Callable[[], bool]) -> None:
@@ -250,12 +265,23 @@ def _header(
         "agent": config.choices.agent,
         "head": _head_line(config),
         "network": build.describe_network(config, agent),
-        "device": f"{device.platform} ({device.device_kind}, {cores} core{'s' * (cores != 1)})",
+        "device": f"{device.platform} ({device.device_kind}, {cores} core{'s' * (cores != 1)}){_mesh(config)}",
         "run folder": str(path),
         "expected end": f"{end:%Y-%m-%d %H:%M} ({seconds * 1e3:.2f} ms an {unit[:-1]}, "
         f"and {UNMEASURED:.0%} for evaluations and checkpoints)",
     }
     header({name: value for name, value in rows.items() if value})
+
+
+def _mesh(config: DictConfig) -> str:
+    """The mesh, and how many devices there are; empty where the only one is used."""
+    import jax
+
+    from rlcls.cli import build
+
+    placement = build.placement(config)
+    used, visible = len(placement.devices), len(jax.devices(placement.devices[0].platform))
+    return f"; {used} of {visible} devices, mesh of {placement}" if visible > 1 else ""
 
 
 def _head_line(config: DictConfig) -> str:

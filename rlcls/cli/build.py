@@ -25,7 +25,7 @@ from rlcls.evaluation import EachLane, EpisodeEvaluator, Periodic
 from rlcls.runs.identity import identity, leaves
 from rlcls.runs.lanes import is_compiled, seeds, settings
 from rlcls.spec import Spec
-from rlcls.training import Compiled, Program
+from rlcls.training import Compiled, Placement, Program
 from rlcls.training.batches import check_structure
 from rlcls.training.loop import Dataset, Loop
 
@@ -202,6 +202,18 @@ def trained_spec(config: DictConfig, env: HostEnv) -> Spec:
     return data.spec if data else env.spec
 
 
+def placement(config: DictConfig) -> Placement:
+    """The devices of a configuration.
+
+    Raises:
+      UserError: there are fewer, or a rule cannot be read.
+    """
+    try:
+        return Placement(**plain_dict(config)["mesh"])
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
+
+
 def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | None = None) -> Loop:
     """The loop of a configuration.
 
@@ -209,7 +221,10 @@ def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | No
       UserError: the parts do not fit together, or do not fit into the memory.
     """
     resources.check(config, agent, data.spec if data else env.spec, env.frame_stack)
-    common = {"seed": config.seed, "log_every": config.logging.every}
+    common: dict[str, Any] = {"seed": config.seed, "log_every": config.logging.every}
+    place = placement(config)
+    if len(place.devices) > 1:  # a loop of the user's own need not know of meshes
+        common["placement"] = place
     if data is not None:
         if "replay" in config:
             raise UserError("a data set needs loop=offline; loop=online learns from what it plays")
@@ -223,7 +238,7 @@ def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | No
             _program(each, agent if not number else None, env) for number, each in enumerate(settings(config))
         ]
         try:
-            return Compiled(programs, seeds(config), log_every=config.logging.every)
+            return Compiled(programs, seeds(config), log_every=config.logging.every, placement=place)
         except ValueError as error:
             raise UserError(f"training: {one_line(error)}") from error
     return build(

@@ -24,6 +24,7 @@ _KIND_BESIDES_NULL: dict[str, type] = {
     "data._target_": str,
     "device": str,
     "run_dir": str,
+    "mesh.rules": list,
     "resume": str,
     "eval.epsilon": float,
     "training.vmap": bool,

@@ -21,6 +21,7 @@ from . import xla
 from .exploration import LinearDecay
 from .learner import Learner
 from .loop import Saved, Tick
+from .placement import Placement
 from .returns import EpisodeReturns
 
 _REHEARSAL = 0.5  # seconds for which a warm-up measures
@@ -39,7 +40,7 @@ class Online:
     `reseed_every` of its steps, a function of (seed, its number, how often it was seeded). No episode is cut, and the
     state of an environment is a function of its last seed and its actions since, which `restore` plays again.
 
-    Several processes train one agent together when each makes this loop with its `host`: they take the same steps at
+    Several processes of one `placement` train one agent together when each makes this loop: they take the same steps at
     the same time, each with environments and a replay of its own, and each update learns from a share of every replay.
 
     Args:
@@ -54,10 +55,9 @@ class Online:
       reseed_every: steps of an environment after which its next episode begins with a new seed, at least 1.
       exploration: the probability of a random action.
       diagnostics_every: updates between two diagnoses of the network; 0 makes none.
-      diagnostics_batch_size: held-out transitions in a diagnosis.
+      diagnostics_batch_size: held-out transitions in a diagnosis, of all processes together.
       log_every: agent steps between two "train" lines.
-      host: the number of this process.
-      hosts: the number of processes.
+      placement: the devices on which updates are made; None takes one.
 
     Attributes:
       replay: what was played.
@@ -85,8 +85,7 @@ class Online:
         diagnostics_every: int = 0,
         diagnostics_batch_size: int = 256,
         log_every: int = 2_000,
-        host: int = 0,
-        hosts: int = 1,
+        placement: Placement | None = None,
     ):
         for name, value in (
             ("batch_size", batch_size),
@@ -101,8 +100,9 @@ class Online:
                 raise ValueError(f"{name} must be at least 0, not {value}")
         if replay.num_streams != env.num_envs:
             raise ValueError(f"the replay has {replay.num_streams} streams for {env.num_envs} environments")
-        if batch_size % hosts:
-            raise ValueError(f"batch_size ({batch_size}) must be divisible by the {hosts} processes")
+        placement = placement or Placement()
+        placement.check_batch(batch_size=batch_size)
+        host, hosts = placement.host, placement.hosts
         batch_size //= hosts
         if replay.min_size < batch_size:
             raise ValueError(
@@ -132,9 +132,13 @@ class Online:
             return agent.act(acting, observations, jax.random.fold_in(key, host) if host else key, epsilon)
 
         self._act = xla.jit(act)
-        self._learner = Learner(agent, init_key, update_key, lag=lag, act_with_target=act_with_target)
+        self._learner = Learner(
+            agent, init_key, update_key, lag=lag, act_with_target=act_with_target, placement=placement
+        )
         self._diagnostics_every = diagnostics_every if self._learner.diagnoses else 0
-        self._diagnostics_batch_size = diagnostics_batch_size
+        if self._diagnostics_every:
+            placement.check_batch(diagnostics_batch_size=diagnostics_batch_size)
+        self._diagnostics_batch_size = diagnostics_batch_size // hosts
         self._returns = EpisodeReturns(env.num_envs)
         self._halfway = (
             False  # whether an `advance` failed where its step can be neither ended nor made again
@@ -348,6 +352,7 @@ class Online:
             "sums": dict(self._sums),
             "replay": replay_counters,
             "filled_from": self._filled_from,
+            "mesh": self._learner.placement.sizes,
         }
         return Saved(tree, arrays | replay_arrays, counters, self.replay)
 
