@@ -95,8 +95,8 @@ def _tpus(name: str) -> list[Any]:
 def _gpus(name: str, count: int) -> list[Any]:
     if importlib.util.find_spec("jax_cuda12_plugin") is None:
         raise UserError(
-            f"target={name}: programs for GPUs are compiled by jax-cuda12-plugin and jax-cuda12-pjrt, of the version of "
-            f"jax ({jax.__version__})"
+            f"target={name}: jax-cuda12-plugin and jax-cuda12-pjrt compile programs for GPUs; install both in the "
+            f"version of jax, {jax.__version__}"
         )
     machines, rest = divmod(count, _GPUS_OF_A_MACHINE)
     if machines > 1 and rest:

@@ -1,4 +1,4 @@
-"""Compiles an update for devices that one need not have: `python -m rlcls.compile target=v5e:2x2 backbone=resnet101`."""
+"""Compiles an update for devices that one need not have: `python -m rlcls.compile target=v5e:2x2 game=Pong`."""
 
 from __future__ import annotations
 
@@ -91,6 +91,7 @@ def measure(config: DictConfig, target: Target) -> dict[str, Any]:
     import contextlib
 
     import jax
+    import numpy as np
 
     from rlcls import networks
     from rlcls.cli import build
@@ -112,10 +113,8 @@ def measure(config: DictConfig, target: Target) -> dict[str, Any]:
         raise UserError(one_line(error)) from error
     key = jax.random.key(0)
     state = placement.shapes(agent.init, key)
-    arguments = (
-        placement.shapes_of_batch(_batch(spec, config.training.batch_size)),
-        placement.shape_of_number(),
-    )
+    batch = placement.shapes_of_batch(_batch(spec, config.training.batch_size))
+    number = placement.shapes_everywhere(jax.ShapeDtypeStruct((), np.int32))
     begun = time.perf_counter()
     try:
         compiled = update_of(agent, key, placement, state).lower(state, batch, number).compile()
