@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -101,6 +102,35 @@ def environment(config: DictConfig) -> HostEnv:
         made = JaxVectorEnv(pure, config.env.num_envs, name=str(getattr(made, "name", type(made).__name__)))
     env = as_host_env(made, make)
     return as_host_env(OneOfMany(env, config.env.number)) if "number" in config.env else env
+
+
+def share(config: DictConfig, host: int, hosts: int) -> DictConfig:
+    """The configuration of one of several processes: its environments, its part of the replay, its part of the data.
+
+    Raises:
+      UserError: an amount cannot be divided among them, or the loop runs in one process.
+    """
+    if hosts == 1:
+        return config
+    if is_compiled(config):
+        raise UserError("loop=compiled trains in one process, on several devices with mesh.data=N")
+    own = copy.deepcopy(config)
+    for option in ("env.num_envs", "replay.capacity", "replay.min_size", "training.batch_size"):
+        # A data set is divided by itself, and the environments in which it is evaluated are of one process.
+        amount = (
+            OmegaConf.select(config, option)
+            if "replay" in config or option == "training.batch_size"
+            else None
+        )
+        if amount is None:
+            continue
+        if amount % hosts:
+            raise UserError(f"{option}={amount} cannot be divided among {hosts} processes")
+        if option != "training.batch_size":  # the loop divides it
+            OmegaConf.update(own, option, amount // hosts)
+    if "data" in config:
+        OmegaConf.update(own, "data", {"host": host, "hosts": hosts}, force_add=True)
+    return own
 
 
 def games(config: DictConfig) -> dict[str, DictConfig]:
@@ -208,8 +238,11 @@ def placement(config: DictConfig) -> Placement:
     Raises:
       UserError: there are fewer, or a rule cannot be read.
     """
+    options = plain_dict(config)["mesh"]
+    if options["data"] is None:  # each process of several has devices in the mesh
+        options["data"] = max(1, jax.device_count() // options["model"]) if jax.process_count() > 1 else 1
     try:
-        return Placement(**plain_dict(config)["mesh"])
+        return Placement(**options)
     except ValueError as error:
         raise UserError(one_line(error)) from error
 

@@ -25,3 +25,11 @@ class Hosts:
 
 
 ALONE = Hosts()
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+
+@contextlib.contextmanager
+def joined(options: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[Hosts]:
+    yield ALONE
