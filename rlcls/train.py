@@ -126,7 +126,10 @@ def _train_with(config: DictConfig, hosts: Hosts) -> int:
             stack.enter_context(folder)
         _check_shared(path, hosts)
         starting.close()
-        received = stack.enter_context(collected())
+        reactions = dict.fromkeys(
+            (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1), hosts.ask_stop
+        )
+        received = stack.enter_context(collected(reactions))
         unit = loop.unit.replace("_", " ")
         if steps := hosts.broadcast(_finished_at(path, config.steps) if first else None):
             print(
@@ -151,7 +154,7 @@ def _train_with(config: DictConfig, hosts: Hosts) -> int:
             if remark := _other_mesh(build.placement(config), begun.checkpoint):
                 print(f"note: {remark}", file=sys.stderr)
             try:
-                _restore(loop, begun.checkpoint, begun.replay, lambda: bool(received))
+                _restore(loop, begun.checkpoint, begun.replay, lambda: bool(received) and hosts.count == 1)
             except Stopped:
                 print(
                     f"stopped by {_name(received)} before it went on; the same command continues from there"
@@ -177,7 +180,9 @@ def _train_with(config: DictConfig, hosts: Hosts) -> int:
         )
         # A signal after the last step stopped nothing. One that stopped the run may have come to another process.
         is_early = bool(received) or loop.counts[loop.unit] < config.steps
-        ended = hosts.broadcast(not is_early or _finished_at(path, config.steps) is not None if first else None)
+        ended = hosts.broadcast(
+            not is_early or _finished_at(path, config.steps) is not None if first else None
+        )
         stopped = [] if ended else received or [signal.SIGTERM]
         picture = _picture(path) if first else ""
         print(f"{_outcome(loop, config.steps, stopped)}{picture}", flush=True)

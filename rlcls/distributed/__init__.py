@@ -1,35 +1,7 @@
-"""stub"""
+"""Several processes that train one agent: how they meet, agree and end together."""
 
-from typing import Any
+from .connected import DIED
+from .hosts import ALONE, Hosts
+from .joining import joined
 
-
-class Hosts:
-    index = 0
-    count = 1
-
-    def gather(self, value: Any) -> list[Any]:
-        return [value]
-
-    def broadcast(self, value: Any) -> Any:
-        return value
-
-    @property
-    def stop_asked(self) -> bool:
-        return False
-
-    def stops(self, number: int, *, asked: bool) -> bool:
-        return asked
-
-    def fail(self, reason: str) -> None: ...
-    def close(self) -> None: ...
-
-
-ALONE = Hosts()
-
-import contextlib
-from collections.abc import Iterator, Mapping
-
-
-@contextlib.contextmanager
-def joined(options: Mapping[str, Any], facts: Mapping[str, Any]) -> Iterator[Hosts]:
-    yield ALONE
+__all__ = ["ALONE", "DIED", "Hosts", "joined"]

@@ -91,7 +91,7 @@ def run(
 
     def stops() -> bool:
         """Whether this moment is the last, at which all processes stop."""
-        return hosts.stops(loop.number, asked=stopped())
+        return hosts.stops(asked=stopped())
 
     def interrupted() -> bool:
         return stopped() or hosts.stop_asked
