@@ -29,8 +29,9 @@ RULES: Rules = (
     (r"/(output|down)/kernel$", ("model", None)),
     # SoftMoE: each device holds some of the experts.
     (r"/experts/(first|second)(_bias)?$", ("model",)),
-    # ResNet: the output channels of each convolution, and the inputs of the dense layer.
-    (r"/convolution/kernel$", (None, None, None, "model")),
+    # ResNet: the output channels of each convolution with its norm, and the inputs of the dense layer.
+    (r"/(stem|layers/\d+|shortcut)/convolution/kernel$", (None, None, None, "model")),
+    (r"/(stem|layers/\d+|shortcut)/norm/(scale|bias)$", ("model",)),
     (r"/backbone/spatial$", (None, None, "model", None)),
     (r"/backbone/dense/kernel$", ("model", None)),
 )
@@ -121,7 +122,7 @@ class Placement:
         """
         if self._mesh is None:
             return xla.jit(function)(*arguments)
-        shardings = self._shardings(jax.eval_shape(function, *arguments))
+        shardings = self._shardings(self._mesh, jax.eval_shape(function, *arguments))
         return xla.jit(function, out_shardings=shardings)(*arguments)
 
     def jit(self, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
@@ -215,7 +216,7 @@ class Placement:
         waits = self._mesh is not None and self.devices[0].platform == "cpu"
         return jax.block_until_ready(tree) if waits else tree
 
-    def _shardings(self, state: PyTree) -> PyTree:
+    def _shardings(self, mesh: Mesh, state: PyTree) -> PyTree:
         """The sharding of each array of a state; see `init`."""
         if self.model == 1:
             return jax.tree.map(lambda _: self._everywhere, state)
@@ -228,7 +229,7 @@ class Placement:
                 return self._everywhere
             used.add(rule.text)
             rule.check(name, leaf.shape, self.model)
-            return NamedSharding(self._mesh, PartitionSpec(*rule.entries))
+            return NamedSharding(mesh, PartitionSpec(*rule.entries))
 
         shardings = jax.tree_util.tree_map_with_path(place, state)
         unused = [rule.text for rule in self._rules if rule.text not in used]
@@ -317,11 +318,15 @@ def _own_rows(leaf: Any) -> Any:
 
 
 def _largest(state: PyTree) -> str:
-    """A phrase that names the largest arrays of a state."""
+    """A phrase that names the largest arrays of a state, without those that follow them, such as their moments."""
     named = [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     ]
-    # Moments and targets have the sizes of the parameters, and longer paths.
     named.sort(key=lambda pair: (-pair[1].size, len(pair[0])))
-    return "the largest arrays are " + ", ".join(f"{name} {list(leaf.shape)}" for name, leaf in named[:3])
+    shown: dict[str, str] = {}
+    for name, leaf in named:
+        own_name = name.partition("/")[2]
+        if not any(name.endswith(other) for other in shown):
+            shown[own_name] = f"{name} {list(leaf.shape)}"
+    return f"the largest arrays are {', '.join(list(shown.values())[:3])}"
