@@ -168,11 +168,13 @@ class Learner:
                 if result.priorities is not None:
                     values["priorities"] = result.priorities
                 arrays |= {f"pending/{i}/{j}/{name}": np.asarray(value) for name, value in values.items()}
-        return {"state": self._state, "acting": self.acting, "acting_later": acting[1:]}, arrays
+        if self.placement.hosts > 1:  # Orbax writes arrays of all processes
+            acting = [self.placement.everywhere(jax.device_get(each)) for each in acting]
+        return {"state": self._state, "acting": acting[0], "acting_later": acting[1:]}, arrays
 
     def restore(self, tree: dict[str, PyTree], arrays: dict[str, np.ndarray]) -> None:
         """Goes on from what `save` returned; `arrays` may hold others too."""
-        self._state, self.acting = tree["state"], tree["acting"]
+        self._state, self.acting = tree["state"], self.placement.acting(tree["acting"])
         self.submitted = int(arrays["learner/submitted"])
         for i in range(self._lag + 1):
             pending: list[concurrent.futures.Future[_Pending]] = []
@@ -189,7 +191,9 @@ class Learner:
                 )
                 pending.append(_done(update))
             if i < self._lag:
-                self._rounds[i] = _Round(pending, _done(tree["acting_later"][i]) if pending else None)
+                self._rounds[i] = _Round(
+                    pending, _done(self.placement.acting(tree["acting_later"][i])) if pending else None
+                )
             else:
                 self._current = pending
 

@@ -29,8 +29,9 @@ RULES: Rules = (
     (r"/(output|down)/kernel$", ("model", None)),
     # SoftMoE: each device holds some of the experts.
     (r"/experts/(first|second)(_bias)?$", ("model",)),
-    # ResNet: the output channels of each convolution, and the inputs of the dense layer.
-    (r"/convolution/kernel$", (None, None, None, "model")),
+    # ResNet: the output channels of each convolution with its norm, and the inputs of the dense layer.
+    (r"/(stem|layers/\d+|shortcut)/convolution/kernel$", (None, None, None, "model")),
+    (r"/(stem|layers/\d+|shortcut)/norm/(scale|bias)$", ("model",)),
     (r"/backbone/spatial$", (None, None, "model", None)),
     (r"/backbone/dense/kernel$", ("model", None)),
 )
@@ -144,13 +145,13 @@ class Placement:
         """
         if self._mesh is None:
             return self._jit(function)(*arguments)
-        shardings = self._shardings(jax.eval_shape(function, *arguments))
+        shardings = self._shardings(self._mesh, jax.eval_shape(function, *arguments))
         return self._jit(function, out_shardings=shardings)(*arguments)
 
     def shapes(self, function: Callable[..., PyTree], *arguments: Any) -> PyTree:
         """The shapes of `init`, with their shardings."""
         shapes = jax.eval_shape(function, *arguments)
-        return _sharded(shapes, self._shardings(shapes) if self._mesh else self._alone)
+        return _sharded(shapes, self._shardings(self._mesh, shapes) if self._mesh else self._alone)
 
     def shapes_everywhere(self, shapes: PyTree) -> PyTree:
         """The shapes of `everywhere`, with their shardings."""
@@ -231,8 +232,13 @@ class Placement:
         return jax.device_put(tree, self._over_data, may_alias=True)
 
     def everywhere(self, tree: PyTree) -> PyTree:
-        """Small arrays or numbers that are the same in every process, on every device."""
-        return jax.device_put(tree) if self._mesh is None else jax.device_put(tree, self._everywhere)
+        """Arrays or numbers of the host that are the same in every process, on every device."""
+        if self._mesh is None:
+            return jax.device_put(tree)
+        if jax.process_count() > 1:  # device_put would compare them, by a collective
+            place = functools.partial(jax.make_array_from_process_local_data, self._everywhere)
+            return jax.tree.map(lambda leaf: place(np.asarray(leaf)), tree)
+        return jax.device_put(tree, self._everywhere)
 
     def local(self, tree: PyTree) -> PyTree:
         """Results of an update on the host: of one that is divided over `data`, the rows of this process's batch."""
@@ -253,7 +259,7 @@ class Placement:
         waits = self._mesh is not None and self.devices[0].platform == "cpu"
         return jax.block_until_ready(tree) if waits else tree
 
-    def _shardings(self, state: PyTree) -> PyTree:
+    def _shardings(self, mesh: Mesh, state: PyTree) -> PyTree:
         """The sharding of each array of a state; see `init`."""
         if self.model == 1:
             return jax.tree.map(lambda _: self._everywhere, state)
@@ -266,7 +272,7 @@ class Placement:
                 return self._everywhere
             used.add(rule.text)
             rule.check(name, leaf.shape, self.model)
-            return NamedSharding(self._mesh, PartitionSpec(*rule.entries))
+            return NamedSharding(mesh, PartitionSpec(*rule.entries))
 
         shardings = jax.tree_util.tree_map_with_path(place, state)
         unused = [rule.text for rule in self._rules if rule.text not in used]
@@ -365,11 +371,15 @@ def _own_rows(leaf: Any) -> Any:
 
 
 def _largest(state: PyTree) -> str:
-    """A phrase that names the largest arrays of a state."""
+    """A phrase that names the largest arrays of a state, without those that follow them, such as their moments."""
     named = [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     ]
-    # Moments and targets have the sizes of the parameters, and longer paths.
     named.sort(key=lambda pair: (-pair[1].size, len(pair[0])))
-    return "the largest arrays are " + ", ".join(f"{name} {list(leaf.shape)}" for name, leaf in named[:3])
+    shown: dict[str, str] = {}
+    for name, leaf in named:
+        own_name = name.partition("/")[2]
+        if not any(name.endswith(other) for other in shown):
+            shown[own_name] = f"{name} {list(leaf.shape)}"
+    return f"the largest arrays are {', '.join(list(shown.values())[:3])}"
