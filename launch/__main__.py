@@ -43,20 +43,13 @@ def _command(argv: list[str]) -> int:
     where, *rest = argv
     if where not in _PLACES:
         raise UserError(f"unknown place {where!r}: expected one of {', '.join(_PLACES)}")
-    options, _, arguments = _split(rest)
+    place = rest.index("--") if "--" in rest else len(rest)
+    options, arguments = rest[:place], rest[place + 1 :]
     asks_for_help = bool({"--help", "-h"} & set(options))
     try:
         return _PLACES[where](options, [] if asks_for_help else jobs_of(arguments))
     except (SystemExit, argparse.ArgumentError) as error:  # argparse has printed its line
         return error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 2
-
-
-def _split(arguments: list[str]) -> tuple[list[str], str, list[str]]:
-    """The options of the launcher, and the arguments of rlcls.train behind --."""
-    if "--" not in arguments:
-        return arguments, "", []
-    place = arguments.index("--")
-    return arguments[:place], "--", arguments[place + 1 :]
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shlex
 import sys
@@ -79,17 +78,6 @@ def parser(where: str, about: str) -> argparse.ArgumentParser:
 def without_stale(environment: dict[str, str]) -> dict[str, str]:
     """The environment without variables that `STALE` matches."""
     return {name: value for name, value in environment.items() if not STALE.fullmatch(name)}
-
-
-def run_script(script: str, path: str) -> int:
-    """Writes a script and runs it in place of this process's own work; returns its exit code."""
-    import subprocess
-
-    with open(path, "w") as file:
-        file.write(script)
-    os.chmod(path, 0o755)
-    print(f"written: {path}", flush=True)
-    return subprocess.run(["bash", path], check=False).returncode
 
 
 def show(files: dict[str, str], commands: list[list[str]]) -> int:

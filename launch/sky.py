@@ -21,11 +21,9 @@ def main(options: list[str], jobs: list[Job]) -> int:
     parsed.add_argument("--accelerators", required=True, help="such as H100:8 or tpu-v5litepod-8:1")
     parsed.add_argument("--nodes", type=int, default=1)
     parsed.add_argument(
-        "--spot", action="store_true", help="machines that may be taken away; the job is then recovered"
+        "--spot", action="store_true", help="machines that may be taken away; the job recovers"
     )
-    parsed.add_argument(
-        "--bucket", required=True, help="where run folders are kept, such as gs://me/runs or s3://me/runs"
-    )
+    parsed.add_argument("--bucket", required=True, help="bucket of run folders, such as gs://me/runs")
     parsed.add_argument(
         "--restarts", type=int, default=100, help="after the death of a process; default: 100"
     )

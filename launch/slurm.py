@@ -42,12 +42,10 @@ def main(options: list[str], jobs: list[Job]) -> int:
     """Submits each job."""
     parsed = parser("slurm", "Submits a training to SLURM's queue; it is queued again when it is preempted.")
     parsed.add_argument("--nodes", type=int, default=1)
-    parsed.add_argument(
-        "--tasks", type=int, default=1, help="processes on a node, such as one for each GPU; default: 1"
-    )
+    parsed.add_argument("--tasks", type=int, default=1, help="processes on a node; default: 1")
     parsed.add_argument("--time", default="24:00:00", help="limit of one attempt; default: 24:00:00")
     parsed.add_argument(
-        "--notice", type=int, default=120, help="seconds before the limit at which runs save; default: 120"
+        "--notice", type=int, default=120, help="seconds before the limit to save; default: 120"
     )
     parsed.add_argument("--restarts", type=int, default=100, help="attempts after the first; default: 100")
     parsed.add_argument(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 from pathlib import Path
 
-from .jobs import STALE_NAMES, Job, parser, run_script, show
+from .jobs import STALE_NAMES, Job, parser, show
 
 _SCRIPT = """#!/bin/bash
 # Asks for a TPU slice, trains on all its workers, begins again after a preemption, and gives the slice back.
@@ -71,7 +72,7 @@ def main(options: list[str], jobs: list[Job]) -> int:
     parsed.add_argument(
         "--runs",
         required=True,
-        help="folder for run folders that every worker has mounted, such as /mnt/filestore/runs",
+        help="folder of run folders, which every worker has mounted",
     )
     parsed.add_argument(
         "--mount", default="true", help="a command that mounts it on a worker; default: nothing"
@@ -90,7 +91,8 @@ def main(options: list[str], jobs: list[Job]) -> int:
         return show(files, [["bash", path] for path in files])
     chosen.scripts.mkdir(parents=True, exist_ok=True)
     for path, text in files.items():
-        if code := run_script(text, path):
+        Path(path).write_text(text)
+        if code := subprocess.run(["bash", path], check=False).returncode:
             return code
     return 0
 

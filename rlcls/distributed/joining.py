@@ -11,6 +11,7 @@ import re
 import socket
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any, NamedTuple
@@ -131,9 +132,27 @@ def _first_node(nodes: str) -> str:
 def _tpu(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
     workers = [each for each in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if each]
     index = environment.get("TPU_WORKER_ID", "")
+    if not workers and (os.path.exists("/dev/accel0") or "GCE_METADATA_HOST" in environment):
+        workers, index = _tpu_metadata(environment.get("GCE_METADATA_HOST", "metadata.google.internal"))
     if len(workers) < 2 or not index.isdecimal():
         return None
     return f"{workers[0]}:{_PORT}", len(workers), int(index)
+
+
+def _tpu_metadata(host: str) -> tuple[list[str], str]:
+    """The addresses of the workers of a TPU slice, and the number of this one, as a TPU VM's metadata server says."""
+
+    def ask(attribute: str) -> str:
+        url = f"http://{host}/computeMetadata/v1/instance/attributes/{attribute}"
+        request = urllib.request.Request(url, headers={"Metadata-Flavor": "Google"})
+        with urllib.request.urlopen(request, timeout=2) as response:
+            return str(response.read().decode())
+
+    try:
+        endpoints, index = ask("worker-network-endpoints"), ask("agent-worker-number")
+    except OSError:
+        return [], ""
+    return [each.split(":")[2] for each in endpoints.split(",") if each.count(":") >= 2], index.strip()
 
 
 def _split(address: str) -> tuple[str, int]:
