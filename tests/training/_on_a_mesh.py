@@ -189,6 +189,7 @@ NETWORKS = {
     "soft_moe": (DQN, functools.partial(networks.IMPALATokens, num_experts=4, hidden=32), PICTURE, ONE),
     "resnet": (DQN, functools.partial(networks.ResNet, width=8), PICTURE, ONE),
     "qtransformer": (QTransformer, MLP, VECTOR, SEVERAL),
+    "nature": (DQN, networks.Nature, PICTURE, ONE),
 }
 
 
