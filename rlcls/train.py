@@ -219,7 +219,7 @@ def _other_mesh(placement: Placement, checkpoint: Checkpoint) -> str:
     sizes = ", ".join(f"{axis}={size}" for axis, size in before.items())
     return (
         f"restored from a mesh of {sizes} on one of {placement}: on another mesh sums are rounded otherwise, so the "
-        "run goes on to other bits"
+        "run may go on to other bits"
     )
 
 

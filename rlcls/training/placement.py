@@ -29,10 +29,11 @@ RULES: Rules = (
     (r"/(output|down)/kernel$", ("model", None)),
     # SoftMoE: each device holds some of the experts.
     (r"/experts/(first|second)(_bias)?$", ("model",)),
-    # ResNet: the output channels of each convolution with its norm, and the inputs of the dense layer.
+    # ResNet: the output channels of each convolution with its norm.
     (r"/(stem|layers/\d+|shortcut)/convolution/kernel$", (None, None, None, "model")),
     (r"/(stem|layers/\d+|shortcut)/norm/(scale|bias)$", ("model",)),
     (r"/backbone/spatial$", (None, None, "model", None)),
+    # The inputs of the dense layer behind convolutions, which has most parameters of the Nature network.
     (r"/backbone/dense/kernel$", ("model", None)),
 )
 """How the library's large networks are divided over the axis "model"; every other array is on every device."""
