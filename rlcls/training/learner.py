@@ -207,8 +207,11 @@ class Learner:
         return copy
 
     def close(self) -> None:
-        """Waits for the update that is running, and drops those that are queued."""
-        self._thread.shutdown(cancel_futures=True)
+        """Waits for the update that is running, and drops those that are queued.
+
+        Several processes make the queued ones, too, because they wait for each other in every update.
+        """
+        self._thread.shutdown(cancel_futures=self.placement.hosts == 1)
 
     def _run(self, batch: Transition, where: Where, number: int, held_out: Transition | None) -> _Pending:
         # Nothing is read here: the next update is dispatched while this one runs. Every transfer between host and
