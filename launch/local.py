@@ -70,8 +70,11 @@ def _run(job: Job, processes: int, restarts: int, devices: int, logs: Path) -> i
 
 
 def _is_death(codes: list[int]) -> bool:
-    """Whether the processes ended because one of them died, and not by a mistake or a fault, which would come again."""
-    return any(code == DIED or code < 0 or code > 128 for code in codes) and not {1, 2} & set(codes)
+    """Whether the processes ended because one of them died.
+
+    A mistake (2) or a fault (1) would come again, and a process that was told to end (128 and more) has saved.
+    """
+    return any(code == DIED or code < 0 for code in codes) and not {1, 2} & set(codes)
 
 
 def _attempt(job: Job, processes: int, devices: int, logs: Path, received: list[int]) -> list[int]:
