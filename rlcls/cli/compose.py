@@ -56,6 +56,7 @@ _SHARED = (
     "logging",
     "diagnostics",
     "mesh",
+    "distributed",
 )  # sections that no setting has of its own
 _MOST_RUNS = 1000  # of a sweep; each is composed and checked before the first begins
 _ALSO_READ = {

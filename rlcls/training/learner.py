@@ -201,7 +201,7 @@ class Learner:
         """A learner with the same compiled programs and a copy of the state, to be thrown away; it never raises."""
         copy = object.__new__(Learner)
         copy.__dict__.update(self.__dict__)
-        copy._state = jax.tree.map(lambda leaf: jax.device_put(jnp.copy(leaf), leaf.sharding), self._state)
+        copy._state = self.placement.copy(self._state)
         copy._raises = False
         copy._start_threads()
         return copy

@@ -241,6 +241,13 @@ class Placement:
             return jax.tree.map(lambda leaf: place(np.asarray(leaf)), tree)
         return jax.device_put(tree, self._everywhere)
 
+    def copy(self, tree: PyTree) -> PyTree:
+        """A copy of arrays in buffers of its own, placed as they are."""
+        copies = jax.tree.map(jnp.copy, tree)
+        if self._mesh is None:
+            return copies
+        return jax.device_put(copies, jax.tree.map(lambda leaf: leaf.sharding, tree))
+
     def local(self, tree: PyTree) -> PyTree:
         """Results of an update on the host: of one that is divided over `data`, the rows of this process's batch."""
         return jax.device_get(tree if jax.process_count() == 1 else jax.tree.map(_own_rows, tree))

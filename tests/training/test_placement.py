@@ -102,8 +102,8 @@ def test_batched_lanes_are_divided_over_the_devices_without_any_communication():
 
 # What the rules of the library divide, and at most how often an update then calls each collective, on 1 x 2 devices and
 # on 2 x 2. Layers of a transformer end in all-reduces of their tokens. SoftMoE gathers the parameters of its slots,
-# which are small, and a ResNet or Nature the channels of its pictures. Two rows of devices add one all-reduce of the gradients,
-# and the Q-Transformer's metric of the batch's first transitions moves them to all devices.
+# which are small; a ResNet and Nature gather the channels of their pictures. Two rows of devices add one all-reduce of
+# the gradients, and the Q-Transformer's metric of the batch's first transitions moves them to all devices.
 DIVIDED = {
     "transformer": (
         r"backbone/layers/\d/(query|key|value|gate|up|output|down)/kernel",
