@@ -17,7 +17,7 @@ from .messages import Closed, Link
 DIED = 75
 """The exit code after the death of another process, on which a launcher begins all processes again (EX_TEMPFAIL)."""
 _PING = 1.0  # seconds between two signs of life
-_SILENCE = 5.0  # seconds without one, after which a process counts as dead
+_SILENCE = 5  # signs of life that fail to come, after which a process counts as dead
 _LAST_WORDS = 0.3  # seconds in which the others are told of an end, and what was printed is written
 _AHEAD = 2  # calls of `stops` from the newest known one to the first that is proposed
 
@@ -116,7 +116,7 @@ class Connected:
                 link.send("bye")
         # Process 0 stays until the others have gone, since its end would look like a death to them.
         with self._change:
-            self._change.wait_for(lambda: len(self._ended) == len(self._links), timeout=_SILENCE)
+            self._change.wait_for(lambda: len(self._ended) == len(self._links), timeout=_SILENCE * _PING)
         for link in self._links.values():
             link.close()
 
@@ -152,11 +152,16 @@ class Connected:
             time.sleep(_PING)
 
     def _watch(self) -> None:
-        # Not in the thread that sends: sending to a frozen process can block.
+        # Not in the thread that sends: sending to a frozen process can block. Silence is counted in looks and not in
+        # seconds: where the machine pauses, or all machines do, what the others sent waits to be read.
+        heard = dict.fromkeys(self._links, 0.0)
+        looks = dict.fromkeys(self._links, 0)
         while not self._closing:
             for other, link in self._links.items():
-                silence = time.monotonic() - link.heard
-                if silence > _SILENCE and other not in self._ended:
+                looks[other] = looks[other] + 1 if link.heard == heard[other] else 0
+                heard[other] = link.heard
+                if looks[other] >= _SILENCE and other not in self._ended:
+                    silence = time.monotonic() - link.heard
                     self._end(other, f"has given no sign of life for {silence:.0f} s", DIED)
             time.sleep(_PING)
 

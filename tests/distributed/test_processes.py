@@ -104,6 +104,16 @@ def test_when_a_process_freezes_the_others_are_gone_within_seven_seconds(start, 
     assert ends([processes[victim]])[0][0] == 75
 
 
+def test_when_the_machine_pauses_nobody_counts_as_dead(start):
+    processes = start("wait", 3)
+    waiting(processes)
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for process in processes:
+            process.send_signal(number)
+        time.sleep(7 if number == signal.SIGSTOP else 2)
+    assert [process.poll() for process in processes] == [None] * 3
+
+
 def test_frozen_processes_that_take_no_message_any_more_do_not_keep_the_first_one(start):
     processes = start("flood", 3)
     waiting(processes)

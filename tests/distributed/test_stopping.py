@@ -73,7 +73,7 @@ def stops_of(hosts, generator, *, apart, asks):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(5)
+        thread.join(60)
     return stopped
 
 
@@ -94,4 +94,4 @@ def test_all_stop_after_the_same_step_or_none_does(seed, monkeypatch):
     for thread in closing:
         thread.start()
     for thread in closing:
-        thread.join(5)
+        thread.join(60)
