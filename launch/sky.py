@@ -78,4 +78,11 @@ def task(job: Job, accelerators: str, nodes: int, spot: bool, bucket: str) -> di
 def _yaml(made: dict[str, Any]) -> str:
     import yaml
 
-    return yaml.safe_dump(made, sort_keys=False, width=1000)
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def text(dumper: Any, value: str) -> Any:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+    Dumper.add_representer(str, text)
+    return yaml.dump(made, Dumper=Dumper, sort_keys=False, width=1000)

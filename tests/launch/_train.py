@@ -1,0 +1,50 @@
+"""Stands for rlcls.train: meets the other processes, and does what the plan says for its attempt.
+
+$STAND_IN/plan.json has an entry for each attempt: "done", "mistake", "wait" (for SIGTERM), or "die N", which kills
+process N. $STAND_IN/train-INDEX.jsonl gets a line for each attempt of a process.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from rlcls._errors import UserError, command
+from rlcls.distributed import joined
+from rlcls.distributed.joining import place
+
+FOLDER = Path(os.environ["STAND_IN"])
+
+
+def main(argv):
+    received = []
+    signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    options = {
+        name.removeprefix("distributed."): int(value) if value.isdecimal() else value
+        for name, _, value in (each.partition("=") for each in argv)
+        if name.startswith("distributed.")
+    }
+    where = place(options, os.environ)
+    index = where.process if where else 0
+    record = FOLDER / f"train-{index}.jsonl"
+    attempt = len(record.read_text().splitlines()) if record.exists() else 0
+    line = {"place": where, "arguments": argv, "variables": dict(os.environ), "pid": os.getpid()}
+    with record.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    plan = json.loads((FOLDER / "plan.json").read_text())[attempt]
+    with joined(options, {}, runtime=False) as hosts:
+        hosts.gather(None)
+        print(f"{plan} on process {index}", flush=True)
+        if plan == f"die {index}":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if plan == "mistake" and index == hosts.count - 1:
+            raise UserError("the disk is full")
+        (FOLDER / f"begun-{index}-{attempt}").touch()
+        while plan != "done" and not hosts.stops(asked=bool(received)):
+            time.sleep(0.01)
+    return 0 if plan == "done" else 143
+
+
+sys.exit(command(main, sys.argv[3:]))  # after: -m rlcls.train

@@ -1,0 +1,106 @@
+"""A generated script asks for a slice, trains on its workers, begins again, and gives the slice back."""
+
+from rlcls.launch.__main__ import main
+
+TRAIN = ["agent=dqn", "game=Pong", "mesh.rules=[[layers/1/kernel,[null,model]]]"]
+
+
+def launch(*options):
+    required = ["--type", "v5litepod-16", "--zone", "europe-west4-b", "--runs", "/mnt/runs", "--poll", "0"]
+    return main(["tpu", *required, *options, "--", *TRAIN])
+
+
+def verbs(machine):
+    return [call[3] for call in machine.calls("gcloud") if call[3] != "describe"]
+
+
+ONCE = ["create", "scp", "ssh", "ssh"]  # made, given the checkout, installed, trained
+END = ["ssh", "delete"]
+
+
+def test_a_slice_is_made_used_by_all_workers_and_given_back(machine):
+    machine.plan("done")
+    assert launch("--spot", "--project", "me", "--mount", "touch ~/mounted") == 0
+    assert verbs(machine) == [*ONCE, *END]
+    create = machine.calls("gcloud")[1]
+    assert create == [
+        *("compute", "tpus", "queued-resources", "create", "rlcls-dqn-pong", "--node-id=rlcls-dqn-pong"),
+        *("--zone=europe-west4-b", "--project=me", "--accelerator-type=v5litepod-16"),
+        *("--runtime-version=v2-alpha-tpuv5-lite", "--spot"),
+    ]
+    for index in (0, 1):
+        (begun,) = machine.trained(index)
+        assert begun["place"][1:3] == [2, index]
+        assert begun["arguments"] == [*TRAIN, "run_dir=/mnt/runs/rlcls-dqn-pong"]
+        assert "MEGASCALE_NUM_SLICES" not in begun["variables"]
+    installs = [call for call in machine.calls("uv") if call[0] == "pip"]
+    assert [call[-1] for call in installs] == [".[atari,tpu]"] * 2
+
+
+def test_the_workers_get_the_checkout_without_runs_and_environments(machine):
+    machine.plan("done")
+    for name in ("rlcls/train.py", "runs/a/metrics.jsonl", ".venv/bin/python", ".git/HEAD"):
+        path = machine.folder.parent / "work" / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert launch("--keep") == 0
+    copied = {
+        str(path.relative_to(machine.folder / "worker-1" / "rlcls"))
+        for path in (machine.folder / "worker-1" / "rlcls").rglob("*")
+        if path.is_file()
+    }
+    assert copied == {"pyproject.toml", "rlcls/train.py"}
+
+
+def test_a_slice_can_stay_and_be_used_again(machine):
+    machine.plan("done", "done")
+    assert launch("--keep") == 0 and launch() == 0
+    assert verbs(machine) == [*ONCE, "ssh", *ONCE[1:], *END]
+
+
+def test_after_a_death_training_begins_again_on_the_same_slice(machine):
+    machine.plan("die 1", "done")
+    assert launch() == 0
+    assert verbs(machine) == [*ONCE, *ONCE[1:], *END]
+    assert len(machine.trained(0)) == len(machine.trained(1)) == 2
+
+
+def test_a_slice_that_was_taken_away_is_made_again(machine):
+    machine.plan("die 0", "done")
+    machine.touch("preempt")
+    assert launch("--spot") == 0
+    assert verbs(machine) == [*ONCE, "delete", *ONCE, *END]
+
+
+def test_a_mistake_is_not_tried_again_and_the_slice_is_given_back(machine):
+    machine.plan("mistake")
+    assert launch() == 2
+    assert verbs(machine) == [*ONCE, *END] and len(machine.trained(0)) == 1
+
+
+def test_a_training_that_lost_its_connection_ends_before_the_next_begins(machine):
+    machine.plan("wait", "done")
+    machine.touch("lose")
+    assert launch() == 0
+    assert len(machine.trained(0)) == len(machine.trained(1)) == 2
+
+
+def test_restarts_come_to_an_end_and_the_slice_is_given_back(machine):
+    machine.plan("die 0", "die 0")
+    assert launch("--restarts", "1") in (75, 137)
+    assert verbs(machine) == [*ONCE, *ONCE[1:], *END]
+
+
+def test_elsewhere_than_in_a_checkout_the_error_is_one_line(machine, capfd):
+    (machine.folder.parent / "work" / "pyproject.toml").unlink()
+    assert launch() == 2
+    assert "must be a checkout of rlcls" in capfd.readouterr().err
+    assert machine.calls("gcloud") == []
+
+
+def test_a_dry_run_prints_the_script_and_asks_for_nothing(machine, capfd):
+    assert launch("--dry-run") == 0
+    text = capfd.readouterr().out
+    assert text.startswith("--- runs/rlcls-dqn-pong.sh\n#!/bin/bash\n")
+    assert text.endswith("$ bash runs/rlcls-dqn-pong.sh\n")
+    assert machine.calls("gcloud") == []
