@@ -1,7 +1,7 @@
 """What mkdocs does beyond its configuration: the site shows files of the repository that docs/ links to.
 
 Each such file takes its path in the repository as its path on the site, and links are rewritten to it. The README becomes
-the first page. Python files and notebooks become pages; mkdocstrings reads the sources of `rlcls` from build/docs/, where
+the first page. Python files, configurations and notebooks become pages; mkdocstrings reads the sources of `rlcls` from build/docs/, where
 `agents`, `envs` and `kernels` stand inside the package as they do in a wheel.
 """
 
@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 FIRST_PAGE = "README.md"
 # Pages of the navigation that do not stand in docs/.
 OTHER_PAGES = (FIRST_PAGE, "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "examples/tour.ipynb")
+_LANGUAGES = {".py": "python", ".yaml": "yaml"}  # of files that become pages
 # The target of a link or picture in Markdown, without its fragment.
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
 
@@ -36,8 +37,7 @@ def on_startup(command: str, dirty: bool) -> None:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    waiting = [file.src_uri for file in files if file.src_uri.endswith(".md")]
-    paths = [f"docs/{page}" for page in waiting] + list(OTHER_PAGES)
+    paths = [f"docs/{file.src_uri}" for file in files if file.src_uri.endswith(".md")] + list(OTHER_PAGES)
     seen = set(paths)
     for path in paths:  # grows while it is read: a page that is linked to may link to others
         if not path.startswith("docs/"):
@@ -71,8 +71,8 @@ def _file(path: str, config: Any) -> File:
     listed = InclusionLevel.INCLUDED if path in OTHER_PAGES else InclusionLevel.NOT_IN_NAV
     if path.endswith(".ipynb"):
         content = _notebook(json.loads(source.read_text(encoding="utf-8")))
-    elif path.endswith(".py"):
-        content = f"# {path}\n\n```python\n{source.read_text(encoding='utf-8')}```\n"
+    elif source.suffix in _LANGUAGES:
+        content = f"# {path}\n\n```{_LANGUAGES[source.suffix]}\n{source.read_text(encoding='utf-8')}```\n"
     else:
         return File.generated(config, site_path, abs_src_path=str(source), inclusion=listed)
     return File.generated(config, site_path, content=content, inclusion=listed)
@@ -103,9 +103,7 @@ def _site_path(path: str) -> str:
         return "index.md"
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
-    if path.endswith((".py", ".ipynb")):
-        return f"{path}.md"
-    return path
+    return f"{path}.md" if Path(path).suffix in (*_LANGUAGES, ".ipynb") else path
 
 
 def _repository_path(site_path: str) -> str:
@@ -114,7 +112,8 @@ def _repository_path(site_path: str) -> str:
         return FIRST_PAGE
     if (ROOT / "docs" / site_path).exists():
         return f"docs/{site_path}"
-    return site_path.removesuffix(".md") if site_path.endswith((".py.md", ".ipynb.md")) else site_path
+    path = site_path.removesuffix(".md")
+    return path if Path(path).suffix in (*_LANGUAGES, ".ipynb") else site_path
 
 
 def _outside_code(markdown: str, change: Callable[[str], str]) -> str:
