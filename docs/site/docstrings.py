@@ -26,4 +26,6 @@ def to_markdown(docstring: str) -> str:
 
 def _escaped(text: str) -> str:
     parts = _CODE.split(text)
-    return "".join(part if number % 2 else re.sub(r"\*(?! )", r"\\*", part) for number, part in enumerate(parts))
+    return "".join(
+        part if number % 2 else re.sub(r"\*(?! )", r"\\*", part) for number, part in enumerate(parts)
+    )

@@ -1,8 +1,8 @@
 """What mkdocs does beyond its configuration: the site shows files of the repository that docs/ links to.
 
-Each such file takes its path in the repository as its path on the site, and links are rewritten to it. The README becomes
-the first page. Python files, configurations and notebooks become pages; mkdocstrings reads the sources of `rlcls` from build/docs/, where
-`agents`, `envs` and `kernels` stand inside the package as they do in a wheel.
+Each such file takes its path in the repository as its path on the site, and links are rewritten to it. The README
+becomes the first page; Python files, configurations and notebooks become pages. mkdocstrings reads the sources of
+`rlcls` from build/docs/, where `agents`, `envs` and `kernels` stand inside the package as they do in a wheel.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 ROOT = Path(__file__).parents[2]
 FIRST_PAGE = "README.md"
 # Pages of the navigation that do not stand in docs/.
-OTHER_PAGES = (FIRST_PAGE, "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "examples/tour.ipynb")
+OTHER_PAGES = (
+    FIRST_PAGE,
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "CODE_OF_CONDUCT.md",
+    "examples/tour.ipynb",
+)
 _LANGUAGES = {".py": "python", ".yaml": "yaml"}  # of files that become pages
 # The target of a link or picture in Markdown, without its fragment.
 _LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)")
@@ -91,7 +98,9 @@ def _notebook(notebook: dict[str, Any]) -> str:
             shown = output.get("data", {"text/plain": output.get("text", "")})
             if "image/png" in shown:
                 picture = "".join(shown["image/png"]).replace("\n", "")
-                parts.append(f'<img alt="the picture that the cell above draws" src="data:image/png;base64,{picture}">')
+                parts.append(
+                    f'<img alt="the picture that the cell above draws" src="data:image/png;base64,{picture}">'
+                )
             else:
                 parts.append(f"```text\n{''.join(shown['text/plain'])}\n```")
     return "\n\n".join(parts)

@@ -1,4 +1,4 @@
-"""Writes docs/options.md from the comments in configs/ and the docstrings of the constructors: python docs/site/options.py"""
+"""Writes docs/options.md from the comments in configs/ and the constructors: python docs/site/options.py"""
 
 from __future__ import annotations
 
@@ -32,25 +32,48 @@ ABOUT = {
     "recipe": "values of many options together",
 }
 # Arguments that rlcls.train passes itself.
-_PASSED = {"agent", "data", "diagnostics_batch_size", "diagnostics_every", "env", "exploration", "head", "log_every"}
-_PASSED |= {"make_backbone", "num_envs", "observation_shape", "optimizer", "replay", "rngs", "schedule", "seed", "spec"}
+_PASSED = {
+    "agent",
+    "data",
+    "diagnostics_batch_size",
+    "diagnostics_every",
+    "env",
+    "exploration",
+    "head",
+    "log_every",
+}
+_PASSED |= {
+    "make_backbone",
+    "num_envs",
+    "observation_shape",
+    "optimizer",
+    "replay",
+    "rngs",
+    "schedule",
+    "seed",
+    "spec",
+}
 _OPENING = """\
 # Options
 
-Every option of `python -m rlcls.train`, from the comments of the files in `configs/` and the docstrings of the classes that
-the options are passed to. `???` is a value that the recipe, the loop or the command line must give, `${returns.low}` the value of
-another option. `--config` prints what a command line comes to.
+Every option of `python -m rlcls.train`, from the comments of the files in `configs/` and the constructors that the
+options are passed to. `???` is a value that the recipe, the loop or the command line must give, `${returns.low}` the
+value of another option. `--config` prints what a command line comes to.
 
     python -m rlcls.train agent=cql loss=two_hot agent.alpha=0.5 --config
 
-An option with a plus is not in the file and is added: `+loss.label_smoothing=0.1`. `GROUP._target_=package.Class` puts a class
-of your own in the place of a part: see [plug in your own](plug-in.md).
+An option with a plus is not in the file and is added: `+loss.label_smoothing=0.1`. `GROUP._target_=package.Class` puts
+a class of your own in the place of a part: see [plug in your own](plug-in.md).
 """
 
 
 def page() -> str:
     """The text of docs/options.md."""
-    parts = [_OPENING, "## Flags\n", _table("flag", [(f"`{flag}`", "", about) for flag, about in FLAGS.items()])]
+    parts = [
+        _OPENING,
+        "## Flags\n",
+        _table("flag", [(f"`{flag}`", "", about) for flag, about in FLAGS.items()]),
+    ]
     parts += ["## Every run\n", _options("config.yaml", "")]
     for group in GROUPS:
         parts.append(f"## `{group}=`: {ABOUT[group]}\n")
@@ -116,7 +139,9 @@ def _parameters(target: str, section: Mapping[str, Any]) -> dict[str, Any]:
             if field.default is not dataclasses.MISSING and field.name != "on"
         }
     constructor = get_object(target)
-    parameters = inspect.signature(constructor.__init__ if inspect.isclass(constructor) else constructor).parameters
+    parameters = inspect.signature(
+        constructor.__init__ if inspect.isclass(constructor) else constructor
+    ).parameters
     return {name: each.default for name, each in parameters.items() if each.default is not each.empty}
 
 
@@ -133,13 +158,18 @@ def _link(target: str) -> str:
 
 def _comment(path: Path) -> str:
     """The first comment of a file that is not Hydra's: it says what the file is."""
-    comments = (line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+    comments = (
+        line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")
+    )
     return next(comment for comment in comments if not comment.startswith("@"))
 
 
 def _table(first: str, rows: list[tuple[str, str, str]]) -> str:
     values = any(value for _, value, _ in rows)
-    lines = [f"| {first} | value | is |" if values else f"| {first} | is |", "|---|---|---|" if values else "|---|---|"]
+    lines = [
+        f"| {first} | value | is |" if values else f"| {first} | is |",
+        "|---|---|---|" if values else "|---|---|",
+    ]
     for cells in rows:
         kept = [cell.replace("|", "\\|").replace("**", "\\*\\*").replace("<", "\\<") for cell in cells]
         lines.append(f"| {' | '.join(kept if values else (kept[0], kept[2]))} |")
