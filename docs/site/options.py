@@ -20,16 +20,16 @@ from rlcls.runs.identity import plain
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "options.md"
 ABOUT = {
-    "agent": "what learns",
-    "agent/optimizer": "how gradients become steps; the options are optax's",
-    "agent/schedule": "how the learning rate changes during the run; the options are optax's",
-    "loss": "the value head",
-    "backbone": "what turns observations into features",
-    "env": "what is played",
-    "data": "recorded experience, for `loop=offline`",
-    "loop": "how data and updates take turns",
-    "eval": "how the agent is scored",
-    "recipe": "values of many options together",
+    "agent": "What learns.",
+    "agent/optimizer": "How gradients become steps. The options are optax's.",
+    "agent/schedule": "How the learning rate changes during the run. The options are optax's.",
+    "loss": "The value head.",
+    "backbone": "What turns observations into features.",
+    "env": "What is played.",
+    "data": "Recorded experience, for `loop=offline`.",
+    "loop": "How data and updates take turns.",
+    "eval": "How the agent is scored.",
+    "recipe": "Values of many options together.",
 }
 # Arguments that rlcls.train passes itself.
 _PASSED = {
@@ -76,7 +76,7 @@ def page() -> str:
     ]
     parts += ["## Every run\n", _options("config.yaml", "")]
     for group in GROUPS:
-        parts.append(f"## `{group}=`: {ABOUT[group]}\n")
+        parts.append(f"## `{group}=`\n\n{ABOUT[group]}\n")
         if group == "recipe":
             files = [f"configs/recipe/{name}.yaml" for name in choices(group)]
             rows = [(f"[`{Path(file).stem}`](../{file})", "", _comment(ROOT / file)) for file in files]
