@@ -97,7 +97,7 @@ def _choice(group: str, choice: str) -> str:
     if options := _options(path, prefix):
         parts.append(options)
     if added := list(_added(config, prefix)):
-        parts.append(f"Also, with a plus: {', '.join(added)}.\n")
+        parts.append(f"Also: {', '.join(added)}.\n")
     targets = [section["_target_"] for section in _sections(config) if section["_target_"]]
     if links := [_link(target) for target in targets if target.startswith("rlcls.")]:
         parts.append(f"Passed to {', '.join(links)}.\n")
@@ -123,7 +123,7 @@ def _added(config: Mapping[str, Any], prefix: str) -> Iterator[str]:
         if target and target.startswith("rlcls."):
             for name, default in _parameters(target, section).items():
                 if name not in section and name not in _PASSED:
-                    yield f"`{prefix}{name}={plain(default)}`"
+                    yield f"`+{prefix}{name}={plain(default)}`"
 
 
 def _parameters(target: str, section: Mapping[str, Any]) -> dict[str, Any]:
