@@ -93,3 +93,12 @@ def test_the_option_reference_is_what_its_script_writes():
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     assert script.PAGE.read_text() == script.page(), "run python docs/site/options.py"
+
+
+def test_the_command_takes_every_option_that_the_reference_adds():
+    from rlcls.cli.compose import compose
+
+    sections = re.split(r"^### `(.+)`$", (ROOT / "docs" / "options.md").read_text(), flags=re.M)[1:]
+    for choice, section in zip(sections[::2], sections[1::2], strict=True):
+        if added := re.search(r"^Also: (.+)\.$", section, flags=re.M):
+            compose([choice, *re.findall(r"`(.+?)`", added[1])])
