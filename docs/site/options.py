@@ -41,6 +41,7 @@ _PASSED = {
     "exploration",
     "head",
     "log_every",
+    "placement",
 }
 _PASSED |= {
     "make_backbone",

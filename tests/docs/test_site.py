@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 API = ROOT / "docs" / "api"
 PACKAGES = (
-    *("agents", "datasets", "envs", "evaluation", "heads", "kernels"),
+    *("agents", "datasets", "distributed", "envs", "evaluation", "heads", "kernels"),
     *("networks", "plotting", "replay", "runs", "training"),
 )
 # Modules without `__all__`, whose functions and classes are public.
