@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rlcls.distributed import DIED
@@ -91,8 +93,8 @@ def _attempt(job: Job, processes: int, devices: int, logs: Path, received: list[
             process.send_signal(number)
 
     # A terminal sends Ctrl-C to all processes; a signal to this one alone is passed on.
-    reactions = {
-        number: (lambda number=number: pass_on(number))
+    reactions: dict[int, Callable[[], object]] = {
+        number: functools.partial(pass_on, number)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     }
     with contextlib.ExitStack() as stack, collected(reactions) as signals:

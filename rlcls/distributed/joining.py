@@ -33,14 +33,14 @@ class Place(NamedTuple):
 
     Attributes:
       coordinator: host:port of process 0.
-      count: the number of processes.
-      index: the number of this one.
+      processes: how many there are.
+      number: that of this one, from 0.
       timeout: seconds that they wait for each other.
     """
 
     coordinator: str
-    count: int
-    index: int
+    processes: int
+    number: int
     timeout: float
 
 
@@ -166,12 +166,12 @@ def _meet(where: Place, facts: Mapping[str, Any]) -> tuple[Connected, int]:
     """The connected processes, and a port for JAX's runtime on the host of process 0."""
     card = {
         "version": _VERSION,
-        "index": where.index,
-        "count": where.count,
+        "index": where.number,
+        "count": where.processes,
         "host": socket.gethostname(),
         "facts": _leaves({"versions": _versions()} | dict(facts)),
     }
-    return _invite(where, card) if where.index == 0 else _visit(where, card)
+    return _invite(where, card) if where.number == 0 else _visit(where, card)
 
 
 def _invite(where: Place, card: dict[str, Any]) -> tuple[Connected, int]:
@@ -179,7 +179,7 @@ def _invite(where: Place, card: dict[str, Any]) -> tuple[Connected, int]:
     host, port = _split(where.coordinator)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        server = socket.create_server(address, family=family, backlog=where.count)
+        server = socket.create_server(address, family=family, backlog=where.processes)
     except OSError as error:
         reason = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror
         raise UserError(f"distributed.coordinator={where.coordinator}: {reason}") from error
@@ -187,14 +187,14 @@ def _invite(where: Place, card: dict[str, Any]) -> tuple[Connected, int]:
     names = {0: card["host"]}
     end = time.monotonic() + where.timeout
     with server:
-        while len(links) < where.count - 1:
+        while len(links) < where.processes - 1:
             left = end - time.monotonic()
             if left <= 0:
-                missing = sorted(set(range(1, where.count)) - links.keys())
+                missing = sorted(set(range(1, where.processes)) - links.keys())
                 are = "es" if len(missing) > 1 else ""
                 _refuse_all(
                     links,
-                    f"process{are} {', '.join(map(str, missing))} of {where.count} did not come to "
+                    f"process{are} {', '.join(map(str, missing))} of {where.processes} did not come to "
                     f"{where.coordinator} within {where.timeout:g} s",
                 )
             server.settimeout(left)
@@ -218,7 +218,7 @@ def _invite(where: Place, card: dict[str, Any]) -> tuple[Connected, int]:
         with socket.socket(family) as probe:
             probe.bind((address[0], 0))
             runtime_port = probe.getsockname()[1]
-    ordered = [names[index] for index in range(where.count)]
+    ordered = [names[index] for index in range(where.processes)]
     for link in links.values():
         link.send("welcome", names=ordered, port=runtime_port)
     return Connected(0, ordered, links), runtime_port
@@ -242,7 +242,7 @@ def _visit(where: Place, card: dict[str, Any]) -> tuple[Connected, int]:
         except OSError as error:
             if time.monotonic() > end or isinstance(error, socket.gaierror):
                 raise UserError(
-                    f"process {where.index} finds no process 0 at distributed.coordinator={where.coordinator} within "
+                    f"process {where.number} finds no process 0 at distributed.coordinator={where.coordinator} within "
                     f"{where.timeout:g} s ({error.strerror or error})"
                 ) from error
             time.sleep(0.1)
@@ -257,7 +257,7 @@ def _visit(where: Place, card: dict[str, Any]) -> tuple[Connected, int]:
         raise UserError(answer["reason"])
     if answer["kind"] != "welcome":
         raise UserError(f"distributed.coordinator={where.coordinator} answers as no process of rlcls does")
-    return Connected(where.index, answer["names"], {0: link}), answer["port"]
+    return Connected(where.number, answer["names"], {0: link}), answer["port"]
 
 
 def _difference(mine: dict[str, Any], theirs: dict[str, Any], names: Mapping[int, str]) -> str | None:
@@ -306,8 +306,8 @@ def _start_runtime(where: Place, port: int) -> None:
     try:
         jax.distributed.initialize(
             address,
-            where.count,
-            where.index,
+            where.processes,
+            where.number,
             coordinator_bind_address=address,
             cluster_detection_method="deactivate",
             initialization_timeout=int(max(10, where.timeout)),

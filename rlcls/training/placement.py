@@ -194,7 +194,7 @@ class Placement:
                 functools.partial(function, mean=mean),
                 mesh=self._mesh,
                 in_specs=(everywhere, over_data, everywhere),
-                out_specs=(everywhere, UpdateInfo(everywhere, over_data), everywhere),
+                out_specs=(everywhere, _as_info(everywhere, over_data), everywhere),
                 check_vma=False,
             )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -203,7 +203,7 @@ class Placement:
             function,
             donate_argnums=0,
             in_shardings=(shardings, self._over_data, self._everywhere),
-            out_shardings=(shardings, UpdateInfo(self._everywhere, self._over_data), self._everywhere),
+            out_shardings=(shardings, _as_info(self._everywhere, self._over_data), self._everywhere),
         )
 
     def lanes(
@@ -342,6 +342,11 @@ def _devices() -> list[jax.Device]:
     """The devices of the kind that programs run on by default."""
     default = jax.config.values["jax_default_device"]
     return jax.devices(default.platform) if default else jax.devices()
+
+
+def _as_info(metrics: Any, priorities: Any) -> UpdateInfo:
+    """A tree of the structure of an `UpdateInfo` that says where its parts are."""
+    return UpdateInfo(metrics, priorities)
 
 
 def _with_scaled_weights(function: Callable[..., Any], axis: str | None) -> Callable[..., Any]:
