@@ -17,9 +17,9 @@ _NUM_BINS = 201
 def recap(name: str = "one_hot") -> CategoricalHead:
     """A head with 201 bins on [-1, 0] for the returns of `recap_returns`.
 
-    The centers are -1, -0.995, ..., 0. The default is the cross-entropy to the bin of the return, as published. A
-    two-hot target keeps a return between two centers. HL-Gauss needs a margin, so its 201 bins reach from -1.0115 to
-    0.0115 and are 0.0051 wide (`Support.widen`).
+    The centers are -1, -0.995, ..., 0. The default is the cross-entropy to the bin of the return, as published. The
+    mean of a two-hot target is the return, also between two centers. HL-Gauss needs a margin, so its 201 bins reach
+    from -1.0115 to 0.0115 and are 0.0051 wide (`Support.widen`).
 
     Args:
       name: one_hot, two_hot or hlgauss.
@@ -54,8 +54,8 @@ def recap_returns(
 
     This is the sum of rewards from `step` on if a step costs 1, the last step costs 0 after a success, and it costs
     `failure_cost` after a failure. With failure_cost >= max_length every step of a failure is worth -1. Passing
-    max_length + failure_cost as `max_length` limits no return, so that failures differ by their length. The arguments
-    broadcast, and each one may differ between tasks.
+    max_length + failure_cost as `max_length` limits no return, so that failures differ by the steps that are left;
+    RLinf and Evo-RL do this. The arguments broadcast, and each one may differ between tasks.
 
     Args:
       success: whether the episode succeeded.
@@ -73,7 +73,8 @@ def recap_returns(
     >>> recap_returns(False, 5, np.arange(5), failure_cost=7, max_length=10)
     array([-1. , -1. , -0.9, -0.8, -0.7], dtype=float32)
 
-    Source: Physical Intelligence 2025 (pi*0.6), equation 5 and section V-C.
+    Source: Physical Intelligence 2025 (pi*0.6), equation 5 and section V-C, which do not say how the return of a
+    failure is kept above -1.
     """
     success = np.asarray(success)
     if success.dtype != np.bool_:
