@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -14,6 +15,14 @@ from rlcls.spec import Spec
 from rlcls.transition import Transition
 
 State = TypeVar("State")
+
+Mean = Callable[[PyTree], PyTree]
+"""Averages every floating-point array of a tree over the devices that hold the parts of one batch."""
+
+
+def identity(tree: PyTree) -> PyTree:
+    """The `Mean` where one device holds the whole batch."""
+    return tree
 
 
 class UpdateInfo(NamedTuple):
@@ -39,6 +48,11 @@ class Agent(Protocol[State]):
 
     An agent may also have `diagnose(state, batch, held_out) -> dict[str, Array]`, which looks inside the network
     before an update and changes nothing.
+
+    `update` may also take `mean`, a `Mean`, as a keyword with the default `identity`. On a mesh it is then called on
+    each device with that device's part of the batch and the same state and key. It must call `mean` once, on a tree of
+    everything that depends on the batch and is not a priority: gradients, metrics, statistics. Without that keyword
+    `update` is called with the whole batch, and the compiler divides its arithmetic among the devices.
     """
 
     def init(self, key: Array) -> State:

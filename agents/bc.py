@@ -14,7 +14,7 @@ from rlcls import heads
 from rlcls.spec import Spec
 from rlcls.transition import Transition
 
-from .base import UpdateInfo
+from .base import Mean, UpdateInfo, identity
 from .q_learning import ADAM, AgentState, Optimizer, QLearning
 
 
@@ -24,7 +24,9 @@ class Cloning(QLearning):
     loss = mean_i w_i * -log softmax(logits_i)[a_i], over all tokens where an action is several.
     """
 
-    def update(self, state: AgentState, batch: Transition, key: Array) -> tuple[AgentState, UpdateInfo]:
+    def update(
+        self, state: AgentState, batch: Transition, key: Array, *, mean: Mean = identity
+    ) -> tuple[AgentState, UpdateInfo]:
         """One gradient step on the cross-entropy of the recorded actions.
 
         Returns:
@@ -36,6 +38,7 @@ class Cloning(QLearning):
         )
         accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == self._actions(batch))
         metrics = {"loss": loss, "accuracy": accuracy}
+        gradients, network_state, metrics = mean((gradients, network_state, metrics))
         return self._step(state, gradients, network_state), UpdateInfo(metrics, None)
 
     # The diagnoses of `QLearning` are about targets, and this agent has none.

@@ -17,7 +17,7 @@ from rlcls import diagnostics, heads, networks
 from rlcls.spec import Spec
 from rlcls.transition import Transition
 
-from .base import UpdateInfo
+from .base import Mean, UpdateInfo, identity
 
 Optimizer = Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]
 ADAM: Optimizer = functools.partial(optax.adam, eps=1.5e-4)  # the epsilon of Dopamine
@@ -176,13 +176,16 @@ class QLearning:
         explore = jax.random.uniform(explore_key, greedy.shape) < epsilon
         return jnp.where(explore, random, greedy).astype(jnp.int32)
 
-    def update(self, state: AgentState, batch: Transition, key: Array) -> tuple[AgentState, UpdateInfo]:
+    def update(
+        self, state: AgentState, batch: Transition, key: Array, *, mean: Mean = identity
+    ) -> tuple[AgentState, UpdateInfo]:
         """One gradient step; every `target_period` updates the target network moves too.
 
         Args:
           state: before the update.
           batch: B transitions.
           key: unused, since this update draws no random numbers.
+          mean: averages gradients, metrics and what the network carries over the devices that share the batch.
 
         Returns:
           The state after the update, and its metrics and priorities (the head's `td_divergence`).
@@ -192,7 +195,6 @@ class QLearning:
         (loss, (network_state, chosen, metrics)), gradients = jax.value_and_grad(self.loss, has_aux=True)(
             state.params, state.network_state, batch, target
         )
-        new_state = self._step(state, gradients, network_state)
         divergence = self._divergence(chosen, target)
         metrics = {
             "loss": loss,
@@ -201,7 +203,8 @@ class QLearning:
             "clip_fraction": self.head.clip_fraction(backup),
             **metrics,
         }
-        return new_state, UpdateInfo(metrics, divergence)
+        gradients, network_state, metrics = mean((gradients, network_state, metrics))
+        return self._step(state, gradients, network_state), UpdateInfo(metrics, divergence)
 
     def loss(
         self, params: PyTree, network_state: PyTree, batch: Transition, target: PyTree

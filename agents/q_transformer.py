@@ -25,7 +25,7 @@ from .q_learning import ADAM, AgentState, Network, Optimizer, QLearning
 
 _CONSERVATISM = ("unseen", "softmax")
 # The metric q_unseen averages over the first transitions of a batch, since decoding the values of all bins of all
-# transitions is much of an update.
+# transitions is much of an update. Where devices share a batch, these are the first ones of each device.
 _METRIC_ROWS = 8
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import secrets
 import signal
 import sys
 import warnings
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from rlcls.agents.base import Agent
+    from rlcls.distributed import Hosts
     from rlcls.envs.base import HostEnv
     from rlcls.evaluation import Periodic
     from rlcls.runs import Checkpoint, Checkpoints, Start
     from rlcls.runs.metrics import WandB
+    from rlcls.training import Placement
     from rlcls.training.loop import Loop
 
 
@@ -66,7 +69,18 @@ def _command(argv: list[str]) -> int:
 
 
 def _train(config: DictConfig) -> int:
-    from rlcls.runs import Checkpoints, RunFolder, start
+    from rlcls import distributed
+    from rlcls.cli import build
+
+    options = build.plain_dict(config)
+    compared = {name: value for name, value in options.items() if name != "distributed"}
+    with distributed.joined(config.distributed, compared) as hosts:
+        return _train_with(config, hosts)
+
+
+def _train_with(config: DictConfig, hosts: Hosts) -> int:
+    """Trains in this process, which may be one of several."""
+    from rlcls.runs import HOSTS, Checkpoints, RunFolder, start, together
     from rlcls.runs.metrics import WandB, check_wandb
     from rlcls.runs.signals import Stopped, collected
 
@@ -81,19 +95,21 @@ def _train(config: DictConfig) -> int:
         device = xla.choose_device(config.device)
         xla.cache_compilations()
         memory.reuse_freed_memory()
-        if config.logging.wandb:
+        first = hosts.index == 0
+        if config.logging.wandb and first:
             check_wandb(config.logging.wandb)
+        own = build.share(config, hosts.index, hosts.count)
         # Every part is built and tried, and so refused, before a file is written; only W&B can still fail later.
         envs: dict[str, HostEnv] = {}
-        for name, options_of_game in build.games(config).items():
+        for name, options_of_game in build.games(own).items():
             envs[name] = build.environment(options_of_game)
             stack.callback(envs[name].close)
         env = next(iter(envs.values()))
         played = f"{len(envs)}-games" if len(envs) > 1 else env.name
-        data = build.dataset(config)
+        data = build.dataset(own)
         build.check_task(config, envs, data)
         agent = build.agent(config, data.spec if data else env.spec)
-        loop = stack.enter_context(contextlib.closing(build.loop(config, agent, env, data)))
+        loop = stack.enter_context(contextlib.closing(build.loop(own, agent, env, data)))
         loops.check(loop)
         evaluators = build.evaluators(config, agent, envs, data)
         for each in evaluators:
@@ -104,56 +120,107 @@ def _train(config: DictConfig) -> int:
                 "checkpoint.keep_every=N keeps every N-th"
             )
         path, options = build.run_dir(config, played), build.plain_dict(config)
-        folder = RunFolder(path, options, environment=played, protocol=env.facts())
-        stack.enter_context(folder)
+        folder = None
+        if first:
+            folder = RunFolder(path, options, environment=played, protocol=env.facts())
+            stack.enter_context(folder)
+        _check_shared(path, hosts)
         starting.close()
-        received = stack.enter_context(collected())
+        reactions: dict[int, Callable[[], object]] = dict.fromkeys(
+            (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1), hosts.ask_stop
+        )
+        received = stack.enter_context(collected(reactions))
         unit = loop.unit.replace("_", " ")
-        if steps := _finished_at(folder.path, config.steps):
+        if steps := hosts.broadcast(_finished_at(path, config.steps) if first else None):
             print(
-                f"{folder.path} is finished: it has {steps:,} of {config.steps:,} {unit}; "
-                "give a larger steps= to continue"
+                f"{path} is finished: it has {steps:,} of {config.steps:,} {unit}; give a larger steps= to continue"
             )
             return 0
         with phase("reading the checkpoint"):
-            begun = start(folder, config.resume)
-        for line in [*(folder.remarks if begun.checkpoint else []), *begun.remarks]:
+            begun = together(start(folder, config.resume) if folder else None, path, hosts)
+        for line in [*(folder.remarks if folder and begun.checkpoint else []), *begun.remarks]:
             print(f"note: {line}", file=sys.stderr)
         with phase("compiling"):
             seconds = loop.warm_up(config.steps)  # of one unit
         wandb = None
-        if config.logging.wandb:
+        if config.logging.wandb and first:
             run_id = begun.metrics["wandb"] if begun.metrics else None
-            wandb = WandB(folder.path, config.logging.wandb, unit=loop.unit, run_id=run_id, config=options)
+            wandb = WandB(path, config.logging.wandb, unit=loop.unit, run_id=run_id, config=options)
             stack.callback(wandb.close)
-        folder.record()
+        if folder:
+            folder.record()
         if begun.checkpoint:
-            print(f"resuming {folder.path} at {unit[:-1]} {begun.checkpoint.steps:,}", flush=True)
+            print(f"resuming {path} at {unit[:-1]} {begun.checkpoint.steps:,}", flush=True)
+            if remark := _other_mesh(build.placement(config), begun.checkpoint):
+                print(f"note: {remark}", file=sys.stderr)
             try:
-                _restore(loop, begun.checkpoint, begun.replay, lambda: bool(received))
+                _restore(loop, begun.checkpoint, begun.replay, lambda: bool(received) and hosts.count == 1)
             except Stopped:
                 print(
                     f"stopped by {_name(received)} before it went on; the same command continues from there"
                 )
                 return 128 + received[0]
-        _header(config, loop, env, agent, device, folder.path, seconds)
-        checkpoints = Checkpoints(folder.path, config.checkpoint.keep, begun.segments)
+        _header(config, loop, env, agent, device, path, seconds)
+        checkpoints = Checkpoints(path, config.checkpoint.keep, begun.segments, hosts)
+        # Every process but the first has metrics of its own: the episodes of its environments.
+        metrics_dir = path if first else path / HOSTS / str(hosts.index)
+        metrics_dir.mkdir(parents=True, exist_ok=True)
         _drive(
             config,
             loop,
             evaluators,
             checkpoints,
             begun,
-            folder.path,
+            metrics_dir,
             wandb,
             received,
             seconds,
             env.frame_skip,
+            hosts,
         )
-        # A signal after the last step stopped nothing.
-        stopped = received if received and _finished_at(folder.path, config.steps) is None else []
-        print(f"{_outcome(loop, config.steps, stopped)}{_picture(folder.path)}", flush=True)
+        # A signal after the last step stopped nothing. One that stopped the run may have come to another process.
+        is_early = bool(received) or loop.counts[loop.unit] < config.steps
+        ended = hosts.broadcast(
+            not is_early or _finished_at(path, config.steps) is not None if first else None
+        )
+        stopped = [] if ended else received or [signal.SIGTERM]
+        picture = _picture(path) if first else ""
+        print(f"{_outcome(loop, config.steps, stopped)}{picture}", flush=True)
         return 128 + stopped[0] if stopped else 0
+
+
+def _check_shared(path: Path, hosts: Hosts) -> None:
+    """Raises a UserError if the processes do not see the same run folder."""
+    from rlcls.runs.folder import LOCK
+
+    if hosts.count == 1:
+        return
+    token = hosts.broadcast(secrets.token_hex(8) if hosts.index == 0 else None)
+    if hosts.index == 0:
+        (path / LOCK).write_text(token)
+    hosts.gather(None)
+    try:
+        seen = (path / LOCK).read_text()
+    except OSError:
+        seen = ""
+    blind = [index for index, sees in enumerate(hosts.gather(seen == token)) if not sees]
+    if blind:
+        raise UserError(
+            f"process {blind[0]} does not see the run folder {path} of process 0; run_dir= must be on a disk that all "
+            "processes share"
+        )
+
+
+def _other_mesh(placement: Placement, checkpoint: Checkpoint) -> str:
+    """A remark where a checkpoint is from another mesh than the one on which the run goes on; otherwise empty."""
+    before = checkpoint.counters["loop"].get("mesh", {"data": 1, "model": 1})
+    if before == placement.sizes:
+        return ""
+    sizes = ", ".join(f"{axis}={size}" for axis, size in before.items())
+    return (
+        f"restored from a mesh of {sizes} on one of {placement}: on another mesh sums are rounded otherwise, so the "
+        "run may go on to other bits"
+    )
 
 
 def _restore(loop: Loop, checkpoint: Checkpoint, replay: bool, stopped: Callable[[], bool]) -> None:
@@ -182,6 +249,7 @@ def _drive(
     received: list[int],
     seconds: float,
     frame_skip: int,
+    hosts: Hosts,
 ) -> None:
     """Runs the loop to its end or to a signal, with its metrics and its display."""
     from rlcls.cli import clipping
@@ -189,7 +257,11 @@ def _drive(
     from rlcls.runs.run import last_shown
 
     metrics = Metrics(
-        path, unit=loop.unit, tensorboard=config.logging.tensorboard, wandb=wandb, position=begun.metrics
+        path,
+        unit=loop.unit,
+        tensorboard=config.logging.tensorboard and hosts.index == 0,
+        wandb=wandb,
+        position=begun.metrics,
     )
     first, is_online = loop.counts[loop.unit], "replay" in config
     min_size = config.replay.get("min_size", 0) if is_online else 0
@@ -217,6 +289,7 @@ def _drive(
                 keep_every=config.checkpoint.keep_every,
                 keep_best=config.checkpoint.keep_best,
                 stopped=lambda: bool(received),
+                hosts=hosts,
                 unfinished=begun.checkpoint.counters["unfinished"] if begun.checkpoint else (),
                 best=begun.best,
                 is_saved=begun.is_exact,
@@ -250,12 +323,23 @@ def _header(
         "agent": config.choices.agent,
         "head": _head_line(config),
         "network": build.describe_network(config, agent),
-        "device": f"{device.platform} ({device.device_kind}, {cores} core{'s' * (cores != 1)})",
+        "device": f"{device.platform} ({device.device_kind}, {cores} core{'s' * (cores != 1)}){_mesh(config)}",
         "run folder": str(path),
         "expected end": f"{end:%Y-%m-%d %H:%M} ({seconds * 1e3:.2f} ms an {unit[:-1]}, "
         f"and {UNMEASURED:.0%} for evaluations and checkpoints)",
     }
     header({name: value for name, value in rows.items() if value})
+
+
+def _mesh(config: DictConfig) -> str:
+    """The mesh, and how many devices there are; empty where the only one is used."""
+    import jax
+
+    from rlcls.cli import build
+
+    placement = build.placement(config)
+    used, visible = len(placement.devices), len(jax.devices(placement.devices[0].platform))
+    return f"; {used} of {visible} devices, mesh of {placement}" if visible > 1 else ""
 
 
 def _head_line(config: DictConfig) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -25,7 +26,7 @@ from rlcls.evaluation import EachLane, EpisodeEvaluator, Periodic
 from rlcls.runs.identity import identity, leaves
 from rlcls.runs.lanes import is_compiled, seeds, settings
 from rlcls.spec import Spec
-from rlcls.training import Compiled, Program
+from rlcls.training import Compiled, Placement, Program
 from rlcls.training.batches import check_structure
 from rlcls.training.loop import Dataset, Loop
 
@@ -101,6 +102,35 @@ def environment(config: DictConfig) -> HostEnv:
         made = JaxVectorEnv(pure, config.env.num_envs, name=str(getattr(made, "name", type(made).__name__)))
     env = as_host_env(made, make)
     return as_host_env(OneOfMany(env, config.env.number)) if "number" in config.env else env
+
+
+def share(config: DictConfig, host: int, hosts: int) -> DictConfig:
+    """The configuration of one of several processes: its environments, its part of the replay, its part of the data.
+
+    Raises:
+      UserError: an amount cannot be divided among them, or the loop runs in one process.
+    """
+    if hosts == 1:
+        return config
+    if is_compiled(config):
+        raise UserError("loop=compiled trains in one process, on several devices with mesh.data=N")
+    own = copy.deepcopy(config)
+    for option in ("env.num_envs", "replay.capacity", "replay.min_size", "training.batch_size"):
+        # A data set is divided by itself, and the environments in which it is evaluated are of one process.
+        amount = (
+            OmegaConf.select(config, option)
+            if "replay" in config or option == "training.batch_size"
+            else None
+        )
+        if amount is None:
+            continue
+        if amount % hosts:
+            raise UserError(f"{option}={amount} cannot be divided among {hosts} processes")
+        if option != "training.batch_size":  # the loop divides it
+            OmegaConf.update(own, option, amount // hosts)
+    if "data" in config:
+        OmegaConf.update(own, "data", {"host": host, "hosts": hosts}, force_add=True)
+    return own
 
 
 def games(config: DictConfig) -> dict[str, DictConfig]:
@@ -202,6 +232,21 @@ def trained_spec(config: DictConfig, env: HostEnv) -> Spec:
     return data.spec if data else env.spec
 
 
+def placement(config: DictConfig) -> Placement:
+    """The devices of a configuration.
+
+    Raises:
+      UserError: there are fewer, or a rule cannot be read.
+    """
+    options = plain_dict(config)["mesh"]
+    if options["data"] is None:  # each process of several has devices in the mesh
+        options["data"] = max(1, jax.device_count() // options["model"]) if jax.process_count() > 1 else 1
+    try:
+        return Placement(**options)
+    except ValueError as error:
+        raise UserError(one_line(error)) from error
+
+
 def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | None = None) -> Loop:
     """The loop of a configuration.
 
@@ -209,7 +254,10 @@ def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | No
       UserError: the parts do not fit together, or do not fit into the memory.
     """
     resources.check(config, agent, data.spec if data else env.spec, env.frame_stack)
-    common = {"seed": config.seed, "log_every": config.logging.every}
+    common: dict[str, Any] = {"seed": config.seed, "log_every": config.logging.every}
+    place = placement(config)
+    if len(place.devices) > 1:  # a loop of the user's own need not know of meshes
+        common["placement"] = place
     if data is not None:
         if "replay" in config:
             raise UserError("a data set needs loop=offline; loop=online learns from what it plays")
@@ -223,7 +271,7 @@ def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | No
             _program(each, agent if not number else None, env) for number, each in enumerate(settings(config))
         ]
         try:
-            return Compiled(programs, seeds(config), log_every=config.logging.every)
+            return Compiled(programs, seeds(config), log_every=config.logging.every, placement=place)
         except ValueError as error:
             raise UserError(f"training: {one_line(error)}") from error
     return build(

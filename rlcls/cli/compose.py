@@ -49,7 +49,15 @@ FIXED = ("loss.name", "env.game")  # follow from loss=, game=
 # Texts that are taken as they are typed: Hydra would read 2026_11_26 as a number and true as a truth value.
 _AS_TYPED = ("game", "run_dir", "env.id", "env.task", "logging.wandb")
 _SHORT = {"task": "env.task"}
-_SHARED = ("eval", "evals", "checkpoint", "logging", "diagnostics")  # sections that no setting has of its own
+_SHARED = (
+    "eval",
+    "evals",
+    "checkpoint",
+    "logging",
+    "diagnostics",
+    "mesh",
+    "distributed",
+)  # sections that no setting has of its own
 _MOST_RUNS = 1000  # of a sweep; each is composed and checked before the first begins
 _ALSO_READ = {
     "eval": {"every"},

@@ -4,10 +4,11 @@ from .checkpoint import Checkpoint, Checkpoints
 from .folder import RunFolder, read_config
 from .metrics import Metrics
 from .progress import Progress
-from .resume import Start, start
+from .resume import HOSTS, Start, start, together
 from .run import run
 
 __all__ = [
+    "HOSTS",
     "Checkpoint",
     "Checkpoints",
     "Metrics",
@@ -17,4 +18,5 @@ __all__ = [
     "read_config",
     "run",
     "start",
+    "together",
 ]

@@ -2,10 +2,11 @@
 
 A checkpoint is a folder `checkpoints/<steps>`, named by the loop's units so far (agent steps, or updates). Its
 `manifest.json` lists every file that it consists of, with size and SHA-256: the tree that Orbax wrote, the small
-arrays and counters, and the replay's segments, which lie in `replay/` and are shared between checkpoints. Everything
-is read back and on the disk before the folder gets its name. Files that do not match their manifest are never read.
-Files beside those of a checkpoint are left alone, except in Orbax's folder `tree/` and in unfinished checkpoints, which
-are removed whole.
+arrays and counters, and the replay's segments, which lie in `replay/` and are shared between checkpoints. Of several
+hosts each has arrays, counters and segments of its own (host-1-arrays.npz.zst, replay/host-1/). Everything is read
+back and on the disk before the folder gets its name. Files that do not match their manifest are never read. Files
+beside those of a checkpoint are left alone, except in Orbax's folder `tree/` and in unfinished checkpoints, which are
+removed whole.
 
 The newest `keep` checkpoints keep their segments, so that a run can go on from them. Older ones are kept if they are
 permanent or the best so far. Their segments are removed, so what acts can be read from them and the replay cannot.
@@ -14,32 +15,30 @@ permanent or the best so far. Their segments are removed, so what acts can be re
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import logging
-import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-import jax
 import numpy as np
 from jaxtyping import PyTree
 
 from rlcls._errors import UserError, one_line
+from rlcls.distributed import ALONE, Hosts
 from rlcls.files import DAMAGED, NotAsWritten, Seal, pack, sync, unpack, write_text, write_verified
 from rlcls.training.loop import Rows, Saved
 
 from . import segments
+from . import tree as trees
 from .segments import Segment
 
+_T = TypeVar("_T")
 FOLDER, MANIFEST = "checkpoints", "manifest.json"
 RECORD = "last_checkpoint.json"
 """A file in the run folder that says that a checkpoint was written, and when."""
-_TREE, _ARRAYS, _COUNTERS = "tree", "arrays.npz.zst", "counters.json"
+_ARRAYS, _COUNTERS = "arrays.npz.zst", "counters.json"
 _ATTEMPTS = 100  # `read` tries so often, because training may remove and replace checkpoints meanwhile
 
 
@@ -64,13 +63,15 @@ class Checkpoint(NamedTuple):
     Attributes:
       folder: the folder in which it lies.
       steps: the loop's units when it was taken.
-      counters: JSON-able values. The loop's own are under "loop", and the others belong to the run.
-      arrays: small arrays by name.
-      segments: files of the replay's rows, oldest first.
+      hosts: the number of processes that wrote it.
+      counters: JSON-able values of one host. The loop's own are under "loop", and the others belong to the run.
+      arrays: small arrays of that host by name.
+      segments: files of the rows of that host's replay, oldest first.
     """
 
     folder: Path
     steps: int
+    hosts: int
     counters: dict[str, Any]
     arrays: dict[str, np.ndarray]
     segments: list[Segment]
@@ -84,15 +85,7 @@ class Checkpoint(NamedTuple):
         Raises:
           UserError: the tree has no such part, or its shapes differ.
         """
-        import orbax.checkpoint as ocp
-
-        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, jax.tree.map(_key_data, like))
-        with _orbax(self.folder) as (checkpointer, path):
-            _check_shapes(checkpointer.metadata(path).item_metadata.tree, wanted, self.folder)
-            options = ocp.args.PyTreeRestore(
-                wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
-            )
-            return checkpointer.restore(path, args=options)
+        return trees.read(self.folder, like)
 
     def saved(self, like: PyTree, rows: Rows | None) -> Saved:
         """Reads everything that the loop saved, for its `restore`.
@@ -107,18 +100,22 @@ class Checkpoint(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run, for the process that writes them.
+    """The checkpoints of one run, for the processes that write them: usually one, or one on each of several hosts.
+
+    Every process writes what is its own (rows, small arrays, counters), all write the tree together, and the first one
+    writes the manifest and removes what is old.
 
     Args:
-      run_dir: the run folder, which must exist.
+      run_dir: the run folder, which must exist, and which all hosts see.
       keep: the number of newest checkpoints that are kept, at least 1.
       segments: files of rows that the run goes on with, oldest first; `save` writes only the rows after them.
+      hosts: the processes; all call `save` at the same moments.
     """
 
-    def __init__(self, run_dir: Path, keep: int, segments: Sequence[Segment] = ()):
+    def __init__(self, run_dir: Path, keep: int, segments: Sequence[Segment] = (), hosts: Hosts = ALONE):
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
-        self._run_dir, self._keep = run_dir, keep
+        self._run_dir, self._keep, self._hosts = run_dir, keep, hosts
         self._segments = list(segments)
 
     @property
@@ -154,47 +151,93 @@ class Checkpoints:
         """
         final = self._run_dir / FOLDER / f"{steps:012d}"
         working, replaced = (final.with_name(f".{final.name}.{state}") for state in ("partial", "replaced"))
-        try:
-            shutil.rmtree(working, ignore_errors=True)
-            final.parent.mkdir(
-                exist_ok=True
-            )  # a run folder that was removed or moved meanwhile is not made again
-            working.mkdir()
-            written = segments.write(self._run_dir, saved.rows, self._segments) if saved.rows else []
-            _reserve(working / "room", saved.tree)
-            _save_tree(working, saved.tree)
-            text = json.dumps(counters | {"best": best, "loop": saved.counters}, allow_nan=False)
-            seals = {path: Seal.of(path) for path in _files(working)}
-            seals[working / _ARRAYS] = pack(working / _ARRAYS, saved.arrays)
-            seals[working / _COUNTERS] = write_verified(working / _COUNTERS, text.encode())
-            parts = {
-                str(Path(FOLDER, final.name, path.relative_to(working))): seal for path, seal in seals.items()
+        first, written = self._hosts.index == 0, self._segments
+
+        def begin() -> None:
+            if first:
+                shutil.rmtree(working, ignore_errors=True)
+                # A run folder that was removed or moved meanwhile is not made again.
+                final.parent.mkdir(exist_ok=True)
+                working.mkdir()
+                trees.reserve(working / "room", saved.tree)
+
+        def write_own() -> tuple[dict[str, Seal], list[str]]:
+            nonlocal written
+            written = []
+            if saved.rows:
+                written = segments.write(
+                    segments.folder(self._run_dir, self._hosts.index), saved.rows, self._segments
+                )
+            arrays, text = _own_files(working, self._hosts.index)
+            values = counters | {"best": best, "loop": saved.counters}
+            seals = {
+                arrays: pack(arrays, saved.arrays),
+                text: write_verified(text, json.dumps(values, allow_nan=False).encode()),
             }
+            for path in [*seals, *([written[-1].path.parent] if written else [])]:
+                sync(path)
             # The seals of segments that the checkpoint before lists are reused. Reading them again would read the
             # whole replay, and would accept any damage since then.
-            names = {str(segment.path.relative_to(self._run_dir)): segment.seal for segment in written}
+            shared = {str(segment.path.relative_to(self._run_dir)): segment.seal for segment in written}
+            named = {str(Path(FOLDER, final.name, path.name)): seal for path, seal in seals.items()}
+            return named | shared, list(shared)
+
+        def finish(own: list[tuple[dict[str, Seal], list[str]]]) -> None:
+            if not first:
+                return
+            files = (path for path in sorted((working / trees.FOLDER).rglob("*")) if path.is_file())
+            parts = {
+                str(Path(FOLDER, final.name, path.relative_to(working))): Seal.of(path) for path in files
+            }
+            for seals, _ in own:
+                parts |= seals
             manifest = {
                 "steps": steps,
                 "permanent": permanent or (final.exists() and _is_permanent(final)),
-                "parts": dict(sorted((parts | names).items())),
-                "segments": list(names),
+                "hosts": self._hosts.count,
+                "parts": dict(sorted(parts.items())),
+                "segments": [name for _, names in own for name in names],
             }
             write_verified(working / MANIFEST, json.dumps(manifest, indent=1).encode())
-            shared = [self._run_dir / segments.FOLDER] if written else []
-            for path in [*working.rglob("*"), working, *shared, self._run_dir]:
+            for path in [*working.rglob("*"), working, self._run_dir]:
                 sync(path)
             if final.exists():  # set aside until the new one has its name: a kill must leave one of them
                 final.rename(replaced)
             working.rename(final)
             sync(final.parent)
+
+        try:
+            self._together(begin)
+            own = self._together(write_own)
+            self._together(lambda: trees.write(working, saved.tree))
+            self._together(lambda: finish(own))
         except (OSError, NotAsWritten, UserError) as error:
-            shutil.rmtree(working, ignore_errors=True)
-            if replaced.exists() and not final.exists():
-                replaced.rename(final)
-            _prune_segments(self._run_dir, self._keep)  # removes the segments that were written for it
-            reason = _reason(error)
+            if first:
+                shutil.rmtree(working, ignore_errors=True)
+                if replaced.exists() and not final.exists():
+                    replaced.rename(final)
+                _prune_segments(self._run_dir, self._keep)  # removes the segments that were written for it
+            reason = trees.reason(error)
             raise UserError(f"cannot write the checkpoint {steps} to {self._run_dir}: {reason}") from error
         self._segments = written
+        return self._remove_old(steps, replaced, best) if first else []
+
+    def _together(self, work: Callable[[], _T]) -> list[_T]:
+        """The results of a piece of work that every host does; all raise if it fails on one of them."""
+        result, problem = None, None
+        try:
+            result = work()
+        except (OSError, NotAsWritten, UserError) as error:
+            problem = error
+        outcomes = self._hosts.gather((result, trees.reason(problem) if problem else None))
+        if problem:
+            raise problem
+        for host, (_, reason) in enumerate(outcomes):
+            if reason:
+                raise UserError(f"process {host}: {reason}")
+        return [each for each, _ in outcomes]
+
+    def _remove_old(self, steps: int, replaced: Path, best: Mapping[str, Any] | None) -> list[str]:
         write_text(self._run_dir / RECORD, json.dumps({"steps": steps}))
         remarks = _discard(replaced) if replaced.exists() else []
         for folder in folders(self._run_dir)[: -self._keep]:
@@ -253,13 +296,14 @@ def read(run_dir: Path, wanted: str, like: PyTree) -> tuple[Checkpoint, PyTree, 
     return checkpoint, tree, remarks
 
 
-def open_whole(run_dir: Path, folder: Path, *, replay: bool = True) -> Checkpoint:
+def open_whole(run_dir: Path, folder: Path, *, replay: bool = True, host: int = 0) -> Checkpoint:
     """Reads the checkpoint in `folder` and checks it against its manifest.
 
     Args:
       run_dir: the run folder.
       folder: the checkpoint's folder.
       replay: whether its segments are checked, too.
+      host: the process whose arrays, counters and segments are read; those of all are checked.
 
     Raises:
       DAMAGED: the checkpoint has no manifest, or differs from it.
@@ -269,13 +313,23 @@ def open_whole(run_dir: Path, folder: Path, *, replay: bool = True) -> Checkpoin
     for name, seal in parts.items():
         if replay or name not in manifest["segments"]:
             seal.check(run_dir / name, name)
+    arrays, counters = _own_files(folder, host)
+    names = [
+        name for name in manifest["segments"] if (run_dir / name).parent == segments.folder(run_dir, host)
+    ]
     return Checkpoint(
         folder=folder,
         steps=manifest["steps"],
-        counters=json.loads((folder / _COUNTERS).read_text()),
-        arrays=unpack(folder / _ARRAYS),
-        segments=[Segment.at(run_dir / name, parts[name]) for name in manifest["segments"]],
+        hosts=manifest.get("hosts", 1),
+        counters=json.loads(counters.read_text()),
+        arrays=unpack(arrays),
+        segments=[Segment.at(run_dir / name, parts[name]) for name in names],
     )
+
+
+def _own_files(folder: Path, host: int) -> tuple[Path, Path]:
+    """The files of a host's small arrays and counters in the folder of a checkpoint."""
+    return tuple(folder / (f"host-{host}-{name}" if host else name) for name in (_ARRAYS, _COUNTERS))  # type: ignore[return-value]
 
 
 def folders(run_dir: Path) -> list[Path]:
@@ -351,7 +405,7 @@ def _prune_segments(run_dir: Path, keep: int) -> list[str]:
     try:
         segments.prune(run_dir, named)
     except OSError as error:
-        return [f"cannot remove old segments from {run_dir / segments.FOLDER}: {_reason(error)}"]
+        return [f"cannot remove old segments from {run_dir / segments.FOLDER}: {trees.reason(error)}"]
     return []
 
 
@@ -384,7 +438,7 @@ def tidy(run_dir: Path) -> list[str]:
             else:
                 shutil.rmtree(left)
         except OSError as error:
-            remarks.append(f"cannot remove {left}: {_reason(error)}")
+            remarks.append(f"cannot remove {left}: {trees.reason(error)}")
     return remarks
 
 
@@ -392,137 +446,13 @@ def _discard(folder: Path) -> list[str]:
     """Removes the files of a checkpoint, and its folder unless something else lies there."""
     try:
         # The manifest goes first, so that a kill leaves nothing that looks like a checkpoint.
-        for name in (MANIFEST, _ARRAYS, _COUNTERS):
-            (folder / name).unlink(missing_ok=True)
-        if (folder / _TREE).exists():
-            shutil.rmtree(folder / _TREE)
+        own = (path for name in (_ARRAYS, _COUNTERS) for path in folder.glob(f"host-*-{name}"))
+        for path in [*(folder / name for name in (MANIFEST, _ARRAYS, _COUNTERS)), *own]:
+            path.unlink(missing_ok=True)
+        if (folder / trees.FOLDER).exists():
+            shutil.rmtree(folder / trees.FOLDER)
     except OSError as error:
-        return [f"cannot remove the checkpoint {folder}: {_reason(error)}"]
+        return [f"cannot remove the checkpoint {folder}: {trees.reason(error)}"]
     with contextlib.suppress(OSError):
         folder.rmdir()
     return []
-
-
-def _reason(error: Exception) -> str:
-    # TensorStore puts the system's words at the end of its own.
-    if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
-        return "no space left"
-    return (isinstance(error, OSError) and error.strerror) or one_line(error)
-
-
-def _reserve(path: Path, tree: PyTree) -> None:
-    """Raises an OSError if the disk has no room for the tree: Orbax would report it in pages of tracebacks."""
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + 1
-    with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-        else:  # macOS
-            file.write(bytes(size))
-    path.unlink()
-
-
-@contextlib.contextmanager
-def _orbax(folder: Path) -> Iterator[tuple[Any, Path]]:
-    """Yields Orbax's checkpointer, and a path to the tree in `folder` for it.
-
-    The path goes through a link with a plain name: Orbax and TensorStore take characters such as [ and * for patterns,
-    and then write trees that nothing can read.
-
-    Raises:
-      UserError: the link cannot be made.
-    """
-    import orbax.checkpoint as ocp
-
-    with contextlib.ExitStack() as stack:
-        try:
-            place = stack.enter_context(
-                tempfile.TemporaryDirectory(prefix="rlcls-", ignore_cleanup_errors=True)
-            )
-            link = Path(place, "checkpoint")
-            link.symlink_to(folder.resolve(), target_is_directory=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot make a temporary folder ({_reason(error)}); TMPDIR says where"
-            ) from error
-        stack.enter_context(_without_tracebacks())
-        checkpointer = stack.enter_context(ocp.Checkpointer(ocp.PyTreeCheckpointHandler()))
-        yield checkpointer, link / _TREE
-
-
-@contextlib.contextmanager
-def _without_tracebacks() -> Iterator[None]:
-    """Silences absl's errors: Orbax's threads log the traceback of an exception that the caller gets too."""
-    logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
-def _save_tree(folder: Path, tree: PyTree) -> None:
-    """Writes a tree, and compares what is read back bit for bit.
-
-    Raises:
-      OSError: the files cannot be written.
-      NotAsWritten: Orbax cannot write the tree, or other values come back.
-    """
-    import orbax.checkpoint as ocp
-
-    with _orbax(folder) as (checkpointer, path):
-        try:
-            checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
-        except OSError:
-            raise
-        except Exception as error:  # Orbax and TensorStore have errors of many types
-            raise NotAsWritten(f"Orbax cannot write the tree: {one_line(error)}") from error
-    expected = jax.device_get(jax.tree.map(_key_data, tree))
-    with _orbax(folder) as (checkpointer, path):
-        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
-        on_the_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        try:
-            options = ocp.args.PyTreeRestore(wanted, restore_args=on_the_host)
-            same = jax.tree.map(_same_bits, expected, checkpointer.restore(path, args=options))
-        except Exception as error:
-            raise NotAsWritten(f"the tree cannot be read back: {one_line(error)}") from error
-    for name, is_same in jax.tree_util.tree_leaves_with_path(same):
-        if not is_same:
-            raise NotAsWritten(f"the tree reads back with other values of {jax.tree_util.keystr(name)}")
-
-
-def _key_data(leaf: Any) -> Any:
-    """The integers of a typed random key, which Orbax stores with its type; any other leaf as it is."""
-    if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return leaf
-    if isinstance(leaf, jax.ShapeDtypeStruct):
-        data = jax.eval_shape(jax.random.key_data, leaf)
-        # Orbax gives the integers their type only where they become an array of a device.
-        sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
-    return jax.random.key_data(leaf)
-
-
-def _same_bits(a: Any, b: Any) -> bool:
-    first, second = (np.ascontiguousarray(each).reshape(-1) for each in (a, b))
-    return first.dtype == second.dtype and np.array_equal(first.view(np.uint8), second.view(np.uint8))
-
-
-def _check_shapes(saved: Mapping[str, Any], wanted: PyTree, folder: Path) -> None:
-    """Raises a UserError if the saved tree does not have the leaves of `wanted` in their shapes."""
-    import orbax.checkpoint as ocp
-
-    present, expected = (ocp.tree.to_flat_dict(tree, sep=".") for tree in (saved, wanted))
-    for name, leaf in expected.items():
-        if name not in present:
-            raise UserError(f"{folder} does not fit the run's configuration: it has no {name}")
-        shape = tuple(present[name].shape)
-        if shape != leaf.shape:
-            raise UserError(
-                f"{folder} does not fit the run's configuration: {name} has shape {list(shape)} there, and the "
-                f"configuration gives it {list(leaf.shape)}"
-            )
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.rglob("*")) if path.is_file())

@@ -8,7 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 
 # These say where a run is kept, how far it goes and what it reports. A run continues when they change.
-_OUTSIDE = ("choices", "steps", "run_dir", "device", "logging", "diagnostics", "checkpoint", "resume")
+_OUTSIDE = (
+    "choices",
+    "steps",
+    "run_dir",
+    "device",
+    "logging",
+    "diagnostics",
+    "checkpoint",
+    "resume",
+    "mesh",
+    "distributed",
+)
 
 
 def identity(config: Mapping[str, Any]) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlcls._errors import UserError
+from rlcls._errors import UserError, one_line
+from rlcls.distributed import Hosts
+from rlcls.files import DAMAGED
 
 from . import checkpoint as checkpoints_
 from . import metrics, segments
@@ -14,6 +17,8 @@ from .folder import FACTS, RunFolder
 
 CHOICES = ("weights", "restart")
 # The record of checkpoints comes last: as long as it is there, a run does not begin again without being told.
+HOSTS = "hosts"
+"""The folder of the metrics of the other processes of a run of several, by their numbers."""
 _OUTPUTS = (
     FACTS,
     metrics.FILE,
@@ -23,6 +28,7 @@ _OUTPUTS = (
     "videos",
     "learning_curve.png",
     segments.FOLDER,
+    HOSTS,
     checkpoints_.FOLDER,
     checkpoints_.RECORD,
 )
@@ -133,6 +139,39 @@ def start(folder: RunFolder, allowed: str | None = None) -> Start:
     if aside:
         remarks.append(f"{folder.set_aside(aside)} holds {' and '.join(aside)}")
     return Start(checkpoint, replay, position, remarks + left)
+
+
+def together(begun: Start | None, run_dir: Path, hosts: Hosts) -> Start:
+    """Where a run of several processes goes on: the first one has chosen, the others read their own parts.
+
+    Args:
+      begun: from `start` on the first process, None on the others.
+      run_dir: the run folder, which all see.
+      hosts: the processes.
+
+    Raises:
+      UserError: another number of processes wrote the checkpoint, or a process cannot read its own part.
+    """
+    newest = begun.checkpoint if begun else None
+    chosen = hosts.broadcast(
+        begun and [newest.folder.name if newest else None, newest and newest.hosts, begun.replay]
+    )
+    name, writers, replay = chosen
+    if name is not None and writers != hosts.count:
+        raise UserError(
+            f"{writers} process{'es' * (writers > 1)} wrote checkpoint {int(name):,} of {run_dir}, and {hosts.count} "
+            "would go on with it; the same number goes on to the same bits"
+        )
+    if begun is not None:
+        return begun
+    if name is None:
+        return Start(None, True, None, [])
+    folder = run_dir / checkpoints_.FOLDER / name
+    try:
+        mine = checkpoints_.open_whole(run_dir, folder, replay=replay, host=hosts.index)
+    except DAMAGED as error:
+        raise UserError(f"process {hosts.index} cannot read {folder}: {one_line(error)}") from error
+    return Start(mine, replay, mine.counters["metrics"], [])
 
 
 _RESTART = "resume=restart (all results are set aside, and the run begins again)"

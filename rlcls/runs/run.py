@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from rlcls._errors import one_line
+from rlcls.distributed import ALONE, Hosts
 from rlcls.evaluation.evaluator import Periodic
 from rlcls.training import Diverged
 from rlcls.training.loop import Loop, Tick
@@ -40,6 +41,7 @@ def run(
     keep_every: int = 0,
     keep_best: bool = False,
     stopped: Callable[[], bool],
+    hosts: Hosts = ALONE,
     unfinished: Collection[str] = (),
     best: Mapping[str, Any] | None = None,
     is_saved: bool = False,
@@ -52,6 +54,9 @@ def run(
     An exception of the loop's parts or of an evaluator passes, after the loop has been saved if its state allows that.
     A note on it says what was saved, and what a resume begins from.
 
+    With several processes all call this at once, and advance, save and stop at the same moments. The first one
+    evaluates, while the others wait. An exception of one of them saves nothing, since the others stand elsewhere.
+
     Args:
       loop: the loop, which begins or has been restored.
       steps: the loop's units at which the run ends.
@@ -62,6 +67,7 @@ def run(
       keep_every: units between two checkpoints that are never removed; 0 keeps none.
       keep_best: whether a checkpoint is written, and kept, when an evaluation's mean return is the highest so far.
       stopped: returns whether a signal asks to end; it is called after every step, also of evaluations.
+      hosts: the processes of the run.
       unfinished: kinds of evaluators that a signal interrupted at the restored moment; they are called first.
       best: the units and the return of the best checkpoint at the restored moment; it is kept also without `keep_best`.
       is_saved: whether the newest checkpoint holds this moment, so that a signal now needs no other one.
@@ -82,6 +88,13 @@ def run(
 
     def count() -> int:
         return loop.counts[loop.unit]
+
+    def stops() -> bool:
+        """Whether this moment is the last, at which all processes stop."""
+        return hosts.stops(asked=stopped())
+
+    def interrupted() -> bool:
+        return stopped() or hosts.stop_asked
 
     def show() -> None:
         progress.update(count(), **shown)
@@ -123,7 +136,7 @@ def run(
     def save_after(error: Exception, *, permanent: bool = False) -> None:
         """Saves what an exception left, and notes on it what a resume begins from."""
         reason = ""
-        if not isinstance(error, Diverged):
+        if not isinstance(error, Diverged) and hosts.count == 1:
             try:
                 if unsaved:
                     save(permanent=permanent)
@@ -148,19 +161,26 @@ def run(
         """
         nonlocal best, unfinished
         for number, (kind, evaluator, _) in enumerate(due):
-            try:
-                with phase(_phase_of(kind)) as tick:
-                    values = evaluator(loop.acting(), loop.number, unless_stopped(stopped, tick))
-                check_values(kind, loop.counts, values)
-            except Stopped:
-                return [kind for kind, _, _ in due[number:]]
-            except Exception as error:
-                unfinished = [kind for kind, _, _ in due[number:]]
-                save_after(error, permanent=permanent)
-                raise
-            written = write(kind, values)
-            show()
-            score = written.get("return_mean") if keep_best and kind == "eval" else None
+            left = [each.kind for each in due[number:]]
+            outcome: dict[str, Any] | None = None  # None where a signal came
+            if hosts.index == 0:
+                try:
+                    with phase(_phase_of(kind)) as tick, contextlib.suppress(Stopped):
+                        values = evaluator(loop.acting(), loop.number, unless_stopped(interrupted, tick))
+                        check_values(kind, loop.counts, values)
+                        outcome = values
+                except Exception as error:
+                    unfinished = left
+                    save_after(error, permanent=permanent)
+                    raise
+                if outcome is not None:
+                    written = write(kind, outcome)
+                    show()
+                    outcome = {"score": written.get("return_mean") if keep_best and kind == "eval" else None}
+            outcome = hosts.broadcast(outcome)
+            if outcome is None:
+                return left
+            score = outcome["score"]
             if score is not None and score > (best["return_mean"] if best else -math.inf):
                 best = {"steps": count(), "return_mean": score}
         return []
@@ -171,7 +191,7 @@ def run(
         if still_unfinished != unfinished:
             unfinished = still_unfinished
             save()
-    while count() < steps and not stopped():
+    while count() < steps and not unfinished and not stops():
         before = count()
         try:
             lines = loop.advance()
@@ -193,7 +213,7 @@ def run(
             save(permanent=permanent)
     shown.update(_shown_in("train", loop.summary()))  # no line holds the updates since the last one
     show()
-    if stopped() and unsaved:
+    if unsaved and (unfinished or stops()):
         print("saving a checkpoint; a second Ctrl-C or SIGTERM stops without it", flush=True)
         save()
 

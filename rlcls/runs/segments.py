@@ -42,11 +42,16 @@ class Segment(NamedTuple):
         return cls(int(match[1]), int(match[2]), path, seal)
 
 
-def write(run_dir: Path, rows: Rows, segments: list[Segment]) -> list[Segment]:
+def folder(run_dir: Path, host: int) -> Path:
+    """Where the segments of a host are."""
+    return run_dir / FOLDER / f"host-{host}" if host else run_dir / FOLDER
+
+
+def write(folder: Path, rows: Rows, segments: list[Segment]) -> list[Segment]:
     """Writes the rows that no segment holds yet, and reads the new files back.
 
     Args:
-      run_dir: the run folder.
+      folder: where the files go.
       rows: what is saved.
       segments: those of the checkpoint before.
 
@@ -56,7 +61,6 @@ def write(run_dir: Path, rows: Rows, segments: list[Segment]) -> list[Segment]:
     Raises:
       OSError, NotAsWritten: a file could not be written.
     """
-    folder = run_dir / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     current = [segment for segment in segments if rows.first < segment.last <= rows.last]
     first = max([rows.first, *(segment.last for segment in current)])
@@ -80,7 +84,7 @@ def read(segments: list[Segment], rows: Rows) -> None:
 
 def prune(run_dir: Path, named: set[str]) -> None:
     """Removes the segments that are not `named`, by their paths in the run folder, and leaves other files alone."""
-    for path in (run_dir / FOLDER).glob("rows-*"):
+    for path in (run_dir / FOLDER).rglob("rows-*"):
         ours = _NAME.fullmatch(path.name.removesuffix(".partial")) and path.is_file()
         if ours and str(path.relative_to(run_dir)) not in named:
             path.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
 """Training loops, one file for each. `loop.py` defines the interface of a loop.
 
 `Online` learns from environments that run on this machine, `Offline` from a source of recorded data, and `Compiled`
-from environments that are pure functions, many seeds at once.
+from environments that are pure functions, many seeds at once. `Placement` says on which
+devices.
 """
 
 from .compiled import Compiled
@@ -10,6 +11,7 @@ from .learner import Diverged, Learner
 from .loop import Dataset, Loop, Rows, Saved, Source, Tick, Where
 from .offline import Offline
 from .online import Online
+from .placement import Placement
 from .program import Program
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "Loop",
     "Offline",
     "Online",
+    "Placement",
     "Program",
     "Rows",
     "Saved",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
@@ -17,6 +16,7 @@ from rlcls._errors import UserError
 from .learner import Diverged
 from .lifting import Lifted, lift
 from .loop import Saved, Tick
+from .placement import Placement
 from .program import Lane, Program
 
 _REHEARSAL = 0.5  # seconds for which the loop is measured before it begins
@@ -34,21 +34,33 @@ class Compiled:
     is an argument of the program, not a constant in it, so a setting among others can differ from the same setting
     alone in the last bits.
 
+    On a mesh the lanes of a program with vmap are divided over the devices, and without vmap they take the devices in
+    turns. No device waits for another.
+
     Args:
       settings: the program of each setting. All make their updates after the same agent steps.
       seeds: different numbers.
       log_every: agent steps between two "train" lines.
+      placement: the devices of the lanes; None takes one.
 
     Attributes:
       lanes: (setting, seed) of each lane, the order of all lists of metrics; settings vary slowest.
 
     Raises:
-      ValueError: there is no setting or no seed, seeds are equal, or settings advance at different paces.
+      ValueError: there is no setting or no seed, seeds are equal, settings advance at different paces, or the lanes
+        cannot be divided over the mesh.
     """
 
     unit = "agent_steps"
 
-    def __init__(self, settings: Sequence[Program], seeds: Sequence[int], *, log_every: int):
+    def __init__(
+        self,
+        settings: Sequence[Program],
+        seeds: Sequence[int],
+        *,
+        log_every: int,
+        placement: Placement | None = None,
+    ):
         if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
             raise ValueError(f"seeds must be different numbers below 2**32, at least one, not {list(seeds)}")
         paces = {(each.agent_steps, each.updates, each.warm_iterations, each.vmap) for each in settings}
@@ -57,6 +69,9 @@ class Compiled:
                 "settings that train together must have equal env.num_envs, training.update_period, training.vmap and "
                 "replay.min_size"
             )
+        self._placement = placement = placement or Placement()
+        if placement.model > 1:
+            raise ValueError(f"a lane is trained on one device: give mesh.model=1, not {placement.model}")
         self._first = settings[0]
         self.lanes = [(setting, seed) for setting in range(len(settings)) for seed in seeds]
         self._log_every = max(1, log_every // self._first.agent_steps)  # iterations
@@ -67,10 +82,14 @@ class Compiled:
         self._recent_return: list[float | None] = [None] * len(self.lanes)
         self._settings = settings
         self._groups = []
-        for shared in _grouped(settings):
+        for shared in _grouped(settings, placement):
             places = [place for place, (setting, _) in enumerate(self.lanes) if setting in shared.numbers]
             together = [places] if self._first.vmap else [[place] for place in places]
-            self._groups += [_Group(shared, self.lanes, each) for each in together]
+            if self._first.vmap and len(places) % placement.data:
+                raise ValueError(
+                    f"mesh.data ({placement.data}) must divide the {len(places)} lanes that are one program"
+                )
+            self._groups += [_Group(shared, self.lanes, each, placement) for each in together]
         for group in self._groups:
             group.begin()
 
@@ -184,6 +203,7 @@ class Compiled:
             "number": self.number,
             "cleared_at": self._cleared_at,
             "recent_return": self._recent_return,
+            "mesh": self._placement.sizes,
         }
         lanes = {str(number): group.state for number, group in enumerate(self._groups)}
         return Saved({"acting": self.acting(), "lanes": lanes}, {}, counters)
@@ -227,6 +247,7 @@ class _Shared:
 
     Attributes:
       numbers: the places of the settings among all settings.
+      vmap: whether lanes advance together.
       init: (values, seeds) -> lanes before their first iteration.
       run: (lanes, values, seeds, first, last) -> lanes after the iterations first, ..., last - 1, and
         `Program.is_sound` of each. It donates the lanes.
@@ -234,11 +255,11 @@ class _Shared:
       run_values: for each setting the numbers that `run` takes.
     """
 
-    def __init__(self, numbers: list[int], settings: Sequence[Program]):
+    def __init__(self, numbers: list[int], settings: Sequence[Program], placement: Placement):
         program, parts = settings[numbers[0]], _lifted([settings[number] for number in numbers])
         assert parts is not None
         init, iterate = (parts[name].function for name in ("init", "iterate"))
-        self.numbers = numbers
+        self.numbers, self.vmap = numbers, program.vmap
         self.init_values, self.run_values = (parts[name].values for name in ("init", "iterate"))
 
         def run(lane: Lane, values: Any, seed: Any, first: Any, last: Any) -> tuple[Lane, Any]:
@@ -248,11 +269,21 @@ class _Shared:
 
         # The iteration is not batched, so rows are written in place and conditions stay branches. Products
         # this small are slower with the options of `xla.jit`.
-        batch = jax.vmap if program.vmap else _alone
-        self.init = jax.jit(batch(init, in_axes=(0, 0)))
-        self.run = jax.jit(batch(run, in_axes=(0, 0, 0, None, None)), donate_argnums=0)
-        self.clear = jax.jit(jax.vmap(program.clear), donate_argnums=0)
-        self.acting = jax.jit(jax.vmap(program.acting))
+        batch, compiled = (jax.vmap, placement.lanes) if program.vmap else (_alone, _on_its_device)
+        of_all = (0, 0, 0, None, None)
+        self.init = compiled(batch(init, in_axes=(0, 0)), (0, 0))
+        self.run = compiled(batch(run, in_axes=of_all), of_all, donate=(0,))
+        self.clear = compiled(jax.vmap(program.clear), (0,), donate=(0,))
+        acting = jax.vmap(program.acting)
+        self.acting = placement.jit(acting) if program.vmap else jax.jit(acting)
+
+
+def _on_its_device(
+    function: Any, in_axes: tuple[int | None, ...], donate: tuple[int, ...] = ()
+) -> Callable[..., Any]:
+    """The compiled function, which runs on the device of its arguments; see `Placement.lanes`."""
+    del in_axes
+    return jax.jit(function, donate_argnums=donate)
 
 
 def _alone(function: Any, in_axes: tuple[int | None, ...]) -> Any:
@@ -266,7 +297,7 @@ def _alone(function: Any, in_axes: tuple[int | None, ...]) -> Any:
     return squeezed
 
 
-def _grouped(settings: Sequence[Program]) -> list[_Shared]:
+def _grouped(settings: Sequence[Program], placement: Placement) -> list[_Shared]:
     """The settings in groups that can be one program each."""
     groups: list[list[int]] = []
     for number, setting in enumerate(settings):
@@ -276,7 +307,7 @@ def _grouped(settings: Sequence[Program]) -> list[_Shared]:
                 break
         else:
             groups.append([number])
-    return [_Shared(group, settings) for group in groups]
+    return [_Shared(group, settings, placement) for group in groups]
 
 
 def _lifted(settings: Sequence[Program]) -> dict[str, Lifted] | None:
@@ -315,13 +346,27 @@ class _Group:
 
     state: Lane
 
-    def __init__(self, shared: _Shared, lanes: Sequence[tuple[int, int]], places: list[int]):
-        self._shared, self.lanes = shared, places
+    def __init__(
+        self,
+        shared: _Shared,
+        lanes: Sequence[tuple[int, int]],
+        places: list[int],
+        placement: Placement,
+    ):
+        self._shared, self.lanes, self._placement = shared, places, placement
+        # None where there is no mesh, and where the mesh divides the lanes.
+        self._device = None
+        if not shared.vmap and len(placement.devices) > 1:
+            self._device = placement.devices[places[0] % len(placement.devices)]
         rows = [shared.numbers.index(lanes[place][0]) for place in places]
-        self._seeds = jnp.asarray(np.array([lanes[place][1] for place in places], np.uint32))
-        self._init_values, self._run_values = (
-            [jnp.asarray(np.stack(each)[rows]) for each in zip(*values, strict=True)]
-            for values in (shared.init_values, shared.run_values)
+        seeds = np.array([lanes[place][1] for place in places], np.uint32)
+        values = (
+            [np.stack(each)[rows] for each in zip(*of_settings, strict=True)]
+            for of_settings in (shared.init_values, shared.run_values)
+        )
+        stacked = (seeds, *values)
+        self._seeds, self._init_values, self._run_values = (
+            placement.batch(stacked) if shared.vmap else jax.device_put(stacked, self._device)
         )
 
     def begin(self) -> None:
@@ -331,7 +376,8 @@ class _Group:
 
     def run(self, first: int, last: int) -> tuple[Array, Array]:
         """Begins the iterations first, ..., last - 1; returns `Program.is_sound` of each lane after them."""
-        ends = jax.device_put((np.int32(first), np.int32(last)))
+        ends: Any = np.int32(first), np.int32(last)
+        ends = self._placement.everywhere(ends) if self._shared.vmap else jax.device_put(ends, self._device)
         self.state, is_sound = self._shared.run(self.state, self._run_values, self._seeds, *ends)
         return is_sound
 
@@ -340,5 +386,8 @@ class _Group:
         self.state = self._shared.clear(self.state)
 
     def acting(self) -> PyTree:
-        """What acts in each lane, stacked."""
-        return self._shared.acting(self.state)
+        """What acts in each lane, stacked, on one device."""
+        acting = self._shared.acting(self.state)
+        if self._shared.vmap:
+            return self._placement.acting(acting)
+        return acting if self._device is None else jax.device_put(acting, self._placement.devices[0])

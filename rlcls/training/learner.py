@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import inspect
 import math
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,8 +17,8 @@ from rlcls._errors import UserError
 from rlcls.agents.base import Agent
 from rlcls.transition import Transition
 
-from . import xla
 from .loop import Where
+from .placement import Placement
 
 _T = TypeVar("_T")
 
@@ -75,9 +76,12 @@ class Learner:
       update_key: folded with the number of an update, it is that update's key.
       lag: rounds between submitting an update and using its result.
       act_with_target: the target network acts, not the online network.
+      placement: the devices on which updates are made; None takes one.
+      scale_weights: the weights of a batch are divided by the largest of the whole batch.
 
     Attributes:
-      acting: what acts in this round.
+      acting: what acts in this round, on one device.
+      placement: the devices.
       submitted: updates submitted since the run began.
       update: the compiled program of one update, (state, batch, number) -> (state, UpdateInfo, whether all parameters
         are finite). It donates the state.
@@ -91,23 +95,20 @@ class Learner:
         *,
         lag: int = 0,
         act_with_target: bool = False,
+        placement: Placement | None = None,
+        scale_weights: bool = False,
     ):
-        def update(state: Any, batch: Transition, number: Any) -> Any:
-            state, info = agent.update(state, batch, jax.random.fold_in(update_key, number))
-            return state, info, all_finite(agent.acting(state))
-
-        # The update donates its state, so the new state reuses that memory. Without donation, page faults take a
-        # sixth of an update on a CPU.
-        self.update = xla.jit(update, donate_argnums=0)
+        self.placement = placement or Placement()
+        self._state = self.placement.init(agent.init, init_key)
+        self.update = update_of(agent, update_key, self.placement, self._state, scale_weights)
         diagnose = getattr(agent, "diagnose", None)
-        self._diagnose = xla.jit(diagnose) if diagnose else None
+        self._diagnose = self.placement.jit(diagnose) if diagnose else None
         # A separate jitted program: its outputs never alias buffers that the next update donates.
-        self._copy_acting = jax.jit(
+        self._copy_acting = self.placement.jit(
             lambda state: jax.tree.map(jnp.copy, agent.acting(state, target=act_with_target))
         )
-        self._state = xla.jit(agent.init)(init_key)
         self._lag, self._raises = lag, True
-        self.acting = self._copy_acting(self._state)
+        self.acting = self._acting()
         self.submitted = 0
         self._start_threads()
 
@@ -136,11 +137,11 @@ class Learner:
           Diverged: one of them was not finite.
         """
         # The acting parameters are copied once a round, since a copy of every update would fill the memory.
-        after = self._thread.submit(lambda: self._copy_acting(self._state)) if self._current else None
+        after = self._thread.submit(self._acting) if self._current else None
         self._rounds.append(_Round(self._current, after))
         self._current = []
         updates, acting = self._rounds.popleft()
-        results = [_read(future.result(), self._raises) for future in updates]
+        results = [self._read(future.result()) for future in updates]
         if acting:
             self.acting = acting.result()
         return results
@@ -154,7 +155,7 @@ class Learner:
           Diverged: an update gave a result that is not finite.
         """
         submitted = [*(updates for updates, _ in self._rounds), self._current]
-        rounds = [[_read(future.result()) for future in updates] for updates in submitted]
+        rounds = [[self._read(future.result()) for future in updates] for updates in submitted]
         # `acting` holds what acts in the present round and in each of the next `lag` rounds.
         acting = [self.acting]
         for _, after in self._rounds:
@@ -169,11 +170,13 @@ class Learner:
                 if result.priorities is not None:
                     values["priorities"] = result.priorities
                 arrays |= {f"pending/{i}/{j}/{name}": np.asarray(value) for name, value in values.items()}
-        return {"state": self._state, "acting": self.acting, "acting_later": acting[1:]}, arrays
+        if self.placement.hosts > 1:  # Orbax writes arrays of all processes
+            acting = [self.placement.everywhere(jax.device_get(each)) for each in acting]
+        return {"state": self._state, "acting": acting[0], "acting_later": acting[1:]}, arrays
 
     def restore(self, tree: dict[str, PyTree], arrays: dict[str, np.ndarray]) -> None:
         """Goes on from what `save` returned; `arrays` may hold others too."""
-        self._state, self.acting = tree["state"], tree["acting"]
+        self._state, self.acting = tree["state"], self.placement.acting(tree["acting"])
         self.submitted = int(arrays["learner/submitted"])
         for i in range(self._lag + 1):
             pending: list[concurrent.futures.Future[_Pending]] = []
@@ -190,7 +193,9 @@ class Learner:
                 )
                 pending.append(_done(update))
             if i < self._lag:
-                self._rounds[i] = _Round(pending, _done(tree["acting_later"][i]) if pending else None)
+                self._rounds[i] = _Round(
+                    pending, _done(self.placement.acting(tree["acting_later"][i])) if pending else None
+                )
             else:
                 self._current = pending
 
@@ -198,23 +203,74 @@ class Learner:
         """A learner with the same compiled programs and a copy of the state, to be thrown away; it never raises."""
         copy = object.__new__(Learner)
         copy.__dict__.update(self.__dict__)
-        copy._state = jax.tree.map(jnp.copy, self._state)
+        copy._state = self.placement.copy(self._state)
         copy._raises = False
         copy._start_threads()
         return copy
 
     def close(self) -> None:
-        """Waits for the update that is running, and drops those that are queued."""
-        self._thread.shutdown(cancel_futures=True)
+        """Waits for the update that is running, and drops those that are queued.
+
+        Several processes make the queued ones, too, because they wait for each other in every update.
+        """
+        self._thread.shutdown(cancel_futures=self.placement.hosts == 1)
 
     def _run(self, batch: Transition, where: Where, number: int, held_out: Transition | None) -> _Pending:
         # Nothing is read here: the next update is dispatched while this one runs. Every transfer between host and
         # device is explicit, so that JAX_TRANSFER_GUARD=disallow finds only those that nobody intended. On the CPU the
         # batch is used where it lies: a copy would cost a twentieth of an update.
-        batch, held_out, index = jax.device_put((batch, held_out, number), may_alias=True)
-        seen = self._diagnose(self._state, batch, held_out) if self._diagnose and held_out else {}
-        self._state, info, finite = self.update(self._state, batch, index)
+        place = self.placement
+        batch, held_out = place.batch((batch, held_out))
+        seen = {}
+        if self._diagnose and held_out:
+            seen = place.settled(self._diagnose(self._state, batch, held_out))
+        self._state, info, finite = place.settled(self.update(self._state, batch, place.everywhere(number)))
         return _Pending(number, where, info.metrics, info.priorities, seen, finite)
+
+    def _acting(self) -> PyTree:
+        return self.placement.acting(self.placement.settled(self._copy_acting(self._state)))
+
+    def _read(self, update: _Pending) -> Result:
+        """The update's values on the host, once it is done.
+
+        The parameters are checked too, because a gradient can overflow before a loss shows it.
+        """
+        arrays, priorities, diagnostics, finite = self.placement.local(
+            (update.metrics, update.priorities, update.diagnostics, update.finite)
+        )
+        metrics = {name: float(value) for name, value in arrays.items()}
+        infinite = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if self._raises and infinite:
+            raise Diverged(f"{infinite[0]} is {metrics[infinite[0]]} at update {update.number + 1}")
+        if self._raises and not finite:
+            raise Diverged(f"the parameters are no longer finite after update {update.number + 1}")
+        if not self._raises and priorities is not None:  # a replay takes only finite priorities
+            priorities = np.nan_to_num(priorities, posinf=1.0)
+        seen = {name: float(value) for name, value in diagnostics.items()}
+        return Result(update.number, update.where, metrics, priorities, seen)
+
+
+def update_of(
+    agent: Agent[Any], key: Array, placement: Placement, state: Any, scale_weights: bool = False
+) -> Any:
+    """The compiled program of one update, (state, batch, number) -> (state, UpdateInfo, whether all is finite).
+
+    Args:
+      agent: whose update it is.
+      key: folded with the number of an update, it is that update's key.
+      placement: where it runs.
+      state: from `placement.init`, or its shapes.
+      scale_weights: the weights of a batch are divided by the largest of the whole batch.
+    """
+
+    def update(state: Any, batch: Transition, number: Any, **mean: Any) -> Any:
+        state, info = agent.update(state, batch, jax.random.fold_in(key, number), **mean)
+        return state, info, all_finite(agent.acting(state))
+
+    # The update donates its state, so the new state reuses that memory. Without donation, page faults take a sixth of
+    # an update on a CPU.
+    averages = "mean" in inspect.signature(agent.update).parameters
+    return placement.update(update, state, averages=averages, scales=scale_weights)
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
@@ -223,26 +279,6 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
     return (
         jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])) if leaves else jnp.asarray(True)
     )
-
-
-def _read(update: _Pending, raises: bool = True) -> Result:
-    """The update's values on the host, once it is done.
-
-    The parameters are checked too, because a gradient can overflow before a loss shows it.
-    """
-    arrays, priorities, diagnostics, finite = jax.device_get(
-        (update.metrics, update.priorities, update.diagnostics, update.finite)
-    )
-    metrics = {name: float(value) for name, value in arrays.items()}
-    infinite = [name for name, value in metrics.items() if not math.isfinite(value)]
-    if raises and infinite:
-        raise Diverged(f"{infinite[0]} is {metrics[infinite[0]]} at update {update.number + 1}")
-    if raises and not finite:
-        raise Diverged(f"the parameters are no longer finite after update {update.number + 1}")
-    if not raises and priorities is not None:  # a replay takes only finite priorities
-        priorities = np.nan_to_num(priorities, posinf=1.0)
-    seen = {name: float(value) for name, value in diagnostics.items()}
-    return Result(update.number, update.where, metrics, priorities, seen)
 
 
 def _below(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from . import xla
 from .batches import check_values
 from .learner import Learner
 from .loop import Dataset, Saved, Tick, Where
+from .placement import Placement
 
 _BLOCK = 10  # updates in one call of `advance`
 _REMEDY = "put that data back, or begin another run with run_dir="
@@ -32,9 +33,10 @@ class Offline:
       agent: what learns.
       data: where batches come from. If it has an `identity` (`Dataset`), checkpoints contain it.
       seed: determines the networks and the samples.
-      batch_size: transitions in an update.
+      batch_size: transitions in an update, of all processes together.
       act_with_target: the agent's target network is evaluated, not the online network.
       log_every: updates between two "train" lines.
+      placement: the devices on which updates are made; None takes one.
 
     Attributes:
       number: updates made so far.
@@ -54,14 +56,20 @@ class Offline:
         batch_size: int = 32,
         act_with_target: bool = False,
         log_every: int = 1_000,
+        placement: Placement | None = None,
     ):
         if batch_size < 1 or log_every < 1:
             raise ValueError(f"batch_size ({batch_size}) and log_every ({log_every}) must be at least 1")
+        placement = placement or Placement()
+        placement.check_batch(batch_size=batch_size)
         self.number = 0
         self._data, self._seed = data, seed
-        self._batch_size, self._log_every = batch_size, log_every
+        self._batch_size, self._log_every = batch_size // placement.hosts, log_every
+        self._hosts = placement.hosts
         init_key, update_key = xla.keys(seed, xla.Use.INIT, xla.Use.UPDATE)
-        self._learner = Learner(agent, init_key, update_key, act_with_target=act_with_target)
+        self._learner = Learner(
+            agent, init_key, update_key, act_with_target=act_with_target, placement=placement
+        )
         self._halfway = (
             False  # whether an `advance` failed where its block can be neither ended nor made again
         )
@@ -124,7 +132,8 @@ class Offline:
                 learner.end_round()
                 if block > 1:  # the first update compiles
                     seconds, updates = seconds + time.perf_counter() - begun, updates + block
-                if seconds > _REHEARSAL:
+                # Several processes must make the same updates, so the clock of none of them may decide.
+                if seconds > _REHEARSAL or (self._hosts > 1 and updates):
                     break
         finally:
             learner.close()
@@ -139,7 +148,12 @@ class Offline:
         if self._halfway:
             raise RuntimeError("the last block of updates ended halfway")
         tree, arrays = self._learner.save()
-        counters = {"number": self.number, "sums": dict(self._sums), "data": self._identity}
+        counters = {
+            "number": self.number,
+            "sums": dict(self._sums),
+            "data": self._identity,
+            "mesh": self._learner.placement.sizes,
+        }
         return Saved(tree, arrays, counters)
 
     def restore(self, saved: Saved, tick: Tick = lambda done, total: None) -> None:

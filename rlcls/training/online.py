@@ -21,6 +21,7 @@ from . import xla
 from .exploration import LinearDecay
 from .learner import Learner
 from .loop import Saved, Tick
+from .placement import Placement
 from .returns import EpisodeReturns
 
 _REHEARSAL = 0.5  # seconds for which a warm-up measures
@@ -39,24 +40,28 @@ class Online:
     `reseed_every` of its steps, a function of (seed, its number, how often it was seeded). No episode is cut, and the
     state of an environment is a function of its last seed and its actions since, which `restore` plays again.
 
+    Several processes of one `placement` train one agent together when each makes this loop: they take the same steps at
+    the same time, each with environments and a replay of its own, and each update learns from a share of every replay.
+
     Args:
       agent: what learns.
-      env: N environments.
+      env: the N environments of this process.
       replay: N streams, empty.
       seed: determines the networks, the exploration, the replay's samples and the environments.
-      batch_size: transitions in an update.
-      update_period: agent steps between two updates.
+      batch_size: transitions in an update, of all processes together.
+      update_period: agent steps of all processes between two updates.
       lag: vector steps by which acting and learning overlap; with 0 they take turns.
       act_with_target: the agent's target network acts, not the online network.
       reseed_every: steps of an environment after which its next episode begins with a new seed, at least 1.
       exploration: the probability of a random action.
       diagnostics_every: updates between two diagnoses of the network; 0 makes none.
-      diagnostics_batch_size: held-out transitions in a diagnosis.
+      diagnostics_batch_size: held-out transitions in a diagnosis, of all processes together.
       log_every: agent steps between two "train" lines.
+      placement: the devices on which updates are made; None takes one.
 
     Attributes:
       replay: what was played.
-      number: vector steps so far, each of N agent steps.
+      number: vector steps so far, each of N agent steps in each process.
 
     Raises:
       ValueError: an option is out of range, or the parts do not fit together.
@@ -80,6 +85,7 @@ class Online:
         diagnostics_every: int = 0,
         diagnostics_batch_size: int = 256,
         log_every: int = 2_000,
+        placement: Placement | None = None,
     ):
         for name, value in (
             ("batch_size", batch_size),
@@ -94,6 +100,10 @@ class Online:
                 raise ValueError(f"{name} must be at least 0, not {value}")
         if replay.num_streams != env.num_envs:
             raise ValueError(f"the replay has {replay.num_streams} streams for {env.num_envs} environments")
+        placement = placement or Placement()
+        placement.check_batch(batch_size=batch_size)
+        host, hosts = placement.host, placement.hosts
+        batch_size //= hosts
         if replay.min_size < batch_size:
             raise ValueError(
                 f"replay.min_size ({replay.min_size}) must be at least batch_size ({batch_size})"
@@ -110,17 +120,33 @@ class Online:
         self._filled_from = (0, 0)  # vector steps and updates when the replay was empty
         self._agent, self._env, self._seed, self._lag = agent, env, seed, lag
         self._batch_size, self._update_period, self._log_every = batch_size, update_period, log_every
+        self._host, self._hosts = host, hosts
+        # Seeds are below 2**32, so the processes draw different transitions, the first one those that it draws alone.
+        self._sample_seed = seed + (host << 32)
         self._reseed_every = reseed_every
         self._exploration = exploration
         init_key, act_key, update_key = xla.keys(seed, xla.Use.INIT, xla.Use.ACT, xla.Use.UPDATE)
 
         def act(acting: PyTree, observations: Any, number: Any, epsilon: Any) -> Any:
-            return agent.act(acting, observations, jax.random.fold_in(act_key, number), epsilon)
+            key = jax.random.fold_in(act_key, number)
+            return agent.act(acting, observations, jax.random.fold_in(key, host) if host else key, epsilon)
 
         self._act = xla.jit(act)
-        self._learner = Learner(agent, init_key, update_key, lag=lag, act_with_target=act_with_target)
+        # The largest weight of a batch is known where the shares of all processes come together.
+        replay.raw_weights = hosts > 1 and replay.prioritized
+        self._learner = Learner(
+            agent,
+            init_key,
+            update_key,
+            lag=lag,
+            act_with_target=act_with_target,
+            placement=placement,
+            scale_weights=replay.raw_weights,
+        )
         self._diagnostics_every = diagnostics_every if self._learner.diagnoses else 0
-        self._diagnostics_batch_size = diagnostics_batch_size
+        if self._diagnostics_every:
+            placement.check_batch(diagnostics_batch_size=diagnostics_batch_size)
+        self._diagnostics_batch_size = diagnostics_batch_size // hosts
         self._returns = EpisodeReturns(env.num_envs)
         self._halfway = (
             False  # whether an `advance` failed where its step can be neither ended nor made again
@@ -146,7 +172,7 @@ class Online:
 
     @property
     def _agent_steps(self) -> int:
-        return self.number * self._env.num_envs
+        return self.number * self._env.num_envs * self._hosts
 
     def acting(self) -> PyTree:
         """The next step acts with this."""
@@ -204,21 +230,29 @@ class Online:
         while (number := self._learner.submitted) < self._updates_due(self.number + 1):
             held_out = None
             if self._diagnostics_every and number and number % self._diagnostics_every == 0:
-                held_out = self.replay.sample_held_out(self._diagnostics_batch_size, self._seed, number)
-            self._learner.submit(*self.replay.sample(self._batch_size, self._seed, number), held_out)
+                held_out = self.replay.sample_held_out(
+                    self._diagnostics_batch_size, self._sample_seed, number
+                )
+            self._learner.submit(*self.replay.sample(self._batch_size, self._sample_seed, number), held_out)
 
     def _updates_due(self, number: int) -> int:
         first_number, updates = self._filled_from
-        added = (number - first_number) * self._env.num_envs
-        return updates + max(0, added - self.replay.min_size) // self._update_period
+        added = (number - first_number) * self._env.num_envs * self._hosts
+        return updates + max(0, added - self._min_size) // self._update_period
+
+    @property
+    def _min_size(self) -> int:
+        """Agent steps of all processes before the first update."""
+        return self.replay.min_size * self._hosts
 
     def _epsilon(self) -> float:
-        return self._exploration.epsilon(self._agent_steps - self.replay.min_size)
+        return self._exploration.epsilon(self._agent_steps - self._min_size)
 
     def _seeds(self) -> UInt32[np.ndarray, "N"]:
         """The last seed of each environment."""
         use = xla.Use.ENVIRONMENT
-        counts = enumerate(self._seedings.tolist())
+        # Environments are numbered over all processes, so that an environment plays the same on any number of them.
+        counts = enumerate(self._seedings.tolist(), self._host * self._env.num_envs)
         return np.concatenate(
             [environment_seeds((self._seed, use, number, count), 1) for number, count in counts]
         )
@@ -280,7 +314,7 @@ class Online:
         rehearsal._returns = EpisodeReturns(self._env.num_envs)
         rehearsal._sums = collections.Counter()
         rehearsal._sent = collections.deque()
-        last_update = self._updates_due(-(-until // self._env.num_envs))
+        last_update = self._updates_due(-(-until // (self._env.num_envs * self._hosts)))
         rehearsal._diagnostics_every = 2 if 0 < self._diagnostics_every < last_update else 0
         rehearsal._reseed_every = 1 << 62
         rehearsal._observations, _ = self._env.reset()
@@ -291,13 +325,16 @@ class Online:
             for _ in range(self._lag + 2):  # reads their results, so that nothing that compiles is timed
                 rehearsal.advance()
             begun, first_number = time.perf_counter(), rehearsal.number
-            least = max(_REHEARSAL_STEPS, -(-3 * self._update_period // self._env.num_envs))
-            while time.perf_counter() - begun < _REHEARSAL or rehearsal.number < first_number + least:
+            least = max(_REHEARSAL_STEPS, -(-3 * self._update_period // (self._env.num_envs * self._hosts)))
+            # Several processes must make the same updates, so the clock of none of them may decide.
+            while rehearsal.number < first_number + least or (
+                self._hosts == 1 and time.perf_counter() - begun < _REHEARSAL
+            ):
                 rehearsal.advance()
             seconds = time.perf_counter() - begun
         finally:
             rehearsal._learner.close()
-        return seconds / ((rehearsal.number - first_number) * self._env.num_envs)
+        return seconds / ((rehearsal.number - first_number) * self._env.num_envs * self._hosts)
 
     def save(self) -> Saved:
         """The learner, the replay, and what brings the environments back: their seeds and actions.
@@ -323,6 +360,7 @@ class Online:
             "sums": dict(self._sums),
             "replay": replay_counters,
             "filled_from": self._filled_from,
+            "mesh": self._learner.placement.sizes,
         }
         return Saved(tree, arrays | replay_arrays, counters, self.replay)
 

@@ -107,7 +107,7 @@ def choose_device(name: str | None) -> jax.Device:
             "always works, and without the variable JAX takes the fastest device that it finds"
         ) from error
     try:
-        device = jax.devices(name)[0]
+        device = jax.local_devices(backend=name)[0]
     except RuntimeError as error:
         raise UserError(
             f"device={name} was asked for and JAX finds none (it finds {', '.join(platforms)}); "

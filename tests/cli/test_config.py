@@ -292,7 +292,16 @@ def test_help_shows_every_choice_and_every_option_with_its_meaning():
             assert f"\n  {choice} " in text
     run = compose.compose([])
     shown = text.partition("options, with")[2]
-    for section in ("replay", "exploration", "training", "eval", "diagnostics", "checkpoint", "logging"):
+    for section in (
+        "replay",
+        "exploration",
+        "training",
+        "eval",
+        "diagnostics",
+        "mesh",
+        "checkpoint",
+        "logging",
+    ):
         for option in (option for option in run[section] if not option.startswith("_")):
             assert f"\n  {section}.{option}=" in shown
     rows = [line for line in shown.splitlines() if line.startswith("  ")]

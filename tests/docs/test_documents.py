@@ -22,7 +22,7 @@ OPTIONS = (
     "eval",
     "checkpoint",
 )
-OPTIONS += ("logging", "loss")
+OPTIONS += ("logging", "loss", "mesh")
 # What shortens a training command to seconds.
 SHORT = [
     "steps=400",

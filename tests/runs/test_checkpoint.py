@@ -170,7 +170,7 @@ def test_a_disk_that_fills_leaves_the_checkpoint_before_and_nothing_of_the_new_o
 
     add(replay, 20)
     with monkeypatch.context() as patch, pytest.raises(UserError, match="checkpoint 21 .*: no space left"):
-        patch.setattr(checkpoint, "_save_tree", full)
+        patch.setattr(checkpoint.trees, "write", full)
         save(checkpoints, replay)
     assert sorted(run_dir.rglob("*")) == before
     save(checkpoints, replay)  # there is room again
@@ -187,7 +187,7 @@ def test_a_run_folder_that_was_removed_is_not_made_again_by_a_checkpoint(two):
 
 def test_without_posix_fallocate_room_is_asked_for_by_writing(two, monkeypatch):
     run_dir, checkpoints, replay = two
-    monkeypatch.delattr(checkpoint.os, "posix_fallocate")
+    monkeypatch.delattr(checkpoint.trees.os, "posix_fallocate")
     add(replay, 20)
     save(checkpoints, replay)
     assert checkpoint.load(run_dir)[0].steps == 21
@@ -278,7 +278,7 @@ def test_a_tree_that_orbax_refuses_and_a_full_temporary_folder_are_one_line_each
     for place, name, harm, reason in (
         (ocp.Checkpointer, "save", refuse, "Orbax cannot write the tree: NOT_FOUND: the bucket"),
         (
-            checkpoint.tempfile,
+            checkpoint.trees.tempfile,
             "TemporaryDirectory",
             full,
             r"cannot make a temporary folder \(no space left\); TMPDIR says where",

@@ -180,6 +180,31 @@ def test_a_signal_during_an_evaluation_ends_it_and_the_resume_repeats_it(whole, 
     assert "is finished" in run(tmp_path / "run").stdout
 
 
+@pytest.mark.slow
+def test_a_run_on_two_devices_that_is_killed_resumes_to_the_same_bits(tmp_path, monkeypatch):
+    flags = os.environ.get("XLA_FLAGS", "")
+    monkeypatch.setenv("XLA_FLAGS", f"{flags} --xla_force_host_platform_device_count=4")
+    overrides = ["env=probe", "game=probe/policy", "backbone=mlp", "diagnostics.every=50", "mesh.data=2"]
+    done = run_in_a_process(tmp_path / "whole", *overrides)
+    assert done.returncode == 0 and "2 of 4 devices, mesh of data=2, model=1" in done.stdout, done.stderr
+    process = subprocess.Popen(train(tmp_path / "run", *overrides), stdout=subprocess.DEVNULL)
+    while process.poll() is None and checkpoint.last_written(tmp_path / "run") is None:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    done = run_in_a_process(tmp_path / "run", *overrides)
+    assert done.returncode == 0 and "resuming" in done.stdout, done.stderr
+    assert_same_end(tmp_path / "whole", tmp_path / "run")
+    # A mesh is no part of what a run learns: another one continues it, and one device evaluates it.
+    done = run_in_a_process(tmp_path / "run", *overrides[:-1], "mesh.data=4", "steps=1800")
+    assert done.returncode == 0, done.stderr
+    assert "restored from a mesh of data=2, model=1 on one of data=4, model=1" in done.stderr
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    evaluate = [sys.executable, "-m", "rlcls.evaluate", str(tmp_path / "run"), "eval.episodes=2"]
+    done = subprocess.run(evaluate, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
 def wait_for_lines(run_dir: Path, process: subprocess.Popen, more: int) -> None:
     """Until the run has written some lines since it was started."""
     path = run_dir / "metrics.jsonl"

@@ -1,0 +1,96 @@
+"""The commands that are to be run, checked before anything is started."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import sys
+from typing import NamedTuple
+
+from rlcls._errors import UserError
+
+STALE = re.compile(
+    r"MEGASCALE_.*|(JAX_)?COORDINATOR_(ADDRESS|BIND_ADDRESS|PORT)|JAX_(NUM_PROCESSES|PROCESS_ID)"
+)
+"""Variables that another program may have left; JAX would look for processes that are not there."""
+STALE_NAMES = (
+    "MEGASCALE_COORDINATOR_ADDRESS",
+    "MEGASCALE_NUM_SLICES",
+    "MEGASCALE_PORT",
+    "MEGASCALE_SLICE_ID",
+    "COORDINATOR_ADDRESS",
+    "JAX_COORDINATOR_ADDRESS",
+    "JAX_COORDINATOR_BIND_ADDRESS",
+    "JAX_NUM_PROCESSES",
+    "JAX_PROCESS_ID",
+)
+"""Those of them that generated scripts unset."""
+
+
+class Job(NamedTuple):
+    """One run.
+
+    Attributes:
+      arguments: of rlcls.train.
+      name: letters, digits and dashes, for a queue or a cloud.
+    """
+
+    arguments: list[str]
+    name: str
+
+    @property
+    def text(self) -> str:
+        """The arguments for a shell."""
+        return shlex.join(self.arguments)
+
+
+def jobs_of(arguments: list[str]) -> list[Job]:
+    """The runs that arguments of rlcls.train ask for; with --multirun among them, those of the sweep.
+
+    Raises:
+      UserError: there are no arguments, or rlcls.train refuses them.
+    """
+    from rlcls.cli.compose import compose, expand, split_flags
+
+    if not arguments:
+        raise UserError(
+            "say what to train: -- and the arguments of rlcls.train, such as -- agent=dqn game=Pong"
+        )
+    flags, rest = split_flags(arguments)
+    if flags - {"--multirun"}:
+        raise UserError(f"{sorted(flags)[0]} is no flag of a run that is launched")
+    commands = expand(rest) if "--multirun" in flags else [rest]
+    for each in commands:
+        compose(each)
+    return [
+        Job(each, _name(each, number if len(commands) > 1 else None)) for number, each in enumerate(commands)
+    ]
+
+
+def parser(where: str, about: str) -> argparse.ArgumentParser:
+    """The parser of a place's options, with --dry-run."""
+    made = argparse.ArgumentParser(prog=f"python -m rlcls.launch {where}", description=about, add_help=True)
+    made.add_argument("--dry-run", action="store_true", help="print files and commands, and do nothing")
+    return made
+
+
+def without_stale(environment: dict[str, str]) -> dict[str, str]:
+    """The environment without variables that `STALE` matches."""
+    return {name: value for name, value in environment.items() if not STALE.fullmatch(name)}
+
+
+def show(files: dict[str, str], commands: list[list[str]]) -> int:
+    """Prints files and commands, for --dry-run."""
+    for path, text in files.items():
+        print(f"--- {path}\n{text.rstrip()}")
+    for each in commands:
+        print(f"$ {shlex.join(each)}")
+    sys.stdout.flush()
+    return 0
+
+
+def _name(arguments: list[str], number: int | None) -> str:
+    words = [each.partition("=")[2] for each in arguments if re.match(r"(agent|loss|game|env)=", each)]
+    text = re.sub(r"[^a-z0-9]+", "-", "-".join(["rlcls", *words]).lower()).strip("-")[:40].strip("-")
+    return text if number is None else f"{text}-{number}"

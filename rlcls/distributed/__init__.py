@@ -1,0 +1,7 @@
+"""Several processes that train one agent: how they meet, agree and end together."""
+
+from .connected import DIED
+from .hosts import ALONE, Hosts
+from .joining import joined
+
+__all__ = ["ALONE", "DIED", "Hosts", "joined"]

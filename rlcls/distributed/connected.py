@@ -1,0 +1,238 @@
+"""The processes of a run, connected to process 0."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from .messages import Closed, Link
+
+DIED = 75
+"""The exit code after the death of another process, on which a launcher begins all processes again (EX_TEMPFAIL)."""
+_PING, _SILENCE = (
+    1.0,
+    5.0,
+)  # seconds between two signs of life, and without one until a process counts as dead
+_AHEAD = 2  # calls of `stops` from the newest known one to the one that is proposed
+
+
+class Connected:
+    """Every process but the first has one connection, to process 0, which passes on what concerns the others.
+
+    Threads of their own read the connections and send signs of life, so that neither a compilation nor an evaluation
+    counts as death. When a process dies, freezes or fails, every other one prints a line and ends at once by
+    `os._exit`: its main thread may be in a collective that never ends.
+
+    *Stopping.* Processes are at most a few steps apart, and one that waits for another in a collective cannot answer
+    from its main thread. So the reading threads agree. Process 0 proposes the S-th call of `stops`. A process whose
+    main thread has not made that call promises to stop at it, and another one answers with its count; then process 0
+    proposes a later call. Once all have promised, S is settled. A main thread that comes to the call S before that
+    waits for the answer. It keeps nobody from coming to S, because all that S needs of it has been dispatched: calls
+    are made between steps.
+
+    Args:
+      index: the number of this process.
+      names: the host of each process.
+      links: process 0 has one to each other process by its number, and the others have one to process 0.
+    """
+
+    def __init__(self, index: int, names: Sequence[str], links: dict[int, Link]):
+        self.index, self.count = index, len(names)
+        self._names, self._links = list(names), links
+        self._change = threading.Condition()
+        self._gathered = 0  # calls of `gather` so far
+        self._parts: dict[int, dict[int, Any]] = {}  # of each call that is not complete, by process
+        self._results: dict[int, list[Any]] = {}
+        self._calls = 0  # of `stops` so far
+        self._stop_at: int | None = None  # the call at which this process has promised to stop
+        self._settled, self._asked = False, False
+        self._promised: set[int] = set()  # processes that promised the present proposal; on process 0
+        self._proposed = 0
+        self._ended: set[int] = set()  # processes that have said goodbye
+        self._closing = False
+        for other, link in links.items():
+            self._start(self._listen, other, link)
+        self._start(self._ping)
+        self._start(self._watch)
+
+    def gather(self, value: Any) -> list[Any]:
+        """See `Hosts.gather`."""
+        number = self._gathered
+        self._gathered += 1
+        if self.index:
+            self._send(0, "part", number=number, value=value)
+        else:
+            self._take_part(0, number, value)
+        with self._change:
+            self._change.wait_for(lambda: number in self._results)
+            return self._results.pop(number)
+
+    def broadcast(self, value: Any) -> Any:
+        """See `Hosts.broadcast`."""
+        return self.gather(value if self.index == 0 else None)[0]
+
+    def stops(self, *, asked: bool) -> bool:
+        """See `Hosts.stops`."""
+        if asked:
+            self.ask_stop()
+        with self._change:
+            self._calls += 1
+            if self._stop_at is None or self._calls < self._stop_at:
+                return False
+            self._change.wait_for(lambda: self._settled or self._calls < (self._stop_at or 0))
+            return self._settled and self._calls >= self._stop_at
+
+    def ask_stop(self) -> None:
+        """See `Hosts.ask_stop`."""
+        if not self._asked:
+            self._asked = True
+            # In a thread, since a signal handler may interrupt this thread while it sends.
+            self._start(*((self._send, 0, "ask") if self.index else (self._propose, 0)))
+
+    @property
+    def stop_asked(self) -> bool:
+        """See `Hosts.stop_asked`."""
+        return self._stop_at is not None
+
+    def fail(self, reason: str, code: int) -> None:
+        """Tells the other processes that this one fails; they end with `code`."""
+        for other in self._links:
+            with contextlib.suppress(Closed):
+                self._links[other].send("end", process=self.index, what=f"failed: {reason}", code=code)
+
+    def close(self) -> None:
+        """Ends the connections once all processes have come to this call."""
+        self.gather(None)
+        self._closing = True
+        for link in self._links.values():
+            with contextlib.suppress(Closed):
+                link.send("bye")
+        # Process 0 stays until the others have gone, since its end would look like a death to them.
+        with self._change:
+            self._change.wait_for(lambda: len(self._ended) == len(self._links), timeout=_SILENCE)
+        for link in self._links.values():
+            link.close()
+
+    def _start(self, function: Any, *arguments: Any) -> None:
+        threading.Thread(target=function, args=arguments, name="hosts", daemon=True).start()
+
+    def _send(self, other: int, kind: str, **values: Any) -> None:
+        # The thread that listens to a closed connection ends this process.
+        with contextlib.suppress(Closed):
+            self._links[other].send(kind, **values)
+
+    def _listen(self, other: int, link: Link) -> None:
+        try:
+            while True:
+                self._take(other, link.receive())
+        except Closed:
+            if not (self._closing or other in self._ended):
+                self._end(other, "died (its connection closed)", DIED)
+
+    def _ping(self) -> None:
+        while not self._closing:
+            for other in self._links:
+                self._send(other, "ping")
+            time.sleep(_PING)
+
+    def _watch(self) -> None:
+        # Not in the thread that sends: sending to a frozen process can block.
+        while not self._closing:
+            for other, link in self._links.items():
+                silence = time.monotonic() - link.heard
+                if silence > _SILENCE and other not in self._ended:
+                    self._end(other, f"has given no sign of life for {silence:.0f} s", DIED)
+            time.sleep(_PING)
+
+    def _take(self, other: int, message: dict[str, Any]) -> None:
+        kind = message["kind"]
+        if kind == "part":
+            self._take_part(other, message["number"], message["value"])
+        elif kind == "result":
+            self._take_result(message["number"], message["values"])
+        elif kind == "ask":
+            self._propose(0)
+        elif kind == "proposal":
+            self._send(0, "answer", call=message["call"], calls=self._promise(message["call"]))
+        elif kind == "answer":
+            self._take_answer(other, message["call"], message["calls"])
+        elif kind == "settled":
+            self._settle(message["call"])
+        elif kind == "end":
+            self._end(message["process"], message["what"], message["code"])
+        elif kind == "bye":
+            with self._change:
+                self._ended.add(other)
+                self._change.notify_all()
+
+    def _take_part(self, other: int, number: int, value: Any) -> None:
+        with self._change:
+            parts = self._parts.setdefault(number, {})
+            parts[other] = value
+            if len(parts) < self.count:
+                return
+            values = [parts[process] for process in range(self.count)]
+            del self._parts[number]
+        for each in self._links:
+            self._send(each, "result", number=number, values=values)
+        self._take_result(number, values)
+
+    def _take_result(self, number: int, values: list[Any]) -> None:
+        with self._change:
+            self._results[number] = values
+            self._change.notify_all()
+
+    def _propose(self, least: int) -> None:
+        """Proposes a call that is later than `least`; the first of several requests begins."""
+        with self._change:
+            if self._proposed and least < self._proposed:
+                return
+            call = self._proposed = max(least, self._calls) + _AHEAD
+            self._promised = set()
+        for other in self._links:
+            self._send(other, "proposal", call=call)
+        self._take_answer(0, call, self._promise(call))
+
+    def _promise(self, call: int) -> int | None:
+        """Promises to stop at a call; the calls so far if that one has been made."""
+        with self._change:
+            if self._calls >= call:
+                return self._calls
+            self._stop_at = call
+            self._change.notify_all()
+            return None
+
+    def _take_answer(self, other: int, call: int, calls: int | None) -> None:
+        if calls is not None:
+            self._propose(calls)
+            return
+        with self._change:
+            if call != self._proposed:
+                return
+            self._promised.add(other)
+            if len(self._promised) < self.count:
+                return
+        for each in self._links:
+            self._send(each, "settled", call=call)
+        self._settle(call)
+
+    def _settle(self, call: int) -> None:
+        with self._change:
+            self._settled = self._stop_at == call
+            self._change.notify_all()
+
+    def _end(self, other: int, what: str, code: int) -> None:
+        """Ends this process, and on process 0 all others, because of one of them."""
+        if self.index == 0:
+            for each in self._links:
+                if each != other:
+                    self._send(each, "end", process=other, what=what, code=code)
+        line = f"process {other} of {self.count} on {self._names[other]} {what}; this one ends with exit code {code}"
+        sys.stdout.flush()
+        os.write(2, f"error: {line}\n".encode())
+        os._exit(code)

@@ -1,0 +1,49 @@
+"""A process of several without JAX's runtime: _process.py CASE COORDINATOR COUNT INDEX [FACT]."""
+
+import sys
+import time
+
+from rlcls._errors import UserError, command
+from rlcls.distributed import joined
+
+case, coordinator, count, index, *fact = sys.argv[1:]
+options = {"coordinator": coordinator, "num_processes": int(count), "process_id": int(index), "timeout": 4}
+
+
+def main(argv):
+    with joined(options, {"agent": {"learning_rate": fact[0] if fact else "0.1"}}, runtime=False) as hosts:
+        print("joined", flush=True)
+        if case == "values":
+            for number in range(200):
+                assert hosts.gather([hosts.index, number]) == [[each, number] for each in range(hosts.count)]
+            assert hosts.broadcast("x" * 3_000_000 if hosts.index == 0 else None) == "x" * 3_000_000
+        if case == "wait":
+            hosts.gather(None)
+            print("waiting", flush=True)
+            time.sleep(60)
+        if case == "mistake" and hosts.index == 1:
+            raise UserError("the disk is full")
+        if case == "fault" and hosts.index == 1:
+            raise RuntimeError("a bug")
+        if case in ("mistake", "fault"):
+            time.sleep(60)
+        if case == "early" and hosts.index == 0:
+            hosts.gather(None)
+            time.sleep(1.5)  # the others come to the end before
+        elif case == "early":
+            hosts.gather(None)
+        if case == "stop":
+            for number in range(10_000):
+                hosts_ask = hosts.index == hosts.count - 1 and number == 20
+                if hosts_ask:
+                    hosts.ask_stop()
+                time.sleep(0.0005 * (hosts.index + 1))
+                if number % 3 == 0:  # as a collective: nobody is more than a few steps ahead
+                    hosts.gather(None)
+                if hosts.stops(asked=False):
+                    break
+            print("stopped", number, len(set(hosts.gather(number))), flush=True)
+    return 0
+
+
+sys.exit(command(main, []))
