@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import subprocess
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 from rlcls._errors import UserError
+from rlcls.distributed import DIED
 
 STALE = re.compile(
     r"MEGASCALE_.*|(JAX_)?COORDINATOR_(ADDRESS|BIND_ADDRESS|PORT)|JAX_(NUM_PROCESSES|PROCESS_ID)"
@@ -26,6 +29,12 @@ STALE_NAMES = (
     "JAX_PROCESS_ID",
 )
 """Those of them that generated scripts unset."""
+
+
+DEATHS = (DIED, *(128 + number for number in (6, 7, 9, 11)))
+"""Exit codes after which all processes begin again: a peer's death, or SIGABRT, SIGBUS, SIGKILL and SIGSEGV."""
+PYTHON = "~/rlcls-env/bin/python"
+"""The interpreter that `install` makes on a machine of a cloud."""
 
 
 class Job(NamedTuple):
@@ -73,6 +82,39 @@ def parser(where: str, about: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog=f"python -m rlcls.launch {where}", description=about, add_help=True)
     made.add_argument("--dry-run", action="store_true", help="print files and commands, and do nothing")
     return made
+
+
+def install(extra: str) -> str:
+    """A shell command that installs the checkout in which it runs, with a Python that is new enough for JAX."""
+    return (
+        "export PATH=$HOME/.local/bin:$PATH && "
+        "{ command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh; } && "
+        "uv venv -q --allow-existing --python 3.12 ~/rlcls-env && "
+        f"uv pip install -q --python {PYTHON} -e '.[atari,{extra}]'"
+    )
+
+
+def write(files: dict[str, str]) -> None:
+    """Writes what was generated; folders are made."""
+    for path, text in files.items():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text)
+
+
+def run_each(commands: list[list[str]]) -> int:
+    """Runs commands one after another until one fails; returns its exit code, or 0.
+
+    Raises:
+      UserError: there is no such command.
+    """
+    for each in commands:
+        try:
+            code = subprocess.run(each, check=False).returncode
+        except FileNotFoundError:
+            raise UserError(f"{each[0]} is not on PATH; --dry-run prints what it would be given") from None
+        if code:
+            return 128 - code if code < 0 else code
+    return 0
 
 
 def without_stale(environment: dict[str, str]) -> dict[str, str]:

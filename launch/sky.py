@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 from pathlib import Path
 from typing import Any
 
-from rlcls._errors import UserError
-
-from .jobs import STALE_NAMES, Job, parser, show
+from .jobs import DEATHS, PYTHON, STALE_NAMES, Job, install, parser, run_each, show, write
 
 _PORT = 29_417
 _RUNS = "/runs"  # where the bucket is mounted
@@ -25,9 +22,6 @@ def main(options: list[str], jobs: list[Job]) -> int:
     )
     parsed.add_argument("--bucket", required=True, help="bucket of run folders, such as gs://me/runs")
     parsed.add_argument(
-        "--restarts", type=int, default=100, help="after the death of a process; default: 100"
-    )
-    parsed.add_argument(
         "--sky", action="append", default=[], help="a further option of sky, such as --infra=gcp"
     )
     parsed.add_argument(
@@ -36,7 +30,7 @@ def main(options: list[str], jobs: list[Job]) -> int:
     chosen = parsed.parse_args(options)
     files = {
         str(chosen.scripts / f"{job.name}.sky.yaml"): _yaml(
-            task(job, chosen.accelerators, chosen.nodes, chosen.spot, chosen.bucket, chosen.restarts)
+            task(job, chosen.accelerators, chosen.nodes, chosen.spot, chosen.bucket)
         )
         for job in jobs
     }
@@ -47,43 +41,36 @@ def main(options: list[str], jobs: list[Job]) -> int:
     ]
     if chosen.dry_run:
         return show(files, commands)
-    chosen.scripts.mkdir(parents=True, exist_ok=True)
-    for path, text in files.items():
-        Path(path).write_text(text)
-    for command in commands:
-        try:
-            code = subprocess.run(command, check=False).returncode
-        except FileNotFoundError:
-            raise UserError("sky is not on PATH; --dry-run prints the tasks") from None
-        if code:
-            return code
-    return 0
+    write(files)
+    return run_each(commands)
 
 
-def task(job: Job, accelerators: str, nodes: int, spot: bool, bucket: str, restarts: int) -> dict[str, Any]:
+def task(job: Job, accelerators: str, nodes: int, spot: bool, bucket: str) -> dict[str, Any]:
     """The task of a job, as SkyPilot reads it."""
     extra = "tpu" if accelerators.lower().startswith("tpu") else "cuda"
     given = [each for each in job.arguments if each.startswith("run_dir=")]
     run_dir = [] if given else [f"run_dir={_RUNS}/{job.name}"]
-    train = ["python -m rlcls.train", job.text, shlex.join(run_dir)]
-    if nodes > 1:
-        train += [
-            f'distributed.coordinator="$(echo "$SKYPILOT_NODE_IPS" | head -n1):{_PORT}"',
-            'distributed.num_processes="$SKYPILOT_NUM_NODES"',
-            'distributed.process_id="$SKYPILOT_NODE_RANK"',
-            "distributed.timeout=600",
-        ]
+    # A TPU slice of several hosts is one node that runs the command on each of them.
+    train = [
+        f"{PYTHON} -m rlcls.train",
+        job.text,
+        shlex.join(run_dir),
+        f'distributed.coordinator="$(echo "$SKYPILOT_NODE_IPS" | head -n1):{_PORT}"',
+        'distributed.num_processes="$SKYPILOT_NUM_NODES"',
+        'distributed.process_id="$SKYPILOT_NODE_RANK"',
+        "distributed.timeout=600",
+    ]
     return {
         "name": job.name,
         "num_nodes": nodes,
         "resources": {
             "accelerators": accelerators,
             "use_spot": spot,
-            "job_recovery": {"strategy": "EAGER_NEXT_REGION", "max_restarts_on_errors": restarts},
+            "job_recovery": {"strategy": "EAGER_NEXT_REGION", "recover_on_exit_codes": list(DEATHS)},
         },
         "workdir": ".",
         "file_mounts": {_RUNS: {"source": bucket, "mode": "MOUNT"}},
-        "setup": f"python -m pip install -q -e '.[atari,{extra}]'\n",
+        "setup": f"{install(extra)}\n",
         "run": f"unset {' '.join(STALE_NAMES)}\n{' '.join(filter(None, train))}\n",
     }
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 from pathlib import Path
 
-from rlcls._errors import UserError
+from .jobs import DEATHS, STALE_NAMES, Job, parser, run_each, show, write
 
-from .jobs import STALE_NAMES, Job, parser, show
-
-# JAX's and our own processes find each other by SLURM's variables. TERM comes before the time is over, so that every
-# process saves and ends with 143; 75 is the code after the death of one of them.
+# The processes find each other by SLURM's variables, and end each other, which srun therefore need not do. Only the
+# warning before the end of the time has the job queued again: a user's scancel sends TERM, and does not. A job that is
+# preempted is queued again by SLURM.
 _SCRIPT = """#!/bin/bash
 #SBATCH --job-name={name}
 #SBATCH --nodes={nodes}
 #SBATCH --ntasks-per-node={tasks}
 #SBATCH --time={time}
-#SBATCH --signal=TERM@{notice}
+#SBATCH --signal=B:USR1@{notice}
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output={output}
@@ -26,13 +24,25 @@ set -u
 unset {stale}
 cd {folder} || exit 2
 {setup}
-srun --kill-on-bad-exit=1 {python} -m rlcls.train {arguments}
+warned=0
+srun --kill-on-bad-exit=0 {python} -m rlcls.train {arguments} &
+step=$!
+trap 'warned=1; kill -TERM "$step"' USR1
+while true; do # a signal ends wait, too
+  wait "$step"
+  code=$?
+  kill -0 "$step" 2>/dev/null || break
+done
+wait "$step"
 code=$?
-if [ "$code" -eq 75 ] || [ "$code" -ge 128 ]; then
-  if [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then
-    echo "exit code $code: queued again"
-    scontrol requeue "$SLURM_JOB_ID"
-  fi
+again=0
+case "$code" in
+  {deaths}) again=1 ;;
+  143) again=$warned ;;
+esac
+if [ "$again" -eq 1 ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {restarts} ]; then
+  echo "exit code $code: queued again"
+  scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
 """
@@ -69,6 +79,7 @@ def main(options: list[str], jobs: list[Job]) -> int:
             output=chosen.logs / f"{job.name}-%j.log",
             directives="\n".join(f"#SBATCH {each}" for each in chosen.sbatch) or "#",
             stale=" ".join(STALE_NAMES),
+            deaths=" | ".join(map(str, DEATHS)),
             folder=shlex.quote(str(Path.cwd())),
             setup=chosen.setup or "true",
             python=chosen.python,
@@ -80,14 +91,5 @@ def main(options: list[str], jobs: list[Job]) -> int:
     commands = [["sbatch", path] for path in files]
     if chosen.dry_run:
         return show(files, commands)
-    for path, text in files.items():
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(text)
-    for command in commands:
-        try:
-            code = subprocess.run(command, check=False).returncode
-        except FileNotFoundError:
-            raise UserError("sbatch is not on PATH; --dry-run prints the scripts") from None
-        if code:
-            return code
-    return 0
+    write(files)
+    return run_each(commands)

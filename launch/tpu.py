@@ -2,61 +2,84 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 import shlex
-import subprocess
 from pathlib import Path
 
-from .jobs import STALE_NAMES, Job, parser, show
+from rlcls._errors import UserError
 
+from .jobs import PYTHON, STALE_NAMES, Job, install, parser, run_each, show, write
+
+_STOP = (
+    'pid=$(cat ~/rlcls.pid 2>/dev/null) && grep -qs rlcls.train "/proc/$pid/cmdline" && kill "$pid" && '
+    'for _ in $(seq 60); do kill -0 "$pid" 2>/dev/null || break; sleep 1; done; '
+    'if grep -qs rlcls.train "/proc/${pid:-none}/cmdline"; then kill -9 "$pid"; fi'
+)
+"""Ends, on a worker, the training of an attempt that lost its connection, which would keep the chips."""
 _SCRIPT = """#!/bin/bash
 # Asks for a TPU slice, trains on all its workers, begins again after a preemption, and gives the slice back.
+# Commands in single quotes are for the workers' shells, and a trap calls finish.
+# shellcheck disable=SC2016,SC2329
 set -u
 name={name}
 flags=({flags})
-gcloud="gcloud compute tpus"
+gcloud=(gcloud compute tpus)
+code=1
 
 slice_state() {{
-  $gcloud queued-resources describe "$name" "${{flags[@]}}" --format="value(state.state)" 2>/dev/null
+  "${{gcloud[@]}}" queued-resources describe "$name" "${{flags[@]}}" --format="value(state.state)" 2>/dev/null
 }}
 create() {{
-  $gcloud queued-resources create "$name" --node-id="$name" "${{flags[@]}}" {create}
+  "${{gcloud[@]}}" queued-resources create "$name" --node-id="$name" "${{flags[@]}}" {create}
 }}
 delete() {{
-  $gcloud queued-resources delete "$name" "${{flags[@]}}" --force --quiet
+  "${{gcloud[@]}}" queued-resources delete "$name" "${{flags[@]}}" --force --quiet
 }}
 wait_until_active() {{
   while true; do
     state=$(slice_state)
     case "$state" in
       ACTIVE) return 0 ;;
-      FAILED | SUSPENDED | SUSPENDING) return 1 ;;
+      FAILED | SUSPENDED | SUSPENDING | DELETING) return 1 ;;
     esac
     echo "the slice is ${{state:-unknown}}"
     sleep {poll}
   done
 }}
 on_all_workers() {{
-  $gcloud tpu-vm ssh "$name" "${{flags[@]}}" --worker=all --command="$1"
+  "${{gcloud[@]}}" tpu-vm ssh "$name" "${{flags[@]}}" --worker=all --command="$1"
 }}
 install() {{
-  $gcloud tpu-vm scp --recurse {folder} "$name:rlcls" "${{flags[@]}}" --worker=all &&
+  tar -czf "$archive" --exclude-vcs --exclude=./runs --exclude='.venv*' -C {folder} . &&
+    "${{gcloud[@]}}" tpu-vm scp "$archive" "$name:rlcls.tar.gz" "${{flags[@]}}" --worker=all &&
     on_all_workers {install}
 }}
+finish() {{
+  rm -f "$archive"
+  if [ "$(slice_state)" = ACTIVE ]; then on_all_workers {stop}; fi
+  {end}
+}}
 
-for attempt in $(seq 0 {restarts}); do
+archive=$(mktemp) || exit 1
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+for attempt in $(seq {attempts}); do
   if [ -z "$(slice_state)" ]; then create || exit 1; fi
+  code=75
   if wait_until_active && install; then
     on_all_workers {train}
     code=$?
-    # 75: a worker died; 143: it was told to end; 255: ssh lost it.
-    if [ "$code" -ne 75 ] && [ "$code" -ne 143 ] && [ "$code" -ne 255 ]; then break; fi
-  else
-    code=75
   fi
-  echo "attempt $attempt ended with $code"
-  if [ "$(slice_state)" != "ACTIVE" ]; then delete; fi
+  # 75: a worker died. 128 and more: a signal ended it. 255: ssh lost it.
+  if [ "$code" -ne 75 ] && [ "$code" -lt 128 ]; then break; fi
+  echo "attempt $attempt ended with exit code $code"
+  if [ "$attempt" -lt {attempts} ]; then
+    if [ "$(slice_state)" != ACTIVE ]; then delete; fi
+    sleep {poll}
+  fi
 done
-{end}
 exit "$code"
 """
 
@@ -69,11 +92,7 @@ def main(options: list[str], jobs: list[Job]) -> int:
     parsed.add_argument("--project")
     parsed.add_argument("--runtime", default="v2-alpha-tpuv5-lite", help="runtime version")
     parsed.add_argument("--spot", action="store_true", help="a slice that may be taken away")
-    parsed.add_argument(
-        "--runs",
-        required=True,
-        help="folder of run folders, which every worker has mounted",
-    )
+    parsed.add_argument("--runs", required=True, help="folder of run folders, which every worker has mounted")
     parsed.add_argument(
         "--mount", default="true", help="a command that mounts it on a worker; default: nothing"
     )
@@ -86,35 +105,40 @@ def main(options: list[str], jobs: list[Job]) -> int:
         "--scripts", type=Path, default=Path("runs"), help="folder of the scripts; default: runs"
     )
     chosen = parsed.parse_args(options)
+    if not jobs:
+        return 0
+    project = Path("pyproject.toml")
+    if not project.exists() or not re.search(r'^name = "rlcls"$', project.read_text(), flags=re.M):
+        raise UserError("the workers get a copy of the working directory, which must be a checkout of rlcls")
     files = {str(chosen.scripts / f"{job.name}.sh"): _script(job, chosen) for job in jobs}
+    commands = [["bash", path] for path in files]
     if chosen.dry_run:
-        return show(files, [["bash", path] for path in files])
-    chosen.scripts.mkdir(parents=True, exist_ok=True)
-    for path, text in files.items():
-        Path(path).write_text(text)
-        if code := subprocess.run(["bash", path], check=False).returncode:
-            return code
-    return 0
+        return show(files, commands)
+    write(files)
+    return run_each(commands)
 
 
-def _script(job: Job, chosen: object) -> str:
-    options = vars(chosen)
-    flags = [f"--zone={options['zone']}"] + (
-        [f"--project={options['project']}"] if options["project"] else []
-    )
-    create = [f"--accelerator-type={options['type']}", f"--runtime-version={options['runtime']}"]
+def _script(job: Job, chosen: argparse.Namespace) -> str:
+    flags = [f"--zone={chosen.zone}", *([f"--project={chosen.project}"] if chosen.project else [])]
+    create = [f"--accelerator-type={chosen.type}", f"--runtime-version={chosen.runtime}"]
     given = [each for each in job.arguments if each.startswith("run_dir=")]
-    run_dir = [] if given else [f"run_dir={options['runs']}/{job.name}"]
-    train = shlex.join(["python3", "-m", "rlcls.train", *job.arguments, *run_dir])
+    run_dir = [] if given else [f"run_dir={chosen.runs}/{job.name}"]
     unset = " ".join(f"-u {name}" for name in STALE_NAMES)
+    # The shell becomes the training, so its number is that of the training.
+    train = (
+        f"{_STOP}; echo $$ >~/rlcls.pid; cd ~/rlcls && "
+        f"exec env {unset} {PYTHON} -m rlcls.train {shlex.join([*job.arguments, *run_dir])}"
+    )
+    unpack = "rm -rf ~/rlcls && mkdir ~/rlcls && tar -xzf ~/rlcls.tar.gz -C ~/rlcls && cd ~/rlcls"
     return _SCRIPT.format(
         name=shlex.quote(job.name),
         flags=shlex.join(flags),
-        create=shlex.join([*create, *(["--spot"] if options["spot"] else [])]),
-        poll=options["poll"],
+        create=shlex.join([*create, *(["--spot"] if chosen.spot else [])]),
+        poll=chosen.poll,
         folder=shlex.quote(str(Path.cwd())),
-        install=shlex.quote(f"{options['mount']} && cd rlcls && python3 -m pip install -q -e '.[atari,tpu]'"),
-        train=shlex.quote(f"cd rlcls && env {unset} {train}"),
-        restarts=options["restarts"],
-        end="true" if options["keep"] else "delete",
+        install=shlex.quote(f"{unpack} && {{ {chosen.mount}; }} && {install('tpu')}"),
+        stop=shlex.quote(_STOP),
+        train=shlex.quote(train),
+        attempts=chosen.restarts + 1,
+        end="true" if chosen.keep else "delete",
     )

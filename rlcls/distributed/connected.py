@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import queue
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .messages import Closed, Link
 
 DIED = 75
 """The exit code after the death of another process, on which a launcher begins all processes again (EX_TEMPFAIL)."""
-_PING, _SILENCE = (
-    1.0,
-    5.0,
-)  # seconds between two signs of life, and without one until a process counts as dead
-_AHEAD = 2  # calls of `stops` from the newest known one to the one that is proposed
+_PING = 1.0  # seconds between two signs of life
+_SILENCE = 5  # signs of life that fail to come, after which a process counts as dead
+_LAST_WORDS = 0.3  # seconds in which the others are told of an end, and what was printed is written
+_AHEAD = 2  # calls of `stops` from the newest known one to the first that is proposed
 
 
 class Connected:
@@ -31,9 +32,10 @@ class Connected:
     *Stopping.* Processes are at most a few steps apart, and one that waits for another in a collective cannot answer
     from its main thread. So the reading threads agree. Process 0 proposes the S-th call of `stops`. A process whose
     main thread has not made that call promises to stop at it, and another one answers with its count; then process 0
-    proposes a later call. Once all have promised, S is settled. A main thread that comes to the call S before that
+    proposes a later call, each time twice as far ahead, since processes that do not wait for each other make calls
+    while the messages travel. Once all have promised, S is settled. A main thread that comes to the call S before that
     waits for the answer. It keeps nobody from coming to S, because all that S needs of it has been dispatched: calls
-    are made between steps.
+    are made between steps. Messages of several threads may overtake each other, so the latest proposal counts.
 
     Args:
       index: the number of this process.
@@ -50,15 +52,18 @@ class Connected:
         self._results: dict[int, list[Any]] = {}
         self._calls = 0  # of `stops` so far
         self._stop_at: int | None = None  # the call at which this process has promised to stop
-        self._settled, self._asked = False, False
+        self._settled = False
+        self._requests: queue.SimpleQueue[None] = queue.SimpleQueue()  # for a stop
         self._promised: set[int] = set()  # processes that promised the present proposal; on process 0
-        self._proposed = 0
+        self._proposed, self._ahead = 0, _AHEAD
         self._ended: set[int] = set()  # processes that have said goodbye
         self._closing = False
+        self._is_ending = threading.Lock()
         for other, link in links.items():
             self._start(self._listen, other, link)
         self._start(self._ping)
         self._start(self._watch)
+        self._start(self._pass_on_request)
 
     def gather(self, value: Any) -> list[Any]:
         """See `Hosts.gather`."""
@@ -89,10 +94,8 @@ class Connected:
 
     def ask_stop(self) -> None:
         """See `Hosts.ask_stop`."""
-        if not self._asked:
-            self._asked = True
-            # In a thread, since a signal handler may interrupt this thread while it sends.
-            self._start(*((self._send, 0, "ask") if self.index else (self._propose, 0)))
+        # A thread sends it: a signal handler may interrupt this one while it sends. A SimpleQueue admits that.
+        self._requests.put(None)
 
     @property
     def stop_asked(self) -> bool:
@@ -101,9 +104,8 @@ class Connected:
 
     def fail(self, reason: str, code: int) -> None:
         """Tells the other processes that this one fails; they end with `code`."""
-        for other in self._links:
-            with contextlib.suppress(Closed):
-                self._links[other].send("end", process=self.index, what=f"failed: {reason}", code=code)
+        self._closing = True  # the others end at once, and this process has an error of its own to print
+        self._tell(list(self._links), self.index, f"failed: {reason}", code)
 
     def close(self) -> None:
         """Ends the connections once all processes have come to this call."""
@@ -114,12 +116,14 @@ class Connected:
                 link.send("bye")
         # Process 0 stays until the others have gone, since its end would look like a death to them.
         with self._change:
-            self._change.wait_for(lambda: len(self._ended) == len(self._links), timeout=_SILENCE)
+            self._change.wait_for(lambda: len(self._ended) == len(self._links), timeout=_SILENCE * _PING)
         for link in self._links.values():
             link.close()
 
-    def _start(self, function: Any, *arguments: Any) -> None:
-        threading.Thread(target=function, args=arguments, name="hosts", daemon=True).start()
+    def _start(self, function: Callable[..., object], *arguments: Any) -> threading.Thread:
+        thread = threading.Thread(target=function, args=arguments, name="hosts", daemon=True)
+        thread.start()
+        return thread
 
     def _send(self, other: int, kind: str, **values: Any) -> None:
         # The thread that listens to a closed connection ends this process.
@@ -134,6 +138,13 @@ class Connected:
             if not (self._closing or other in self._ended):
                 self._end(other, "died (its connection closed)", DIED)
 
+    def _pass_on_request(self) -> None:
+        self._requests.get()
+        if self.index:
+            self._send(0, "ask")
+        else:
+            self._propose(0)
+
     def _ping(self) -> None:
         while not self._closing:
             for other in self._links:
@@ -141,11 +152,16 @@ class Connected:
             time.sleep(_PING)
 
     def _watch(self) -> None:
-        # Not in the thread that sends: sending to a frozen process can block.
+        # Not in the thread that sends: sending to a frozen process can block. Silence is counted in looks and not in
+        # seconds: where the machine pauses, or all machines do, what the others sent waits to be read.
+        heard = dict.fromkeys(self._links, 0.0)
+        looks = dict.fromkeys(self._links, 0)
         while not self._closing:
             for other, link in self._links.items():
-                silence = time.monotonic() - link.heard
-                if silence > _SILENCE and other not in self._ended:
+                looks[other] = looks[other] + 1 if link.heard == heard[other] else 0
+                heard[other] = link.heard
+                if looks[other] >= _SILENCE and other not in self._ended:
+                    silence = time.monotonic() - link.heard
                     self._end(other, f"has given no sign of life for {silence:.0f} s", DIED)
             time.sleep(_PING)
 
@@ -192,7 +208,8 @@ class Connected:
         with self._change:
             if self._proposed and least < self._proposed:
                 return
-            call = self._proposed = max(least, self._calls) + _AHEAD
+            call = self._proposed = max(least, self._calls) + self._ahead
+            self._ahead *= 2
             self._promised = set()
         for other in self._links:
             self._send(other, "proposal", call=call)
@@ -203,7 +220,7 @@ class Connected:
         with self._change:
             if self._calls >= call:
                 return self._calls
-            self._stop_at = call
+            self._stop_at = max(call, self._stop_at or 0)
             self._change.notify_all()
             return None
 
@@ -228,11 +245,23 @@ class Connected:
 
     def _end(self, other: int, what: str, code: int) -> None:
         """Ends this process, and on process 0 all others, because of one of them."""
-        if self.index == 0:
-            for each in self._links:
-                if each != other:
-                    self._send(each, "end", process=other, what=what, code=code)
+        self._is_ending.acquire()  # never released: the first reason is the one to print
         line = f"process {other} of {self.count} on {self._names[other]} {what}; this one ends with exit code {code}"
-        sys.stdout.flush()
-        os.write(2, f"error: {line}\n".encode())
+        with contextlib.suppress(OSError):
+            os.write(2, f"error: {line}\n".encode())
+        if self.index == 0:
+            self._tell([each for each in self._links if each != other], other, what, code)
+        _within(_LAST_WORDS, [self._start(sys.stdout.flush)])
         os._exit(code)
+
+    def _tell(self, others: Sequence[int], process: int, what: str, code: int) -> None:
+        """Tells others of an end. One that is frozen may take no message any more, so none is waited for long."""
+        send = functools.partial(self._send, process=process, what=what, code=code)
+        _within(_LAST_WORDS, [self._start(send, each, "end") for each in others])
+
+
+def _within(seconds: float, threads: Sequence[threading.Thread]) -> None:
+    """Waits for threads to end, no longer than so many seconds for all of them."""
+    end = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import glob
 import os
 import platform
 import re
@@ -12,6 +13,7 @@ import socket
 import sys
 import time
 import urllib.request
+import zlib
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from typing import Any, NamedTuple
@@ -25,7 +27,8 @@ from .messages import Closed, Link
 _VERSION = 1  # of the messages
 _PACKAGES = ("rlcls", "jax", "jaxlib", "flax", "optax", "numpy")
 _GRACE = 3.0  # seconds in which a failure may turn out to be the death of another process
-_PORT = 29_417  # where nothing says one
+_PORT = 29_417  # on a TPU slice
+_FIRST_PORT, _PORTS = 20_000, 12_000  # below those that Linux gives to outgoing connections
 
 
 class Place(NamedTuple):
@@ -33,14 +36,14 @@ class Place(NamedTuple):
 
     Attributes:
       coordinator: host:port of process 0.
-      processes: how many there are.
-      number: that of this one, from 0.
+      processes: the number of processes.
+      process: the number of this one.
       timeout: seconds that they wait for each other.
     """
 
     coordinator: str
     processes: int
-    number: int
+    process: int
     timeout: float
 
 
@@ -110,13 +113,16 @@ def place(options: Mapping[str, Any], environment: Mapping[str, str]) -> Place |
 
 
 def _slurm(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
+    # A batch script has SLURM_NTASKS and SLURM_PROCID, too, without being a process of a step.
+    nodes = environment.get("SLURM_STEP_NODELIST", "")
     count = int(environment.get("SLURM_NTASKS", "1"))
-    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
     if count < 2 or "SLURM_PROCID" not in environment or not nodes:
         return None
-    # A job that was queued again has another port, so that nobody meets a process of the attempt before.
-    job = int(environment.get("SLURM_JOB_ID", "0")) * 16 + int(environment.get("SLURM_RESTART_COUNT", "0"))
-    return f"{_first_node(nodes)}:{20_000 + job % 20_000}", count, int(environment["SLURM_PROCID"])
+    # Each step of a job, and each attempt of one that was queued again, has a port of its own.
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+    attempt = ".".join(environment.get(name, "0") for name in names)
+    port = _FIRST_PORT + zlib.crc32(attempt.encode()) % _PORTS
+    return f"{_first_node(nodes)}:{port}", count, int(environment["SLURM_PROCID"])
 
 
 def _first_node(nodes: str) -> str:
@@ -132,7 +138,8 @@ def _first_node(nodes: str) -> str:
 def _tpu(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
     workers = [each for each in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if each]
     index = environment.get("TPU_WORKER_ID", "")
-    if not workers and (os.path.exists("/dev/accel0") or "GCE_METADATA_HOST" in environment):
+    chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
+    if not workers and (chips or "GCE_METADATA_HOST" in environment):
         workers, index = _tpu_metadata(environment.get("GCE_METADATA_HOST", "metadata.google.internal"))
     if len(workers) < 2 or not index.isdecimal():
         return None
@@ -166,12 +173,12 @@ def _meet(where: Place, facts: Mapping[str, Any]) -> tuple[Connected, int]:
     """The connected processes, and a port for JAX's runtime on the host of process 0."""
     card = {
         "version": _VERSION,
-        "index": where.number,
+        "index": where.process,
         "count": where.processes,
         "host": socket.gethostname(),
         "facts": _leaves({"versions": _versions()} | dict(facts)),
     }
-    return _invite(where, card) if where.number == 0 else _visit(where, card)
+    return _invite(where, card) if where.process == 0 else _visit(where, card)
 
 
 def _invite(where: Place, card: dict[str, Any]) -> tuple[Connected, int]:
@@ -181,7 +188,11 @@ def _invite(where: Place, card: dict[str, Any]) -> tuple[Connected, int]:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         server = socket.create_server(address, family=family, backlog=where.processes)
     except OSError as error:
-        reason = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror
+        reasons = {
+            errno.EADDRINUSE: "the port is in use",
+            errno.EADDRNOTAVAIL: "this machine, on which process 0 was started, has no such address",
+        }
+        reason = reasons.get(error.errno or 0, error.strerror)
         raise UserError(f"distributed.coordinator={where.coordinator}: {reason}") from error
     links: dict[int, Link] = {}
     names = {0: card["host"]}
@@ -242,7 +253,7 @@ def _visit(where: Place, card: dict[str, Any]) -> tuple[Connected, int]:
         except OSError as error:
             if time.monotonic() > end or isinstance(error, socket.gaierror):
                 raise UserError(
-                    f"process {where.number} finds no process 0 at distributed.coordinator={where.coordinator} within "
+                    f"process {where.process} finds no process 0 at distributed.coordinator={where.coordinator} within "
                     f"{where.timeout:g} s ({error.strerror or error})"
                 ) from error
             time.sleep(0.1)
@@ -257,7 +268,7 @@ def _visit(where: Place, card: dict[str, Any]) -> tuple[Connected, int]:
         raise UserError(answer["reason"])
     if answer["kind"] != "welcome":
         raise UserError(f"distributed.coordinator={where.coordinator} answers as no process of rlcls does")
-    return Connected(where.number, answer["names"], {0: link}), answer["port"]
+    return Connected(where.process, answer["names"], {0: link}), answer["port"]
 
 
 def _difference(mine: dict[str, Any], theirs: dict[str, Any], names: Mapping[int, str]) -> str | None:
@@ -301,13 +312,15 @@ def _start_runtime(where: Place, port: int) -> None:
     """Starts JAX's distributed runtime; our own connections notice deaths long before it does."""
     import jax
 
+    # JAX's own service would take SIGTERM from here on, and lose one that comes before a run collects signals.
+    jax.config.update("jax_enable_preemption_service", False)
     host, _ = _split(where.coordinator)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
         jax.distributed.initialize(
             address,
             where.processes,
-            where.number,
+            where.process,
             coordinator_bind_address=address,
             cluster_detection_method="deactivate",
             initialization_timeout=int(max(10, where.timeout)),

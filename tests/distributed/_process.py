@@ -11,15 +11,28 @@ options = {"coordinator": coordinator, "num_processes": int(count), "process_id"
 
 
 def main(argv):
-    with joined(options, {"agent": {"learning_rate": fact[0] if fact else "0.1"}}, runtime=False) as hosts:
+    try:
+        return run()
+    finally:
+        if case == "mistake" and index == "1":
+            time.sleep(1)  # closes what it has opened; the others are gone before
+
+
+def run():
+    with joined(
+        options, {"agent": {"learning_rate": fact[0] if fact else "0.1"}}, runtime=case == "runtime"
+    ) as hosts:
         print("joined", flush=True)
         if case == "values":
             for number in range(200):
                 assert hosts.gather([hosts.index, number]) == [[each, number] for each in range(hosts.count)]
             assert hosts.broadcast("x" * 3_000_000 if hosts.index == 0 else None) == "x" * 3_000_000
-        if case == "wait":
+        if case in ("wait", "flood", "runtime"):
             hosts.gather(None)
             print("waiting", flush=True)
+        while case == "flood":
+            hosts.broadcast("x" * 5_000_000)
+        if case in ("wait", "runtime"):
             time.sleep(60)
         if case == "mistake" and hosts.index == 1:
             raise UserError("the disk is full")

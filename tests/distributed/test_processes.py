@@ -15,6 +15,7 @@ from rlcls._errors import UserError
 from rlcls.distributed.joining import Place, place
 
 PROCESS = Path(__file__).with_name("_process.py")
+PATH = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
 
 
 def free_port():
@@ -34,7 +35,8 @@ def start():
             number = counts[place_] if counts else count
             arguments = [case, address, str(number), str(index), *([facts[place_]] if facts else [])]
             command = [sys.executable, str(PROCESS), *arguments]
-            begun.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            begun.append(subprocess.Popen(command, env=os.environ | {"PYTHONPATH": PATH}, **pipes))
         return list(begun)
 
     yield start
@@ -102,13 +104,42 @@ def test_when_a_process_freezes_the_others_are_gone_within_seven_seconds(start, 
     assert ends([processes[victim]])[0][0] == 75
 
 
+def test_when_the_machine_pauses_nobody_counts_as_dead(start):
+    processes = start("wait", 3)
+    waiting(processes)
+    for number in (signal.SIGSTOP, signal.SIGCONT):
+        for process in processes:
+            process.send_signal(number)
+        time.sleep(7 if number == signal.SIGSTOP else 2)
+    assert [process.poll() for process in processes] == [None] * 3
+
+
+def test_frozen_processes_that_take_no_message_any_more_do_not_keep_the_first_one(start):
+    processes = start("flood", 3)
+    waiting(processes)
+    for process in processes[1:]:
+        process.send_signal(signal.SIGSTOP)
+    begun = time.monotonic()
+    ((code, _, errors),) = ends(processes[:1])
+    assert time.monotonic() - begun < 7.5
+    assert code == 75 and errors.count("has given no sign of life for") == 1
+
+
+def test_a_signal_before_a_run_collects_signals_ends_the_processes(start):
+    processes = start("runtime", 2)
+    waiting(processes)
+    processes[1].terminate()
+    (first, _, errors), (second, _, _) = ends(processes)
+    assert (first, second) == (75, -signal.SIGTERM) and "process 1 of 2 on" in errors
+
+
 @pytest.mark.parametrize(
     ("case", "expected_code", "text"), [("mistake", 2, "the disk is full"), ("fault", 1, "a bug")]
 )
 def test_what_ends_one_process_ends_all_with_its_reason(start, case, expected_code, text):
     results = ends(start(case, 3))
     assert [code for code, _, _ in results] == [expected_code] * 3
-    assert results[1][2].splitlines()[-1].endswith(text)
+    assert results[1][2].splitlines()[-1].endswith(text) and "process" not in results[1][2].splitlines()[-1]
     for _, _, errors in (results[0], results[2]):
         assert errors.startswith("error: process 1 of 3 on ") and f"failed: {text}; this one ends" in errors
 
@@ -165,6 +196,7 @@ def test_a_port_in_use_and_an_address_that_is_not_here_are_one_line(start):
 def test_another_program_at_the_address_is_told_from_a_process(start):
     with socket.create_server(("127.0.0.1", 0)) as other:
         processes = start("values", 2, indices=[1], address=f"127.0.0.1:{other.getsockname()[1]}")
+        other.settimeout(10)
         connection, _ = other.accept()
         with connection:
             connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -176,16 +208,19 @@ def test_another_program_at_the_address_is_told_from_a_process(start):
     ("environment", "expected"),
     [
         ({}, None),
-        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_NODELIST": "a"}, None),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "a"}, None),
+        # a batch script, outside of srun
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_JOB_NODELIST": "gpu[07-09],gpu12"}, None),
         (
             {
                 "SLURM_NTASKS": "4",
                 "SLURM_PROCID": "2",
-                "SLURM_JOB_NODELIST": "gpu[07-09],gpu12",
+                "SLURM_STEP_NODELIST": "gpu[07-09],gpu12",
                 "SLURM_JOB_ID": "100",
+                "SLURM_STEP_ID": "0",
                 "SLURM_RESTART_COUNT": "1",
             },
-            Place("gpu07:21601", 4, 2, 60),
+            Place("gpu07:24248", 4, 2, 60),
         ),
         ({"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost"}, None),
         (
