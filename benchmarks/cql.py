@@ -5,6 +5,7 @@
     python benchmarks/cql.py rates
     python benchmarks/cql.py main --jobs 2 --minutes 60
     python benchmarks/cql.py ablations
+    python benchmarks/cql.py matched
     python benchmarks/cql.py two_games
     python benchmarks/cql.py report
 
@@ -12,6 +13,7 @@ rates      10,000 updates of each head at three learning rates; RATES below hold
 main       50,000 updates of each head at its rate, three seeds, on each game
 ablations  50,000 updates on Pong without the conservative term, with SARSA targets, other weights and noisy rewards;
            HL-Gauss and MSE as they are come from `main`
+matched    20,000 updates of the other heads with alphas at which the gap pulls as hard as C51's (cql_gap.py, MATCHED)
 two_games  50,000 updates on both games in one network
 report     draws and tabulates what there is
 
@@ -61,8 +63,17 @@ ABLATIONS = {
     "mse, noise 0.3": ("mse", ["data.reward_noise=0.3"]),
     "mse, noise 1": ("mse", ["data.reward_noise=1"]),
 }
-PARTS = ("rates", "main", "ablations", "two_games")
-UPDATES = {"rates": 10_000, "main": 50_000, "ablations": 50_000, "two_games": 50_000}
+# The weights of the gap at which its gradient stands to that of td_loss as with C51 and alpha 0.1, from `cql_gap.py`.
+MATCHED = {
+    ("hlgauss", "Pong"): 0.8,
+    ("quantile", "Pong"): 11.0,
+    ("mse", "Pong"): 0.33,
+    ("hlgauss", "Breakout"): 0.6,
+    ("quantile", "Breakout"): 7.0,
+    ("mse", "Breakout"): 0.19,
+}
+PARTS = ("rates", "main", "ablations", "matched", "two_games")
+UPDATES = {"rates": 10_000, "main": 50_000, "ablations": 50_000, "matched": 20_000, "two_games": 50_000}
 
 
 class Run(NamedTuple):
@@ -129,6 +140,20 @@ def runs_of(part: str, seeds: list[int]) -> list[Run]:
             Run(part, ("Pong",), label, loss, RATES[loss, "Pong"], seed, options)
             for seed in seeds
             for label, (loss, options) in ABLATIONS.items()
+        ]
+    if part == "matched":
+        return [
+            Run(
+                part,
+                (game,),
+                f"{loss}, alpha {alpha:g}",
+                loss,
+                RATES[loss, game],
+                seed,
+                [f"agent.alpha={alpha:g}"],
+            )
+            for seed in seeds
+            for (loss, game), alpha in MATCHED.items()
         ]
     return [
         Run(part, GAMES, "hlgauss", "hlgauss", RATES["hlgauss", "Pong"], seed, ["agent.games=2"])

@@ -1,9 +1,9 @@
 """How strongly CQL's conservative term pulls at the outputs of each head.
 
-    python benchmarks/cql.py main --seeds 0
+    python benchmarks/cql.py main
     python benchmarks/cql_gap.py
 
-For the networks that `cql.py main` trained with seed 0, and the recordings that they learnt from, the gradients of both
+For networks that `cql.py main` trained, and the recordings that they learnt from, the gradients of both
 terms of the loss with respect to the outputs of a state are compared: the length of d gap / d outputs over the length
 of d td_loss / d outputs, each the root mean square over the transitions, and the standard deviation of the predicted
 distribution, in units of value. The gap is made of decoded values. Through a softmax, d value / d logit i is
@@ -36,13 +36,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=_report.RESULTS)
     arguments = parser.parse_args()
     rows = [
-        {"game": game, "loss": loss, **measure(folder, game)}
+        {"game": game, "loss": loss, "run": folder.name, **measure(folder, game)}
         for game in GAMES
         for loss in HEADS
-        if (folder := arguments.runs / f"main-{game}-{loss}-s0").exists()
+        for folder in sorted(arguments.runs.glob(f"main-{game}-{loss}-s[0-9]"))[:1]
     ]
     if not rows:
-        raise SystemExit(f"{arguments.runs} has no run of cql.py main with seed 0")
+        raise SystemExit(f"{arguments.runs} has no run of cql.py main")
     facts = _report.machine()
     header = [
         "game",

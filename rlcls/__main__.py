@@ -14,6 +14,8 @@ _COMMANDS = {
     "compare": "say which runs differ, by how much and how surely",
     "collect": "record a policy that plays, or the replay of a run",
     "datasets": "inspect, convert, verify, export and fetch recorded experience",
+    "launch": "start training on several processes, in a queue or in a cloud",
+    "compile": "say what an update needs on devices that are not here",
     "games": "list the Atari games and their protocols",
 }
 _HELP = "\n".join(

@@ -41,11 +41,11 @@ class Collective(NamedTuple):
     """The collectives of one kind in a program.
 
     Attributes:
-      count: how many.
+      number: how many.
       bytes: of their results on one device, for one update.
     """
 
-    count: int
+    number: int
     bytes: int
 
 
@@ -160,7 +160,7 @@ def collectives(text: str) -> dict[str, Collective]:
       text: the optimised HLO.
 
     >>> collectives("  %a = (f32[8]{0}, f32[2,3]{1,0}) all-reduce(%x, %y), replica_groups={}")
-    {'all-reduce': Collective(count=1, bytes=56)}
+    {'all-reduce': Collective(number=1, bytes=56)}
     """
     total: dict[str, Collective] = {}
     for result, kind, is_start in _COLLECTIVE.findall(text):
@@ -168,7 +168,7 @@ def collectives(text: str) -> dict[str, Collective]:
         # An asynchronous one returns its operands, too; only an all-reduce's results are not listed apart.
         size = sum(sizes) // (2 if is_start and kind != "all-reduce" else 1)
         before = total.get(kind, Collective(0, 0))
-        total[kind] = Collective(before.count + 1, before.bytes + size)
+        total[kind] = Collective(before.number + 1, before.bytes + size)
     return total
 
 
@@ -193,7 +193,8 @@ def _batch(spec: Spec, size: int) -> Any:
 
     observation, action = jax.tree.map(many, spec.observation), many(spec.action)
     number = jax.ShapeDtypeStruct((size,), np.float32)
-    return Transition(observation, action, number, number, observation, number, action, number)
+    shapes: Any = (observation, action, number, number, observation, number, action, number)
+    return Transition(*shapes)
 
 
 def _text(report: dict[str, Any]) -> str:
@@ -216,7 +217,7 @@ def _text(report: dict[str, Any]) -> str:
         ("memory", f"{sum(memory.values()) / 1e6:,.1f} of {limit / 1e6:,.0f} MB of a device ({parts})"),
         ("work", flops),
         *(
-            (name, f"{each['count']}, {each['bytes'] / 1e6:,.3f} MB on a device")
+            (name, f"{each['number']}, {each['bytes'] / 1e6:,.3f} MB on a device")
             for name, each in report["collectives"].items()
         ),
     ]

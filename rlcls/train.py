@@ -126,7 +126,7 @@ def _train_with(config: DictConfig, hosts: Hosts) -> int:
             stack.enter_context(folder)
         _check_shared(path, hosts)
         starting.close()
-        reactions = dict.fromkeys(
+        reactions: dict[int, Callable[[], object]] = dict.fromkeys(
             (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1), hosts.ask_stop
         )
         received = stack.enter_context(collected(reactions))

@@ -11,9 +11,12 @@ from jaxtyping import Bool, Float32, Shaped, UInt8
 
 from rlcls.spec import Spec
 
-CONTINUES, BEGINS, CUT = 0, 1, 2
-"""Values of `starts`: the row goes on with the episode of the row before it; it is the first of its episode; it is the
-first recorded row of an episode that was already under way."""
+CONTINUES = 0
+"""A value of `starts`: the row goes on with the episode of the row before it."""
+BEGINS = 1
+"""A value of `starts`: the row is the first of its episode."""
+CUT = 2
+"""A value of `starts`: the row is the first recorded one of an episode that was already under way."""
 
 
 class Rows(NamedTuple):

@@ -25,7 +25,10 @@ from .functional import (
     two_hot_cross_entropy,
 )
 from .padding import pad_outputs
+from .portable import portable_encode
+from .quality import crps, edge_mass, explained_variance, marginal_cross_entropy
 from .quantile import Quantile, quantile_huber
+from .returns import recap, recap_returns
 from .scalar import MSE, Huber
 from .suggest import reward_scale, suggest_support, support_from_rewards
 from .support import Support
@@ -45,13 +48,20 @@ __all__ = [
     "Support",
     "TwoHot",
     "categorical_l2_project",
+    "crps",
+    "edge_mass",
+    "explained_variance",
     "from_probs",
     "hl_gauss_cross_entropy",
     "hl_gauss_probs",
     "make",
+    "marginal_cross_entropy",
     "one_hot",
     "pad_outputs",
+    "portable_encode",
     "quantile_huber",
+    "recap",
+    "recap_returns",
     "reward_scale",
     "select",
     "suggest_support",

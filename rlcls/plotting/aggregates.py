@@ -44,7 +44,7 @@ def aggregates(
       UserError: a file cannot be written.
     """
     path, labels = Path(path), list(settings)
-    rows = [("aggregate", "setting", "seeds", "games", "value", "low", "high")]
+    rows: list[tuple[str, ...]] = [("aggregate", "setting", "seeds", "games", "value", "low", "high")]
     colours, height = colours_of(labels), 1.1 + 0.34 * len(labels)
     with figure_of(path, width=8, height=height + 3.4) as figure:
         grid = figure.add_gridspec(2, len(_STATISTICS), height_ratios=[height, 3.4])

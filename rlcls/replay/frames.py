@@ -57,6 +57,11 @@ class FrameReplay:
       priority_exponent: alpha of that paper.
       importance_exponent: beta of that paper, constant.
 
+    Attributes:
+      prioritized: whether sampling depends on priorities.
+      raw_weights: whether importance weights are powers of a transition's share of all priorities here, so that
+        batches of several replays can be put together; otherwise they are divided by the largest of the batch.
+
     Raises:
       ValueError: an option is out of range, or the ring would not always hold a transition.
     """
@@ -98,9 +103,9 @@ class FrameReplay:
         self.length = capacity // num_streams
         self._stack, self._gamma = stack, gamma
         self._context = max(stack - 1, 0)
-        self._reward_clip, self._prioritized = reward_clip, prioritized
+        self._reward_clip, self.prioritized = reward_clip, prioritized
         self._priority_exponent, self._importance_exponent = priority_exponent, importance_exponent
-        self.delay = 0
+        self.delay, self.raw_weights = 0, False
         shape = (num_streams, self.length)
         self.frames = np.zeros((*shape, *frame_shape), frame_dtype)
         self.actions = np.zeros(shape, np.int32)
@@ -134,7 +139,7 @@ class FrameReplay:
     def like(self, **changes: Any) -> FrameReplay:
         """An empty replay with the same options but for `changes`."""
         replay = FrameReplay(self.num_streams, **(self._options | changes))
-        replay.delay = self.delay
+        replay.delay, replay.raw_weights = self.delay, self.raw_weights
         return replay
 
     @property
@@ -218,7 +223,7 @@ class FrameReplay:
         """
         random = np.random.Generator(np.random.Philox(key=[seed, update]))
         uniforms = random.random(batch_size)
-        if self._prioritized:  # stratified, as in the paper's appendix B.2.1
+        if self.prioritized:  # stratified, as in the paper's appendix B.2.1
             uniforms = (uniforms + np.arange(batch_size)) / batch_size
         chosen = self.priorities.draw(uniforms)
         streams, slots = np.divmod(chosen, self.length)
@@ -324,10 +329,12 @@ class FrameReplay:
         return observations
 
     def _importance(self, chosen: np.ndarray) -> np.ndarray:
-        if not self._prioritized:
+        if not self.prioritized:
             return np.ones(len(chosen), np.float32)
-        weights = self.priorities.weights[chosen] ** -self._importance_exponent
-        return (weights / weights.max()).astype(np.float32)
+        # A share of the total, because each of several processes draws from its own replay.
+        shares = self.priorities.weights[chosen] / (self.priorities.total if self.raw_weights else 1.0)
+        weights = shares**-self._importance_exponent
+        return (weights / (1.0 if self.raw_weights else weights.max())).astype(np.float32)
 
     def set_priorities(self, sampled: tuple[np.ndarray, ...], divergences: Float[np.ndarray, "b"]) -> None:
         """Sets the priorities of a batch; rows that have left the ring are skipped.
@@ -338,7 +345,7 @@ class FrameReplay:
             minimum depends on where in a bin the target lies.
         """
         streams, rows = sampled
-        if not self._prioritized:
+        if not self.prioritized:
             return
         # The constant keeps every row alive: the float32 divergence of a learnt row can round to 0 or just below.
         priorities = (np.maximum(divergences, 0.0).astype(np.float64) + 1e-10) ** self._priority_exponent

@@ -77,6 +77,7 @@ class Learner:
       lag: rounds between submitting an update and using its result.
       act_with_target: the target network acts, not the online network.
       placement: the devices on which updates are made; None takes one.
+      scale_weights: the weights of a batch are divided by the largest of the whole batch.
 
     Attributes:
       acting: what acts in this round, on one device.
@@ -95,10 +96,11 @@ class Learner:
         lag: int = 0,
         act_with_target: bool = False,
         placement: Placement | None = None,
+        scale_weights: bool = False,
     ):
         self.placement = placement or Placement()
         self._state = self.placement.init(agent.init, init_key)
-        self.update = update_of(agent, update_key, self.placement, self._state)
+        self.update = update_of(agent, update_key, self.placement, self._state, scale_weights)
         diagnose = getattr(agent, "diagnose", None)
         self._diagnose = self.placement.jit(diagnose) if diagnose else None
         # A separate jitted program: its outputs never alias buffers that the next update donates.
@@ -248,7 +250,9 @@ class Learner:
         return Result(update.number, update.where, metrics, priorities, seen)
 
 
-def update_of(agent: Agent[Any], key: Array, placement: Placement, state: Any) -> Any:
+def update_of(
+    agent: Agent[Any], key: Array, placement: Placement, state: Any, scale_weights: bool = False
+) -> Any:
     """The compiled program of one update, (state, batch, number) -> (state, UpdateInfo, whether all is finite).
 
     Args:
@@ -256,6 +260,7 @@ def update_of(agent: Agent[Any], key: Array, placement: Placement, state: Any) -
       key: folded with the number of an update, it is that update's key.
       placement: where it runs.
       state: from `placement.init`, or its shapes.
+      scale_weights: the weights of a batch are divided by the largest of the whole batch.
     """
 
     def update(state: Any, batch: Transition, number: Any, **mean: Any) -> Any:
@@ -265,7 +270,7 @@ def update_of(agent: Agent[Any], key: Array, placement: Placement, state: Any) -
     # The update donates its state, so the new state reuses that memory. Without donation, page faults take a sixth of
     # an update on a CPU.
     averages = "mean" in inspect.signature(agent.update).parameters
-    return placement.update(update, state, averages=averages)
+    return placement.update(update, state, averages=averages, scales=scale_weights)
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:

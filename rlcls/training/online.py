@@ -132,8 +132,16 @@ class Online:
             return agent.act(acting, observations, jax.random.fold_in(key, host) if host else key, epsilon)
 
         self._act = xla.jit(act)
+        # The largest weight of a batch is known where the shares of all processes come together.
+        replay.raw_weights = hosts > 1 and replay.prioritized
         self._learner = Learner(
-            agent, init_key, update_key, lag=lag, act_with_target=act_with_target, placement=placement
+            agent,
+            init_key,
+            update_key,
+            lag=lag,
+            act_with_target=act_with_target,
+            placement=placement,
+            scale_weights=replay.raw_weights,
         )
         self._diagnostics_every = diagnostics_every if self._learner.diagnoses else 0
         if self._diagnostics_every:

@@ -168,27 +168,33 @@ class Placement:
             self._jit(function) if self._mesh is None else self._jit(function, out_shardings=self._everywhere)
         )
 
-    def update(self, function: Callable[..., Any], state: PyTree, *, averages: bool) -> Callable[..., Any]:
+    def update(
+        self, function: Callable[..., Any], state: PyTree, *, averages: bool, scales: bool = False
+    ) -> Callable[..., Any]:
         """The compiled program of one update, which donates the state.
 
         Args:
           function: (state, batch, number) -> (state, `UpdateInfo`, whether all is finite).
           state: from `init`.
           averages: whether `function` takes `mean`, see `rlcls.agents.Agent`.
+          scales: whether the weights of a batch are divided by the largest of the whole batch first.
 
         Returns:
           The same function of a state and of a batch from `batch`; priorities are in the order of the batch.
         """
         if self._mesh is None:
             return self._jit(function, donate_argnums=0)
-        if averages and self.model == 1:
+        is_divided = averages and self.model == 1
+        if scales:
+            function = _with_scaled_weights(function, _DATA if is_divided else None)
+        if is_divided:
             everywhere, over_data = PartitionSpec(), PartitionSpec(_DATA)
             mean = functools.partial(_mean, as_one=self.devices[0].platform == "cpu")
             function = jax.shard_map(
                 functools.partial(function, mean=mean),
                 mesh=self._mesh,
                 in_specs=(everywhere, over_data, everywhere),
-                out_specs=(everywhere, UpdateInfo(everywhere, over_data), everywhere),
+                out_specs=(everywhere, _as_info(everywhere, over_data), everywhere),
                 check_vma=False,
             )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -197,7 +203,7 @@ class Placement:
             function,
             donate_argnums=0,
             in_shardings=(shardings, self._over_data, self._everywhere),
-            out_shardings=(shardings, UpdateInfo(self._everywhere, self._over_data), self._everywhere),
+            out_shardings=(shardings, _as_info(self._everywhere, self._over_data), self._everywhere),
         )
 
     def lanes(
@@ -336,6 +342,23 @@ def _devices() -> list[jax.Device]:
     """The devices of the kind that programs run on by default."""
     default = jax.config.values["jax_default_device"]
     return jax.devices(default.platform) if default else jax.devices()
+
+
+def _as_info(metrics: Any, priorities: Any) -> UpdateInfo:
+    """A tree of the structure of an `UpdateInfo` that says where its parts are."""
+    return UpdateInfo(metrics, priorities)
+
+
+def _with_scaled_weights(function: Callable[..., Any], axis: str | None) -> Callable[..., Any]:
+    """An update of a batch whose weights are divided by their maximum, which is taken over `axis` of the mesh, too."""
+
+    def scaled(state: PyTree, batch: Any, number: Any, **mean: Any) -> Any:
+        largest = jnp.max(batch.weight)
+        if axis is not None:
+            largest = lax.pmax(largest, axis)
+        return function(state, batch._replace(weight=batch.weight / largest), number, **mean)
+
+    return scaled
 
 
 def _mean(tree: PyTree, *, as_one: bool) -> PyTree:

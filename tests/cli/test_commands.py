@@ -37,7 +37,7 @@ def test_the_version_is_the_packages(call, capsys):
 
 def test_an_unknown_command_is_one_line_with_the_nearest(call, capsys):
     assert call("trian") == 2
-    names = "collect, compare, datasets, evaluate, games, plot, train"
+    names = "collect, compare, compile, datasets, evaluate, games, launch, plot, train"
     message = f"error: unknown command 'trian'; did you mean 'train'? ({names})\n"
     assert capsys.readouterr().err == message
 

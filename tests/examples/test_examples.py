@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-OF_HEADS = [example for example in EXAMPLES if example.stem != "online_dqn"]
+WHOLE = ("nnx_steps_to_success", "online_dqn")  # these use recordings and loops too
+OF_HEADS = [example for example in EXAMPLES if example.stem not in WHOLE]
 
 
 def load(name, monkeypatch):
@@ -52,6 +53,21 @@ def test_every_head_fits_the_values_behind_noisy_returns(monkeypatch, capsys):
     assert {"mse", "hlgauss"} <= set(errors)
     assert np.max(list(errors.values())) < 0.6  # the values' own spread is 3.2
     assert "hlgauss" in capsys.readouterr().out
+
+
+def test_a_value_function_tells_steps_to_success_and_failures(monkeypatch, capsys):
+    results = load("nnx_steps_to_success", monkeypatch).main(["--episodes=400", "--updates=300"])
+    assert results["explained_variance"] > 0.7
+    assert results["cross_entropy"] < 0.7 * results["marginal_cross_entropy"]
+    assert "explained_variance" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["one_hot", "two_hot", "hlgauss"])
+def test_a_value_function_explains_nine_tenths_of_the_returns_of_episodes_held_out(target, monkeypatch):
+    results = load("nnx_steps_to_success", monkeypatch).main([f"--target={target}"])
+    assert results["explained_variance"] > 0.9
+    assert results["cross_entropy"] < 0.6 * results["marginal_cross_entropy"]
 
 
 def test_a_loop_is_stepped_from_python_and_learns_the_exact_values(monkeypatch, capsys):

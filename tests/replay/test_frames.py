@@ -246,6 +246,24 @@ def test_a_high_priority_is_drawn_in_proportion_and_weighed_down():
     np.testing.assert_allclose(batch.weight[~high], 1, rtol=1e-6)
 
 
+def test_raw_weights_of_two_replays_become_those_of_one_batch_when_divided_by_their_maximum():
+    """Each transition was drawn with the probability p / (sum of its replay), so the weight is a power of that."""
+    weights, shares = [], []
+    for low in (1.0, 3.0):
+        replay = make(priority_exponent=1.0, importance_exponent=0.5)
+        add_rows(replay, 12)
+        _, sampled = replay.sample(256, 0, 0)
+        replay.set_priorities(sampled, np.where(sampled.rows == 4, 9.0, low))
+        replay.raw_weights = True
+        batch, sampled = replay.sample(64, 0, 1)
+        held = replay.priorities.weights
+        weights.append(batch.weight)
+        shares.append(held[sampled.streams * replay.length + sampled.rows % replay.length] / held.sum())
+    together, shares = np.concatenate(weights), np.concatenate(shares)
+    expected = shares**-0.5 / (shares**-0.5).max()
+    np.testing.assert_allclose(together / together.max(), expected, rtol=1e-5)
+
+
 def test_priorities_of_rows_that_left_the_ring_are_passed_over():
     replay = make()
     add_rows(replay, 10)
