@@ -89,20 +89,6 @@ def test_each_run_of_a_sweep_is_a_job(machine):
     assert [each["arguments"][2] for each in machine.trained(1)] == ["seed=0", "seed=1"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (["agnt=dqn"], "error: unknown option 'agnt'"),
-        ([], "error: say what to train"),
-        (["--config"], "error: --config is no flag of a run that is launched"),
-    ],
-)
-def test_a_mistake_is_found_before_anything_begins(machine, capfd, arguments, line):
-    assert launch(arguments=arguments) == 2
-    assert capfd.readouterr().err.startswith(line)
-    assert machine.trained(0) == []
-
-
 def test_a_dry_run_prints_the_commands_and_begins_nothing(machine, capfd):
     assert launch("--dry-run") == 0
     lines = capfd.readouterr().out.splitlines()

@@ -80,9 +80,3 @@ def test_each_run_of_a_sweep_is_a_job(machine):
         ["runs/rlcls-dqn-breakout-1.sbatch"],
     ]
     assert [each["arguments"][1] for each in machine.trained(0)] == ["game='Pong'", "game='Breakout'"]
-
-
-def test_without_sbatch_the_error_is_one_line(machine, monkeypatch, capfd):
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert launch(machine) == 2
-    assert capfd.readouterr().err == "error: sbatch is not on PATH; --dry-run prints what it would be given\n"
