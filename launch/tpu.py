@@ -69,7 +69,7 @@ for attempt in $(seq {attempts}); do
   if [ -z "$(slice_state)" ]; then create || exit 1; fi
   code=75
   if wait_until_active && install; then
-    on_all_workers {train}
+    on_all_workers "attempt=$$-$attempt; "{train}
     code=$?
   fi
   # 75: a worker died. 128 and more: a signal ended it. 255: ssh lost it.
@@ -124,9 +124,11 @@ def _script(job: Job, chosen: argparse.Namespace) -> str:
     given = [each for each in job.arguments if each.startswith("run_dir=")]
     run_dir = [] if given else [f"run_dir={chosen.runs}/{job.name}"]
     unset = " ".join(f"-u {name}" for name in STALE_NAMES)
-    # The shell becomes the training, so its number is that of the training.
+    # gcloud repeats a command whose connection was lost. The training then ends, and all begin again in the next
+    # attempt. Otherwise the shell becomes the training, so its number is that of the training.
     train = (
-        f"{_STOP}; echo $$ >~/rlcls.pid; cd ~/rlcls && "
+        f'before=$(cat ~/rlcls.attempt 2>/dev/null); {_STOP}; if [ "$before" = "$attempt" ]; then exit 75; fi; '
+        'echo "$attempt" >~/rlcls.attempt; echo $$ >~/rlcls.pid; cd ~/rlcls && '
         f"exec env {unset} {PYTHON} -m rlcls.train {shlex.join([*job.arguments, *run_dir])}"
     )
     unpack = "rm -rf ~/rlcls && mkdir ~/rlcls && tar -xzf ~/rlcls.tar.gz -C ~/rlcls && cd ~/rlcls"

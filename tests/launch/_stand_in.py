@@ -72,6 +72,11 @@ def ssh(rest):
         (FOLDER / "lose").unlink()  # the connection ends, and the training goes on
         wait_for("begun-0-0", "begun-1-0")
         return 255
+    if "rlcls.train" in text and "exec" in text and (FOLDER / "reconnect").exists():
+        (FOLDER / "reconnect").unlink()  # as gcloud does: only worker 0 has lost its connection
+        wait_for("begun-0-0", "begun-1-0")
+        environment = os.environ | {"HOME": str(WORKERS[0])}
+        running[0] = subprocess.Popen(["bash", "-c", text], env=environment, start_new_session=True)
     codes = [process.wait() for process in running]
     codes = [128 - code if code < 0 else code for code in codes]
     if any(codes) and (FOLDER / "preempt").exists():

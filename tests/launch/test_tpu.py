@@ -86,6 +86,14 @@ def test_a_training_that_lost_its_connection_ends_before_the_next_begins(machine
         assert [each["earlier ones live"] for each in machine.trained(index)] == [False, False]
 
 
+def test_a_worker_to_which_gcloud_connects_again_ends_the_attempt(machine):
+    machine.plan("wait", "done")
+    machine.touch("reconnect")
+    assert launch() == 0
+    for index in (0, 1):
+        assert [each["earlier ones live"] for each in machine.trained(index)] == [False, False]
+
+
 def test_restarts_come_to_an_end_and_the_slice_is_given_back(machine):
     machine.plan("die 0", "die 0")
     assert launch("--restarts", "1") in (75, 137)
