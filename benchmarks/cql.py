@@ -333,7 +333,12 @@ def _picture(
 
     games = [game for game in GAMES if any(game == each for each, _ in groups)]
     labels = list(dict.fromkeys(label for _, label in groups))
-    colours = dict(zip(labels, plt.get_cmap("tab20" if len(labels) > 10 else "tab10").colors, strict=False))
+    palette = plt.get_cmap("tab20" if len(labels) > 10 else "tab10").colors
+    # A head has one colour where each panel shows it once; its label may differ from game to game.
+    shown = [(game, curves[0]["loss"]) for (game, _), curves in groups.items()]
+    by_head = len(set(shown)) == len(shown)
+    keys = {group: curves[0]["loss"] if by_head else group[1] for group, curves in groups.items()}
+    colours = dict(zip(HEADS if by_head else labels, palette, strict=False))
     figure, panels = plt.subplots(
         1, len(games), figsize=(4.6 * len(games) + 1.6, 3.6), squeeze=False, layout="constrained"
     )
@@ -342,12 +347,17 @@ def _picture(
             curves = groups.get((game, label), [])
             if not curves:
                 continue
-            length = min(len(curve["evaluations"]) for curve in curves)
-            x = [line["updates"] / 1e3 for line in curves[0]["evaluations"][:length]]
-            returns = [[line["return_mean"] for line in curve["evaluations"][:length]] for curve in curves]
-            axes.plot(x, np.mean(returns, axis=0), color=colours[label], linewidth=1.8, label=label)
-            for one in returns if len(returns) > 1 else ():
-                axes.plot(x, one, color=colours[label], linewidth=0.6, alpha=0.4)
+            colour = colours[keys[game, label]]
+            series = [
+                ([line["updates"] / 1e3 for line in each], [line["return_mean"] for line in each])
+                for each in (curve["evaluations"] for curve in curves)
+            ]
+            # The mean reaches as far as all seeds have come.
+            length = min(len(x) for x, _ in series)
+            mean = np.mean([returns[:length] for _, returns in series], axis=0)
+            axes.plot(series[0][0][:length], mean, color=colour, linewidth=1.8, label=label)
+            for x, returns in series if len(series) > 1 else ():
+                axes.plot(x, returns, color=colour, linewidth=0.6, alpha=0.5)
         behaviour = recordings.get(game, {}).get("behaviour_return")
         if behaviour is not None:
             axes.axhline(behaviour, color="0.4", linestyle="--", linewidth=1, label="recorded episodes")
@@ -355,6 +365,10 @@ def _picture(
         axes.set_xlabel("thousand updates")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel("mean return (thin: each seed)")
+    labels_of = [{label for each, label in groups if each == game} for game in games]
+    for axes, own in zip(panels[0], labels_of, strict=True):
+        if own != labels_of[-1]:
+            axes.legend(frameon=False, fontsize=8)
     panels[0][-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
