@@ -10,7 +10,8 @@ devices    Nature's network, HL-Gauss, a batch of 256, forced devices
 processes  the same, each process with one device and its share of the batch, over gloo
 
 Devices and processes share the cores of one machine, so their updates cannot get faster: the figures say what dividing
-costs. Each measurement is kept in --out as soon as it is made, and is not made again.
+costs. Results are kept in --out as soon as they are made, and what
+has been compiled is not compiled again.
 """
 
 import argparse
