@@ -12,44 +12,13 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-# libtpu would otherwise ask the network which TPU it is on; any one will do.
-for _name, _value in {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-}.items():
+from rlcls.chips import H100, TPU_ENVIRONMENT
+
+for _name, _value in TPU_ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 
 TPUS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 CHIPS = (*TPUS, "H100")
-
-_H100 = """
-platform_name: "CUDA"
-device_description_str: "NVIDIA H100 80GB HBM3"
-dnn_version_info { major: 9 minor: 7 }
-runtime_version { major: 12 minor: 9 patch: 0 }
-gpu_device_info {
-  cuda_compute_capability { major: 9 }
-  core_count: 132
-  fpus_per_core: 128
-  clock_rate_ghz: 1.98
-  memory_bandwidth: 3352320000000
-  device_memory_size: 84929347584
-  l2_cache_size: 52428800
-  threads_per_warp: 32
-  threads_per_block_limit: 1024
-  threads_per_core_limit: 2048
-  registers_per_block_limit: 65536
-  registers_per_core_limit: 65536
-  shared_memory_per_block: 49152
-  shared_memory_per_block_optin: 232448
-  shared_memory_per_core: 233472
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-}
-"""
 
 
 def missing(chip: str) -> str | None:
@@ -68,7 +37,7 @@ def devices(chip: str) -> list[Any]:
     if chip in TPUS:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=TPUS[chip]).devices)
     topology = topologies.get_topology_desc(
-        platform="cuda", topology_name="h100", target_config=_H100, topology="1x1x1"
+        platform="cuda", topology_name="h100", target_config=H100, topology="1x1x1"
     )
     return list(topology.devices)
 

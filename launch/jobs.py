@@ -13,10 +13,6 @@ from typing import NamedTuple
 from rlcls._errors import UserError
 from rlcls.distributed import DIED
 
-STALE = re.compile(
-    r"MEGASCALE_.*|(JAX_)?COORDINATOR_(ADDRESS|BIND_ADDRESS|PORT)|JAX_(NUM_PROCESSES|PROCESS_ID)"
-)
-"""Variables that another program may have left; JAX would look for processes that are not there."""
 STALE_NAMES = (
     "MEGASCALE_COORDINATOR_ADDRESS",
     "MEGASCALE_NUM_SLICES",
@@ -28,7 +24,7 @@ STALE_NAMES = (
     "JAX_NUM_PROCESSES",
     "JAX_PROCESS_ID",
 )
-"""Those of them that generated scripts unset."""
+"""Variables that another program may have left; JAX would look for processes that are not there."""
 
 
 DEATHS = (DIED, *(128 + number for number in (6, 7, 9, 11)))
@@ -118,8 +114,12 @@ def run_each(commands: list[list[str]]) -> int:
 
 
 def without_stale(environment: dict[str, str]) -> dict[str, str]:
-    """The environment without variables that `STALE` matches."""
-    return {name: value for name, value in environment.items() if not STALE.fullmatch(name)}
+    """The environment without `STALE_NAMES` and other variables of MEGASCALE."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name not in STALE_NAMES and not name.startswith("MEGASCALE_")
+    }
 
 
 def show(files: dict[str, str], commands: list[list[str]]) -> int:

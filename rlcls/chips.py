@@ -11,15 +11,14 @@ import jax
 
 from rlcls._errors import UserError, install, nearest
 
-# libtpu would otherwise ask the network which TPU it is on; any one will do.
-_TPU_ENVIRONMENT = {
+TPU_ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
 }
-# What XLA's compiler for GPUs asks a device for.
-_H100 = """
+"""libtpu would otherwise ask the network which TPU it is on; any one will do."""
+H100 = """
 platform_name: "CUDA"
 device_description_str: "NVIDIA H100 80GB HBM3"
 dnn_version_info { major: 9 minor: 7 }
@@ -45,6 +44,7 @@ gpu_device_info {
   block_dim_limit_z: 65535
 }
 """
+"""What XLA's compiler for GPUs asks a device for."""
 GIB = 1 << 30
 _MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "h100": 79}
 """GiB of each device, by chip."""
@@ -87,7 +87,7 @@ def _tpus(name: str) -> list[Any]:
         raise UserError(
             f"target={name}: TPU programs are compiled by libtpu, which comes with {install('tpu')}"
         )
-    for variable, value in _TPU_ENVIRONMENT.items():
+    for variable, value in TPU_ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     return _topology(name, platform="tpu", topology_name=name)
 
@@ -102,7 +102,7 @@ def _gpus(name: str, count: int) -> list[Any]:
     if machines > 1 and rest:
         raise UserError(f"target={name}: expected at most 8 GPUs, or machines of 8 (h100:16, h100:24, ...)")
     shape = f"1x{machines}x8" if machines > 1 else f"1x1x{count}"
-    return _topology(name, platform="cuda", topology_name="h100", target_config=_H100, topology=shape)
+    return _topology(name, platform="cuda", topology_name="h100", target_config=H100, topology=shape)
 
 
 def _topology(name: str, **options: str) -> list[Any]:

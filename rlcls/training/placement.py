@@ -126,11 +126,6 @@ class Placement:
         """The number of processes that train together."""
         return jax.process_count() if self._mesh else 1
 
-    @property
-    def writes(self) -> bool:
-        """Whether this process writes what a run writes once."""
-        return jax.process_index() == 0
-
     def check_batch(self, **sizes: int) -> None:
         """Raises a ValueError for the first size of a batch, by the name of its option, that `data` does not divide."""
         for name, size in sizes.items():
@@ -199,7 +194,7 @@ class Placement:
             )
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
         # Without out_shardings XLA may return a parameter in another sharding, and the next call compiles again.
-        return xla.jit(
+        return self._jit(
             function,
             donate_argnums=0,
             in_shardings=(shardings, self._over_data, self._everywhere),

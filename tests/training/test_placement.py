@@ -193,7 +193,7 @@ def test_a_mesh_larger_than_the_machine_names_what_it_needs():
 def test_one_device_has_no_mesh():
     place = Placement()
     rows = np.arange(6.0).reshape(3, 2)
-    assert place.sizes == {"data": 1, "model": 1} and place.writes
+    assert place.sizes == {"data": 1, "model": 1}
     np.testing.assert_array_equal(place.local(place.batch(rows)), rows)
     assert place.acting(rows) is rows
     place.check_batch(batch_size=7)
