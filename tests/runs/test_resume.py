@@ -101,9 +101,13 @@ def leaves(saved: checkpoint.Checkpoint) -> list[np.ndarray]:
     import jax
     import orbax.checkpoint as ocp
 
+    path = (saved.folder / "tree").resolve()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = checkpointer.restore((saved.folder / "tree").resolve())
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+        tree = checkpointer.metadata(path).item_metadata.tree
+        # Arrays on the host: the run may have had more devices than this process.
+        on_the_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        restored = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=on_the_host))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(restored)]
 
 
 def test_a_run_stopped_by_sigterm_and_killed_by_sigkill_resumes_to_the_same_bits(whole, tmp_path):
