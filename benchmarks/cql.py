@@ -122,6 +122,8 @@ def main() -> None:
         ]
         _runs.make(jobs, folder, processes=arguments.jobs, minutes=arguments.minutes)
     curves = [curve for run in wanted for curve in _curves(run, folder, known)]
+    # Those of other seeds stay among the results.
+    curves += [curve for curve in known["runs"] if _identity(curve) not in map(_identity, curves)]
     if not curves:
         raise SystemExit(f"no run in {folder} or {arguments.out / 'cql.json'} has been evaluated yet")
     _write(curves, known["recordings"] | _described(), known["overrides"], arguments.out)
@@ -211,6 +213,10 @@ def _ended(run: Run, known: dict[str, Any]) -> bool:
     """Whether the whole curve of a run is among the results."""
     curves = _known_curves(run, known)
     return bool(curves) and all(curve["evaluations"][-1]["updates"] == UPDATES[run.part] for curve in curves)
+
+
+def _identity(curve: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(curve[name] for name in ("part", "game", "label", "seed"))
 
 
 def _known_curves(run: Run, known: dict[str, Any]) -> list[dict[str, Any]]:
