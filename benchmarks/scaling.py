@@ -204,7 +204,48 @@ def _write(known: dict[str, Any], out: Path) -> None:
                 f"{_report.describe(known[part]['1']['machine'])}\n\n"
                 + _report.table([part, "updates/s", "of one", "cores"], rows)
             )
+    _picture(known, out / "scaling.png")
     _report.write("scaling", known, "\n\n".join(texts), out)
+
+
+def _picture(known: dict[str, Any], path: Path) -> None:
+    """Bytes that a device sends against the size of the mesh, and updates/s of devices and processes here."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure, (sent, speed) = plt.subplots(1, 2, figsize=(8.6, 3.4), layout="constrained")
+    colours = dict(zip(UPDATES, ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"), strict=True))
+    for name, (targets, _) in UPDATES.items():
+        found = [each for target in targets if (each := known["compiled"].get(f"{name}: {target}"))]
+        if found:
+            megabytes = [sum(one["bytes"] for one in each["collectives"].values()) / 1e6 for each in found]
+            devices = [each["devices"] for each in found]
+            sent.plot(devices, megabytes, "o-", color=colours[name], markersize=4, label=name)
+    sent.set_xscale("log", base=2)
+    sent.set_yscale("log")
+    ticks = sorted({each["devices"] for each in known["compiled"].values()})
+    sent.set_xticks(ticks, [str(tick) for tick in ticks])
+    sent.set_ylim(1, 10_000)
+    sent.set_xlabel("devices")
+    sent.set_ylabel("MB sent by a device in an update")
+    sent.legend(frameon=False, fontsize=7)
+    for part, colour in (("devices", "#0072b2"), ("processes", "#d55e00")):
+        counts = sorted(map(int, known[part]))
+        rates = [known[part][str(count)]["updates_per_second"] for count in counts]
+        speed.plot(counts, rates, "o-", color=colour, label=f"{part} that share this CPU")
+    speed.set_xscale("log", base=2)
+    speed.set_xticks(COUNTS, [str(count) for count in COUNTS])
+    speed.set_ylim(0, 1.2 * speed.get_ylim()[1])
+    speed.set_xlabel("devices or processes")
+    speed.set_ylabel("updates/s")
+    speed.legend(frameon=False, fontsize=7)
+    for axes in (sent, speed):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 if __name__ == "__main__":
