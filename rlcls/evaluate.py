@@ -159,7 +159,8 @@ def _evaluate(
             print(f"note: {line}", file=sys.stderr)
         if other := build.other_task(spec, env):
             raise UserError(f"{run_dir} cannot be evaluated in its environment: the data has {other}")
-        evaluator = build.episode_evaluator(config, agent, env)
+        behaviour_returns = chosen.counters["loop"].get("behaviour_returns", {})
+        evaluator = build.episode_evaluator(config, agent, env, behaviour_returns)
         stack.callback(evaluator.close)
         if video != "false" and not can_be_filmed(evaluator.env):
             raise UserError(f"video={video}: {env.name} cannot be filmed")

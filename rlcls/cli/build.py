@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hydra
@@ -355,11 +356,24 @@ def _cure(data: Dataset, envs: Mapping[str, HostEnv]) -> str:
     return "choose env= as the data, or eval.every=0"
 
 
-def episode_evaluator(config: DictConfig, agent: Agent[Any], env: HostEnv) -> EpisodeEvaluator:
-    """The evaluator of `python -m rlcls.evaluate`."""
-    options = config.eval
+def episode_evaluator(
+    config: DictConfig, agent: Agent[Any], env: HostEnv, behaviour_returns: Mapping[str, float]
+) -> EpisodeEvaluator:
+    """The evaluator of `python -m rlcls.evaluate`.
+
+    Args:
+      config: the run's configuration.
+      agent: the agent that plays.
+      env: the environment that was learnt from.
+      behaviour_returns: mean returns of the recorded episodes, by game; empty for a run without recorded data.
+    """
     return EpisodeEvaluator(
-        agent, env, seed=config.seed, episodes=options.get("episodes", 10), epsilon=options.get("epsilon")
+        agent,
+        env,
+        seed=config.seed,
+        episodes=config.eval.get("episodes", 10),
+        epsilon=config.eval.get("epsilon"),
+        data=SimpleNamespace(behaviour_returns=behaviour_returns),
     )
 
 

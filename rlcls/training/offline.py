@@ -152,6 +152,8 @@ class Offline:
             "number": self.number,
             "sums": dict(self._sums),
             "data": self._identity,
+            # Evaluations of the checkpoint are normalised with these, where the data set is not opened.
+            "behaviour_returns": dict(getattr(self._data, "behaviour_returns", {})),
             "mesh": self._learner.placement.sizes,
         }
         return Saved(tree, arrays, counters)

@@ -9,6 +9,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from rlcls import evaluate, trained
+from rlcls.evaluation.scores import SCORES
 from rlcls.runs import checkpoint, metrics
 from rlcls.train import main
 
@@ -171,6 +172,20 @@ def test_the_evaluate_command_plays_the_episodes_of_an_offline_run(several, reco
     result = json.loads((tmp_path / "run" / "evaluations" / "40_device=cpu.json").read_text())
     (own,) = lines(tmp_path / "run", "eval")
     assert (result["returns"], result["updates"]) == (own["returns"], 40)
+
+
+def test_the_evaluate_command_normalises_by_the_behaviour_without_opening_the_data(
+    recorded, monkeypatch, capsys
+):
+    monkeypatch.setitem(SCORES, "probe/policy", (0.0, 1.0, 1.0))  # random, human, DQN
+    monkeypatch.setattr(recorded.Recorded, "behaviour_returns", {"probe/policy": 0.5}, raising=False)
+    assert main([*COMMAND, "steps=200", "eval.every=200", "run_dir=run"]) == 0, capsys.readouterr().err
+    monkeypatch.setattr(recorded.Recorded, "__init__", None)
+    capsys.readouterr()
+    assert evaluate.main(["run=run", "device=cpu"]) == 0, capsys.readouterr().err
+    names, values = (line.split("  ") for line in capsys.readouterr().out.splitlines()[-3:-1])
+    shown = dict(zip(filter(None, map(str.strip, names)), filter(None, map(str.strip, values)), strict=True))
+    assert shown["mean return"] == "1.00" and shown["behaviour normalised"] == "2.00"
 
 
 def test_a_run_whose_data_differs_from_its_environment_is_loaded_as_its_data_says(recorded, tmp_path, capsys):
