@@ -6,14 +6,16 @@
     python benchmarks/cql.py main --jobs 2 --minutes 60
     python benchmarks/cql.py ablations
     python benchmarks/cql.py matched
+    python benchmarks/cql.py noise
     python benchmarks/cql.py two_games
     python benchmarks/cql.py report
 
 rates      10,000 updates of each head at three learning rates; RATES below holds the best ones
 main       50,000 updates of each head at its rate, three seeds, on each game
-ablations  50,000 updates on Pong without the conservative term, with SARSA targets, other weights and noisy rewards;
-           HL-Gauss and MSE as they are come from `main`
+ablations  50,000 updates of HL-Gauss on Pong without the conservative term, with SARSA targets and with other weights;
+           HL-Gauss as it is comes from `main`
 matched    20,000 updates of the other heads with alphas at which the gap pulls as hard as C51's (cql_gap.py, MATCHED)
+noise      20,000 updates on Breakout with noisy rewards, at the alphas of `matched`, which has the curves without noise
 two_games  50,000 updates on both games in one network
 report     draws and tabulates what there is
 
@@ -51,17 +53,12 @@ RATES = {
     ("mse", "Breakout"): 2.5e-4,
 }
 WINDOW = 5  # evaluations in a mean
-# The curves of `main` on Pong that stand among the ablations, too.
-FROM_MAIN = {"alpha 0.1": "hlgauss", "mse": "mse"}
+NOISE = (0.3, 1.0)
 ABLATIONS = {
     "no conservative term": ("hlgauss", ["agent.alpha=0"]),
     "SARSA targets": ("hlgauss", ["agent.target=sarsa"]),
     "alpha 0.5": ("hlgauss", ["agent.alpha=0.5"]),
     "alpha 4": ("hlgauss", ["agent.alpha=4"]),
-    "noise 0.3": ("hlgauss", ["data.reward_noise=0.3"]),
-    "noise 1": ("hlgauss", ["data.reward_noise=1"]),
-    "mse, noise 0.3": ("mse", ["data.reward_noise=0.3"]),
-    "mse, noise 1": ("mse", ["data.reward_noise=1"]),
 }
 # The weights of the gap at which its gradient stands to that of td_loss as with C51 and alpha 0.1, from `cql_gap.py`.
 MATCHED = {
@@ -72,8 +69,17 @@ MATCHED = {
     ("quantile", "Breakout"): 7.0,
     ("mse", "Breakout"): 0.19,
 }
-PARTS = ("rates", "main", "ablations", "matched", "two_games")
-UPDATES = {"rates": 10_000, "main": 50_000, "ablations": 50_000, "matched": 20_000, "two_games": 50_000}
+# With alpha 0.1 two games would be one that HL-Gauss learns and one that it does not.
+TWO_GAMES = ["agent.games=2", "agent.alpha=0.6"]
+UPDATES = {
+    "rates": 10_000,
+    "main": 50_000,
+    "ablations": 50_000,
+    "matched": 20_000,
+    "noise": 20_000,
+    "two_games": 50_000,
+}
+PARTS = tuple(UPDATES)
 
 
 class Run(NamedTuple):
@@ -157,8 +163,23 @@ def runs_of(part: str, seeds: list[int]) -> list[Run]:
             for seed in seeds
             for (loss, game), alpha in MATCHED.items()
         ]
+    if part == "noise":
+        return [
+            Run(
+                part,
+                ("Breakout",),
+                f"{loss}, noise {eta:g}",
+                loss,
+                RATES[loss, "Breakout"],
+                seed,
+                [f"agent.alpha={MATCHED[loss, 'Breakout']:g}", f"data.reward_noise={eta:g}"],
+            )
+            for seed in seeds
+            for eta in NOISE
+            for loss in ("hlgauss", "mse")
+        ]
     return [
-        Run(part, GAMES, "hlgauss", "hlgauss", RATES["hlgauss", "Pong"], seed, ["agent.games=2"])
+        Run(part, GAMES, "hlgauss, alpha 0.6", "hlgauss", RATES["hlgauss", "Pong"], seed, TWO_GAMES)
         for seed in seeds
     ]
 
@@ -275,7 +296,7 @@ def _write(curves: list[dict[str, Any]], recordings: dict[str, Any], overrides: 
     out.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
         groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for curve in _also_ablations(curves):
+        for curve in _also_without_change(curves):
             if curve["part"] == part:
                 groups.setdefault((curve["game"], curve["label"]), []).append(curve)
         if not groups:
@@ -304,13 +325,15 @@ def _write(curves: list[dict[str, Any]], recordings: dict[str, Any], overrides: 
     _report.write("cql", data, "\n\n".join(["# CQL on recordings of one's own", intro, *hashes, *texts]), out)
 
 
-def _also_ablations(curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The curves, and those of FROM_MAIN once more as ablations."""
+def _also_without_change(curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The curves, and once more those from which `ablations` and `noise` depart."""
+    bases = [("main", "Pong", "hlgauss", "ablations", "alpha 0.1")]
+    bases += [("matched", "Breakout", loss, "noise", f"{loss}, noise 0") for loss in ("hlgauss", "mse")]
     return curves + [
-        {**curve, "part": "ablations", "label": label}
-        for label, loss in FROM_MAIN.items()
+        {**curve, "part": part, "label": label}
+        for base_part, game, loss, part, label in bases
         for curve in curves
-        if (curve["part"], curve["game"], curve["loss"]) == ("main", "Pong", loss)
+        if (curve["part"], curve["game"], curve["loss"]) == (base_part, game, loss)
     ]
 
 
