@@ -155,7 +155,7 @@ def test_the_td_target_of_c51_on_symexp_atoms_has_the_mean_of_the_backup():
     np.testing.assert_allclose(target @ head.support.centers, expected, atol=1e-5)
 
 
-def test_a_nan_spoils_its_own_row_only():
+def test_a_nan_affects_only_its_own_row():
     targets = np.array([0.5, np.nan, np.inf], np.float32)
     for p in (
         kernels.IrregularTwoHot.between(POINTS),
