@@ -64,8 +64,8 @@ def train(*argv, cwd):
         (["game=Joust"], "game 'Joust' needs two players"),
         (
             ["env=probe", "game=probe/policy"],
-            "backbone: DataEfficient looks at observations of shape (frames, height, width), at least 25 high and "
-            "wide, not (1,); backbone=mlp or backbone=states looks at vectors\n",
+            "backbone: DataEfficient takes observations of shape (frames, height, width), at least 25 high and "
+            "wide, not (1,); backbone=mlp or backbone=states takes vectors\n",
         ),
     ],
 )

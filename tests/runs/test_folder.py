@@ -112,7 +112,7 @@ def test_a_replay_larger_than_the_memory_is_refused_with_one_that_fits(tmp_path)
 
 
 def test_a_backbone_that_cannot_see_the_observations_is_one_line(tmp_path):
-    assert_refused(train("backbone=nature", cwd=tmp_path), "Nature looks at observations of shape")
+    assert_refused(train("backbone=nature", cwd=tmp_path), "Nature takes observations of shape")
     assert not list(tmp_path.iterdir())
 
 
