@@ -51,7 +51,7 @@ def train(*argv, cwd):
         (["game=Pnog"], "unknown game 'Pnog'; did you mean 'Pong'?"),
         (
             ["env=gymnasium", "env.id=Pendulum-v1"],
-            "agent: DQN needs one discrete action at a time, and these are float32 [1]",
+            "agent: DQN needs one discrete action at a time, not float32 [1]",
         ),
         (
             ["env=gymnasium", "env.id=CartPol-v1"],

@@ -228,7 +228,7 @@ def test_a_value_may_have_any_name_that_no_line_has_already(tmp_path):
     metrics.check_values("eval", counts(4), {"return_mean": math.inf, "returns": [1.0]})
 
 
-def test_a_folder_without_metrics_is_no_run(tmp_path):
+def test_a_folder_without_metrics_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not a run folder"):
         metrics.read(tmp_path / "nowhere")
 
