@@ -74,7 +74,7 @@ MISFITS = {
     "data._target_=coin.Coin": "a data set needs loop=offline",
     "loop=offline": "loop=offline needs a data set",
     "agent._target_=nowhere.Agent": "agent._target_=nowhere.Agent: No module named 'nowhere'",
-    "agent._target_=misfit.OneAction": "agent: misfit.OneAction.act returns int32 [] for 2 observations; it must return",
+    "agent._target_=misfit.OneAction": "agent: misfit.OneAction.act returns int32 [] for 2 observations; it must",
     "env._target_=misfit.flat": "env: misfit.FlatEnv.step returns observations float32 [2], but its spec says float32",
     "data._target_=misfit.Nothing loop=offline": "data: misfit.Nothing.sample must return (Transition, tuple of",
     "data._target_=misfit.NanRewards loop=offline": "data: misfit.NanRewards: the reward is not finite at row ",
