@@ -1,7 +1,4 @@
-"""Agents as pure functions: they touch no environment, file, clock or global.
-
-`base.py` says what an agent is.
-"""
+"""Agents as pure functions, which use no environment, file, clock or global. `base.py` defines their interface."""
 
 from .base import Agent, UpdateInfo
 from .bc import BC

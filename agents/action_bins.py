@@ -1,4 +1,4 @@
-"""Continuous actions as tokens: each dimension in bins, or in bins within bins."""
+"""Continuous actions as tokens: each dimension is divided into bins, and bins may be divided again."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-_MOST_CELLS = 2**20  # a float32 between 0 and 1 tells so many apart with room to spare
+_MAX_CELLS = 2**20  # float32 can distinguish this many cells between 0 and 1
 
 
 @dataclasses.dataclass(frozen=True)
 class ActionBins:
-    """Actions of D numbers as T = D * levels tokens of `bins` values each.
+    """Actions of D numbers as T = D * levels tokens with `bins` values each.
 
-    Each dimension is divided into `bins` intervals of equal width, each of these into `bins` again, and so on for
-    `levels`. A token is the number of the interval; an action is the centre of its last interval. The first D tokens
-    are the coarsest intervals of all dimensions, the next D those within, and so on.
+    Each dimension is divided into `bins` intervals of equal width. Each interval is divided into `bins` again, `levels`
+    times in all. A token is the number of an interval within the interval of the level above. A decoded action is the
+    centre of its smallest interval. The first D tokens are the coarsest intervals of all dimensions, the next D tokens
+    are those of the second level, and so on.
 
     Args:
       low: the lowest value of each dimension.
       high: the highest value of each dimension.
-      bins: intervals into which one is divided.
-      levels: how often.
+      bins: number of intervals into which an interval is divided.
+      levels: number of levels.
 
     Raises:
       ValueError: a number is out of range.
@@ -47,9 +48,9 @@ class ActionBins:
             raise ValueError(f"bins must be at least 2, not {self.bins}")
         if self.levels < 1:
             raise ValueError(f"levels must be at least 1, not {self.levels}")
-        if self.cells > _MOST_CELLS:
+        if self.cells > _MAX_CELLS:
             raise ValueError(
-                f"{self.bins} bins at {self.levels} levels are more than {_MOST_CELLS:,} intervals"
+                f"{self.bins} bins at {self.levels} levels are more than {_MAX_CELLS:,} intervals"
             )
         for low, high in zip(self.low, self.high, strict=True):
             if not (np.isfinite(low) and np.isfinite(high) and low < high):
@@ -57,24 +58,24 @@ class ActionBins:
 
     @property
     def cells(self) -> int:
-        """The smallest intervals of a dimension."""
+        """The number of smallest intervals of a dimension."""
         return int(self.bins**self.levels)
 
     @property
     def num_tokens(self) -> int:
-        """T."""
+        """T, the number of tokens of an action."""
         return len(self.low) * self.levels
 
     def encode(self, actions: Float[ArrayLike, "b d"]) -> Int[Array, "b t"]:
-        """The tokens of actions; what lies outside the range is in the outermost interval."""
+        """The tokens of actions. Numbers outside the range are in the outermost interval."""
         low, high = jnp.array(self.low, jnp.float32), jnp.array(self.high, jnp.float32)
-        share = (jnp.asarray(actions, jnp.float32) - low) / (high - low)
-        cell = jnp.clip(jnp.floor(share * self.cells), 0, self.cells - 1).astype(jnp.int32)
+        position = (jnp.asarray(actions, jnp.float32) - low) / (high - low)
+        cell = jnp.clip(jnp.floor(position * self.cells), 0, self.cells - 1).astype(jnp.int32)
         digits = [cell // self.bins**level % self.bins for level in reversed(range(self.levels))]
         return jnp.concatenate(digits, axis=-1)
 
     def decode(self, tokens: Int[ArrayLike, "b t"]) -> Float[Array, "b d"]:
-        """The centres of the intervals that tokens name."""
+        """The centres of the smallest intervals."""
         low, high = jnp.array(self.low, jnp.float32), jnp.array(self.high, jnp.float32)
         cell = jnp.zeros((), jnp.int32)
         for digit in jnp.split(jnp.asarray(tokens), self.levels, axis=-1):

@@ -1,4 +1,4 @@
-"""Behavioural cloning: the control that learns no values."""
+"""Behavioural cloning, a baseline that learns no values."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .q_learning import ADAM, AgentState, Optimizer, QLearning
 
 
 class Cloning(QLearning):
-    """The update of behavioural cloning, for an agent whose outputs are one logit for each action.
+    """The update of behavioural cloning, for an agent with one logit for each action, or for each value of a token.
 
-    loss = mean_i w_i * -log softmax(logits_i)[a_i], over all tokens where an action is several.
+    loss = mean_i w_i * -log softmax(logits_i)[a_i], in nats; the mean is also over the tokens of an action.
     """
 
     def update(
@@ -30,7 +30,7 @@ class Cloning(QLearning):
         """One gradient step on the cross-entropy of the recorded actions.
 
         Returns:
-          The state after the update; `loss` in nats, and `accuracy`, the share of actions that have the largest logit.
+          The new state, and the metrics `loss`, in nats, and `accuracy`, the share of actions with the largest logit.
         """
         del key
         (loss, (network_state, logits)), gradients = jax.value_and_grad(self._cross_entropy, has_aux=True)(
@@ -41,7 +41,7 @@ class Cloning(QLearning):
         gradients, network_state, metrics = mean((gradients, network_state, metrics))
         return self._step(state, gradients, network_state), UpdateInfo(metrics, None)
 
-    # The diagnoses of `QLearning` are about targets, and this agent has none.
+    # `QLearning.diagnose` needs targets, and this agent has none.
     diagnose = None  # type: ignore[assignment]
 
     def _cross_entropy(
@@ -57,20 +57,31 @@ class Cloning(QLearning):
 class BC(Cloning):
     """Behavioural cloning of discrete actions: `rlcls.agents.base.Agent`.
 
-    loss = mean_i w_i * -log softmax(logits(s_i))[a_i]: the softmax learns how often the data takes each action. `act`
-    takes the most frequent one, and a random one with probability epsilon. The network is that of `QLearning` with one
-    output for each action, so `q_values` returns the logits, and the target network is an older or averaged policy.
+    loss = mean_i w_i * -log softmax(logits(s_i))[a_i], in nats
+
+    The softmax learns the share of each action in the data. `act` takes the most frequent action, or a random one with
+    probability epsilon. The network is that of `QLearning` with one output for each action, so `q_values` returns the
+    logits. The target network is an older or averaged policy.
 
     Args:
       spec: as in `QLearning`.
       make_backbone: as in `QLearning`.
-      head: unused, since a logit is no value.
+      head: unused, because a logit is not a value.
       learning_rate, schedule, optimizer, max_gradient_norm, target_period, target_tau, games: as in `QLearning`.
 
     Raises:
       ValueError: an option is out of range, or spec and backbone do not fit together.
 
-    Source: Pomerleau 1988; as a control of offline Q-learning, Kumar et al. 2022.
+    Source: Pomerleau 1988; Kumar et al. 2022, as a baseline of offline Q-learning.
+
+    >>> from rlcls import networks
+    >>> spec = Spec(jax.ShapeDtypeStruct((3,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32), 2, None)
+    >>> agent = BC(spec, networks.MLP, heads.MSE())
+    >>> zeros, one = jnp.zeros((1, 3)), jnp.ones(1)  # the first logits of an observation of zeros are 0
+    >>> batch = Transition(zeros, jnp.array([1]), one, 0 * one, zeros, one)
+    >>> _, info = jax.jit(agent.update)(agent.init(jax.random.key(0)), batch, jax.random.key(1))
+    >>> round(float(info.metrics["loss"]), 4)  # log 2
+    0.6931
     """
 
     def __init__(
@@ -90,7 +101,7 @@ class BC(Cloning):
         super().__init__(
             spec,
             make_backbone,
-            heads.MSE(),  # its one output for each action is the logit
+            heads.MSE(),  # a head with one output, which is the logit
             learning_rate=learning_rate,
             schedule=schedule,
             optimizer=optimizer,

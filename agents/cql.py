@@ -18,18 +18,20 @@ from rlcls.transition import Transition
 
 from .q_learning import AgentState, QLearning
 
-# The field of `Transition` that a target needs besides those that every batch has.
+# For each `target`: the optional field of `Transition` that it needs.
 _NEEDED = {"q_learning": None, "sarsa": "next_action", "monte_carlo": "return_to_go"}
 
 
 class CQL(QLearning):
-    """Conservative Q-learning from discrete actions: `rlcls.agents.base.Agent`.
+    """Conservative Q-learning with discrete actions: `rlcls.agents.base.Agent`.
 
-    loss = mean_i w_i * (td_loss(outputs(s_i, a_i), target_i) + alpha * gap_i), where the head decides what td_loss is
-    and gap_i = log sum_a exp Q(s_i, a) - Q(s_i, a_i) is made of decoded values. The gap is the cross-entropy of the
-    recorded action under a softmax of the values: it lowers the values of actions that the data does not show.
+    loss = mean_i w_i * (td_loss(outputs(s_i, a_i), target_i) + alpha * gap_i) with
+    gap_i = log sum_a exp Q(s_i, a) - Q(s_i, a_i)
 
-    `target` chooses what td_loss compares with:
+    td_loss is that of the head, and Q are decoded values. The gap is the cross-entropy of the recorded action under a
+    softmax of the values. It lowers the values of actions that are not in the data.
+
+    `target` selects the target of td_loss:
 
       q_learning   r + discount * max_a Q_target(s', a)
       sarsa        r + discount * Q_target(s', a'), with a' the recorded `next_action`
@@ -39,16 +41,25 @@ class CQL(QLearning):
       spec: as in `QLearning`.
       make_backbone: as in `QLearning`.
       head: as in `QLearning`.
-      alpha: weight of the gap, at least 0. It has the units of td_loss over those of a value, so it means something
-        else with every head, reward scale and factor in front of td_loss.
-      target: q_learning, sarsa or monte_carlo. Only the first one reads `double`.
+      alpha: weight of the gap, at least 0. Its units are those of td_loss divided by those of a value, so a good alpha
+        depends on the head and on the scale of rewards.
+      target: q_learning, sarsa or monte_carlo. `double` only affects q_learning.
       **options: the options of `QLearning`.
 
     Raises:
-      ValueError: an option is out of range, spec, backbone and head do not fit together, or (when `update` is traced)
-        the batches have no field that `target` needs.
+      ValueError: an option is out of range; spec, backbone and head do not fit together; or, when `update` is traced,
+        the batches lack the field that `target` needs.
 
     Source: Kumar et al. 2020, equation 4, as CQL(H); with a categorical head, Farebrother et al. 2024, equation 2.4.
+
+    >>> from rlcls import networks
+    >>> spec = Spec(jax.ShapeDtypeStruct((3,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32), 2, None)
+    >>> agent = CQL(spec, networks.MLP, heads.MSE(), alpha=0.1)
+    >>> zeros, one = jnp.zeros((1, 3)), jnp.ones(1)  # the first values of an observation of zeros are 0
+    >>> batch = Transition(zeros, jnp.array([1]), reward=one, discount=0 * one, next_observation=zeros, weight=one)
+    >>> _, info = jax.jit(agent.update)(agent.init(jax.random.key(0)), batch, jax.random.key(1))
+    >>> round(float(info.metrics["loss"]), 4)  # (0 - 1)**2 + 0.1 * log 2
+    1.0693
     """
 
     def __init__(
@@ -77,16 +88,16 @@ class CQL(QLearning):
         return loss, (network_state, chosen, {"cql_gap": jnp.mean(gap)})
 
     def targets(self, state: AgentState, batch: Transition) -> tuple[PyTree, Float[Array, "b"]]:
-        """The head's target, and the scalar that it stands for."""
+        """The head's target for each transition, and the scalar target that it encodes."""
         needed = _NEEDED[self._target]
         if needed and getattr(batch, needed) is None:
             raise ValueError(
-                f"target={self._target} needs batches with {needed}, and these have none: take a data set that records "
-                "it, or target=q_learning"
+                f"target={self._target} needs batches with {needed}, but these have none: use a dataset with it, "
+                "or target=q_learning"
             )
         if self._target != "monte_carlo":
             return super().targets(state, batch)
-        # With a discount of 0 the head's target is that of the return alone, whatever the next outputs are.
+        # With a discount of 0 the head's target depends on the return only and ignores the next outputs.
         returns = jnp.asarray(batch.return_to_go)
         ignored = jnp.zeros((*returns.shape, self.head.num_outputs))
         return self.head.td_target(ignored, returns, jnp.zeros_like(returns)), returns

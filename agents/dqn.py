@@ -14,11 +14,23 @@ from .q_learning import QLearning
 class DQN(QLearning):
     """Deep Q-learning: `rlcls.agents.base.Agent` with the constructor of `QLearning`.
 
-    The loss is mean_i w_i * td_loss(outputs(s_i, a_i), target_i), where the head decides what td_loss is (a squared
-    error, a cross-entropy, ...) and target_i stands for r_i + discount_i * max_a Q_target(s'_i, a). n-step returns
-    and clipped rewards come with the batch.
+    loss = mean_i w_i * td_loss(outputs(s_i, a_i), target_i)
+
+    The head defines td_loss (a squared error, a cross-entropy, ...). target_i is its encoding of
+    r_i + discount_i * max_a Q_target(s'_i, a). n-step returns and clipped rewards are properties of the batch.
 
     Source: Mnih et al. 2015; with a categorical head, Farebrother et al. 2024, section 3.
+
+    >>> import jax
+    >>> from rlcls import networks
+    >>> from rlcls.spec import Spec
+    >>> spec = Spec(jax.ShapeDtypeStruct((3,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32), 2, None)
+    >>> agent = DQN(spec, networks.MLP, heads.MSE())
+    >>> zeros, one = jnp.zeros((1, 3)), jnp.ones(1)  # the first values of an observation of zeros are 0
+    >>> batch = Transition(zeros, jnp.array([1]), reward=one, discount=0 * one, next_observation=zeros, weight=one)
+    >>> _, info = jax.jit(agent.update)(agent.init(jax.random.key(0)), batch, jax.random.key(1))
+    >>> float(info.metrics["loss"])  # (0 - 1)**2
+    1.0
     """
 
     def loss(

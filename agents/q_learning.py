@@ -1,4 +1,4 @@
-"""Agents that learn Q-values of discrete actions share this: networks, acting, targets and the optimiser's step."""
+"""The base of agents with Q-values of discrete actions: networks, acting, targets and the optimiser's step."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ ADAM: Optimizer = functools.partial(optax.adam, eps=1.5e-4)  # the epsilon of Do
 
 
 class Network(NamedTuple):
-    """A network's parameters, and what it carries besides them (batch statistics, keys of random streams)."""
+    """A network's parameters, and its other state (batch statistics, keys of random streams)."""
 
     params: PyTree
     state: PyTree
 
 
 class AgentState(NamedTuple):
-    """Everything that learning changes.
+    """Everything that an update changes.
 
     Attributes:
       params: parameters of the online network, which gradients change.
       target_params: parameters of the target network, which evaluates next states.
-      network_state: what the online network carries besides its parameters.
-      target_network_state: what the target network carries besides its parameters.
+      network_state: other state of the online network, such as batch statistics.
+      target_network_state: other state of the target network.
       opt_state: state of the optimiser.
       step: int32 [], the number of updates made.
     """
@@ -61,25 +61,25 @@ class AgentState(NamedTuple):
 
 
 class QLearning:
-    """A Q-network with a target network; an agent adds its loss by overriding `loss`.
+    """A Q-network with a target network. An agent defines its loss by overriding `loss`.
 
     Args:
       spec: discrete actions, and an observation that is one array; with `games`, a dict {"frames", "game"}.
       make_backbone: (observation shape, rngs=) -> NNX module with `num_features`.
-      head: how a value is represented, targeted and lost.
-      learning_rate: the optimiser's rate.
-      schedule: update number -> share of `learning_rate`, such as `optax.linear_schedule(1.0, 0.1, 50_000)`; None
+      head: the value head, which defines the representation of a value, its target and its loss.
+      learning_rate: the optimiser's learning rate.
+      schedule: update number -> factor of `learning_rate`, such as `optax.linear_schedule(1.0, 0.1, 50_000)`; None
         keeps the rate constant.
       optimizer: learning rate -> `optax.GradientTransformation`, such as `functools.partial(optax.adam, eps=1e-4)`.
-      max_gradient_norm: gradients are scaled down to this global norm; 0 never scales them.
+      max_gradient_norm: gradients are clipped to this global norm; 0 disables clipping.
       target_period: updates between two updates of the target network.
-      target_tau: share of the online parameters that the target takes over then: 1 copies them, and a small share
-        with target_period=1 is a Polyak average.
-      double: the online network chooses the next action (van Hasselt et al. 2016), not the target network.
+      target_tau: target = target_tau * online + (1 - target_tau) * target at these updates. 1 copies the parameters; a
+        small number with target_period=1 gives a Polyak average.
+      double: the online network chooses the next action instead of the target network (van Hasselt et al. 2016).
       dueling: outputs = state + advantage - mean of advantage over actions (Wang et al. 2016).
-      games: the number of games that share the network, each with a last layer of its own (Kumar et al. 2022).
-        Observations are then {"frames": [B, ...], "game": int32 [B]}, and 0 <= game < games. With 0 an observation is
-        one array.
+      games: the number of games that share the network, each with its own last layer (Kumar et al. 2022). Observations
+        are then {"frames": [B, ...], "game": int32 [B]} with 0 <= game < games. With games=0 an observation is one
+        array.
 
     Raises:
       ValueError: an option is out of range, or spec, backbone and head do not fit together.
@@ -121,7 +121,7 @@ class QLearning:
         clip = optax.clip_by_global_norm(max_gradient_norm) if max_gradient_norm else optax.identity()
         rate = learning_rate if schedule is None else lambda update: learning_rate * schedule(update)
         self._optimizer = optax.chain(clip, optimizer(rate))
-        # Only pure functions are kept: every parameter comes from `init` or from a checkpoint.
+        # The agent keeps only the pure function; parameters come from `init` or from a checkpoint.
         network = nnx.eval_shape(lambda: self._make_network(nnx.Rngs(0)))
         self._apply, params, network_state = networks.functional(network)
         self._causal = any(
@@ -131,9 +131,10 @@ class QLearning:
         jax.eval_shape(self.q_values, Network(params, network_state), one)
 
     def init(self, key: Array) -> AgentState:
-        """The state before the first update, its parameters drawn from `key`."""
+        """The state before the first update, with parameters drawn from `key`."""
         _, params, network_state = networks.functional(self._make_network(nnx.Rngs(key)))
-        # Copies: a caller may donate this state to its first update, and no buffer can be donated twice.
+        # The target's parameters are copies, because a caller may donate this state, and no buffer can be donated
+        # twice.
         target_params, target_network_state = jax.tree.map(jnp.copy, (params, network_state))
         opt_state = self._optimizer.init(params)
         return AgentState(
@@ -163,7 +164,7 @@ class QLearning:
         Args:
           acting: from `acting`.
           observations: [B, *observation].
-          key: for the random numbers of this step.
+          key: random key of this step.
           epsilon: [], the probability of a uniformly random action.
 
         Returns:
@@ -179,16 +180,16 @@ class QLearning:
     def update(
         self, state: AgentState, batch: Transition, key: Array, *, mean: Mean = identity
     ) -> tuple[AgentState, UpdateInfo]:
-        """One gradient step; every `target_period` updates the target network moves too.
+        """One gradient step. Every `target_period` updates the target network is updated too.
 
         Args:
-          state: before the update.
+          state: the state before the update.
           batch: B transitions.
-          key: unused, since this update draws no random numbers.
-          mean: averages gradients, metrics and what the network carries over the devices that share the batch.
+          key: unused, because this update draws no random numbers.
+          mean: averages gradients, metrics and network state over the devices that share the batch.
 
         Returns:
-          The state after the update, and its metrics and priorities (the head's `td_divergence`).
+          The new state, and the metrics and priorities (the head's `td_divergence`).
         """
         del key
         target, backup = self.targets(state, batch)
@@ -218,12 +219,12 @@ class QLearning:
           target: the head's target, from `targets`.
 
         Returns:
-          The loss; the network's new state, the outputs [B, n] of the actions taken, and further metrics by name.
+          The loss, and (the network's new state, the outputs [B, n] of the actions taken, further metrics by name).
         """
         raise NotImplementedError
 
     def targets(self, state: AgentState, batch: Transition) -> tuple[PyTree, Float[Array, "b"]]:
-        """The head's target, and the scalar r + discount * Q(s', a') that it stands for."""
+        """The head's target for each transition, and the scalar r + discount * Q(s', a') that it encodes."""
         next_outputs, _, _ = self._apply(
             state.target_params, state.target_network_state, batch.next_observation, train=False
         )
@@ -232,29 +233,29 @@ class QLearning:
         return target, jnp.asarray(batch.reward + batch.discount * self.head.value(chosen_next))
 
     def _inputs(self, batch: Transition) -> tuple[PyTree, ...]:
-        """The arguments of the network for the observations and actions of a batch."""
+        """The network's inputs for a batch."""
         return (batch.observation,)
 
     def _actions(self, batch: Transition) -> Int[Array, "b *t"]:
-        """The recorded actions, numbered as the network's outputs are."""
+        """The recorded actions, as indices of the network's outputs."""
         return jnp.asarray(batch.action)
 
     def _divergence(self, chosen: Float[Array, "b n"], target: PyTree) -> Float[Array, "b"]:
-        """How far each transition's outputs are from the target: its priority."""
+        """The divergence of the chosen outputs from the target, which is the priority of a transition."""
         return self.head.td_divergence(chosen, target)
 
     def diagnose(self, state: AgentState, batch: Transition, held_out: Transition) -> dict[str, Array]:
-        """Measures the inside of the network before an update, and changes nothing.
+        """Metrics of the network before an update. It does not change the state.
 
         Args:
-          state: before the update.
+          state: the state before the update.
           batch: the update's transitions.
-          held_out: transitions that no update has seen; those of weight 0 do not count.
+          held_out: transitions that no update has used. Those with weight 0 are ignored.
 
         Returns:
-          Scalars by name: gradient_norm (before any clipping) and td_error on the update's batch, with its weights;
-          held_out_td_error; `diagnostics.feature_metrics` of the held-out observations; and the values that modules
-          of the network show there, such as the dormant units of its layers.
+          Scalars by name: gradient_norm (before clipping) and td_error of the update's weighted batch;
+          held_out_td_error; `diagnostics.feature_metrics` of the held-out observations; and metrics of the values that
+          the network's modules sow for them, such as the share of dormant units.
         """
         target, backup = self.targets(state, batch)
         gradients, (_, chosen, _) = jax.grad(self.loss, has_aux=True)(
@@ -274,28 +275,26 @@ class QLearning:
         }
 
     def _check(self, spec: Spec) -> int:
-        """The number of actions; a ValueError if this agent cannot take the observations or actions."""
+        """The number of actions. Raises a ValueError if this agent does not support the observations or actions."""
         name = type(self).__name__
         if spec.num_actions is None or spec.action.shape:
             action = f"{spec.action.dtype} {list(spec.action.shape)}"
-            raise ValueError(f"{name} needs one discrete action at a time, and these are {action}")
+            raise ValueError(f"{name} needs one discrete action at a time, not {action}")
         fields = ", ".join(spec.observation) if isinstance(spec.observation, dict) else "several arrays"
         several_games = isinstance(spec.observation, dict) and spec.observation.keys() == {"frames", "game"}
         if self._games and not several_games:
             seen = "one array" if isinstance(spec.observation, jax.ShapeDtypeStruct) else f"a tree ({fields})"
-            raise ValueError(
-                f"games={self._games} needs observations of frames and game, and these are {seen}"
-            )
+            raise ValueError(f"games={self._games} needs observations with frames and game, not {seen}")
         if several_games and not self._games:
             raise ValueError(
-                f"{name} needs the number of games, games=, since these observations are of frames and game"
+                f"{name} needs the option games, the number of games, for observations with frames and game"
             )
         if not several_games and not isinstance(spec.observation, jax.ShapeDtypeStruct):
-            raise ValueError(f"{name} needs observations that are one array, and these are a tree ({fields})")
+            raise ValueError(f"{name} needs observations that are one array, not a tree ({fields})")
         return spec.num_actions
 
     def _make_network(self, rngs: nnx.Rngs) -> Any:
-        """The network; its attribute `backbone` is what `make_backbone` made."""
+        """The network. Its attribute `backbone` is the result of `make_backbone`."""
         seen, num_actions = self.spec.observation, self._num_actions
         backbone = self._make_backbone((seen["frames"] if self._games else seen).shape, rngs=rngs)
         if self._games:
@@ -305,13 +304,13 @@ class QLearning:
     def _next_action(
         self, state: AgentState, batch: Transition, next_outputs: Float[Array, "b a n"]
     ) -> Int[ArrayLike, "b"]:
-        """The action a' to bootstrap from: the best one by the target network, or by the online one if `double`."""
+        """The action a' to bootstrap from: greedy by the target network, or by the online network if `double`."""
         if self._double:
             return jnp.argmax(self.q_values(state.online, batch.next_observation), axis=-1)
         return jnp.argmax(self.head.value(next_outputs), axis=-1)
 
     def _step(self, state: AgentState, gradients: PyTree, network_state: PyTree) -> AgentState:
-        """The optimiser's step, and the target network's where one is due."""
+        """The optimiser's step, and every `target_period` updates that of the target network."""
         changes, opt_state = self._optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
         step = state.step + 1

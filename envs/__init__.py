@@ -1,4 +1,4 @@
-"""Environments: `base.py` says what one is; Atari, gymnasium's registry and probe MDPs have a file each."""
+"""Environments. `base.py` defines their interfaces; every other module has one kind of environment."""
 
 from .base import HostEnv, JaxEnv, environment_seeds
 

@@ -23,7 +23,7 @@ from .base import checked_actions, reset_arguments, spec_from_spaces
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """Every choice that changes the emulation; the emulator's own defaults decide nothing.
+    """All options of the emulation, so that nothing depends on the emulator's defaults.
 
     The fields below `evaluation_frames` are the keyword arguments of `ale_py.vector_env.AtariVectorEnv`, under the
     emulator's names. Observations are four 84 x 84 grey frames, each the maximum of the last two of four emulated
@@ -31,11 +31,11 @@ class Protocol:
     """
 
     name: str
-    evaluation_epsilon: float
+    evaluation_epsilon: float  # the probability of a random action in evaluations
     evaluation_frames: int  # emulator frames after which an evaluation episode is truncated
     max_num_frames_per_episode: int  # emulator frames after which a training episode is truncated
     repeat_action_probability: float  # the probability that an emulator frame repeats the previous action
-    noop_max: int  # at most noop_max - 1 no-ops (one fewer after FIRE) precede the first observation; 0: none
+    noop_max: int  # a reset plays at most noop_max - 1 no-ops (one fewer after FIRE); 0: none
     use_fire_reset: bool  # a reset presses FIRE before the no-ops, in games that have it
     life_loss_info: bool  # a lost life sets `terminated`, and the game continues
     full_action_space: bool
@@ -52,13 +52,13 @@ class Protocol:
     continuous_action_threshold: float = 0.5
 
     def evaluation(self) -> Protocol:
-        """The protocol in which an agent is scored: a lost life ends nothing, and `evaluation_frames` is the limit."""
+        """The protocol of evaluations: a lost life does not end the episode, and `evaluation_frames` is the limit."""
         return dataclasses.replace(
             self, life_loss_info=False, max_num_frames_per_episode=self.evaluation_frames
         )
 
     def describe(self) -> str:
-        """The protocol in one line for a person.
+        """A readable summary of the protocol in one line.
 
         >>> PROTOCOLS["dopamine"].describe()
         'dopamine: sticky actions 0.25, frame skip 4, no no-op starts, ends at game over or 108000 frames'
@@ -83,7 +83,7 @@ class Protocol:
         return arguments
 
 
-# These ROMs have no mode for one player, and the emulator refuses them.
+# The emulator rejects these ROMs, which have no mode for one player.
 _FOR_TWO_PLAYERS = ("Combat", "Joust", "MazeCraze", "Warlords")
 
 _PROTOCOLS = (
@@ -100,9 +100,9 @@ _PROTOCOLS = (
         life_loss_info=False,
         full_action_space=False,
     ),
-    # Mnih et al. 2015, Methods: no-op starts, epsilon 0.05 and five minutes for an evaluation game. The paper neither
-    # presses FIRE nor limits a training game. Common reproductions do both (FireResetEnv of OpenAI Baselines; half an
-    # hour in DQN Zoo). They press FIRE after the no-ops; the emulator presses it before them.
+    # Mnih et al. 2015, Methods: no-op starts, epsilon 0.05 and five minutes for an evaluation game. The paper does not
+    # press FIRE and does not limit a training game. Common reproductions do both (FireResetEnv of OpenAI Baselines;
+    # half an hour in DQN Zoo). They press FIRE after the no-ops, whereas the emulator presses it before them.
     Protocol(
         name="nature",
         evaluation_epsilon=0.05,
@@ -114,8 +114,8 @@ _PROTOCOLS = (
         life_loss_info=True,
         full_action_space=False,
     ),
-    # The 100k benchmark of Kaiser et al. 2020 (arXiv 1903.00374) with the rules that later work uses: Schwarzer et al.
-    # 2021 (arXiv 2007.05929, no FIRE at the start) and SPR.gin of dopamine/labs/atari_100k.
+    # The 100k benchmark of Kaiser et al. 2020 (arXiv 1903.00374) with the rules of later work: Schwarzer et al. 2021
+    # (arXiv 2007.05929, no FIRE at the start) and SPR.gin of dopamine/labs/atari_100k.
     Protocol(
         name="atari100k",
         evaluation_epsilon=0.001,
@@ -132,16 +132,16 @@ PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in _PROTO
 
 
 class Atari(gymnasium.vector.VectorEnv):
-    """N games that C++ threads step, a `HostEnv`; rows are always in the order of the environments.
+    """N games that C++ threads step: a `HostEnv`. Rows are always in the order of the environments.
 
-    `send` returns at once and the threads step while the caller does other work; `recv` waits for all of them. A life
-    lost under `life_loss_info` is `terminated` but is *not* followed by a step that resets the game. Rows that hold no
-    transition are therefore marked by `info["episode_start"]`, never by `terminated`.
+    `send` returns at once, and the threads step while the caller does other work. `recv` waits for all of them. With
+    `life_loss_info` a lost life is `terminated`, but no reset follows. Only `info["episode_start"]` therefore marks
+    rows that hold no transition.
 
-    Frame stacks: every reset (after the protocol's FIRE and no-ops) fills the stack with zeros and pushes the first
-    frame, so that an episode begins with [0, 0, 0, frame] under every protocol. An observation is therefore the last
-    four single frames `observation[:, -1]` of its episode, oldest first, with zeros before `episode_start`. A lost
-    life does not change the stack.
+    Frame stacks: every reset fills the stack with zeros and pushes the first frame after the protocol's FIRE and
+    no-ops, so an episode begins with [0, 0, 0, frame] under every protocol. An observation is the last four single
+    frames `observation[:, -1]` of its episode, oldest first, with zeros before `episode_start`. A lost life does not
+    change the stack.
 
     Attributes:
       game: name of the game, in CamelCase.
@@ -190,11 +190,12 @@ class Atari(gymnasium.vector.VectorEnv):
         seed: int | Integer[np.ndarray, "N"] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[UInt8[np.ndarray, "N *frames"], dict[str, np.ndarray]]:
-        """Starts a new game in every environment, or in those that a mask selects, and drops the games under way.
+        """Starts a new game in every environment, or in those that a mask selects, and drops their current games.
 
         Args:
-          seed: one per environment, of which the low 31 bits count: an environment that was reset is bit for bit a
-            fresh one with that seed. `environment_seeds` spreads an int. With None the random streams continue.
+          seed: one per environment, of which the low 31 bits are used. An environment that was reset behaves exactly
+            like a new one with that seed. An int is passed through `environment_seeds`. With None the random streams
+            continue.
           options: {"reset_mask": bool [N]} resets only those environments; all must have been reset before.
 
         Returns:
@@ -202,7 +203,7 @@ class Atari(gymnasium.vector.VectorEnv):
 
         Raises:
           ValueError: the arguments do not fit the environments.
-          RuntimeError: a mask was given between `send` and `recv`.
+          RuntimeError: a mask is given between `send` and `recv`.
         """
         seeds, mask = reset_arguments(seed, options, self.num_envs)
         if self._in_flight:
@@ -210,7 +211,7 @@ class Atari(gymnasium.vector.VectorEnv):
                 raise RuntimeError("a reset of single environments must not stand between send and recv")
             self.recv()
         if seeds is not None:
-            # The emulator reads seeds as C ints, and a negative one means "no seed".
+            # The emulator reads seeds as C ints, and a negative seed means "no seed".
             seeds = (seeds.astype(np.int64) & 0x7FFFFFFF).astype(np.int32)[mask]
         observations, info = self._emulator.reset(seed=seeds, options={"reset_mask": mask})
         self._episode_began = _episode_began(info)
@@ -219,10 +220,10 @@ class Atari(gymnasium.vector.VectorEnv):
         return observations, info
 
     def send(self, actions: Integer[np.ndarray, "N"]) -> None:
-        """Lets the threads play one agent step and returns at once; `recv` must follow.
+        """Starts one agent step in the threads and returns at once; `recv` must follow.
 
         Raises:
-          UserError: an action that the game does not have, for which the emulator would wait without end.
+          UserError: an action does not exist in the game. The emulator would hang.
         """
         if self._in_flight:
             raise RuntimeError("send was called twice without recv")
@@ -238,7 +239,7 @@ class Atari(gymnasium.vector.VectorEnv):
         Bool[np.ndarray, "N"],
         dict[str, np.ndarray],
     ]:
-        """Waits for the step that `send` began.
+        """Waits for the step that `send` started.
 
         Returns:
           Observations (frames oldest first), raw rewards, terminated, truncated, and an info of arrays [N]:
@@ -246,7 +247,7 @@ class Atari(gymnasium.vector.VectorEnv):
         """
         self._in_flight = False
         observations, rewards, terminated, truncated, info = self._emulator.recv()
-        # Only a reset changes the frame at which a game began.
+        # This difference of frame counters changes only at a reset.
         began = _episode_began(info)
         info["episode_start"] = self._episode_start = began != self._episode_began
         self._episode_began = began
@@ -259,11 +260,11 @@ class Atari(gymnasium.vector.VectorEnv):
 
     def evaluation(self, num_envs: int) -> Atari:
         """The same game under `protocol.evaluation()`, on all cores unless `num_threads` was given."""
-        threads = self._num_threads or num_envs  # nothing is learned meanwhile
+        threads = self._num_threads or num_envs  # the learner is idle during an evaluation
         return Atari(self.game, num_envs, self.protocol.evaluation(), threads)
 
     def render_twin(self) -> Atari:
-        """One environment that plays the same episodes in colour, see `rgb_twin`."""
+        """One environment that plays the same episodes in colour; see `rgb_twin`."""
         return rgb_twin(self.game, self.protocol)
 
     def describe(self) -> str:
@@ -275,7 +276,7 @@ class Atari(gymnasium.vector.VectorEnv):
         return dataclasses.asdict(self.protocol)
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Joins the threads."""
+        """Stops the threads."""
         self._emulator = None
 
     def __repr__(self) -> str:
@@ -295,9 +296,9 @@ def make(
       game: a name of `games()`, such as "MsPacman".
       num_envs: environments stepped together.
       protocol: a name of `PROTOCOLS`.
-      num_threads: C++ threads, never more than cores or environments; 0 leaves one core to the learner.
-      full_action_space: all 18 actions of the console instead of those that have an effect in the game, so that all
-        games have the same actions.
+      num_threads: C++ threads, limited to the number of cores and environments; 0 leaves one core to the learner.
+      full_action_space: whether the actions are all 18 of the console instead of those with an effect in the game. All
+        games then have the same actions.
 
     Raises:
       UserError: the game or protocol is unknown, a number is out of range, or ale-py is not installed.
@@ -329,7 +330,7 @@ def games() -> list[str]:
 
 
 def protocol_named(name: str) -> Protocol:
-    """The protocol of that name.
+    """The protocol with this name.
 
     Raises:
       UserError: no protocol has this name.
@@ -358,7 +359,7 @@ def _rom(game: str) -> str:
 
 
 def _plain_name(game: str) -> str:
-    """The game in a name of gymnasium's registry, such as ALE/Pong-v5 or PongNoFrameskip-v4; others stay the same."""
+    """The game in a name of gymnasium's registry, such as ALE/Pong-v5 or PongNoFrameskip-v4; else the name."""
     return re.sub(r"^ALE/|(-ram)?(NoFrameskip|Deterministic)?-v\d+$", "", game)
 
 

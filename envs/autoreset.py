@@ -1,4 +1,4 @@
-"""Episodes of a `JaxEnv` that follow one another, as pure functions of one environment."""
+"""Next-step autoreset of a `JaxEnv`, as pure functions of one environment."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ class Playing(NamedTuple):
 
     Attributes:
       state: the state of the `JaxEnv`.
-      observation: the present one; with a history, the last ones of the episode behind zeros.
-      over: whether the episode has ended; the next step begins another.
-      key: the key of the environment's last seed.
-      steps: resets and steps since that seed.
+      observation: the current observation. With a history, the last observations of the episode, with zeros before the
+        first.
+      over: whether the episode has ended, so that the next step starts a new one.
+      key: the random key made from the environment's last seed.
+      steps: number of resets and steps since that seed.
     """
 
     state: PyTree[Array]
@@ -30,7 +31,7 @@ class Playing(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The results of a step besides the observation; if `starts`, the step ignored its action and began an episode."""
+    """The results of a step besides the observation. If `starts`, the step ignored its action and began an episode."""
 
     reward: Array
     terminated: Array
@@ -45,22 +46,22 @@ class Autoreset:
 
     Args:
       env: the environment.
-      history: with w above 0, an observation is the last w observations of the episode, and zeros before the first.
+      history: with w above 0, an observation is the last w observations of the episode, with zeros before the first.
     """
 
     def __init__(self, env: JaxEnv, history: int = 0):
         self.env, self.history = env, history
 
     def begin(self, key: Key[Array, ""]) -> Playing:
-        """An environment at its first episode after a seed whose key this is."""
+        """An environment at the start of its first episode. `key` is made from its seed."""
         return self._fresh(key, jnp.zeros((), jnp.int32))
 
     def again(self, playing: Playing) -> Playing:
-        """The environment at the beginning of another episode."""
+        """The environment at the start of a new episode, with the same key."""
         return self._fresh(playing.key, playing.steps)
 
     def step(self, playing: Playing, action: Any) -> tuple[Playing, Outcome]:
-        """One step; after the end of an episode it ignores the action and begins another one."""
+        """One step. After the end of an episode it ignores the action and starts a new one."""
         key = jax.random.fold_in(playing.key, playing.steps)
         first_state, first = self.env.reset(key)
         state, observation, reward, terminated, truncated = self.env.step(playing.state, action, key)

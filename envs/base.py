@@ -1,4 +1,4 @@
-"""The interfaces of environments: `HostEnv` for those that run on the host, `JaxEnv` for those inside a program."""
+"""The interfaces of environments: `HostEnv` runs on the host, and `JaxEnv` inside jitted programs."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ class HostEnv(Protocol):
     """N environments that step together: gymnasium's vector interface with next-step autoreset.
 
     The step that ends an episode returns its final observation. The next step of that environment ignores its action,
-    returns the first observation of a new episode with reward 0, and sets `info["episode_start"]` there. The state of
-    an environment is a function of its last seed and of the actions that it was sent since.
+    returns the first observation of a new episode with reward 0, and sets `info["episode_start"]`. The state of an
+    environment is a function of its last seed and of the actions since.
 
     Two methods are optional. `scripted_actions(look=None)` returns the actions [N, *action] of the environment's own
-    policy in its present state, which `rlcls.collect` records; where `look` (bool [N]) is False, the policy does not
-    see the state and acts as if its own actions since its last look had been played. It always looks at the first state
-    of an episode, and a second call before the next step gives the same actions. `render_twin()` is filmed, see
-    `rlcls.evaluation.film`.
+    policy in its current state, which `rlcls.collect` records. Where `look` (bool [N]) is False, the policy does not
+    see the state; it assumes that its own actions since its last look were played. It always sees the first state of an
+    episode. A second call before the next step returns the same actions. `render_twin()` returns an environment for
+    films; see `rlcls.evaluation.film`.
     """
 
     @property
@@ -53,14 +53,14 @@ class HostEnv(Protocol):
 
     @property
     def frame_stack(self) -> int:
-        """F where an observation [F, ...] is the last F frames of its episode, with zeros before the first; else 0.
+        """F if an observation [F, ...] is the last F frames of its episode, with zeros before the first; else 0.
 
-        A replay then stores only the newest frame `observations[:, -1]` of each step.
+        With F > 0 a replay stores only the newest frame `observations[:, -1]` of each step.
         """
 
     @property
     def frame_skip(self) -> int:
-        """Emulator frames of one agent step; 1 where there is no emulator."""
+        """Emulator frames per agent step; 1 without an emulator."""
 
     @property
     def name(self) -> str:
@@ -68,7 +68,7 @@ class HostEnv(Protocol):
 
     @property
     def evaluation_epsilon(self) -> float:
-        """The probability of a random action with which agents are scored on this task."""
+        """The probability of a random action in evaluations."""
 
     def reset(
         self, *, seed: int | Integer[np.ndarray, "N"] | None = None, options: dict[str, Any] | None = None
@@ -76,37 +76,37 @@ class HostEnv(Protocol):
         """Starts an episode in every environment, or in those that a mask selects.
 
         Args:
-          seed: one for each environment, also for those that are not reset; afterwards an environment that was reset
-            behaves like a new one with that seed. `environment_seeds` spreads an int. With None the random streams
+          seed: one for each environment, also for those that are not reset. An environment that was reset behaves like
+            a new one with that seed. An int is passed through `environment_seeds`. With None the random streams
             continue.
           options: {"reset_mask": bool [N]} resets only the environments where the mask is True. The others keep
             their state, and their current observations are returned.
 
         Returns:
-          Observations, and an info whose `episode_start` [N] says which of them begin an episode.
+          Observations, and an info whose `episode_start` [N] says which of them start an episode.
         """
 
     def step(self, actions: Shaped[np.ndarray, "N *action"]) -> Step:
         """`send` followed by `recv`."""
 
     def send(self, actions: Shaped[np.ndarray, "N *action"]) -> None:
-        """Begins a step and may return before it is done; `recv` must follow.
+        """Starts a step and may return before it is done; `recv` must follow.
 
         Raises:
-          UserError: an action that does not exist; the environments of this package then have sent nothing.
+          UserError: an action does not exist. The environments of this package then play nothing.
         """
 
     def recv(self) -> Step:
-        """Waits for the step that `send` began."""
+        """Waits for the step that `send` started."""
 
     def evaluation(self, num_envs: int) -> HostEnv:
-        """A new environment of `num_envs` copies in which agents trained in this one are scored."""
+        """A new environment with `num_envs` copies, for the evaluation of agents that are trained in this one."""
 
     def describe(self) -> str:
-        """The task in one line for a person; may be empty."""
+        """A readable summary of the task in one line; may be empty."""
 
     def facts(self) -> dict[str, Any]:
-        """Everything that decides what is played, JSON-able, for the records of a run."""
+        """Everything that determines the task, as JSON values, for the records of a run."""
 
     def close(self) -> None:
         """Frees threads and windows."""
@@ -114,14 +114,14 @@ class HostEnv(Protocol):
 
 @runtime_checkable
 class JaxEnv(Protocol):
-    """One environment as pure functions, for `jax.jit` and `jax.vmap`; nothing resets by itself."""
+    """One environment as pure functions, for `jax.jit` and `jax.vmap`. It does not reset by itself."""
 
     @property
     def spec(self) -> Spec:
         """The observations and actions."""
 
     def reset(self, key: Key[Array, ""]) -> tuple[Any, PyTree[Array]]:
-        """The state in which an episode begins, and its observation."""
+        """The first state of an episode, and its observation."""
 
     def step(
         self, state: Any, action: Any, key: Key[Array, ""]
@@ -130,7 +130,7 @@ class JaxEnv(Protocol):
 
 
 def environment_seeds(seed: int | Sequence[int], num_envs: int) -> UInt32[np.ndarray, "N"]:
-    """Seeds for `num_envs` environments, unrelated to those that any other `seed` gives.
+    """Seeds for `num_envs` environments. Other values of `seed` give unrelated seeds.
 
     Args:
       seed: one number or several, such as (seed of the run, number of the reset).
@@ -146,10 +146,10 @@ def environment_seeds(seed: int | Sequence[int], num_envs: int) -> UInt32[np.nda
 def reset_arguments(
     seed: int | Integer[np.ndarray, "N"] | None, options: dict[str, Any] | None, num_envs: int
 ) -> tuple[Integer[np.ndarray, "N"] | None, Bool[np.ndarray, "N"]]:
-    """The arguments of `HostEnv.reset` in one form: a seed for each environment or None, and the mask.
+    """The normalised arguments of `HostEnv.reset`: a seed for each environment, or None, and the mask.
 
     Raises:
-      ValueError: an unknown option, a mask or seeds of another shape, or a mask that selects nothing.
+      ValueError: an option is unknown, the mask or the seeds have a wrong shape, or the mask selects nothing.
     """
     options = options or {}
     if set(options) - {"reset_mask"}:
@@ -171,14 +171,14 @@ def checked_actions(
     """A copy of the actions in the dtype of `spec.action`.
 
     Args:
-      actions: one for each of the environments.
-      spec: states the actions that exist.
+      actions: one for each environment.
+      spec: the spec of the environment.
       num_envs: N.
       name: the task, for the message.
 
     Raises:
-      UserError: the actions have another shape; discrete ones are no integers or no actions of the spec; continuous
-        ones are not finite. Continuous actions beyond their range are left to the environment.
+      UserError: the actions have a wrong shape, discrete actions are not integers in the spec's range, or continuous
+        actions are not finite. Continuous actions outside their range are not checked here.
     """
     array = np.asarray(actions)
     shape = (num_envs, *spec.action.shape)
@@ -191,18 +191,18 @@ def checked_actions(
         raise UserError(f"{name}: actions must be integers, not {array.dtype}")
     elif (outside := (array < 0) | (array >= spec.num_actions)).any():
         raise UserError(
-            f"{name} has {spec.num_actions} actions, 0 to {spec.num_actions - 1}, and the agent sent "
+            f"{name} has {spec.num_actions} actions, 0 to {spec.num_actions - 1}, but the agent sent "
             f"{array[outside][0]}"
         )
     return array.astype(spec.action.dtype)
 
 
 def check_finite(name: str, step: int, observations: Observations, rewards: np.ndarray | None = None) -> None:
-    """Raises a UserError if a reward, or a floating-point number of an observation, is NaN or infinite.
+    """Raises a UserError if a reward or a floating-point number in an observation is NaN or infinite.
 
     Args:
       name: the task, for the message.
-      step: the number of the vector step that gave them; 0 for a reset.
+      step: the number of the vector step that returned them; 0 for a reset.
       observations: [N, *observation], an array or a tree of arrays.
       rewards: [N]; None for a reset.
     """
@@ -218,11 +218,11 @@ def check_finite(name: str, step: int, observations: Observations, rewards: np.n
 def spec_from_spaces(observation_space: gymnasium.Space, action_space: gymnasium.Space) -> Spec:
     """The Spec of one environment with these spaces.
 
-    Floating-point numbers become float32, and integers int32 except the 8-bit ones of pictures. Dict and Tuple
-    observations become dicts and tuples. Actions count from 0 whatever the space's `start`.
+    Floating-point numbers become float32. Integers become int32, except 8-bit ones, which stay as they are. Dict and
+    Tuple observations become dicts and tuples. Actions are numbered from 0, whatever the space's `start` is.
 
     Raises:
-      UserError: a space that has no Spec.
+      UserError: a space has no Spec.
     """
     spaces = gymnasium.spaces
     observation = _observation(observation_space)
@@ -240,16 +240,16 @@ def spec_from_spaces(observation_space: gymnasium.Space, action_space: gymnasium
         bounds = np.asarray(action_space.low, np.float32), np.asarray(action_space.high, np.float32)
         return Spec(observation, jax.ShapeDtypeStruct(action_space.shape, np.float32), None, bounds)
     raise UserError(
-        f"actions of {action_space} are not supported: they must be Discrete, a MultiDiscrete vector with as many "
-        "choices in each place, or a Box vector of floats"
+        f"actions of {action_space} are not supported: they must be Discrete, a MultiDiscrete vector with the same "
+        "number of choices in each place, or a Box vector of floats"
     )
 
 
 def check_host_env(env: Any) -> None:
-    """Checks by two resets and a step that `env` is a `HostEnv` whose observations are as its `spec` says.
+    """Checks with two resets and a step that `env` is a `HostEnv` and that its observations match its `spec`.
 
     Raises:
-      UserError: it is not; the line names what is missing or wrong.
+      UserError: they do not; the message names what is missing or wrong.
     """
     kind = _class_name(env)
     missing = [name for name in _members(HostEnv) if not hasattr(env, name)]
@@ -259,7 +259,7 @@ def check_host_env(env: Any) -> None:
         )
     if not isinstance(env.spec, Spec):
         raise UserError(f"env: {kind}.spec must be an rlcls.spec.Spec, not {type(env.spec).__name__}")
-    observations, info = env.reset()  # with seeds, Atari would load its ROMs again
+    observations, info = env.reset()  # without seeds, because Atari loads its ROMs again for new seeds
     _episode_start(env, info, "reset")
     _check_observations(env, observations, "reset")
     check_finite(env.name, 0, observations)
@@ -294,13 +294,13 @@ def _check_observations(env: HostEnv, observations: Any, method: str) -> None:
     expected = _batched(env.spec.observation, env.num_envs)
     if _describe(observations) != _describe(expected):
         raise UserError(
-            f"env: {_class_name(env)}.{method} returns observations {_describe(observations)}, and its spec says "
+            f"env: {_class_name(env)}.{method} returns observations {_describe(observations)}, but its spec says "
             f"{_describe(expected)} for {env.num_envs} environments"
         )
 
 
 def _describe(tree: Any) -> str:
-    """Dtype and shape of each leaf, behind its name in the tree."""
+    """The name, dtype and shape of each leaf."""
     leaves = [
         f"{jax.tree_util.keystr(path)} "
         + (f"{leaf.dtype} {list(leaf.shape)}" if hasattr(leaf, "dtype") else type(leaf).__name__)
@@ -310,16 +310,16 @@ def _describe(tree: Any) -> str:
 
 
 def _check_reset_mask(env: HostEnv, starts_before: Bool[np.ndarray, "N"]) -> None:
-    """Raises a UserError if the environments that a reset does not select begin an episode, too.
+    """Raises a UserError if a reset with a mask also resets environments that the mask does not select.
 
-    A loop resets single environments only after thousands of steps.
+    Without this check such an environment would fail only after thousands of steps, at a loop's first partial reset.
     """
     kind = _class_name(env)
     mask = np.arange(env.num_envs) == 0
     expected = starts_before | mask
     try:
         _, info = env.reset(options={"reset_mask": mask})
-    except Exception as error:  # an environment that knows no mask can raise anything
+    except Exception as error:  # an environment that does not support the mask can raise any exception
         raise UserError(
             f"env: {kind}.reset fails with options={{'reset_mask': bool [{env.num_envs}]}}, which resets only the "
             f"environments where it is True ({type(error).__name__}: {one_line(error)})"
@@ -336,32 +336,32 @@ def _episode_start(env: HostEnv, info: dict[str, Any], method: str) -> Bool[np.n
     """A copy of `info["episode_start"]`.
 
     Raises:
-      UserError: the info of that method has none.
+      UserError: the info of this method has no `episode_start`.
     """
     if "episode_start" not in info:
         raise UserError(
-            f"env: {_class_name(env)} has no episode_start in the info of {method}; bool [{env.num_envs}], it says "
-            "which observations begin an episode"
+            f"env: {_class_name(env)} has no episode_start in the info of {method}: bool [{env.num_envs}], which says "
+            "which observations start an episode"
         )
     return np.array(info["episode_start"])
 
 
 def _some_actions(env: HostEnv) -> Shaped[np.ndarray, "N *action"]:
-    """An action of the spec for each environment."""
+    """A valid action for each environment."""
     action = np.zeros((env.num_envs, *env.spec.action.shape), env.spec.action.dtype)
     return action if env.spec.action_range is None else np.clip(action, *env.spec.action_range)
 
 
 def as_host_env(env: Any, make: Callable[[int], Any] | None = None) -> HostEnv:
-    """`env` itself, or the `HostEnv` that a gymnasium vector wrapper around one makes.
+    """`env` itself, or a gymnasium vector wrapper around a `HostEnv` as a `HostEnv`.
 
     Args:
       env: the environment.
-      make: makes another number of the same environment, which `Wrapped.evaluation` needs where a wrapper holds
+      make: num_envs -> the same environment with `num_envs` copies. `Wrapped.evaluation` needs it if a wrapper has
         arrays for a fixed number of environments.
 
     Raises:
-      UserError: it is neither, see `check_host_env`.
+      UserError: `env` is neither of these; see `check_host_env`.
     """
     if _is_plain_wrapper(env):
         check_host_env(_innermost(env))
@@ -371,16 +371,16 @@ def as_host_env(env: Any, make: Callable[[int], Any] | None = None) -> HostEnv:
 
 
 class Wrapped(gymnasium.vector.VectorWrapper):
-    """A `HostEnv` under gymnasium's vector wrappers, which know only `reset` and `step`.
+    """A `HostEnv` inside gymnasium's vector wrappers, which have only `reset` and `step`.
 
-    `send` keeps the actions and `recv` steps, unless the outermost wrapper has a `send` and `recv` of its own: the
-    wrapped environment therefore does not step while the caller does other work. Stacks of frames are stored whole
-    (`frame_stack` is 0) under a wrapper that changes observations, unless the wrapper has its own `frame_stack`. The
-    agent is scored in the same wrappers around the evaluation environment of what they wrap.
+    `send` stores the actions and `recv` steps, so the environment does not step while the caller does other work. A
+    wrapper with its own `send` and `recv` is an exception. If a wrapper changes observations, `frame_stack` is 0, so
+    that a replay stores whole stacks, unless the wrapper has its own `frame_stack`. Evaluations use the same wrappers
+    around the evaluation environment of the wrapped one.
 
     Args:
       env: the outermost wrapper.
-      make: makes another number of environments, in the same wrappers; None copies these wrappers.
+      make: num_envs -> the same wrapped environment with `num_envs` copies; None copies the wrappers.
     """
 
     def __init__(self, env: gymnasium.vector.VectorWrapper, make: Callable[[int], Any] | None = None):
@@ -446,10 +446,10 @@ class Wrapped(gymnasium.vector.VectorWrapper):
         return _as_agents_see(observations), info
 
     def evaluation(self, num_envs: int) -> HostEnv:
-        """The same wrappers around the evaluation environment of what they wrap.
+        """The same wrappers around the evaluation environment of the wrapped one.
 
         Raises:
-          UserError: the copy of a wrapper does not take `num_envs` environments.
+          UserError: the copy of a wrapper does not work with `num_envs` environments.
         """
         if hasattr(self.env, "evaluation"):
             return as_host_env(self.env.evaluation(num_envs))
@@ -461,7 +461,7 @@ class Wrapped(gymnasium.vector.VectorWrapper):
             _layers(env)[-1].env = innermost
             trained_in.close()
         else:
-            # deepcopy takes from its memo what stands for an object that is not to be copied.
+            # The memo makes deepcopy use `innermost` instead of copying the wrapped environment.
             memo: dict[int, Any] = {id(self._innermost): innermost}
             for wrapper in reversed(self._wrappers):
                 env = copy.deepcopy(wrapper, memo)
@@ -487,7 +487,7 @@ def _is_plain_wrapper(env: Any) -> bool:
 
 
 def _layers(env: Any) -> list[gymnasium.vector.VectorWrapper]:
-    """The wrappers of the innermost `HostEnv`, outermost first."""
+    """The wrappers around the innermost `HostEnv`, outermost first."""
     layers = []
     while _is_plain_wrapper(env):
         layers.append(env)
@@ -518,7 +518,7 @@ def _observation(space: gymnasium.Space) -> Any:
 
 
 def observation_dtype(dtype: Any) -> np.dtype:
-    """The dtype in which observations of `dtype` are given to an agent."""
+    """The dtype that observations of `dtype` have for an agent."""
     if np.issubdtype(dtype, np.floating):
         return np.dtype(np.float32)
     return np.dtype(dtype) if np.dtype(dtype).itemsize == 1 else np.dtype(np.int32)

@@ -26,12 +26,12 @@ from .base import checked_actions, observation_dtype, reset_arguments, spec_from
 class GymnasiumEnv(gymnasium.vector.VectorEnv):
     """N copies of a gymnasium environment that step one after another, a `HostEnv`.
 
-    Observations are cast to the dtypes of `spec_from_spaces`. Pictures (uint8) have their channels first: [H, W, C]
-    with 1, 3 or 4 channels becomes [C, H, W], and [H, W] becomes [1, H, W]. Actions count from 0. A time limit is a
-    truncation.
+    Observations are cast to the dtypes of `spec_from_spaces`. Images (uint8) are converted to channels first: [H, W, C]
+    with 1, 3 or 4 channels becomes [C, H, W], and [H, W] becomes [1, H, W]. Actions are numbered from 0. A time limit
+    is a truncation.
 
     Args:
-      make_env: makes one environment; all that it makes must be alike.
+      make_env: returns a new environment; all of them must be equal.
       num_envs: N.
 
     Raises:
@@ -50,7 +50,7 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
         self._envs = gymnasium.vector.SyncVectorEnv(
             [make_env] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP
         )
-        self._entry = self._envs.envs[0].spec  # of the registry
+        self._entry = self._envs.envs[0].spec  # its entry in the registry
         self.num_envs = num_envs
         self.name = self._entry.id if self._entry else type(self._envs.envs[0].unwrapped).__name__
         self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
@@ -110,15 +110,15 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
 
     @contextlib.contextmanager
     def _observations_may_misfit(self) -> Iterator[None]:
-        """Turns gymnasium's exception on an observation that its space cannot hold into one line.
+        """Replaces gymnasium's exception for an observation outside its space by an error in one line.
 
         Raises:
-          UserError: names the environment, its observation and the space.
+          UserError: an observation does not fit its space; the message names the environment and both.
         """
         try:
             yield
         except (IndexError, KeyError, TypeError, ValueError) as error:
-            # Only gymnasium's code that copies observations into a batch can meet one that misfits.
+            # Such an exception comes from gymnasium's code that copies observations into a batch.
             files = [Path(frame.filename).as_posix() for frame in traceback.extract_tb(error.__traceback__)]
             if not any("gymnasium/vector/utils" in file for file in files):
                 raise
@@ -126,8 +126,8 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
             for number, observation in enumerate(getattr(self._envs, "_env_obs", ())):
                 if not _fits(observation, space):
                     raise UserError(
-                        f"{self.name}: environment {number} gave the observation {_described(observation)}, and its "
-                        f"observation_space is {space}"
+                        f"{self.name}: environment {number} returned the observation {_described(observation)}, but "
+                        f"its observation_space is {space}"
                     ) from error
             raise
 
@@ -137,7 +137,7 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
         return self.recv()
 
     def evaluation(self, num_envs: int) -> GymnasiumEnv:
-        """Another number of the same environment, which is scored as it is learned."""
+        """`num_envs` copies of the same environment, because evaluations have the same rules as training."""
         return GymnasiumEnv(self._make_env, num_envs)
 
     def describe(self) -> str:
@@ -160,7 +160,7 @@ class GymnasiumEnv(gymnasium.vector.VectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Closes the environments."""
-        if hasattr(self, "_envs"):  # gymnasium closes an environment whose constructor raised, too
+        if hasattr(self, "_envs"):  # gymnasium also closes an environment whose constructor raised
             self._envs.close()
 
     def __repr__(self) -> str:
@@ -176,8 +176,8 @@ def make(id: str, num_envs: int = 1, **kwargs: Any) -> GymnasiumEnv:
       **kwargs: arguments of the environment, and `max_episode_steps` to replace its time limit.
 
     Raises:
-      UserError: an unknown environment, one that cannot be made with these arguments or without another package, or
-        spaces that have no `Spec`.
+      UserError: the environment is unknown, cannot be made with these arguments, needs another package, or has spaces
+        without a `Spec`.
     """
 
     def make_env() -> gymnasium.Env:
@@ -211,7 +211,7 @@ def _converted_array(array: np.ndarray) -> np.ndarray:
 
 
 def _converted_space(space: gymnasium.Space) -> gymnasium.Space:
-    """The space of what `_converted` makes of observations in `space`."""
+    """The space of observations in `space` after `_converted`."""
     spaces = gymnasium.spaces
     if isinstance(space, spaces.Dict):
         return spaces.Dict({name: _converted_space(part) for name, part in space.items()})
@@ -232,7 +232,7 @@ def _counted_from_zero(space: gymnasium.Space) -> gymnasium.Space:
 
 
 def _fits(observation: Any, space: gymnasium.Space) -> bool:
-    """Whether a batch of the space can hold an observation: its shape is equal, and its numbers can be cast."""
+    """Whether an observation has the shape of the space and a dtype that can be cast to that of the space."""
     spaces = gymnasium.spaces
     if isinstance(space, spaces.Dict):
         return isinstance(observation, Mapping) and all(

@@ -1,6 +1,6 @@
 """Environments of gymnax as `JaxEnv`s: MinAtar, classic control, and any other class with its interface.
 
-gymnax restarts an episode inside its `step`. Here `step_env` is used, which does not.
+gymnax's `step` starts a new episode by itself, so this module uses `step_env`, which does not.
 
 Source: Lange 2022, "gymnax"; MinAtar: Young and Tian 2019.
 """
@@ -24,11 +24,11 @@ from .base import JaxEnv, observation_dtype
 from .jax_vector import JaxVectorEnv
 
 MINATAR = ("Asterix", "Breakout", "Freeway", "SpaceInvaders", "Seaquest")
-_CELL = 8  # pixels of a cell of MinAtar's field
+_CELL = 8  # width in pixels of a cell of MinAtar's field, in films
 
 
 class GymnaxState(NamedTuple):
-    """gymnax's state, and the action that was played last."""
+    """gymnax's state, and the previous action."""
 
     env: PyTree[Array]
     action: PyTree[Array]
@@ -38,14 +38,14 @@ class GymnaxEnv:
     """An environment of gymnax, a `JaxEnv`.
 
     Args:
-      env: has gymnax's `reset_env`, `step_env`, `is_truncated`, `observation_space` and `action_space`.
-      params: its parameters; None takes its `default_params`.
-      binary: whether observations are zeros and ones, which are given as bool and take a quarter of the memory.
-      sticky_actions: the probability that the action played last is played again in place of the one given.
+      env: an object with gymnax's `reset_env`, `step_env`, `is_truncated`, `observation_space` and `action_space`.
+      params: its parameters; None uses its `default_params`.
+      binary: whether observations are zeros and ones. They are then bool, which takes a quarter of the memory.
+      sticky_actions: the probability that the previous action is repeated instead of the given one.
 
     Raises:
       UserError: the spaces have no Spec.
-      ValueError: `sticky_actions` is no probability.
+      ValueError: `sticky_actions` is not in [0, 1).
     """
 
     def __init__(self, env: Any, params: Any = None, *, binary: bool = False, sticky_actions: float = 0.0):
@@ -56,7 +56,7 @@ class GymnaxEnv:
         space = env.observation_space(self.params)
         if not hasattr(space, "shape"):
             raise UserError(
-                f"observations of gymnax's {type(space).__name__} are not supported: one array is"
+                f"observations of gymnax's {type(space).__name__} are not supported: they must be one array"
             )
         self._dtype = np.dtype(bool) if binary else observation_dtype(np.dtype(space.dtype))
         observation = jax.ShapeDtypeStruct(tuple(space.shape), self._dtype)
@@ -71,17 +71,17 @@ class GymnaxEnv:
             self.spec = Spec(observation, jax.ShapeDtypeStruct(low.shape, np.float32), None, (low, high))
 
     def reset(self, key: Key[Array, ""]) -> tuple[GymnaxState, PyTree[Array]]:
-        """The state in which an episode begins, and its observation."""
+        """The first state of an episode, and its observation."""
         observation, state = self.env.reset_env(key, self.params)
         action = self.spec.action
-        # gymnax begins with Python numbers, and a state must keep its dtypes.
+        # gymnax's first state contains Python numbers, but a state must keep its dtypes between steps.
         state = jax.tree.map(jnp.asarray, state)
-        return GymnaxState(state, jnp.zeros(action.shape, action.dtype)), self._seen(observation)
+        return GymnaxState(state, jnp.zeros(action.shape, action.dtype)), self._cast(observation)
 
     def step(
         self, state: GymnaxState, action: PyTree[ArrayLike], key: Key[Array, ""]
     ) -> tuple[GymnaxState, PyTree[Array], Float32[Array, ""], Bool[Array, ""], Bool[Array, ""]]:
-        """One step, without a restart at the end."""
+        """One step. The end of an episode does not start a new one."""
         if self._sticky:
             key, sticky_key = jax.random.split(key)
             action = jnp.where(jax.random.uniform(sticky_key) < self._sticky, state.action, action)
@@ -90,7 +90,7 @@ class GymnaxEnv:
         env = jax.tree.map(lambda new, old: jnp.asarray(new, jnp.result_type(old)), env, state.env)
         reward, terminated = jnp.asarray(reward, jnp.float32), jnp.asarray(terminated, bool)
         new = GymnaxState(env, jnp.asarray(action, self.spec.action.dtype))
-        return new, self._seen(observation), reward, terminated, truncated & ~terminated
+        return new, self._cast(observation), reward, terminated, truncated & ~terminated
 
     def facts(self) -> dict[str, Any]:
         """The package's version and the parameters."""
@@ -99,7 +99,7 @@ class GymnaxEnv:
         params = {name: value for name, value in vars(self.params).items() if isinstance(value, (int, float))}
         return {"gymnax": importlib.metadata.version("gymnax"), "sticky_actions": self._sticky, **params}
 
-    def _seen(self, observation: PyTree[Array]) -> PyTree[Array]:
+    def _cast(self, observation: PyTree[Array]) -> PyTree[Array]:
         return jnp.asarray(observation).astype(self._dtype)
 
 
@@ -110,13 +110,13 @@ class MinAtarEnv(GymnaxEnv):
         super().__init__(env, binary=True, sticky_actions=sticky_actions)
 
     def draw(self, state: GymnaxState) -> UInt8[np.ndarray, "height width 3"]:
-        """The field, each channel in a colour of its own; higher channels lie above lower ones."""
+        """An image of the field. Each channel has its own colour, and later channels cover earlier ones."""
         field = np.asarray(self.env.get_obs(state.env)) > 0
-        picture = np.full((*field.shape[:2], 3), 24, np.uint8)
+        image = np.full((*field.shape[:2], 3), 24, np.uint8)
         for channel in range(field.shape[-1]):
             colour = colorsys.hsv_to_rgb(channel / field.shape[-1], 0.65, 0.95)
-            picture[field[..., channel]] = [round(255 * part) for part in colour]
-        return picture.repeat(_CELL, axis=0).repeat(_CELL, axis=1)
+            image[field[..., channel]] = [round(255 * part) for part in colour]
+        return image.repeat(_CELL, axis=0).repeat(_CELL, axis=1)
 
 
 def minatar(game: str, num_envs: int, history: int = 1, sticky_actions: float = 0.0) -> JaxVectorEnv:
@@ -125,11 +125,11 @@ def minatar(game: str, num_envs: int, history: int = 1, sticky_actions: float = 
     Args:
       game: a name of `MINATAR`.
       num_envs: environments that step together.
-      history: observations in one, see `JaxVectorEnv`.
-      sticky_actions: see `GymnaxEnv`; the original MinAtar has 0.1.
+      history: number of stacked observations; see `JaxVectorEnv`.
+      sticky_actions: see `GymnaxEnv`; the original MinAtar uses 0.1.
 
     Raises:
-      UserError: an unknown game, or gymnax is not installed.
+      UserError: the game is unknown, or gymnax is not installed.
       ValueError: an option is out of range.
     """
     game = game.removesuffix("-MinAtar")
@@ -145,7 +145,7 @@ def make(id: str, num_envs: int, history: int = 1, sticky_actions: float = 0.0) 
     """`num_envs` copies of an environment that gymnax registers, such as CartPole-v1.
 
     Raises:
-      UserError: an unknown name, or gymnax is not installed.
+      UserError: the name is unknown, or gymnax is not installed.
       ValueError: an option is out of range.
     """
     gymnax = _gymnax()
@@ -167,10 +167,10 @@ def _gymnax() -> Any:
 
 
 def as_jax_env(env: Any) -> JaxEnv | None:
-    """An environment of pure functions as a `JaxEnv`: itself, or what `GymnaxEnv` makes of gymnax's; else None.
+    """An environment of pure functions as a `JaxEnv`: itself, or gymnax's in a `GymnaxEnv`. Others give None.
 
     Raises:
-      UserError: `reset` or `step` of a `JaxEnv` does not return what the interface says.
+      UserError: `reset` or `step` of a `JaxEnv` returns something else than the interface says.
     """
     if all(hasattr(env, name) for name in ("reset_env", "step_env", "default_params", "is_truncated")):
         return GymnaxEnv(env)

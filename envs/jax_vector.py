@@ -1,4 +1,4 @@
-"""N copies of a `JaxEnv` as a `HostEnv`: one compiled program steps all of them."""
+"""N copies of a `JaxEnv` as a `HostEnv`. One compiled program steps all of them."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from .base import JaxEnv, checked_actions, reset_arguments
 
 
 class JaxVectorEnv(gymnasium.vector.VectorEnv):
-    """N copies of a `JaxEnv` that step in one compiled program, a `HostEnv`.
+    """N copies of a `JaxEnv` that step in one compiled program: a `HostEnv`.
 
-    Episodes follow one another as `rlcls.envs.autoreset.Autoreset` has it, from the key of an environment's last seed.
+    `rlcls.envs.autoreset.Autoreset` steps and resets them. All random numbers come from an environment's last seed.
 
-    A `JaxEnv` may have three more methods: `expert(state) -> action`, a policy of its own; `draw(state) -> uint8
-    [height, width, 3]`, a picture of one state, which is not traced; `facts() -> dict`, its options.
+    A `JaxEnv` may have three more methods: `expert(state) -> action`, a scripted policy; `draw(state) -> uint8
+    [height, width, 3]`, an image of one state, which is not traced; `facts() -> dict`, its options.
 
     Args:
-      env: the environment that is copied; its observations are one array.
+      env: the environment to copy, whose observations are one array.
       num_envs: N.
       name: the task's name.
-      history: with w above 1, an observation is the last w observations of the episode, [w, *observation], and zeros
+      history: with w above 1, an observation is the last w observations of the episode, [w, *observation], with zeros
         before the first.
 
     Raises:
@@ -59,7 +59,7 @@ class JaxVectorEnv(gymnasium.vector.VectorEnv):
         self.observation_space = gymnasium.vector.utils.batch_space(self.single_observation_space, num_envs)
         self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, num_envs)
         self._carry: Playing | None = None
-        # The states that the experts believe in and their last actions, and whether a step has been made since.
+        # The experts' assumed states and last actions, and whether there was a step since.
         self._script: tuple[PyTree[Array], Array] | None = None
         self._stepped = False
         self._actions: np.ndarray | None = None
@@ -84,7 +84,7 @@ class JaxVectorEnv(gymnasium.vector.VectorEnv):
         return self._observations(), {"episode_start": self._episode_start}
 
     def send(self, actions: Shaped[np.ndarray, "N *action"]) -> None:
-        """Keeps the actions for `recv`; see `HostEnv`."""
+        """Stores the actions for `recv`; see `HostEnv`."""
         if self._actions is not None:
             raise RuntimeError("send was called twice without recv")
         self._actions = checked_actions(actions, self.spec, self.num_envs, self.name)
@@ -114,13 +114,13 @@ class JaxVectorEnv(gymnasium.vector.VectorEnv):
 
     @property
     def scripted_actions(self) -> Callable[..., Shaped[np.ndarray, "N *action"]]:
-        """(look=None) -> the actions of the environment's own policy; see `HostEnv`.
+        """(look=None) -> the actions of the environment's scripted policy; see `HostEnv`.
 
         Raises:
-          AttributeError: it has none.
+          AttributeError: the environment has no `expert`.
         """
         if not hasattr(self.env, "expert"):
-            raise AttributeError(f"{self.name} has no policy of its own")
+            raise AttributeError(f"{self.name} has no scripted policy")
         return self._scripted_actions
 
     def _scripted_actions(self, look: Bool[np.ndarray, "N"] | None = None) -> Shaped[np.ndarray, "N *action"]:
@@ -137,19 +137,19 @@ class JaxVectorEnv(gymnasium.vector.VectorEnv):
 
     @property
     def pure(self) -> JaxVectorEnv:
-        """The environments of a compiled loop, which uses the `JaxEnv`."""
+        """Itself: the environments that a compiled loop can step inside its program."""
         return self
 
     def evaluation(self, num_envs: int) -> JaxVectorEnv:
-        """The same task with another number of environments; an evaluation changes no rule."""
+        """`num_envs` copies of the same task, because evaluations have the same rules as training."""
         return JaxVectorEnv(self.env, num_envs, name=self.name, history=max(1, self.frame_stack))
 
     @property
     def render_twin(self) -> Callable[[], Film]:
-        """() -> one environment that is drawn; see `rlcls.evaluation.film`.
+        """() -> one environment whose observations are images; see `rlcls.evaluation.film`.
 
         Raises:
-          AttributeError: its states cannot be drawn.
+          AttributeError: the environment has no `draw`.
         """
         if not hasattr(self.env, "draw"):
             raise AttributeError(f"{self.name} cannot be drawn")
@@ -184,7 +184,7 @@ class JaxVectorEnv(gymnasium.vector.VectorEnv):
 
 
 class _Programs:
-    """The compiled programs of `JaxVectorEnv`: functions of one environment, under vmap."""
+    """The compiled programs of `JaxVectorEnv`: vmapped functions of one environment."""
 
     def __init__(self, env: JaxEnv, history: int):
         episodes = Autoreset(env, history)
@@ -195,8 +195,12 @@ class _Programs:
         def script(
             one: Playing, twin: PyTree[Array], action: Array, look: Array, stepped: Array
         ) -> tuple[PyTree[Array], Array]:
-            """The state that the expert believes in, and its action there."""
-            # The real step had this key, too, so an undisturbed twin stays equal to its environment.
+            """The state that the expert assumes, and its action there.
+
+            `twin` and `action` are those of the previous call. The twin steps with the expert's action if the
+            environment has stepped, and is replaced by the true state if the expert looks.
+            """
+            # The environment's step used the same key, so without disturbances the twin equals the environment.
             key = jax.random.fold_in(one.key, one.steps - 1)
             twin = select(stepped, env.step(twin, action, key)[0], twin)
             twin = select(look, one.state, twin)
@@ -210,7 +214,7 @@ class _Programs:
 
 
 class Film:
-    """One environment whose observations are its picture, [1, 1, height, width, 3]; see `rlcls.evaluation.film`."""
+    """One environment whose observations are images [1, 1, height, width, 3]; see `rlcls.evaluation.film`."""
 
     fps = 10.0
 
@@ -221,16 +225,16 @@ class Film:
         self, *, seed: Integer[np.ndarray, "1"]
     ) -> tuple[UInt8[np.ndarray, "1 1 h w 3"], dict[str, Any]]:
         _, info = self._env.reset(seed=seed)
-        return self._picture(), info
+        return self._image(), info
 
     def step(self, actions: Shaped[np.ndarray, "1 *action"]) -> tuple[Any, ...]:
         _, *rest = self._env.step(actions)
-        return self._picture(), *rest
+        return self._image(), *rest
 
     def close(self) -> None:
         self._env.close()
 
-    def _picture(self) -> UInt8[np.ndarray, "1 1 h w 3"]:
+    def _image(self) -> UInt8[np.ndarray, "1 1 h w 3"]:
         one = jax.tree.map(lambda leaf: leaf[0], self._env.state)
         return self._env.env.draw(one)[None, None]  # type: ignore[attr-defined]
 

@@ -1,7 +1,7 @@
 """Meta-World's robot arm: 50 manipulation tasks, each with a scripted expert, as a vector environment.
 
-This is Farama's `metaworld` package. EnvPool's port simulates faster, but it has no experts, its environments cannot be
-seeded again after they are made, and their state cannot be copied; docs/robotics.md compares them.
+This module uses Farama's `metaworld` package. EnvPool's port is faster, but it has no experts, cannot seed an
+environment again, and cannot copy its state; docs/robotics.md compares them.
 """
 
 from __future__ import annotations
@@ -28,34 +28,35 @@ from .base import checked_actions, reset_arguments, spec_from_spaces
 
 # The middle of the space over the table, and about half of its width, in metres.
 _CENTRE, _SCALE = (0.0, 0.7, 0.15), 0.15
-# The gripper's opening is 1 where it is open, and about 0.4 where it holds an object.
+# The gripper's opening is 1 if it is open, and about 0.4 if it holds an object.
 _OPENING, _OPENING_SCALE = 0.7, 0.3
 _FILM_SIZE = 240  # pixels
-_LARGEST_PICTURE = 480  # pixels, which the package's framebuffer holds
+_LARGEST_PICTURE = 480  # pixels, the size of the package's framebuffer
 
 
 class MetaWorld(gymnasium.vector.VectorEnv):
-    """N arms that do one task, a `HostEnv`. They step one after another: MuJoCo's threads gain nothing here.
+    """N robot arms with the same task: a `HostEnv`. They step one after another, because threads are no faster here.
 
-    Every episode draws a new goal and new places of the objects. A decision plays `action_repeat` simulation steps of
-    0.0125 s with one action (dx, dy, dz, gripper) in [-1, 1]; actions beyond are clipped. Success is read after each
-    decision, in the state that the agent sees: it gives reward 1 and terminates the episode. All other rewards are 0.
+    Every episode draws a new goal and new positions of the objects. A decision plays `action_repeat` simulation steps
+    of 0.0125 s with one action (dx, dy, dz, gripper), which is clipped to [-1, 1]. Success is tested after each
+    decision, in the state that the agent observes. It gives reward 1 and terminates the episode. All other rewards are
+    0.
 
-    A vector observation holds, of the 39 numbers that the package gives, those that are neither padding nor the
-    previous observation: the hand's position, the gripper's opening, the position and quaternion of the object (or of
-    each of two), and the goal's position. Positions are (x - (0, 0.7, 0.15)) / 0.15 in metres, so that differences
-    remain distances; the opening is (x - 0.7) / 0.3. That is 14 numbers, or 21 in a task with two objects.
+    A vector observation has 14 numbers, or 21 in a task with two objects: the hand's position, the gripper's opening,
+    the position and quaternion of each object, and the goal's position. The package's 39 numbers also contain padding
+    and the previous observation. Positions are (x - (0, 0.7, 0.15)) / 0.15 in metres, with the same scale in all
+    directions; the opening is (x - 0.7) / 0.3.
 
     Args:
       task: a name of `tasks()`, such as "pick-place-v3".
       num_envs: N.
-      horizon: decisions after which an episode without success is truncated.
-      action_repeat: simulation steps in a decision.
+      horizon: number of decisions after which an episode without success is truncated.
+      action_repeat: simulation steps per decision.
       history: with w > 1, observations are the last w of their episode, oldest first, with zeros before the first.
-      image_size: with S > 0, observations are pictures [3, S, S], in which the goal's marker is visible.
+      image_size: with S > 0, observations are images [3, S, S], in which the goal's marker is visible.
 
     Raises:
-      UserError: an unknown task, a number out of range, or a package or library that is not installed.
+      UserError: the task is unknown, a number is out of range, or a package or library is not installed.
     """
 
     spec: Spec  # type: ignore[assignment]  # gymnasium's is the entry of its registry
@@ -82,7 +83,7 @@ class MetaWorld(gymnasium.vector.VectorEnv):
                 raise UserError(f"env.{option} must be at least 1, not {number}")
         if not 0 <= image_size <= _LARGEST_PICTURE:
             raise UserError(
-                f"env.image_size must be 0 (no pictures) to {_LARGEST_PICTURE} pixels, not {image_size}"
+                f"env.image_size must be 0 (no images) to {_LARGEST_PICTURE} pixels, not {image_size}"
             )
         if task not in tasks():
             raise UserError(f"unknown task {task!r}{nearest(task, tasks(), most=4)}")
@@ -112,7 +113,7 @@ class MetaWorld(gymnasium.vector.VectorEnv):
         self._over = np.zeros(num_envs, bool)
         self._episode_start = np.zeros(num_envs, bool)
         self._actions: np.ndarray | None = None
-        # The expert's: whether it has looked in this episode, what it sees in its mind, and what it has just chosen.
+        # The experts: whether each has looked in this episode, the observation it assumes, and its last action.
         self._has_looked = np.zeros(num_envs, bool)
         self._imagined = np.zeros((num_envs, 39))
         self._chosen = np.zeros((num_envs, 4), np.float32)
@@ -135,7 +136,7 @@ class MetaWorld(gymnasium.vector.VectorEnv):
         return self._observations(), {"episode_start": self._episode_start}
 
     def send(self, actions: Shaped[np.ndarray, "N 4"]) -> None:
-        """Keeps the actions for `recv`; see `HostEnv`."""
+        """Stores the actions for `recv`; see `HostEnv`."""
         if self._actions is not None:
             raise RuntimeError("send was called twice without recv")
         checked = checked_actions(actions, self.spec, self.num_envs, self.name)
@@ -175,9 +176,9 @@ class MetaWorld(gymnasium.vector.VectorEnv):
     def scripted_actions(self, look: Bool[np.ndarray, "N"] | None = None) -> Float32[np.ndarray, "N 4"]:
         """The actions of the task's expert; see `HostEnv`.
 
-        Where the expert does not look, MuJoCo plays its previous action in a copy of the state that it last saw: a
-        second simulation, whose cost only these calls have. The expert always looks at the first state of an episode,
-        and where no call since has let it look.
+        Where the expert does not look, MuJoCo plays its previous action in a copy of the state that the expert assumes.
+        Only these calls have the cost of this second simulation. The expert always looks in its first call of an
+        episode.
         """
         looks = np.ones(self.num_envs, bool) if look is None else np.asarray(look)
         if looks.shape != (self.num_envs,) or looks.dtype != bool:
@@ -190,26 +191,26 @@ class MetaWorld(gymnasium.vector.VectorEnv):
                 self._imagined[i] = self._arms[i].imagine(self._chosen[i], self.action_repeat)
         self._has_looked[:], self._stepped = True, False
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the experts warn of each action that is clipped
+            warnings.simplefilter("ignore")  # the experts warn about each clipped action
             for i, arm in enumerate(self._arms):
                 self._chosen[i] = np.clip(arm.expert.get_action(self._imagined[i]), -1.0, 1.0)
         return self._chosen.copy()
 
     def evaluation(self, num_envs: int) -> MetaWorld:
-        """Another number of the same: a task is scored as it is learned."""
+        """`num_envs` arms with the same task, because evaluations have the same rules as training."""
         return MetaWorld(**self._arguments(), num_envs=num_envs)
 
     def render_twin(self) -> Film:
-        """One environment that plays the same episodes in pictures for `rlcls.evaluation.film`."""
+        """One environment that plays the same episodes with images, for `rlcls.evaluation.film`."""
         return Film(MetaWorld(**self._arguments() | {"history": 1, "image_size": _FILM_SIZE}, num_envs=1))
 
     @property
     def seconds(self) -> float:
-        """The simulated time of a decision."""
+        """The simulated time per decision."""
         return self._arms[0].env.dt * self.action_repeat
 
     def describe(self) -> str:
-        """The decisions and the observation in one line."""
+        """The length of an episode and the observation in one line."""
         size = self._image_size
         seen = f"{size} x {size} pictures" if size else f"{self._frames.shape[-1]} numbers"
         past = f", the last {self._history}" if self._history > 1 else ""
@@ -227,9 +228,8 @@ class MetaWorld(gymnasium.vector.VectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Frees the camera's OpenGL context."""
-        camera: _Camera | None = getattr(
-            self, "_camera", None
-        )  # gymnasium closes one whose constructor raised, too
+        # gymnasium also closes an environment whose constructor raised.
+        camera: _Camera | None = getattr(self, "_camera", None)
         if camera is not None:
             camera.close()
             self._camera = None
@@ -238,7 +238,7 @@ class MetaWorld(gymnasium.vector.VectorEnv):
         return f"MetaWorld({self.task!r}, num_envs={self.num_envs})"
 
     def _arguments(self) -> dict[str, Any]:
-        """The constructor's arguments but for `num_envs`."""
+        """The constructor's arguments except `num_envs`."""
         return {
             "task": self.task,
             "horizon": self.horizon,
@@ -256,7 +256,7 @@ class MetaWorld(gymnasium.vector.VectorEnv):
         self._push(i)
 
     def _push(self, i: int) -> None:
-        """Appends the present state of environment `i` to its frames."""
+        """Appends the current state of environment `i` to its frames."""
         self._frames[i, :-1] = self._frames[i, 1:]
         if self._camera is not None:
             self._frames[i, -1] = self._camera.picture(self._arms[i].env)
@@ -268,10 +268,10 @@ class MetaWorld(gymnasium.vector.VectorEnv):
 
 
 class Film:
-    """One environment in pictures [1, 1, height, width, 3], as `rlcls.evaluation.film` plays it.
+    """One environment whose observations are images [1, 1, height, width, 3], for `rlcls.evaluation.film`.
 
     Attributes:
-      fps: decisions in a second of simulated time.
+      fps: decisions per second of simulated time.
     """
 
     def __init__(self, env: MetaWorld):
@@ -300,7 +300,7 @@ def make(
     history: int = 1,
     image_size: int = 0,
 ) -> MetaWorld:
-    """`num_envs` arms that do the same task; see `MetaWorld`."""
+    """`num_envs` arms with the same task; see `MetaWorld`."""
     return MetaWorld(task, num_envs, horizon, action_repeat, history, image_size)
 
 
@@ -310,11 +310,11 @@ def tasks() -> list[str]:
 
 
 class _Arm:
-    """One environment of the package: its simulation and its success, without its dense reward and time limit.
+    """One environment of the package: its simulation and test of success, without its dense reward and time limit.
 
-    The package itself draws one of 50 goals and ignores the seed of a reset. Here an episode is a function of the
-    random stream alone: the package moves bodies of the model from one episode to the next, and in ten tasks the
-    first observation or the hand's first movement depends on where they stood before.
+    Here an episode depends only on the random stream. In the package it does not: it draws one of 50 goals, ignores the
+    seed of a reset, and leaves bodies of the model where the previous episode moved them, which in ten tasks changes
+    the first observation or the hand's first movement.
     """
 
     def __init__(self, task: str):
@@ -324,7 +324,7 @@ class _Arm:
         self._mujoco = mujoco
         self.env = _task_class(task)()
         self.env._partially_observable = False  # the goal is visible
-        del self.env.sawyer_observation_space  # cached while the goal was hidden
+        del self.env.sawyer_observation_space  # cached with a hidden goal
         self.env._set_task_called = True
         self.env.seeded_rand_vec = True
         self.env.seed(np.random.SeedSequence().generate_state(1)[0].item())
@@ -340,11 +340,11 @@ class _Arm:
         """Draws a goal and starts an episode; returns its first observation."""
         env = self.env
         env.model.body_pos[:], env.model.site_pos[:] = self._bodies, self._sites
-        # The first pass draws, and moves the model's bodies. It need not move the hand, which is most of the work.
+        # The first pass draws a goal and moves the model's bodies. It skips moving the hand, which is most of the work.
         env._freeze_rand_vec = False
         env._reset_hand = functools.partial(type(env)._reset_hand, env, steps=0)
         self._start()
-        # The second pass repeats the draw, among bodies that stand where it puts them.
+        # The second pass repeats the reset with the same draw, after the bodies were moved.
         env._freeze_rand_vec = True
         del env._reset_hand
         self._start()
@@ -352,7 +352,7 @@ class _Arm:
         return self._observe()
 
     def play(self, action: Float32[np.ndarray, "4"], repeat: int) -> Float64[np.ndarray, "39"]:
-        """Repeats the package's simulation step with one action; returns the observation after the last."""
+        """Plays `repeat` simulation steps with one action; returns the observation after the last."""
         env = self.env
         for _ in range(repeat):
             env.set_xyz_action(action[:3])
@@ -361,15 +361,15 @@ class _Arm:
         return self._observe()
 
     def succeeded(self, observation: Float64[np.ndarray, "39"], action: Float32[np.ndarray, "4"]) -> bool:
-        """Whether the task is done in the present state, after this action."""
+        """Whether the task is done in the current state, after this action."""
         return bool(self.env.evaluate_state(observation, action)[1]["success"])
 
     def remember(self) -> None:
-        """Makes the present state the one in which `imagine` continues."""
+        """Stores the current state, from which `imagine` continues."""
         self._mujoco.mj_getState(self.env.model, self.env.data, self._remembered, self._parts)
 
     def imagine(self, action: Float32[np.ndarray, "4"], repeat: int) -> Float64[np.ndarray, "39"]:
-        """The observation after `action` in the remembered state, which becomes the remembered one."""
+        """The observation after `action` in the stored state. The state after it is stored in turn."""
         if self._imagination is None:
             self._imagination = self._mujoco.MjData(self.env.model)
         present, self.env.data = self.env.data, self._imagination
@@ -392,7 +392,7 @@ class _Arm:
 
 
 class _Camera:
-    """Takes pictures of arms that do the same task, with everything off that is slow to draw.
+    """Renders images of arms with the same task, without effects that are slow to draw.
 
     Args:
       model: the MuJoCo model of any of the arms.
@@ -408,11 +408,11 @@ class _Camera:
         try:
             _draw_without_window()
             self._renderer = type("Renderer", (mujoco.Renderer,), _UNMADE)(model, size, size)
-        except Exception as error:  # OpenGL libraries raise what they like where they cannot draw
+        except Exception as error:  # OpenGL libraries that cannot draw raise various exceptions
             raise UserError(
-                f"pictures need OpenGL: apt-get install libegl1 libgl1-mesa-dri ({one_line(error)})"
+                f"images need OpenGL: apt-get install libegl1 libgl1-mesa-dri ({one_line(error)})"
             ) from error
-        # MuJoCo's classes cannot free what they hold after EGL has ended, at the end of the process.
+        # At the end of the process, MuJoCo's classes fail to free their contexts after EGL has ended.
         atexit.register(self.close)
         for flag in ("SHADOW", "REFLECTION", "SKYBOX", "HAZE"):
             self._renderer.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag}")] = False
@@ -421,8 +421,8 @@ class _Camera:
         self._view.distance, self._view.azimuth, self._view.elevation = 1.0, 142.0, -32.0
 
     def picture(self, env: Any) -> UInt8[np.ndarray, "3 size size"]:
-        """The present state of an environment of the package."""
-        for site in env._target_site_config:  # the marker of the goal, which the simulation leaves elsewhere
+        """An image of the current state of an environment of the package."""
+        for site in env._target_site_config:  # moves the marker of the goal, which the simulation does not do
             env._set_pos_site(*site)
         self._renderer.update_scene(env.data, self._view)
         return np.moveaxis(self._renderer.render(), -1, 0)
@@ -432,12 +432,12 @@ class _Camera:
         atexit.unregister(self.close)
 
 
-# Attributes that MuJoCo's classes free when they are deleted, also where their constructor raised.
+# MuJoCo's classes read these attributes when they are deleted, even if their constructor raised.
 _UNMADE = {"_context": None, "_gl_context": None, "_mjr_context": None}
 
 
 def _draw_without_window() -> None:
-    """Lets MuJoCo draw with EGL, as MUJOCO_GL=egl would before its import, unless that variable chooses another way."""
+    """Makes MuJoCo draw with EGL, like MUJOCO_GL=egl before its import, unless this variable is set."""
     if sys.platform == "linux" and "MUJOCO_GL" not in os.environ:
         import mujoco.egl
         import mujoco.gl_context
@@ -446,7 +446,7 @@ def _draw_without_window() -> None:
 
 
 def _standardised(raw: Float64[np.ndarray, "39"], num_objects: int) -> Float32[np.ndarray, "numbers"]:
-    """The numbers of an observation that are neither padding nor the previous observation; see `MetaWorld`."""
+    """The scaled numbers of a vector observation; see `MetaWorld`."""
     parts = [(raw[:3] - _CENTRE) / _SCALE, (raw[3:4] - _OPENING) / _OPENING_SCALE]
     for first in range(4, 4 + 7 * num_objects, 7):
         parts += [(raw[first : first + 3] - _CENTRE) / _SCALE, raw[first + 3 : first + 7]]
@@ -455,7 +455,7 @@ def _standardised(raw: Float64[np.ndarray, "39"], num_objects: int) -> Float32[n
 
 @functools.cache
 def _task_class(task: str) -> Any:
-    """The package's class of a task, whose instances copy one model instead of reading 30 files of shapes each."""
+    """The package's class of a task. Its instances copy one model, instead of reading 30 mesh files each."""
     import mujoco
 
     kind = _package().env_dict.ALL_V3_ENVIRONMENTS[task]
@@ -475,7 +475,7 @@ def _package() -> Any:
     """The package `metaworld`.
 
     Raises:
-      UserError: it, or a package or library that it needs, is not installed.
+      UserError: the package, or a package or library that it needs, is not installed.
     """
     try:
         with warnings.catch_warnings():

@@ -1,7 +1,7 @@
-"""Five probe MDPs with Q values known in closed form; each fails for one kind of bug.
+"""Five probe MDPs whose Q-values are known in closed form. Each detects one kind of bug.
 
-An agent that fails on `constant` cannot fit a value; on `observation`, it does not read its input; on `two_step`, it
-does not discount or bootstrap; on `action`, it does not tell actions apart; on `policy`, it cannot combine these.
+An agent that fails on `constant` cannot fit a value. One that fails on `observation` ignores its input, on `two_step`
+it does not discount or bootstrap, on `action` it ignores actions, and on `policy` it cannot combine inputs and actions.
 
 Source: Andy Jones, "Debugging reinforcement learning systems" (andyljones.com/posts/rl-debugging.html).
 """
@@ -27,19 +27,19 @@ from rlcls.spec import Spec
 from .base import checked_actions, reset_arguments, spec_from_spaces
 from .jax_vector import JaxVectorEnv
 
-_STACK, _SIDE = 4, 84  # as Atari
+_STACK, _SIDE = 4, 84  # frames and pixels, as on Atari
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """An MDP of S states and A actions, a `JaxEnv`. The action decides the reward and never the successor.
+    """An MDP with S states and A actions: a `JaxEnv`. Actions affect rewards only, not the next state.
 
     Attributes:
       name: its name in `PROBES`.
-      features: the one number observed in each state, -1, 0 or 1.
+      features: [S], the observed number of each state: -1, 0 or 1.
       rewards: [S][A].
-      successors: [S], the next state; None where the episode ends.
-      starts: states in which an episode begins, equally likely.
+      successors: [S], the next state; None ends the episode.
+      starts: the equally likely first states of an episode.
       closed_form: gamma -> Q [S][A].
     """
 
@@ -65,7 +65,7 @@ class Probe:
         return Spec(observation, action, self.num_actions, None)
 
     def q_values(self, gamma: float) -> Float[np.ndarray, "S A"]:
-        """The optimal action values, exact.
+        """The exact optimal action values.
 
         >>> PROBES["probe/two_step"].q_values(0.5).tolist()
         [[0.5], [1.0]]
@@ -86,23 +86,23 @@ class Probe:
         return stacks
 
     def reset(self, key: Key[Array, ""]) -> tuple[Int32[Array, ""], Float32[Array, "1"]]:
-        """A random first state and its observation; pure, for `jax.jit` and `jax.vmap`."""
+        """A random first state, and its observation."""
         state = jax.random.choice(key, jnp.asarray(self.starts, jnp.int32))
         return state, jnp.asarray(self.features, jnp.float32)[state, None]
 
     def step(
         self, state: Int[ArrayLike, ""], action: Int[ArrayLike, ""], key: Key[Array, ""]
     ) -> tuple[Int32[Array, ""], Float32[Array, "1"], Float32[Array, ""], Bool[Array, ""], Bool[Array, ""]]:
-        """One step, without reset at the end; pure.
+        """One step. The end of an episode does not start a new one.
 
         Args:
           state: from `reset` or `step`.
           action: 0 <= action < num_actions.
-          key: unused, since only the first state is random; `JaxEnv` has it.
+          key: unused, because only the first state is random.
 
         Returns:
           Next state, observation, reward, terminated, truncated (always False). The final observation of an episode
-          is the last one repeated.
+          equals the one before it.
         """
         del key
         reward = jnp.asarray(self.rewards, jnp.float32)[state, action]
@@ -115,7 +115,7 @@ class Probe:
         return [state if after is None else after for state, after in enumerate(self.successors)]
 
     def _frame(self, state: int) -> np.ndarray:
-        # No frame is black: zeros in a stack mean that there is no frame.
+        # No frame is black, because zeros in a stack mean a missing frame.
         return np.full((_SIDE, _SIDE), 170 + 85 * self.features[state], np.uint8)
 
 
@@ -165,9 +165,9 @@ PROBES: dict[str, Probe] = {probe.name: probe for probe in _PROBES}
 
 
 class ProbeVectorEnv(gymnasium.vector.VectorEnv):
-    """N copies of a probe, a `HostEnv`.
+    """N copies of a probe: a `HostEnv`.
 
-    The stack of the pixel variant holds zeros before the first frame of an episode, as Atari's does.
+    With pixels, a stack has zeros before the first frame of an episode, as on Atari.
     """
 
     spec: Spec  # type: ignore[assignment]  # gymnasium's is the entry of its registry
@@ -221,7 +221,7 @@ class ProbeVectorEnv(gymnasium.vector.VectorEnv):
         return self._observations(), {"episode_start": self._episode_start}
 
     def send(self, actions: Integer[np.ndarray, "N"]) -> None:
-        """Keeps the actions for `recv`; see `HostEnv`."""
+        """Stores the actions for `recv`; see `HostEnv`."""
         if self._actions is not None:
             raise RuntimeError("send was called twice without recv")
         self._actions = checked_actions(actions, self.spec, self.num_envs, self.name)
@@ -253,17 +253,17 @@ class ProbeVectorEnv(gymnasium.vector.VectorEnv):
         return self.recv()
 
     def scripted_actions(self, look: Bool[np.ndarray, "N"] | None = None) -> Integer[np.ndarray, "N"]:
-        """The best actions: those of the highest reward, since an action decides nothing else."""
-        del look  # no action disturbs the states
+        """The actions with the highest reward, which are optimal because actions affect rewards only."""
+        del look  # actions do not change the states
         return self._rewards[self._states].argmax(1)
 
     @property
     def pure(self) -> JaxVectorEnv | None:
-        """The same probe for a compiled loop; None where it shows pictures."""
+        """The same probe for a compiled loop; None with pixels."""
         return None if self._pixels else JaxVectorEnv(self.probe, self.num_envs, name=self.name)
 
     def evaluation(self, num_envs: int) -> ProbeVectorEnv:
-        """Another number of the same: a probe is scored as it is learned."""
+        """`num_envs` copies of the same probe, because evaluations have the same rules as training."""
         return ProbeVectorEnv(self.probe, num_envs, pixels=self._pixels)
 
     def describe(self) -> str:
@@ -295,15 +295,15 @@ class ProbeVectorEnv(gymnasium.vector.VectorEnv):
 
 
 def make(game: str, num_envs: int, pixels: bool = False) -> ProbeVectorEnv:
-    """`num_envs` copies of the probe of that name.
+    """`num_envs` copies of a probe.
 
     Args:
       game: a name of `PROBES`, such as "probe/policy".
       num_envs: environments stepped together.
-      pixels: observe uint8 [4, 84, 84] stacks of frames, as on Atari, instead of one float32.
+      pixels: whether observations are uint8 [4, 84, 84] stacks of frames, as on Atari, instead of one float32.
 
     Raises:
-      UserError: an unknown probe, or `num_envs` below 1.
+      UserError: the probe is unknown, or `num_envs` is below 1.
     """
     if game not in PROBES:
         raise UserError(f"unknown game {game!r}{nearest(game, PROBES)}")

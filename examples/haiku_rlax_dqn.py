@@ -1,11 +1,11 @@
-"""DQN in Haiku and rlax whose values are classified: catch a falling ball, in about ten seconds on a laptop.
+"""DQN in Haiku and rlax that learns values by classification: catch a falling ball, in about ten seconds on a laptop.
 
     pip install -e . dm-haiku optax rlax
     python examples/haiku_rlax_dqn.py
     python examples/haiku_rlax_dqn.py --loss=mse
 
-All that depends on how values are represented is the head: `two_hot`, `c51`, `mse` or `huber` take its place
-by name, and neither the network nor the loss asks which it is.
+Only the head depends on the representation of values. `--loss` selects another head by its name: two_hot, c51, mse or
+huber. The code of the network and the loss is the same for all heads.
 """
 
 import argparse
@@ -37,7 +37,7 @@ class Transition(NamedTuple):
 
 
 class Catch:
-    """A ball falls through 10 rows of 5 columns; the paddle moves left, stays, or moves right. +1 or -1."""
+    """A ball falls through 10 rows of 5 columns above a moving paddle. A catch gives +1, a miss -1."""
 
     rows, columns, num_actions = 10, 5, 3
 
@@ -62,14 +62,14 @@ class Catch:
 
 
 def make_head(loss: str) -> heads.Head:
-    """Returns lie in [-1, 1]; half a unit more on each side keeps the bias of HL-Gauss at the edges away."""
+    """Returns are in [-1, 1]. A margin of half a unit on each side avoids the bias of HL-Gauss near the edges."""
     if loss in ("mse", "huber"):
         return heads.make(loss)
     return heads.make(loss, vmin=-1.5, vmax=1.5, num_bins=51)
 
 
 class Agent:
-    """Double Q-learning; every method that computes is pure and compiled."""
+    """Double Q-learning. All computations are pure, jitted functions."""
 
     def __init__(self, head: heads.Head, learning_rate: float):
         def network(observations):
@@ -120,7 +120,7 @@ def evaluate(agent: Agent, params: Any, episodes: int = 50) -> float:
 
 
 def train(loss: str = "hlgauss", steps: int = 5_000, learning_rate: float = 1e-3, seed: int = 0) -> float:
-    """Trains an agent; the mean return of its greedy policy, at most 1."""
+    """Trains an agent; returns the mean return of its greedy policy, at most 1."""
     agent, env = Agent(make_head(loss), learning_rate), Catch(seed)
     keys = hk.PRNGSequence(seed)
     state = agent.init(next(keys))

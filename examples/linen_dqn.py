@@ -1,11 +1,11 @@
-"""DQN in one file with flax Linen, in CleanRL's manner: CartPole, in about ten seconds on a laptop.
+"""DQN in one file with flax Linen, in the style of CleanRL: CartPole, in about ten seconds on a laptop.
 
     pip install -e . flax optax gymnasium
     python examples/linen_dqn.py
     python examples/linen_dqn.py --loss=mse
 
-Compared with CleanRL's dqn_jax.py, what classification needs is marked "# head": a head, a last layer that
-has as many outputs as it asks for, and its own target and loss.
+Lines marked "# head" differ from CleanRL's dqn_jax.py: classification needs a head, a last layer with the head's number
+of outputs, and the head's target and loss.
 """
 
 import argparse
@@ -26,14 +26,14 @@ from rlcls import heads
 @dataclasses.dataclass(frozen=True)
 class Args:
     loss: str = "hlgauss"  # mse, huber, two_hot, hlgauss, c51
-    steps: int = 24_000  # of all environments together
+    steps: int = 24_000  # agent steps of all environments together
     num_envs: int = 8
     learning_rate: float = 1e-3
     buffer_size: int = 20_000
     gamma: float = 0.98
-    tau: float = 0.05  # of the target network, at every update
+    tau: float = 0.05  # Polyak rate of the target network, at every update
     batch_size: int = 128
-    updates_per_step: int = 2  # of all environments at once
+    updates_per_step: int = 2  # updates per vector step
     end_epsilon: float = 0.05
     exploration_fraction: float = 0.5
     learning_starts: int = 1_000
@@ -41,7 +41,7 @@ class Args:
 
 
 def make_head(args: Args) -> heads.Head:
-    """A reward of 1 each step makes returns of at most 1 / (1 - gamma) = 50; the rest keeps the edges away."""
+    """With a reward of 1 per step, returns are at most 1 / (1 - gamma) = 50. The support has a margin on both sides."""
     if args.loss in ("mse", "huber"):
         return heads.make(args.loss)
     return heads.make(args.loss, vmin=-5.0, vmax=55.0, num_bins=61)
@@ -63,7 +63,7 @@ class State(TrainState):
 
 
 class Buffer:
-    """Transitions in arrays, overwritten in turn."""
+    """A ring buffer of transitions, in arrays."""
 
     def __init__(self, capacity: int, observation: np.ndarray):
         rows = {"observations": observation.shape, "next_observations": observation.shape}
@@ -106,7 +106,7 @@ def make_functions(head: heads.Head, tau: float) -> tuple[Any, Any]:
 
 
 def evaluate(greedy: Any, state: State, seed: int, episodes: int = 10) -> float:
-    """The mean return of the greedy policy; of CartPole, at most 500."""
+    """The mean return of the greedy policy, at most 500 for CartPole."""
     envs = gym.make_vec("CartPole-v1", num_envs=episodes, vectorization_mode="sync")
     observations, _ = envs.reset(seed=10_000 + seed)
     returns, running = np.zeros(episodes), np.ones(episodes, bool)
@@ -121,7 +121,7 @@ def evaluate(greedy: Any, state: State, seed: int, episodes: int = 10) -> float:
 
 
 def train(args: Args) -> float:
-    """Trains an agent; the mean return of its greedy policy."""
+    """Trains an agent; returns the mean return of its greedy policy."""
     random = np.random.default_rng(args.seed)
     envs = gym.vector.SyncVectorEnv(
         [lambda: gym.make("CartPole-v1")] * args.num_envs, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP
@@ -149,7 +149,7 @@ def train(args: Args) -> float:
             observations=observations,
             actions=actions,
             rewards=rewards,
-            discounts=args.gamma * ~terminations,  # a truncation is not an end
+            discounts=args.gamma * ~terminations,  # a truncation bootstraps
             next_observations=after,
         )
         observations = following

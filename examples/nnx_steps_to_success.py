@@ -1,16 +1,16 @@
-"""A value function as in RECAP, fitted to recorded episodes in flax NNX: how many steps until success, in 201 bins.
+"""A value function as in RECAP, in flax NNX: the number of steps until success, in 201 bins, from recorded episodes.
 
     pip install -e '.[train]'
     python examples/nnx_steps_to_success.py
 
-Without paths the example first records episodes of `env=pick`: successes of its expert, and failures at random. Any
-recordings of one task will do whose observations are vectors and whose rewards are above 0 at success:
+Without paths the example first records episodes of `env=pick`: successes of its expert, and failures of random actions.
+It also takes other recordings of one task, if observations are vectors and rewards are above 0 only at success:
 
     python -m rlcls.collect env=pick policy=scripted episodes=3000 out=recordings/expert
     python -m rlcls.collect env=pick policy=random episodes=300 out=recordings/random
     python examples/nnx_steps_to_success.py recordings/expert recordings/random
 
-A fifth of the episodes is held out; the printed numbers are theirs.
+A fifth of the episodes is held out, and the printed numbers are for these episodes.
 """
 
 import argparse
@@ -33,7 +33,7 @@ BATCH = 256
 
 
 class Steps(NamedTuple):
-    """Steps of recorded episodes: observations [n, d], returns in [-1, 0], and the number of the episode of each."""
+    """Steps of recorded episodes: observations [n, d], returns [n] in [-1, 0], and the number of the episode [n]."""
 
     observations: np.ndarray
     returns: np.ndarray
@@ -41,7 +41,7 @@ class Steps(NamedTuple):
 
 
 def record(folder: Path, episodes: int) -> list[Path]:
-    """Records so many episodes of the environment's own expert, and a tenth as many of random actions."""
+    """Records `episodes` episodes of the environment's expert, and a tenth as many of random actions."""
     paths = []
     for policy, count in (("scripted", episodes), ("random", episodes // 10)):
         paths.append(folder / policy)
@@ -54,7 +54,7 @@ def record(folder: Path, episodes: int) -> list[Path]:
 def read(paths: list[Path]) -> Steps:
     """The steps of recordings of one task. An episode is a success if one of its rewards is above 0.
 
-    An observation is followed by its difference from the one before, because failures show in the motion.
+    The difference from the previous observation is appended to each observation, because motion reveals failures.
     """
     recordings = [Recording(path).columns for path in paths]
     frames, rewards, terminals, starts = (
@@ -63,7 +63,7 @@ def read(paths: list[Path]) -> Steps:
     )
     first = np.flatnonzero(starts != CONTINUES)
     rows = np.diff(first, append=len(starts))
-    # The last row of an episode holds its final observation, where no step is taken, unless that row is terminal.
+    # The last row of an episode is its final observation, which is not a step, unless that row is terminal.
     length = rows - ~terminals[first + rows - 1]
     success = np.maximum.reduceat(rewards, first) > 0
     episode = np.repeat(np.arange(len(first)), rows)
@@ -80,7 +80,7 @@ def read(paths: list[Path]) -> Steps:
 
 
 class ValueNetwork(nnx.Module):
-    """Two hidden layers, and the logits of the value."""
+    """Two hidden layers and a value head."""
 
     def __init__(self, head: heads.Head, num_features: int, *, rngs: nnx.Rngs):
         self.first = nnx.Linear(num_features, WIDTH, rngs=rngs)
@@ -92,7 +92,7 @@ class ValueNetwork(nnx.Module):
 
 
 def fit(head: heads.Head, steps: Steps, updates: int, seed: int) -> ValueNetwork:
-    """A network after so many updates of Adam, 100 of them in each compiled call."""
+    """A network after `updates` updates of Adam, with 100 updates per compiled call."""
     network = ValueNetwork(head, steps.observations.shape[-1], rngs=nnx.Rngs(seed))
     optimizer = nnx.Optimizer(network, optax.adam(optax.cosine_decay_schedule(1e-3, updates)), wrt=nnx.Param)
 
@@ -117,7 +117,7 @@ def fit(head: heads.Head, steps: Steps, updates: int, seed: int) -> ValueNetwork
 
 
 def measure(head: heads.CategoricalHead, network: ValueNetwork, steps: Steps) -> dict[str, float]:
-    """How good the predictions are, and what predictions that ignore the observation could reach."""
+    """Measures of the predictions, and the lowest cross-entropy of predictions that ignore the observation."""
     outputs = nnx.jit(lambda network, x: network(x))(network, jnp.asarray(steps.observations))
     lowest, highest = heads.edge_mass(head, outputs).mean(0)
     return {
@@ -132,8 +132,8 @@ def measure(head: heads.CategoricalHead, network: ValueNetwork, steps: Steps) ->
 
 def main(arguments: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("paths", type=Path, nargs="*", help="recordings; made first if there are none")
-    parser.add_argument("--episodes", type=int, default=3_000, help="to record if there are no paths")
+    parser.add_argument("paths", type=Path, nargs="*", help="recordings; without paths they are made first")
+    parser.add_argument("--episodes", type=int, default=3_000, help="episodes to record without paths")
     parser.add_argument("--target", default="one_hot", choices=("one_hot", "two_hot", "hlgauss"))
     parser.add_argument("--updates", type=int, default=2_000, help="a multiple of 100")
     parser.add_argument("--seed", type=int, default=0)

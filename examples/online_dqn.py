@@ -1,8 +1,8 @@
-"""Training without the command line: an environment, an agent, a replay and a loop that is stepped by hand.
+"""Training from Python: an environment, an agent, a replay, and a loop that the program advances.
 
     python examples/online_dqn.py
 
-The environment is a probe MDP whose values are known exactly, so the result can be checked.
+The environment is a probe MDP with known values, so the program can check the result.
 """
 
 import functools
@@ -17,7 +17,7 @@ from rlcls.training import LinearDecay, Online
 
 
 def main(steps: int = 400) -> float:
-    """Trains for `steps` vector steps; returns the largest error of a value."""
+    """Trains for `steps` vector steps; returns the largest error of the values."""
     env = probe.make("probe/policy", num_envs=4)
     head = heads.HLGauss(heads.Support.uniform(-2, 2, 21, on="edges"))
     backbone = functools.partial(networks.MLP, hidden=(32,))

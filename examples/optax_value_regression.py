@@ -1,12 +1,12 @@
-"""A value function fitted to noisy returns with nothing but JAX and optax, by regression and by classification.
+"""A value function fitted to noisy returns, by regression and by classification, with JAX and optax only.
 
     pip install -e . optax
     python examples/optax_value_regression.py
 
-A state is a point in the plane and its value a smooth function of it; what is observed is a return, the value
-plus noise with heavy tails, as after many steps of an episode. Each head fits the same network to the same
-returns; what is printed is the error against the true values, which the network never saw. Which head is best
-depends on the noise, the network and the steps: nothing of this is a benchmark.
+A state is a point in the plane, and its value is a smooth function of it. The observed return is the value plus noise
+with heavy tails. Each head fits the same network to the same returns. The program prints the errors against the true
+values, which are not used for training. The best head depends on the noise, the network and the number of steps, so
+this is not a benchmark.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import optax
 from rlcls import heads
 
 HIDDEN = 64
-GRID = {"vmin": -12.0, "vmax": 12.0, "num_bins": 61}  # values lie in [-6, 6]; the noise reaches further
+GRID = {"vmin": -12.0, "vmax": 12.0, "num_bins": 61}  # values are in [-6, 6]; the noise exceeds this range
 HEADS = {
     "mse": heads.make("mse"),
     "huber": heads.make("huber"),
@@ -35,7 +35,7 @@ def true_value(states: Any) -> Any:
 
 
 def sample(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """States, and the returns observed from them: Student's t noise of 3 degrees of freedom."""
+    """States and observed returns, whose noise has Student's t distribution with 3 degrees of freedom."""
     random = np.random.default_rng(seed)
     states = random.uniform(-1.5, 1.5, (count, 2))
     returns = true_value(states) + random.standard_t(3, count)
@@ -43,7 +43,7 @@ def sample(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def init(key: jax.Array, num_outputs: int) -> list[dict[str, jax.Array]]:
-    """Three dense layers, the last of them zero: every head starts at the value 0."""
+    """Three dense layers. The weights of the last one are 0, so every head starts with the value 0."""
     sizes = [2, HIDDEN, HIDDEN, num_outputs]
     layers = []
     for number, (m, n) in enumerate(itertools.pairwise(sizes)):
@@ -61,7 +61,7 @@ def apply(layers: list[dict[str, jax.Array]], states: jax.Array) -> jax.Array:
 
 
 def fit(head: heads.Head, states: Any, returns: Any, steps: int, seed: int = 0) -> Any:
-    """Parameters after `steps` of Adam on batches of 256, in one compiled loop."""
+    """The parameters after `steps` updates of Adam with batches of 256, in one compiled loop."""
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-2, steps))
     states, returns = jnp.asarray(states), jnp.asarray(returns)
 
@@ -85,7 +85,7 @@ def fit(head: heads.Head, states: Any, returns: Any, steps: int, seed: int = 0) 
 
 
 def compare(steps: int = 3_000, count: int = 20_000, seed: int = 0) -> dict[str, float]:
-    """The root mean square error of each head's values on fresh states."""
+    """The root mean square error of each head's values on new states."""
     states, returns = sample(count, seed)
     unseen, _ = sample(10_000, seed + 1)
     errors = {}

@@ -1,4 +1,4 @@
-"""Operations on arrays and numbers; nothing here knows a head, a network or an agent."""
+"""Fused losses and projections on arrays. This package imports no head, network or agent."""
 
 from .categorical_projection.api import categorical_projection_cross_entropy
 from .histogram.api import histogram_cross_entropy

@@ -1,4 +1,4 @@
-"""Conversions and checks of arrays, shared by everything that computes on arrays of NumPy or JAX."""
+"""Conversions and checks of arrays of NumPy or JAX."""
 
 import functools
 from types import ModuleType
@@ -32,7 +32,7 @@ def as_real(x: Any, argument: str, xp: ModuleType = jnp) -> Float[Any, "..."]:
     """`at_least_float32(x, xp)`.
 
     Raises:
-      TypeError: `x` does not hold real numbers; the message calls it `argument`.
+      TypeError: `x` does not hold real numbers; the message names `argument`.
     """
     x = xp.asarray(x)
     if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
@@ -41,7 +41,7 @@ def as_real(x: Any, argument: str, xp: ModuleType = jnp) -> Float[Any, "..."]:
 
 
 def check_floating(x: Any, argument: str) -> None:
-    """Raises a TypeError, which calls `x` `argument`, if its dtype is not a floating-point one."""
+    """Raises a TypeError that names `argument` if the dtype of `x` is not floating point."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{argument} must be floating point, not {x.dtype}")
 
@@ -49,12 +49,12 @@ def check_floating(x: Any, argument: str) -> None:
 def clip(x: Any, low: Any, high: Any) -> Any:
     """`x` limited to [low, high]; NaN stays NaN.
 
-    XLA's minimum and maximum, which `jnp.clip` uses, may return the other operand of a NaN on a CPU.
+    `jnp.clip` uses XLA's minimum and maximum, which on a CPU may return the bound for a NaN.
     """
     xp = namespace(x)
     return xp.where(x < low, low, xp.where(x > high, high, x))
 
 
 def weigh(mass: Any, x: Any) -> Any:
-    """mass * x, and 0 where the mass is 0: a logit of -inf costs nothing where the target has no mass."""
+    """mass * x, or 0 where the mass is 0, so that a logit of -inf adds nothing where the target has no mass."""
     return jnp.where(mass == 0, 0.0, mass * x)

@@ -1,7 +1,7 @@
 """Diagnostics of a value network: rank and spectrum of its features, dormant units, norms, attention, TD error.
 
-Each is a pure function of arrays that can run inside a compiled program. It computes in float32, or in float64 for
-float64 inputs. For the zeros of a network that died it returns numbers and never NaN; for NaN it returns NaN.
+Each diagnostic is a pure function of arrays, which can be jitted. It computes in float32, or in float64 for float64
+inputs. Inputs of zeros, from a dead network, give numbers and not NaN. NaN inputs give NaN.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from jaxtyping import Array, Bool, Float, Num, PyTree
 
 from rlcls.kernels.arrays import at_least_float32
 
-_TAU = 0.1  # a dormant unit is at most this many times as active as its layer
+_TAU = 0.1  # the activity of a dormant unit is at most this multiple of its layer's mean
 
 
 def singular_values(features: Float[ArrayLike, "b d"], *, centered: bool = False) -> Float[Array, "k"]:
-    """The singular values of a batch of features in descending order, with rounding errors replaced by 0.
+    """The singular values of a batch of features in descending order. Values below rounding errors are 0.
 
     Args:
-      features: a row for each of B observations.
+      features: one row for each of B observations.
       centered: whether to subtract each feature's mean over the batch first.
 
     Returns:
       The K = min(B, D) singular values.
 
     Raises:
-      ValueError: the features are not a matrix, or it is empty.
+      ValueError: the features are not a matrix, or are empty.
     """
     x = at_least_float32(features)
     if x.ndim != 2 or not x.size:
         raise ValueError(f"features must have shape (batch, features), neither of them 0, not {x.shape}")
-    # The threshold uses the norm before centring: a column of equal numbers is rounding errors only after it.
+    # The threshold uses the norm before centring, because centring leaves rounding errors of a constant column.
     rounding = jnp.finfo(x.dtype).eps * (16 + math.sqrt(max(x.shape))) * jnp.linalg.norm(x)
     if centered:
         x = x - jnp.mean(x, axis=0, keepdims=True)
@@ -47,8 +47,8 @@ def singular_values(features: Float[ArrayLike, "b d"], *, centered: bool = False
 def rankme(singular_values: Float[ArrayLike, "k"]) -> Float[Array, ""]:
     """The effective rank exp(entropy of the normalised singular values): 1 to K, and 0 for a matrix of zeros.
 
-    It is invariant to scaling, rotating and permuting the features. The paper adds 1e-7 to each share to keep the
-    logarithm finite; here 0 log 0 is 0.
+    It is invariant to scaling, rotating and permuting the features. The paper adds 1e-7 to each normalised singular
+    value to keep the logarithm finite; here 0 log 0 is 0.
 
     Args:
       singular_values: singular values of the features without centring.
@@ -64,14 +64,14 @@ def rankme(singular_values: Float[ArrayLike, "k"]) -> Float[Array, ""]:
 
 
 def srank(singular_values: Float[ArrayLike, "k"], delta: float = 0.01) -> Float[Array, ""]:
-    """The number of largest singular values whose sum is 1 - delta of the whole: 1 to K, and 0 for a matrix of zeros.
+    """The smallest number of singular values with a share of 1 - delta in their sum: 1 to K; 0 for a matrix of zeros.
 
     Args:
       singular_values: singular values of the features without centring.
-      delta: share of the sum that may be missing, above 0 and below 1.
+      delta: the share of the other singular values, above 0 and below 1.
 
     Returns:
-      A whole number, in the dtype of the values.
+      An integer, in the dtype of the values.
 
     Raises:
       ValueError: delta is not between 0 and 1, or the singular values are not a vector.
@@ -82,7 +82,7 @@ def srank(singular_values: Float[ArrayLike, "k"], delta: float = 0.01) -> Float[
         raise ValueError(f"delta must be above 0 and below 1, not {delta}")
     values = _spectrum(singular_values)
     missing = jnp.cumsum(_shares(values)) < 1 - delta
-    # Rounding may leave the sum of all shares below 1 - delta if delta is tiny.
+    # For a tiny delta, rounding can leave the sum of all shares below 1 - delta.
     rank = jnp.minimum(1 + jnp.sum(missing), jnp.count_nonzero(values))
     return jnp.where(jnp.isnan(values).any(), jnp.nan, rank.astype(values.dtype))
 
@@ -90,9 +90,9 @@ def srank(singular_values: Float[ArrayLike, "k"], delta: float = 0.01) -> Float[
 def alpha_req(singular_values: Float[ArrayLike, "k"], first: int = 4, last: int = 100) -> Float[Array, ""]:
     """The decay of the spectrum: alpha if the j-th eigenvalue of the covariance is proportional to j**-alpha.
 
-    -alpha is the slope of a line through (log j, log eigenvalue), fitted by least squares with weights 1/j to the
-    eigenvalues above 0 of ranks `first` to `last`. The authors' code has the same fit, over ranges that have varied. A
-    flat spectrum has alpha 0. With fewer than two eigenvalues to fit alpha is infinite, and 0 for a matrix of zeros.
+    -alpha is the slope of a line through (log j, log eigenvalue). It is fitted by least squares with weights 1/j to the
+    positive eigenvalues of ranks `first` to `last`. The authors' code has the same fit over various ranges. A flat
+    spectrum has alpha 0. With fewer than two eigenvalues to fit, alpha is infinite; for a matrix of zeros it is 0.
 
     Args:
       singular_values: singular values of the *centred* features, whose squares are proportional to the eigenvalues.
@@ -102,7 +102,7 @@ def alpha_req(singular_values: Float[ArrayLike, "k"], first: int = 4, last: int 
     Raises:
       ValueError: first and last are not 1 <= first < last, or the singular values are not a vector.
 
-    Source: Agrawal et al. 2022 (alpha-ReQ); the weights are Stringer et al. 2019's.
+    Source: Agrawal et al. 2022 (alpha-ReQ); Stringer et al. 2019 (the weights).
     """
     if not 1 <= first < last:
         raise ValueError(f"first and last must be 1 <= first < last, not {first} and {last}")
@@ -111,7 +111,7 @@ def alpha_req(singular_values: Float[ArrayLike, "k"], first: int = 4, last: int 
     fitted = (values > 0) & (ranks >= first) & (ranks <= last)
     weights = jnp.where(fitted, 1 / ranks, 0)
     x = jnp.log(ranks)
-    # Dividing by the largest value keeps the squares of small features from underflow.
+    # Dividing by the largest value prevents an underflow of squares of small features.
     y = 2 * jnp.log(jnp.where(fitted, values, 1) / jnp.where(values[0] > 0, values[0], 1))
     total = jnp.where(jnp.any(fitted), jnp.sum(weights), 1)
     x = x - jnp.sum(weights * x) / total
@@ -125,13 +125,13 @@ def alpha_req(singular_values: Float[ArrayLike, "k"], first: int = 4, last: int 
 def dormant_ratio(activations: Float[ArrayLike, "*b d"], tau: float = _TAU) -> Float[Array, ""]:
     """The share of a layer's units whose mean absolute activation is at most `tau` times the layer's: 0 to 1.
 
-    It is invariant to scaling the activations. In a layer of zeros every unit is dormant. `shown` counts the units of
-    all layers together, as the paper does.
+    It is invariant to scaling the activations. In a layer of zeros every unit is dormant. `shown` computes the share
+    over the units of all layers, as the paper does.
 
     Args:
-      activations: activations of one layer after the nonlinearity, with units on the last axis; positions of a
+      activations: activations of one layer after the nonlinearity, with units on the last axis. The positions of a
         convolution are samples.
-      tau: threshold; 0 counts the units that are exactly 0 on the whole batch.
+      tau: threshold; with 0, dormant units are those that are exactly 0 on the whole batch.
 
     Raises:
       ValueError: tau is negative, or there are no activations.
@@ -164,8 +164,7 @@ def td_error(
 ) -> Float[Array, ""]:
     """The weighted mean of |values - backups|, in the units of the values; infinite if all weights are 0.
 
-    An error that nothing was measured for is infinite and not NaN, so that a run can be searched for NaN by
-    JAX_DEBUG_NANS.
+    With weights of 0 the result is infinite and not NaN, so that JAX_DEBUG_NANS does not stop a run here.
 
     Args:
       values: Q(s, a).
@@ -188,23 +187,23 @@ def attention_entropy(
 ) -> Float[Array, "*b h t"]:
     """The entropy of every query's attention over the keys, in nats: from 0 (one key) to log(S) (uniform).
 
-    It is computed again from queries and keys, so that the attention itself can stay fused.
+    It is computed from queries and keys, so the network can use a fused attention that returns no weights.
 
     Args:
       queries: T positions and H heads, as in `jax.nn.dot_product_attention`.
-      keys: S positions.
-      causal: whether query i attends to keys 0 to i only, so that its entropy is at most log(i + 1).
+      keys: S positions and H heads.
+      causal: whether query i attends only to keys 0 to i; its entropy is then at most log(i + 1).
       scale: factor of the logits; None means 1/sqrt(D).
 
     Raises:
-      ValueError: the attention is causal and T differs from S, or the shapes do not fit.
+      ValueError: the attention is causal and T differs from S, or the shapes do not match.
 
     Source: Zhai et al. 2023 (sigma-reparam).
     """
     q, k = at_least_float32(queries), at_least_float32(keys)
     if q.ndim < 3 or q.ndim != k.ndim or q.shape[:-3] != k.shape[:-3] or q.shape[-2:] != k.shape[-2:]:
         raise ValueError(
-            f"queries and keys must have shapes (..., positions, heads, size) that differ in positions at most, "
+            f"queries and keys must have shapes (..., positions, heads, size) that differ only in positions, "
             f"not {q.shape} and {k.shape}"
         )
     length, size = q.shape[-3], k.shape[-3]
@@ -216,10 +215,10 @@ def attention_entropy(
 
 
 def attention_entropy_bound(logit_norm: ArrayLike, num_keys: ArrayLike) -> Float[Array, "..."]:
-    """A lower bound of the entropy of attention over `num_keys` keys; it falls exponentially with `logit_norm`.
+    """A lower bound of the entropy of attention over `num_keys` keys, which falls exponentially with `logit_norm`.
 
-    A softmax is invariant to a shift, so the norm may be that of the logits minus their mean. The bound is reached if
-    one logit is larger than the others and these are equal.
+    A softmax is invariant to a shift, so the norm may be that of the logits minus their mean. The entropy equals the
+    bound if one logit is larger than the others and the others are equal.
 
     Args:
       logit_norm: an upper bound of the Euclidean norm of one query's logits, such as scale * ||W_q W_k^T||_2 *
@@ -227,22 +226,22 @@ def attention_entropy_bound(logit_norm: ArrayLike, num_keys: ArrayLike) -> Float
       num_keys: T, at least 1; i + 1 for query i of causal attention.
 
     Returns:
-      The bound in nats, in the shape that both arguments broadcast to.
+      The bound in nats, in the broadcast shape of both arguments.
 
     Source: Zhai et al. 2023 (sigma-reparam), their lower bound of the attention entropy.
     """
     norm, others = at_least_float32(logit_norm), at_least_float32(num_keys) - 1
-    # The difference between the largest logit and the others, for logits of this norm.
+    # The difference between the largest logit and the others, if the norm is this large.
     gap = norm * jnp.sqrt((others + 1) / jnp.maximum(others, 1))
-    mass = others * jnp.exp(-gap)  # total of the other keys, in units of the largest
+    mass = others * jnp.exp(-gap)  # attention to all other keys, divided by that to the largest
     return jnp.log1p(mass) + gap * mass / (1 + mass)
 
 
 def feature_metrics(features: Float[ArrayLike, "b d"]) -> dict[str, Array]:
-    """The diagnostics of one batch of features, by name; `dormant_ratio` takes the features as the only layer.
+    """The diagnostics of one batch of features, by name. `dormant_ratio` treats the features as one layer.
 
     Raises:
-      ValueError: the features are not a matrix, or it is empty.
+      ValueError: the features are not a matrix, or are empty.
     """
     values = singular_values(features)
     return {
@@ -258,15 +257,14 @@ def shown(intermediates: PyTree, *, causal: bool = False) -> dict[str, Array]:
     """The diagnostics of captured intermediates.
 
     Args:
-      intermediates: nested dicts of tuples with an entry for each call of a module, as `networks.functional` captures
-        them.
-      causal: whether their attention is causal.
+      intermediates: nested dicts of tuples with one entry for each call of a module, from `networks.functional`.
+      causal: whether the attention is causal.
 
     Returns:
-      For each name of scalars, their mean. For `queries` and `keys` in one dict, attention_entropy, the mean over
-      everything, and attention_entropy_least, the mean of the head with the lowest. For `activity`, each hidden layer's
-      vector of mean absolute activations, dormant_ratio: the share of the units of all layers that are at most 0.1
-      times as active as their layer.
+      The mean of the scalars of each name. From `queries` and `keys` in the same dict: attention_entropy, the mean over
+      all heads, and attention_entropy_least, the lowest mean of a head. From `activity`, each hidden layer's vector of
+      mean absolute activations: dormant_ratio, the share of units in all layers whose activity is at most 0.1 times
+      that of their layer.
     """
     scalars: dict[str, list[Array]] = {}
     heads: list[Array] = []
@@ -296,9 +294,9 @@ def shown(intermediates: PyTree, *, causal: bool = False) -> dict[str, Array]:
 
 
 def _dormant(scores: Float[Array, "d"], tau: float) -> Float[Array, "d"]:
-    """1 where a unit is dormant, else 0; NaN in a layer that has NaN."""
-    least = tau * jnp.mean(scores)
-    return jnp.where(jnp.isnan(least), jnp.nan, (scores <= least).astype(scores.dtype))
+    """1 for a dormant unit and 0 for another one; NaN if an activity of the layer is NaN."""
+    threshold = tau * jnp.mean(scores)
+    return jnp.where(jnp.isnan(threshold), jnp.nan, (scores <= threshold).astype(scores.dtype))
 
 
 def _spectrum(values: Any) -> Float[Array, "k"]:
@@ -309,6 +307,6 @@ def _spectrum(values: Any) -> Float[Array, "k"]:
 
 
 def _shares(values: Float[Array, "k"]) -> Float[Array, "k"]:
-    # Dividing by the largest first keeps the sum of large values from overflowing.
+    # Dividing by the largest value first prevents an overflow of the sum.
     relative = values / jnp.where(values[0] > 0, values[0], 1)
     return relative / jnp.maximum(jnp.sum(relative), 1)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and the checksums that show it."""
+"""Atomic writes of files and folders, and checksums."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import numpy as np
 from rlcls._errors import UserError
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
-"""Reading a damaged file may raise these."""
+"""Exceptions that reading a damaged file can raise."""
 
 
 class NotAsWritten(ValueError):
-    """A file does not hold what was written to it."""
+    """The contents of a file differ from what was written."""
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns an OSError, such as that of a full disk, into one line about `path`.
+    """Replaces an OSError, such as for a full disk, by an error in one line about `path`.
 
     Raises:
       UserError: the block raised an OSError.
@@ -38,14 +38,14 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a path of its own to write to; the file gets its name once it is whole and on the disk.
+    """Yields a temporary path; the file there is synced and then renamed to `path`.
 
-    A process that is killed meanwhile leaves the file before untouched, and a hidden file beside it.
+    A process that is killed in between leaves the previous file unchanged, and a hidden file beside it.
 
     Raises:
       UserError: the file cannot be written.
     """
-    # Some writers choose a format by the suffix. Two processes may write the same file at once, so the name is unique.
+    # The suffix stays, because some writers choose the format by it. The token makes concurrent writers independent.
     partial = path.with_name(f".{path.stem}.partial-{secrets.token_hex(4)}{path.suffix}")
     try:
         with writing(path):
@@ -60,9 +60,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def filling(path: Path) -> Iterator[Path]:
-    """Yields a new folder to fill; it gets the name `path` once all its files are whole and on the disk.
+    """Yields a temporary folder; its files are synced, and then it is renamed to `path`.
 
-    A process that is killed meanwhile leaves a hidden folder beside it.
+    A process that is killed in between leaves a hidden folder beside it.
 
     Raises:
       UserError: `path` exists, or cannot be written.
@@ -83,7 +83,7 @@ def filling(path: Path) -> Iterator[Path]:
 
 
 def is_foreign(name: str) -> bool:
-    """Whether an entry of this name belongs to an editor or a file system, such as .DS_Store or lost+found."""
+    """Whether a file of this name belongs to an editor or a file system, such as .DS_Store or lost+found."""
     return (
         name.startswith((".", "#"))
         or name.endswith("~")
@@ -92,7 +92,7 @@ def is_foreign(name: str) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file that is whole or absent.
+    """Writes a text file atomically.
 
     Raises:
       UserError: it cannot be written.
@@ -102,7 +102,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Brings a file or a folder's entries to the disk."""
+    """Calls fsync on a file or a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -114,16 +114,16 @@ def pack(path: Path, arrays: dict[str, np.ndarray]) -> Seal:
     """Writes arrays as a compressed .npz, and reads the file back.
 
     Returns:
-      The seal of the bytes that were to be written.
+      The seal of the written bytes.
 
     Raises:
-      NotAsWritten: the file holds other bytes.
+      NotAsWritten: the file has other contents.
     """
     import zstandard
 
     raw = io.BytesIO()
     np.savez(raw, **arrays)  # type: ignore[arg-type]
-    # Level 1: a game's frames shrink twentyfold even so, and a checkpoint should not hold up the run.
+    # Level 1 is fast, because a run waits for its checkpoints, and still makes a game's frames 20 times smaller.
     return write_verified(path, zstandard.ZstdCompressor(level=1).compress(raw.getbuffer()))
 
 
@@ -134,7 +134,7 @@ def write_verified(path: Path, data: bytes) -> Seal:
       The seal of `data`.
 
     Raises:
-      NotAsWritten: the file holds other bytes.
+      NotAsWritten: the file has other contents.
     """
     path.write_bytes(data)
     seal = Seal((len(data), hashlib.sha256(data).hexdigest()))
@@ -143,7 +143,7 @@ def write_verified(path: Path, data: bytes) -> Seal:
 
 
 def unpack(path: Path) -> dict[str, np.ndarray]:
-    """The arrays that `pack` wrote."""
+    """The arrays in a file of `pack`."""
     import zstandard
 
     raw = zstandard.ZstdDecompressor().decompress(path.read_bytes())
@@ -152,14 +152,14 @@ def unpack(path: Path) -> dict[str, np.ndarray]:
 
 
 class Seal(tuple[int, str]):
-    """Size and SHA-256 of a file, as a manifest lists them."""
+    """The size and SHA-256 of a file, which manifests list."""
 
     @classmethod
     def of(cls, path: Path) -> Seal:
         return cls((path.stat().st_size, _digest(path)))
 
     def check(self, path: Path, name: str) -> None:
-        """Raises a NotAsWritten about `name` if the file at `path` is not the one that was sealed."""
+        """Raises a NotAsWritten about `name` if the file at `path` has another size or SHA-256."""
         size, digest = self
         if not path.is_file():
             raise NotAsWritten(f"{name} is missing")

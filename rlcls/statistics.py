@@ -1,10 +1,10 @@
-"""Statistics of few runs: aggregates of scores, intervals that keep their word at few seeds, and profiles.
+"""Statistics of few runs: aggregates of scores, intervals that are correct for few seeds, and performance profiles.
 
-Scores are [seeds, tasks], in units in which tasks can be compared, such as those of `normalised`. Every aggregate takes
-further axes in front, so that a bootstrap is one call.
+Scores are [seeds, tasks], in units that are comparable between tasks, such as those of `normalised`. Every aggregate
+accepts further leading axes, so that a bootstrap is one call.
 
-Source: Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical Precipice", whose definitions
-these are.
+Source: the definitions are those of Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
+Precipice".
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 Values: TypeAlias = Float64[np.ndarray, "*b"] | np.float64
-"""An aggregate for each of the axes in front; numpy makes a scalar of a single one."""
+"""The values of an aggregate over the leading axes; numpy returns a scalar if there are none."""
 
 Statistic: TypeAlias = Callable[[Float64[np.ndarray, "*b seeds tasks"]], Values]
 """An aggregate of scores over their last two axes."""
 
-FEWEST = 3  # seeds from which an interval is given
+FEWEST = 3  # seeds that an interval needs
 
 
 class Interval(NamedTuple):
@@ -33,7 +33,7 @@ class Interval(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """An aggregate at each of several moments, with its intervals."""
+    """An aggregate at several times, with its intervals."""
 
     points: Float64[np.ndarray, "times"]
     low: Float64[np.ndarray, "times"]
@@ -51,7 +51,7 @@ def median(scores: Float[np.ndarray, "*b seeds tasks"]) -> Values:
 
 
 def iqm(scores: Float[np.ndarray, "*b seeds tasks"]) -> Values:
-    """The interquartile mean: of all scores, the lowest and highest floor(n / 4) are left out.
+    """The interquartile mean: the mean of all scores without the lowest and the highest floor(n / 4).
 
     >>> float(iqm(np.array([[0.0], [1.0], [2.0], [9.0]])))
     1.5
@@ -62,7 +62,7 @@ def iqm(scores: Float[np.ndarray, "*b seeds tasks"]) -> Values:
 
 
 def optimality_gap(scores: Float[np.ndarray, "*b seeds tasks"], target: float = 1.0) -> Values:
-    """How far scores fall short of a target on average; what lies beyond it does not count. Lower is better."""
+    """The mean of max(0, target - score). Lower is better."""
     return target - np.minimum(np.asarray(scores, np.float64), target).mean(axis=(-2, -1))
 
 
@@ -85,15 +85,15 @@ def performance_profile(
 def normalised(
     scores: Float[np.ndarray, "*b tasks"], low: Sequence[float], high: Sequence[float]
 ) -> Float64[np.ndarray, "*b tasks"]:
-    """(score - low) / (high - low) of each task, such as 0 for random actions and 1 for a person.
+    """(score - low) / (high - low) for each task, for example with random play as 0 and a human as 1.
 
     Args:
       scores: the last axis is tasks.
-      low: the score of each task that becomes 0.
-      high: the score of each task that becomes 1.
+      low: the score of each task that is normalised to 0.
+      high: the score of each task that is normalised to 1.
 
     Raises:
-      ValueError: there is not one pair for each task, or its numbers are equal.
+      ValueError: the number of pairs is not the number of tasks, or low and high are equal.
     """
     zero, one = np.asarray(low, np.float64), np.asarray(high, np.float64)
     if not zero.shape == one.shape == np.shape(scores)[-1:] or (zero == one).any():
@@ -113,21 +113,21 @@ def interval(
 ) -> Interval:
     """A stratified bootstrap interval of a statistic, widened for few seeds.
 
-    Each resample draws the seeds of every task with replacement, each task alone. The distances of the percentiles from
-    the statistic are multiplied by sqrt(n / (n - 1)) * t / z for n seeds, where t and z are the quantiles of Student's
-    distribution with n - 1 degrees of freedom for each task and of the normal one: a bootstrap's spread is too small by
-    the first factor, and too certain by the second. Without this, a nominal 95 % interval of the IQM of one task covers
-    75 % with 3 seeds, 92 % with 5 and 94 % with 10.
+    Each resample draws seeds with replacement, independently for each task. For n seeds, the distances of the
+    percentiles from the statistic are multiplied by sqrt(n / (n - 1)) * t / z. Here t is the quantile of Student's
+    distribution with tasks * (n - 1) degrees of freedom, and z that of the normal distribution. The first factor
+    corrects the standard deviation of a bootstrap, the second one its normal tails. Without these factors, a nominal
+    95 % interval of the IQM of one task covers 75 % with 3 seeds, 92 % with 5 and 94 % with 10.
 
     Args:
       scores: finite, at least 3 seeds.
       statistic: an aggregate, such as `iqm` or `lambda scores: probability_of_improvement(scores, others)`.
-      seed: of the resamples.
+      seed: seed of the resamples.
       level: the nominal coverage.
-      resamples: how many.
+      resamples: number of resamples.
 
     Raises:
-      ValueError: too few seeds, or scores that are not finite.
+      ValueError: there are too few seeds, or a score is not finite.
 
     Source: the factors of Hesterberg 2015, "What Teachers Should Know About the Bootstrap", section 5.3, applied to
     distances.
@@ -148,12 +148,12 @@ def difference(
     level: float = 0.95,
     resamples: int = 2000,
 ) -> tuple[float, Interval]:
-    """statistic(scores) - statistic(others), and its interval; both are resampled, each alone.
+    """statistic(scores) - statistic(others), and its interval. Both sets of scores are resampled independently.
 
-    The interval is widened for as many seeds as the smaller of the two has.
+    The interval is widened for the smaller number of seeds.
 
     Raises:
-      ValueError: as `interval`, or the tasks are not equally many.
+      ValueError: as for `interval`, or the numbers of tasks differ.
     """
     scores, others = _checked(scores), _checked(others)
     if scores.shape[-1] != others.shape[-1]:
@@ -174,12 +174,14 @@ def curve(
     level: float = 0.95,
     resamples: int = 2000,
 ) -> Curve:
-    """The statistic and its interval at each of several moments; all moments have the same resamples of runs."""
+    """The statistic and its interval at each time. All times use the same resamples of runs."""
     scores = _checked(scores)
     points, lows, highs = [], [], []
-    for moment in scores:
-        point = statistic(moment)
-        low, high = _widened(point, statistic(_resamples(moment, seed, resamples)), moment.shape, level)
+    for scores_then in scores:
+        point = statistic(scores_then)
+        low, high = _widened(
+            point, statistic(_resamples(scores_then, seed, resamples)), scores_then.shape, level
+        )
         points.append(point)
         lows.append(low)
         highs.append(high)
@@ -189,7 +191,7 @@ def curve(
 def _checked(scores: Float[np.ndarray, "*t seeds tasks"]) -> Float64[np.ndarray, "*t seeds tasks"]:
     scores = np.asarray(scores, np.float64)
     if not np.isfinite(scores).all():
-        raise ValueError("scores must be finite; a run that is missing must be left out")
+        raise ValueError("scores must be finite; leave missing runs out")
     if scores.shape[-2] < FEWEST:
         raise ValueError(f"an interval needs at least {FEWEST} seeds, not {scores.shape[-2]}")
     return scores
@@ -203,7 +205,7 @@ def _resamples(
 
 
 def _widened(point: Values, resampled: Values, shape: tuple[int, ...], level: float) -> tuple[Values, Values]:
-    """The percentiles, at distances from the statistic that are right for so few seeds."""
+    """The percentiles, with their distances from the statistic multiplied by the factors of `interval`."""
     (seeds, tasks), tail = shape, (1 - level) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     certain = _student(1 - tail, math.inf) / _student(1 - tail, tasks * (seeds - 1))
@@ -212,7 +214,7 @@ def _widened(point: Values, resampled: Values, shape: tuple[int, ...], level: fl
 
 
 def _student(probability: float, freedom: float) -> float:
-    """The quantile of Student's distribution; scipy, a dependency of JAX, has it."""
+    """The quantile of Student's distribution, or of the normal distribution if `freedom` is infinite."""
     from scipy import stats
 
     return float(stats.norm.ppf(probability) if math.isinf(freedom) else stats.t.ppf(probability, freedom))

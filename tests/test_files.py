@@ -1,4 +1,4 @@
-"""A file is whole or absent, also when two processes write it."""
+"""Writes are atomic, also if two processes write the same file."""
 
 import stat
 
@@ -8,24 +8,24 @@ from rlcls import files
 from rlcls._errors import UserError
 
 
-def test_two_writers_of_one_file_do_not_share_its_parts(tmp_path):
+def test_two_writers_of_one_file_use_different_temporary_files(tmp_path):
     path = tmp_path / "picture.png"
     with files.replacing(path) as first, files.replacing(path) as second:
         assert first != second and first.suffix == second.suffix == ".png"
-        assert files.is_foreign(first.name)  # the one that a kill leaves blocks nothing
+        assert files.is_foreign(first.name)  # the file that a kill leaves is ignored
         first.write_bytes(b"first")
         second.write_bytes(b"second")
     assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_that_replaces_another_can_be_read_by_whom_the_umask_allows(tmp_path):
+def test_the_mode_of_a_new_file_follows_the_umask(tmp_path):
     (tmp_path / "plain").write_text("")
     files.write_text(tmp_path / "ours", "text")
     plain, ours = (stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("plain", "ours"))
     assert ours == plain
 
 
-def test_a_folder_gets_its_name_once_it_is_full(tmp_path):
+def test_a_folder_is_renamed_after_it_is_filled(tmp_path):
     with files.filling(tmp_path / "data") as folder:
         (folder / "one").write_text("1")
         assert not (tmp_path / "data").exists() and files.is_foreign(folder.name)

@@ -1,4 +1,4 @@
-"""Aggregates by their definitions, and intervals by how often they contain the truth."""
+"""Aggregates equal their definitions, and intervals contain the true value as often as they claim."""
 
 import itertools
 
@@ -15,7 +15,7 @@ SCORES = hnp.arrays(np.float64, st.tuples(st.integers(3, 7), st.integers(1, 4)),
 
 
 @given(SCORES)
-def test_aggregates_are_their_definitions(scores):
+def test_aggregates_equal_their_definitions(scores):
     values = sorted(scores.reshape(-1))
     cut = len(values) // 4
     kept = values[cut : len(values) - cut]
@@ -48,7 +48,7 @@ def test_the_probability_of_improvement_counts_pairs_of_runs(scores, count, seed
 
 
 @given(SCORES, st.floats(0.1, 10), st.floats(-5, 5))
-def test_an_interval_holds_its_statistic_and_follows_a_change_of_units(scores, scale, shift):
+def test_an_interval_contains_its_statistic_and_scales_with_the_scores(scores, scale, shift):
     low, high = statistics.interval(scores, resamples=50)
     point = statistics.iqm(scores)
     assert low - 1e-9 <= high
@@ -72,14 +72,14 @@ COLLAPSED = "a fifth of the runs collapsed"
         (10, 1, COLLAPSED, 0.90),
     ],
 )
-def test_an_interval_covers_the_truth_as_often_as_it_says(seeds, tasks, kind, least):
+def test_an_interval_covers_the_true_value_as_often_as_it_claims(seeds, tasks, kind, least):
     random, experiments = np.random.default_rng(seeds * 100 + tasks), 600
 
     def draw(size):
         scores = random.normal(1.0, 0.2, size)
         return np.where(random.random(size) < 0.2, 0.0, scores) if kind == COLLAPSED else scores
 
-    # With finitely many runs the IQM estimates its own mean over experiments.
+    # With few runs, the true value is the mean of the IQM over experiments.
     truth = statistics.iqm(draw((20_000, seeds, tasks))).mean()
     covered = 0
     for experiment in range(experiments):
@@ -88,7 +88,7 @@ def test_an_interval_covers_the_truth_as_often_as_it_says(seeds, tasks, kind, le
     assert covered / experiments >= least
 
 
-def test_a_curve_is_an_interval_at_each_moment():
+def test_a_curve_is_an_interval_at_each_time():
     scores = np.random.default_rng(0).normal(size=(4, 5, 2))
     curve = statistics.curve(scores, statistics.mean, seed=3)
     for i, moment in enumerate(scores):
@@ -97,7 +97,7 @@ def test_a_curve_is_an_interval_at_each_moment():
         np.testing.assert_allclose(curve.points[i], moment.mean())
 
 
-def test_a_difference_of_two_settings_covers_the_truth():
+def test_the_interval_of_a_difference_covers_the_true_value():
     random, covered = np.random.default_rng(2), 0
     for experiment in range(400):
         ours, theirs = random.normal(1.0, 0.3, (5, 1)), random.normal(0.8, 0.1, (8, 1))
@@ -117,13 +117,13 @@ def test_scores_are_normalised_task_by_task():
 
 
 @pytest.mark.untyped
-def test_other_tasks_are_one_line():
+def test_different_numbers_of_tasks_are_refused():
     with pytest.raises(ValueError, match="1 tasks cannot be compared with 2"):
         statistics.difference(np.ones((3, 1)), np.ones((3, 2)))
 
 
-def test_too_few_seeds_and_missing_runs_are_one_line():
+def test_too_few_seeds_and_missing_runs_are_refused():
     with pytest.raises(ValueError, match="an interval needs at least 3 seeds, not 2"):
         statistics.interval(np.ones((2, 4)))
-    with pytest.raises(ValueError, match="scores must be finite; a run that is missing must be left out"):
+    with pytest.raises(ValueError, match="scores must be finite; leave missing runs out"):
         statistics.interval(np.array([[1.0], [np.nan], [2.0]]))

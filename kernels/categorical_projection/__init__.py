@@ -1,1 +1,1 @@
-"""The cross-entropy to a projected distribution (C51), which is never formed."""
+"""The cross-entropy to a projected distribution (C51), without that distribution in memory."""

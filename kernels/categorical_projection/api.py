@@ -1,4 +1,4 @@
-"""The cross-entropy of logits to a moved and projected distribution, without that distribution in memory."""
+"""The cross-entropy of logits to a distribution that is scaled, shifted and projected, without it in memory."""
 
 import functools
 from typing import Any
@@ -32,24 +32,26 @@ def categorical_projection_cross_entropy(
 
     loss = -sum_i p_i * log softmax(logits)_i with p = sum_j next_probs_j * two_hot(r + discount * z_j)
 
-    over the centers z_j of the projection: each atom's mass is divided between the two centers nearest to where it
-    moves, or put on the outermost center. Only the logits get a gradient.
+    where z_j are the centers of the projection. The atom at z_j moves to r + discount * z_j, where its mass is divided
+    between the two nearest centers; beyond the outermost center it is put on that center. Only the logits get a
+    gradient.
 
     Args:
-      logits: at least `projection.num_bins` per row; the columns beyond are padding, and ignored.
+      logits: at least `projection.num_bins` per row; further columns are padding, which is ignored.
       next_probs: the probabilities at the next state, `projection.num_bins` per row, summing to 1.
       rewards: n-step sums of rewards, in the units of the projection.
-      discounts: gamma**n, and 0 where the episode ended.
+      discounts: gamma**n, or 0 where the episode terminated.
       projection: a `TwoHot` of equal widths.
-      weights: a factor of each loss.
-      return_lse: whether to return also the log-sum-exp of each row, as a second result.
-      implementation: "reference" (a sum over atoms for every bin), "xla", or None for the faster.
+      weights: a factor for each loss.
+      return_lse: whether to return the log-sum-exp of each row as a second result.
+      implementation: "reference" (a sum over atoms for every bin) or "xla". None means "xla".
       axis_name: inside `jax.shard_map`, the mesh axis (or axes) over which the bins are sharded. `logits` are then
-        this device's equal share of the columns, in the order of the axis. Every device gets whole rows of
-        `next_probs`, whose atoms move from share to share, and the results of whole rows.
+        this device's equal share of the columns, in the order of the axis. Every device needs whole rows of
+        `next_probs`, because atoms move between the shares, and returns the results of whole rows.
 
     Raises:
-      TypeError: logits or next_probs are not floating point, others not real, or the projection is no `TwoHot`.
+      TypeError: logits or next_probs are not floating point, another array is not real, or the projection is not a
+        `TwoHot`.
       ValueError: shapes do not match, or the implementation is unknown or cannot serve.
 
     Source: Bellemare et al. 2017, algorithm 1.
@@ -122,7 +124,7 @@ def _backward(
 ) -> tuple[Array, None, None, None]:
     logits, next_probs, rewards, discounts, lse = saved
     d_loss, d_lse = cotangents
-    # A NaN in any of these makes the loss of its row NaN, and here the gradient.
+    # A NaN in any of these makes the loss of its row NaN. This line does the same to the gradient.
     d_loss = poison(d_loss, rewards + discounts + next_probs.sum(-1))
     d_logits = xla.backward(logits, next_probs, rewards, discounts, lse, d_loss, d_lse, projection, axis_name)
     return d_logits, None, None, None

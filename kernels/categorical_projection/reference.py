@@ -1,4 +1,4 @@
-"""The definition: the projected distribution, and the cross-entropy to it. JAX differentiates it by itself."""
+"""The definition: the projected distribution and the cross-entropy to it, differentiated by JAX."""
 
 import jax
 import numpy as np

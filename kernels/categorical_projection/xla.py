@@ -1,10 +1,11 @@
-"""Plain XLA, a block of rows at a time: the places and shares of their atoms take [rows, K] of memory.
+"""Plain XLA, a block of rows at a time; the bins and masses of the atoms take [rows, K] of memory.
 
-The cross-entropy to a projected distribution is linear in the logits: an atom of mass p between bins j and j + 1
-costs p times the interpolated logit. On CPUs and GPUs each atom looks up its two logits, and the gradient is added
-back there: a gather forward and a scatter backward, B x K of each. A TPU gathers and scatters element by element, and
-compiles that for two minutes; there each atom is compared with all bins, B x K x K in registers. A GPU compares too
-if the bins are few: that takes fewer passes and gives the same bits in every run, unlike additions in memory.
+Apart from the log-sum-exp, the cross-entropy to a projected distribution is linear in the logits: an atom of mass p
+between bins j and j + 1 contributes p times the interpolated logit. On CPUs and GPUs each atom reads its two logits
+with a gather, and the backward pass adds to their gradients with a scatter, B x K elements each. A TPU gathers and
+scatters element by element, and compiling that takes two minutes. There each atom is compared with all bins, B x K x K
+comparisons in registers. A GPU also compares if there are few bins: this takes fewer passes and gives the same bits in
+every run, which a scatter does not.
 """
 
 import functools
@@ -23,7 +24,7 @@ from ..histogram.projection import TwoHot
 from ..histogram.xla import column_numbers, masked
 from .reference import moved_atoms
 
-# Logits in a block. A CPU's cache holds the temporaries of _FEW; an accelerator needs _MANY to be busy.
+# Logits in a block. The temporaries of _FEW fit into a CPU's cache; _MANY keep an accelerator busy.
 _FEW, _MANY = 2**14, 2**18
 _FEW_BINS = 64  # a GPU compares atoms with at most this many bins
 
@@ -72,7 +73,7 @@ def _on_this_platform(
 
 
 def rows_of(num_bins: int, size: int) -> int:
-    """The number of rows with about `size` logits: a power of two, at least the 8 that a TPU's register holds."""
+    """The number of rows that have about `size` logits: a power of two, at least the 8 rows of a TPU's register."""
     return 1 << max(3, (size // num_bins).bit_length() - 1)
 
 
@@ -87,7 +88,7 @@ def _by_blocks(function: Callable[..., Any], rows: int, *arrays: Array) -> Any:
         part = function(*(lax.dynamic_slice_in_dim(x, start, rows) for x in arrays))
         return jax.tree.map(lambda w, x: lax.dynamic_update_slice_in_dim(w, x, start, 0), whole, part)
 
-    # zeros_like of an argument: under shard_map the results must vary over the mesh axes that it varies over.
+    # Under shard_map, zeros_like makes the results vary over the same mesh axes as the argument.
     shapes = jax.eval_shape(function, *(x[:rows] for x in arrays))
     zeros = jax.tree.map(lambda x: jnp.zeros_like(arrays[0], x.dtype, shape=(count, *x.shape[1:])), shapes)
     return lax.fori_loop(0, -(-count // rows), step, zeros)
@@ -108,18 +109,18 @@ def _forward(
     top = row.max(-1)
     base = jnp.where(jnp.isfinite(top), top, 0)
     log_total = jnp.log(jnp.exp(row - base[:, None]).sum(-1))
-    # Logits minus the largest keep the digits of the loss. This needs the whole row, with all of its mass.
+    # Subtracting the largest logit first keeps the digits of the loss. It cancels only if all mass is in these columns.
     whole = axis_name is None
     origin = base if whole else jnp.zeros_like(base)
-    bins, (low, high) = _shares(next_probs, rewards, discounts, projection, dtype)
+    bins, (low, high) = _two_bins(next_probs, rewards, discounts, projection, dtype)
     if dense:
         probs = compared(bins - columns[0, 0], low, high, logits.shape[1])
         score = weigh(probs, row - origin[:, None]).sum(-1)
     else:
         score = jnp.zeros_like(base)
-        for place, share in _here(columns, whole, (bins, low), (bins + 1, high)):
+        for place, mass in _on_this_device(columns, whole, (bins, low), (bins + 1, high)):
             found = jnp.take_along_axis(logits, place, axis=1, mode="promise_in_bounds").astype(dtype)
-            score += weigh(share, found - origin[:, None]).sum(-1)
+            score += weigh(mass, found - origin[:, None]).sum(-1)
     if whole:
         return next_probs.sum(-1) * log_total - score, base + log_total
     return base + log_total - score, base + log_total
@@ -143,34 +144,34 @@ def _backward(
     softmax = jnp.exp(logits.astype(lse.dtype) - base[:, None])
     d_log_total = d_loss * next_probs.sum(-1) if whole else d_loss
     gradient = masked(real, (d_log_total + d_lse)[:, None] * softmax, 0)
-    bins, (low, high) = _shares(next_probs, rewards, discounts, projection, lse.dtype)
+    bins, (low, high) = _two_bins(next_probs, rewards, discounts, projection, lse.dtype)
     d_score = -d_loss[:, None]
     if dense:
         gradient += d_score * compared(bins - columns[0, 0], low, high, logits.shape[1])
     else:
         rows = jnp.arange(len(logits))[:, None]
-        for place, share in _here(columns, whole, (bins, low), (bins + 1, high)):
-            gradient = gradient.at[rows, place].add(d_score * share, mode="promise_in_bounds")
+        for place, mass in _on_this_device(columns, whole, (bins, low), (bins + 1, high)):
+            gradient = gradient.at[rows, place].add(d_score * mass, mode="promise_in_bounds")
     return gradient.astype(logits.dtype)
 
 
-_Pair = tuple[Array, Array]  # bins, and the mass that each atom adds there
+_Pair = tuple[Array, Array]  # for each atom: a bin, and the mass that the atom adds to it
 
 
-def _here(columns: Int[Array, "1 kp"], whole: bool, *pairs: _Pair) -> tuple[_Pair, ...]:
-    """The pairs with indices into this device's columns as bins, and a mass of 0 for bins of other devices."""
+def _on_this_device(columns: Int[Array, "1 kp"], whole: bool, *pairs: _Pair) -> tuple[_Pair, ...]:
+    """The pairs with bins numbered within this device's columns; bins of other devices get the mass 0."""
     if whole:
         return pairs
     last = columns.shape[1] - 1
 
-    def local(place: Array, share: Array) -> _Pair:
+    def local(place: Array, mass: Array) -> _Pair:
         place = place - columns[0, 0]
-        return jnp.clip(place, 0, last), jnp.where((place >= 0) & (place <= last), share, 0)
+        return jnp.clip(place, 0, last), jnp.where((place >= 0) & (place <= last), mass, 0)
 
     return tuple(local(*pair) for pair in pairs)
 
 
-def _shares(
+def _two_bins(
     next_probs: Float[Array, "b k"],
     rewards: Float[Array, " b"],
     discounts: Float[Array, " b"],

@@ -1,1 +1,1 @@
-"""Histograms of scalar targets: which bins a target falls on, and with what mass."""
+"""Histograms of scalar targets, and the cross-entropy to them."""

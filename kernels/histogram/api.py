@@ -1,24 +1,24 @@
 """The cross-entropy of logits to histograms of scalars, without the histograms in memory.
 
-Each backend is a file (`xla`, `cpu`, `mosaic_tpu`, `mosaic_gpu`), imported at its first use, with three functions;
-`xla` has no `unsupported`, because it serves everything. B rows of Kp >= projection.num_bins logits are flat there:
+Each backend is a module (`xla`, `cpu`, `mosaic_tpu`, `mosaic_gpu`) that is imported at its first use. It has three
+functions; `xla` has no `unsupported`, because it supports everything. Logits are B rows of Kp >= projection.num_bins:
 
     forward(logits [B, Kp], targets [B], projection) -> (loss [B], lse [B])
     backward(logits, targets, lse [B], d_loss [B], d_lse [B], projection) -> d_logits [B, Kp]
-    unsupported(batch, padded_bins, dtype, projection) -> None, or one line: why it cannot serve these
+    unsupported(batch, padded_bins, dtype, projection) -> None, or one line that says why it cannot compute these
 
 * logits are float32, bfloat16 or float16, or float64 if the backend allows it; targets are float32 or float64.
   loss, lse, d_loss and d_lse are float32, or float64 for float64 logits. d_logits has the dtype of the logits.
 * Columns from projection.num_bins on are padding. They contribute nothing to loss or lse, even if they hold NaN, and
   their gradient is exactly 0.
-* With p the histogram, loss = lse - sum(p * logits) over the columns where p is not 0 (a logit of -inf elsewhere
-  costs nothing), and d_logits = (d_loss + d_lse) * softmax - d_loss * p.
-* A backend may return anything as the loss and gradient of a row with a NaN target: this file sets them to NaN. The
-  lse of such a row is that of its logits.
-* The forward pass saves logits, targets and lse only; the backward pass computes the histogram again.
+* With p the histogram, loss = lse - sum(p * logits) and d_logits = (d_loss + d_lse) * softmax - d_loss * p. The sum is
+  over the columns where p is not 0, so a logit of -inf elsewhere adds nothing.
+* A backend may return anything as the loss and gradient of a row with a NaN target, because this module sets them to
+  NaN. The lse of such a row is that of its logits.
+* The forward pass saves logits, targets and lse only. The backward pass computes the histogram again.
 
-This file has the checks, the one custom VJP, and the handling of leading dimensions and weights. `reference` is the
-definition in plain JAX, which JAX differentiates by itself.
+This module has the checks, the custom VJP, and the handling of leading dimensions and weights. `reference` is the
+definition in plain JAX, differentiated by JAX.
 """
 
 import functools
@@ -78,20 +78,20 @@ def histogram_cross_entropy(
     The targets get no gradient. The loss is float32, or float64 if the logits are.
 
     Args:
-      logits: at least `projection.num_bins` per row; the columns beyond are padding, and ignored.
-      targets: scalars in the units of the projection, which clips them at its ends.
+      logits: at least `projection.num_bins` per row; further columns are padding, which is ignored.
+      targets: scalars in the units of the projection, which clips them to its range.
       projection: `Gaussian`, `TwoHot` or `OneHot`; irregular projections need implementation="reference".
-      weights: a factor of each loss.
-      return_lse: whether to return also the log-sum-exp of each row, which is differentiable and has no weight.
-      implementation: "reference", "xla", "cpu", "mosaic_tpu", "mosaic_gpu", or None for the fastest here.
+      weights: a factor for each loss.
+      return_lse: whether to return the log-sum-exp of each row as a second result; it is differentiable and unweighted.
+      implementation: "reference", "xla", "cpu", "mosaic_tpu", "mosaic_gpu", or None to choose by device and size.
       axis_name: inside `jax.shard_map`, the mesh axis (or axes) over which the bins are sharded. `logits` are then
-        this device's equal share of the columns, in the order of the axis; every device gets the results of whole
+        this device's equal share of the columns, in the order of the axis. Every device returns the results of whole
         rows.
 
     Raises:
-      TypeError: the logits are not floating point, or the targets or weights not real.
-      ValueError: shapes do not match, there are fewer logits than bins, or the implementation is unknown or
-        cannot serve (the message says why).
+      TypeError: the logits are not floating point, or the targets or weights are not real.
+      ValueError: shapes do not match, a row has fewer logits than bins, or the implementation is unknown or cannot
+        compute these arguments.
 
     Source: the loss is that of Farebrother et al. 2024, equation 3.1.
     """
@@ -153,7 +153,7 @@ def finish(
     return_lse: bool,
     axis_name: AxisName | None,
 ) -> Any:
-    """The results of an operation, from the loss and lse of flat rows: in `shape`, and the loss times `weights`."""
+    """The results of an operation from the loss and lse of flat rows: reshaped to `shape`, the loss times `weights`."""
     if axis_name is not None:
         loss, lse = _over_devices(loss, lse, axis_name)
     loss, lse = loss.reshape(shape), lse.reshape(shape)
@@ -171,14 +171,14 @@ def poison(x: Float[Array, " b"], targets: Float[Array, " b"]) -> Float[Array, "
 
 
 def sharding(axis_name: AxisName | None) -> dict[str, AxisName]:
-    """The option `axis_name` of the backends that take one."""
+    """The keyword argument `axis_name`, only if it is given, because some backends do not take it."""
     return {} if axis_name is None else {"axis_name": axis_name}
 
 
 def _over_devices(
     loss: Float[Array, " b"], lse: Float[Array, " b"], axis_name: AxisName
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Loss and lse of whole rows, from those of each device's columns."""
+    """Loss and lse of whole rows, combined from those of each device's columns."""
     empty = lse == -jnp.inf  # all columns of this device are padding
     score = lax.psum(jnp.where(empty, 0, lse - loss), axis_name)
     top = lax.pmax(lax.stop_gradient(lse), axis_name)

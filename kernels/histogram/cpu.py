@@ -1,7 +1,7 @@
-"""For the CPU, on which a distribution function is expensive and a gather cheap: mass of the target's band only.
+"""For CPUs: the mass is computed only in the band of bins near the target, where it is not 0.
 
-The mass outside the band is 0, so the loss is the log-sum-exp minus a sum over the band, and the gradient is the
-softmax, corrected inside the band.
+The loss is the log-sum-exp minus a sum over the band. The gradient is the softmax, corrected inside the band. On a CPU
+the error function is expensive and slicing the band is cheap.
 """
 
 import jax
@@ -14,13 +14,13 @@ from ..arrays import sum_dtype, weigh
 from . import xla
 from .projection import Projection, place, reach
 
-# Computing every bin is as fast for at most this many bins, or if the band is more than this share of the row.
+# Computing the mass of every bin is as fast for so few bins, or if the band is more than this share of the row.
 _FEW_BINS = 64
 _WIDE_SHARE = 0.25
 
 
 def unsupported(batch: int, padded_bins: int, dtype: np.dtype, projection: Projection) -> str | None:
-    """None: this implementation serves everything, though slowly on accelerators."""
+    """None, because this implementation supports everything; it is slow on accelerators."""
     return None
 
 
@@ -59,7 +59,7 @@ def backward(
         gradient = jnp.where(real, gradient, 0)
     start, mass = _band(projection, targets, lse.dtype)
     band = _take(logits, start, mass.shape[1]).astype(lse.dtype)
-    # The band's whole value replaces the softmax: adding a difference would round to bfloat16 twice.
+    # The gradient inside the band is computed whole. Adding a correction would round to bfloat16 twice.
     inside = d_both * jnp.exp(band - lse) - d_loss * mass
     return _put(gradient.astype(logits.dtype), start, inside.astype(logits.dtype))
 

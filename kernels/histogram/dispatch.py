@@ -1,4 +1,4 @@
-"""Which implementation computes an operation of `rlcls.kernels`, by platform and size."""
+"""Chooses the implementation of an operation of `rlcls.kernels`, by platform and size."""
 
 import dataclasses
 import importlib
@@ -12,19 +12,19 @@ from rlcls._errors import nearest
 from .projection import Gaussian, OneHot, Projection, TwoHot
 
 IMPLEMENTATIONS = ("reference", "xla", "cpu", "mosaic_tpu", "mosaic_gpu")
-# The implementations of each operation; both are names: of a folder, and of a module in it.
+# Each operation (a folder) and its implementations (modules in that folder).
 KNOWN = {
     "histogram": IMPLEMENTATIONS,
     "linear_histogram": ("reference", "xla", "mosaic_tpu"),
     "categorical_projection": ("reference", "xla"),
 }
-# The projections whose bins have one width, so that their mass is one formula of bin, fraction and column.
+# Projections with bins of one width. All implementations compute their mass; others need "reference".
 _REGULAR = (Gaussian, OneHot, TwoHot)
 
 
 @dataclasses.dataclass(frozen=True)
 class Threshold:
-    """`platform` uses `implementation` from this number of bins and of bytes of logits on."""
+    """`platform` uses `implementation` for at least this many bins and this many bytes of logits."""
 
     platform: str
     implementation: str
@@ -32,8 +32,8 @@ class Threshold:
     bytes: float
 
 
-# `choose` takes the first row that applies and can serve, and `xla` if none does. A row with infinite bins never
-# applies: nobody has timed that implementation on its platform.
+# `choose` takes the first row that applies and whose implementation supports the arguments, else `xla`. A row with
+# infinite bins never applies, because that implementation has not been timed on its platform.
 THRESHOLDS = (
     Threshold("cpu", "cpu", bins=65, bytes=0),
     Threshold("cpu", "reference", bins=2, bytes=0),  # slightly faster than any custom gradient
@@ -56,24 +56,26 @@ def choose(
 
     Args:
       implementation: the name that the caller asks for, or None.
-      sizes: the number of rows, sizes that the operation has besides, and the number of logits in a row.
+      sizes: the number of rows, further sizes of the operation, and the number of logits in a row.
       dtype: the dtype of the logits.
       projection: maps targets to histograms.
       operation: a key of `KNOWN`.
       sharded: whether the bins are sharded over devices.
 
     Raises:
-      ValueError: the implementation asked for is unknown or cannot serve, or the bins of this projection cannot be
-        sharded.
+      ValueError: the implementation is unknown or cannot compute these arguments, or the bins of this projection
+        cannot be sharded.
     """
     known, kind = KNOWN[operation], type(projection)
     if implementation is not None and implementation not in known:
         raise ValueError(f"unknown implementation {implementation!r}{nearest(implementation, known)}")
     if sharded and kind not in _REGULAR:
-        raise ValueError(f"bins of {kind.__name__} cannot be sharded over devices: axis_name is for others")
+        raise ValueError(
+            f"bins of {kind.__name__} cannot be sharded over devices: axis_name needs bins of one width"
+        )
 
     def reason(name: str) -> str | None:
-        """Why this implementation cannot serve, or None."""
+        """Why this implementation cannot compute the operation, or None if it can."""
         if sharded and name != "xla":
             return "bins sharded over devices are for 'xla'"
         if name != "reference" and kind not in _REGULAR:
@@ -101,7 +103,7 @@ def backend(name: str, operation: str = "histogram") -> ModuleType:
 
 
 def _platform() -> str:
-    """The platform of arrays without an explicit device."""
+    """The platform on which JAX puts arrays that have no explicit device."""
     device = jax.config.jax_default_device  # type: ignore[attr-defined]
     if device is None:
         return jax.default_backend()

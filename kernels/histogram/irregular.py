@@ -1,8 +1,8 @@
 """The projections of `projection` on bins of unequal widths.
 
-A target is again split into a bin and a fraction, so the masses are the same functions: two-hot divides a target
-between the two nearest centers, and a Gaussian whose sigma is counted in bins follows their widths. Only a Gaussian
-with one sigma in the units of the target has formulas of its own.
+A target is split into a bin and a fraction here too, so the formulas of the mass are the same. Two-hot divides a target
+between the two nearest centers. `LocalGaussian` counts sigma in bins, so its width follows that of the bins. Only
+`IrregularGaussian`, with one sigma in the units of the target, has its own formula.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from .projection import Gaussian, OneHot, TwoHot, _erf
 
 @dataclasses.dataclass(frozen=True)
 class Cells:
-    """The cells between increasing points; `projection.Grid` has cells of equal width."""
+    """The cells between increasing points, for bins of unequal width; `projection.Grid` has cells of equal width."""
 
     points: tuple[float, ...]
     width = 1.0  # sigma is counted in cells
@@ -38,7 +38,7 @@ class Cells:
         return len(self.points) - 1
 
     def split(self, targets: Real[ArrayLike, "*b"]) -> tuple[Int[Any, "*b"], Float[Any, "*b"]]:
-        """The cell (int32, 0..count-1) and the fraction of it (0..1) at each target, clipped to the ends."""
+        """The cell (int32, 0..count-1) and the position in it (0..1) of each target, which is clipped to the ends."""
         xp = namespace(targets)
         t = at_least_float32(targets, xp)
         number = t.dtype.type
@@ -93,7 +93,7 @@ class IrregularOneHot(OneHot):
 
 @dataclasses.dataclass(frozen=True)
 class LocalGaussian(Gaussian):
-    """`Gaussian` in the bins between given edges, with sigma counted in bins, so that it grows with their width."""
+    """`Gaussian` in the bins between given edges, with sigma counted in bins: it is proportional to their width."""
 
     edges: tuple[float, ...]
 
@@ -112,14 +112,14 @@ class IrregularGaussian(LocalGaussian):
     """`Gaussian` in the bins between given edges, with one sigma in the units of the target."""
 
     def encode(self, targets: Real[ArrayLike, "*b"]) -> Float[Any, "*b {self.num_bins}"]:
-        """The histogram of each target, from the distribution function at every edge."""
+        """The histogram of each target: differences of the distribution function at the edges."""
         xp = namespace(targets)
         t = at_least_float32(targets, xp)
         number = t.dtype.type
         ones = (1,) * t.ndim
         edges, rest = (part.reshape((*ones, -1)) for part in _in_two_parts(self.edges, t.dtype.name))
         t = clip(t, edges[(0,) * edges.ndim], edges[(0,) * t.ndim + (-1,)])
-        # The factor is finite for a sigma near 0 too: at an edge 0 * inf would be NaN.
+        # The factor is limited, because for a tiny sigma it would be inf, and 0 * inf at an edge is NaN.
         factor = number(min(np.sqrt(0.5) / self.sigma, 1e30))
         below = _erf(((edges - t[..., None]) + rest) * factor)
         mass = below[..., 1:] - below[..., :-1]

@@ -1,4 +1,4 @@
-"""Many weighted targets in one histogram: C51's projection, which adds each atom to two neighbouring bins."""
+"""Sums of many weighted targets in one histogram. C51's projection adds each atom to two neighbouring bins."""
 
 from functools import partial
 from typing import Any
@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int
 
 from ..arrays import namespace
 
-# Each bin is the sum of this many partial sums, which limits rounding errors: the end of an episode moves all atoms to
-# one place.
+# Each bin is the sum of this many partial sums, which limits rounding errors. At the end of an episode all atoms move
+# to one place, so one bin is a sum over all of them.
 _LANES = 4
 
 
@@ -22,8 +22,8 @@ def add_pairs(
     """Histograms with `lower` added to each of the bins and `upper` to the bin after it.
 
     NumPy in, NumPy out. A value that is not finite makes its whole row NaN. The work grows with n on a CPU. On an
-    accelerator it grows with n * num_bins, in registers: there the order of additions to one address varies, and
-    equal runs would end in different bits.
+    accelerator it grows with n * num_bins, in registers. A scatter would do less work there, but would add in an order
+    that differs between runs, so equal runs would give different bits.
 
     Args:
       bins: numbers from 0 to num_bins - 2.
@@ -61,7 +61,7 @@ def _scattered(
         added = lax.scatter_add(empty, places, pairs, window, mode=lax.GatherScatterMode.CLIP)
         return added.reshape(_LANES, num_bins).sum(0)
 
-    # vmap, unlike an index of rows, leaves a batch that is sharded over devices where it is.
+    # With vmap a batch that is sharded over devices stays sharded; an index of rows would gather it.
     for _ in range(bins.ndim - 1):
         row = jax.vmap(row)
     return row(bins, jnp.stack([lower, upper], -1))
@@ -70,7 +70,7 @@ def _scattered(
 def compared(
     bins: Int[Array, "*b n"], lower: Float[Array, "*b n"], upper: Float[Array, "*b n"], num_bins: int
 ) -> Float[Array, "*b k"]:
-    """Compares each pair with all bins; the compiler fuses the products into one sum."""
+    """Compares each pair with all bins; XLA fuses the comparisons into the sum."""
     columns = np.arange(num_bins, dtype=np.int32).reshape((1,) * bins.ndim + (-1,))
     distance = columns - bins[..., None]
     zero = lower.dtype.type(0)

@@ -1,11 +1,11 @@
 """Pallas for Hopper (Mosaic GPU): the logits are read once forward, and read and written once backward.
 
-Forward one warpgroup has a row. It keeps a maximum and a sum for each place of a tile while it goes over the tiles,
-and loads a window of the row's band separately, so that it computes only as many masses as the band has bins. Backward
-one warpgroup has a tile of a row, and computes masses only if the band meets the tile. Two error functions for each
-logit would take longer than the memory traffic.
+In the forward pass one warpgroup processes one row. It goes over the tiles of the row and keeps a maximum and a sum for
+each position within a tile. It loads the band of bins near the target separately, and computes the mass only there. In
+the backward pass one warpgroup processes one tile of a row, and computes the mass only if the band overlaps the tile.
+The mass of every bin would need two error functions per logit, which takes longer than the memory traffic.
 
-JAX 0.11 deprecates the older Triton lowering of Pallas.
+The older Triton lowering of Pallas is not used, because JAX 0.11 deprecates it.
 
 No GPU has run this file yet: it is tested in interpret mode, and compiled for the H100 (sm_90a).
 """
@@ -29,19 +29,19 @@ plgpu: Any = None
 _missing = ""
 try:
     plgpu = importlib.import_module("jax.experimental.pallas.mosaic_gpu")
-except ImportError as error:  # the module needs absl-py, on which JAX does not depend
+except ImportError as error:  # the module needs absl-py, which JAX does not install
     _missing = str(error)
 
 _THREADS = 128  # in a warpgroup
 _FORWARD_TILE = 1024
-_LOADS = 4  # tiles that are loaded together; the sum is rescaled once for all of them
+_LOADS = 4  # tiles loaded together, so that the sum is rescaled once for all of them
 _BACKWARD_TILE = 2048
-_WINDOW = 512  # columns of a band that has more of them than a warpgroup has threads
-_LOWEST = float(np.finfo(np.float32).min)  # a maximum starts here: -inf minus it is not NaN
+_WINDOW = 512  # columns loaded at a time from a band with more columns than a warpgroup has threads
+_LOWEST = float(np.finfo(np.float32).min)  # initial maximum; with -inf, a logit of -inf minus it would be NaN
 
 
 def unsupported(batch: int, padded_bins: int, dtype: np.dtype, projection: Projection) -> str | None:
-    """None if it can serve, or one line that says why not."""
+    """None, or one line that says why this backend cannot compute these arguments."""
     if jax.__version_info__ < (0, 11):
         return f"mosaic_gpu needs JAX 0.11 or newer, not {jax.__version__}"
     if plgpu is None:
@@ -60,7 +60,7 @@ def forward(
     *,
     interpret: Any = False,
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Loss and log-sum-exp of each row, float32; the logits are read once, and nothing of their size is written."""
+    """Loss and log-sum-exp of each row in float32. The logits are read once, and no array of their size is written."""
     batch, padded_bins = logits.shape
     bins, fractions, scale = place(projection, targets, jnp.float32)
     below, above = reach(projection, jnp.float32)
@@ -88,7 +88,7 @@ def backward(
     *,
     interpret: Any = False,
 ) -> Float[Array, "b kp"]:
-    """The gradient of the logits, from the logits and lse: the forward pass saves no softmax."""
+    """The gradient of the logits, from logits and lse, because the forward pass saves no softmax."""
     batch, padded_bins = logits.shape
     bins, fractions, scale = place(projection, targets, jnp.float32)
     tile = math.gcd(padded_bins, _BACKWARD_TILE)
@@ -154,7 +154,7 @@ def _forward_kernel(
     most = jnp.max(top)
     log_total = jnp.log(jnp.sum(total * jnp.exp(top - most)))
 
-    layout_of_window = plgpu.Layout.WG_STRIDED((width,), vec_size=1)  # a window starts anywhere
+    layout_of_window = plgpu.Layout.WG_STRIDED((width,), vec_size=1)  # a window can start at any column
 
     def window(i: jax.Array | int, score: jax.Array) -> jax.Array:
         at = start[row] + i * width
@@ -163,7 +163,7 @@ def _forward_kernel(
         )
         column = plgpu.broadcasted_iota(jnp.int32, (width,), 0, layout=layout_of_window) + at
         mass = _mass(projection)(column, bins[row], fractions[row], scale[row])
-        # A logit of -inf costs nothing where the target has no mass.
+        # A logit of -inf adds nothing where the target has no mass.
         counts = mass != 0
         if projection.num_bins < x.shape[1]:
             counts &= column < projection.num_bins
@@ -216,13 +216,13 @@ _Pair = tuple[jax.Array, jax.Array]
 
 
 def _kernel(body: Callable[..., None], *, interpret: Any, **arguments: Any) -> Callable[..., Any]:
-    """The compiled kernel as a function, which `jax.shard_map` may contain."""
+    """The kernel as a function that also works inside `jax.shard_map`."""
     if interpret is True:
         interpret = plgpu.InterpretGPUParams()
     kernel = plgpu.kernel(body, interpret=interpret or None, **arguments)
 
     def run(*inputs: jax.Array) -> Any:
-        # Without the cast, shard_map would take the results as equal on all devices, and sum their gradients.
+        # Without the cast, shard_map would treat the results as equal on all devices and sum their gradients.
         axes = tuple(jax.typeof(inputs[0]).manual_axis_type.varying)
         results = kernel(*inputs)
         return jax.tree.map(lambda x: lax.pcast(x, axes, to="varying"), results) if axes else results
@@ -231,7 +231,7 @@ def _kernel(body: Callable[..., None], *, interpret: Any, **arguments: Any) -> C
 
 
 def _layout(count: int, dtype: np.dtype) -> Any:
-    """Consecutive logits of a tile on consecutive threads, 16 bytes at a time if the tile is large enough."""
+    """The layout that gives consecutive logits to consecutive threads, 16 bytes each if the tile is large enough."""
     return plgpu.Layout.WG_STRIDED((count,), vec_size=min(16 // dtype.itemsize, count // _THREADS))
 
 
@@ -241,8 +241,8 @@ def _mass(projection: Projection) -> Callable[..., Any]:
     return projection.mass
 
 
-# Coefficients of a polynomial for -log(1 - erf(x)) / x on [0, 4], the constant first, which minimises the largest
-# error of erf(x) = 1 - exp(-x * polynomial(x)).
+# Coefficients, the constant first, of a polynomial that approximates -log(1 - erf(x)) / x on [0, 4]. They minimise the
+# largest error of erf(x) = 1 - exp(-x * polynomial(x)).
 _ERF = (
     1.12838025,
     0.636597735,
@@ -256,7 +256,7 @@ _ERF = (
 
 
 def _erf(x: jax.Array) -> jax.Array:
-    """The error function with an error of 2e-7 in float32: the lowering for warpgroups has none."""
+    """The error function with an error of 2e-7 in float32, because the lowering for warpgroups has no erf."""
     size = jnp.where(x < 0, -x, x)
     size = jnp.where(size > 4, np.float32(4), size)  # jnp.minimum can lose a NaN
     exponent = jnp.zeros_like(x)

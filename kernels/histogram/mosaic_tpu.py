@@ -1,15 +1,15 @@
-"""Pallas for TPU: the logits are read once forward; backward they are read once and their gradient is written once.
+"""Pallas for TPU: the logits are read once forward, and read and written once (as the gradient) backward.
 
-The chip has no gather for a row's band, and two error functions for each logit take several times longer than reading
-the logit. But a band that reaches at most 63 bins to either side lies in two neighbouring chunks of 128 lanes. Each
-row selects its two chunks while all chunks stream by, and the mass is computed for these two only: forward at the end
-of the row, backward before it. The mass of a wider band is computed where it lies, from the density (two
-exponentials): forward in the blocks that the band of any of 16 rows meets, backward in all blocks, which takes no
-longer than the memory traffic.
+A TPU has no gather for the band of bins near a row's target, and two error functions per logit take several times
+longer than reading the logit. A band that reaches at most 63 bins to either side lies in two neighbouring chunks of 128
+lanes. Each row therefore keeps these two chunks while it goes over all chunks, and the mass is computed for them only:
+in the forward pass after the last chunk, in the backward pass before the first. The mass of a wider band is computed
+from the density, with two exponentials per logit. The forward pass does this in the blocks that overlap the band of any
+of 16 rows; the backward pass does it in all blocks, which takes no longer than the memory traffic.
 
-The maximum and the sum run per lane over 16 rows at a time, which gives enough independent chains to hide the latency
-of each. Columns beyond the last bin are masked in the blocks that contain any; rows beyond the last one are never
-written. `benchmarks/kernels_static.py` tabulates the length of the compiled schedule.
+The maximum and the sum are kept per lane for 16 rows at a time, which gives enough independent operations to hide their
+latency. Blocks that contain columns beyond the last bin mask them. Rows beyond the last one are never written.
+`benchmarks/kernels_static.py` tabulates the length of the compiled schedule.
 
 No TPU has run this file yet: it is tested in interpret mode, and compiled for v5e, v5p and v6e.
 """
@@ -40,16 +40,16 @@ from .tpu import (
     table_of,
 )
 
-# Rows and columns of a block. Each block has two buffers: of float32, 1 MiB forward and 8 MiB backward.
+# Rows and columns of a block. The two buffers of a float32 block take 1 MiB forward and 8 MiB backward.
 _BLOCKS = {"forward": (64, 2048), "backward": (64, 8192)}
 
 
 def unsupported(batch: int, padded_bins: int, dtype: np.dtype, projection: Projection) -> str | None:
-    """None if it can serve, or one line that says why not."""
+    """None, or one line that says why this backend cannot compute these arguments."""
     if np.dtype(dtype) not in (np.float32, jnp.bfloat16):
         return f"mosaic_tpu takes logits of float32 or bfloat16, not {np.dtype(dtype)}"
     if padded_bins > 2**24:
-        return f"mosaic_tpu counts bins in float32, up to 2**24 of them, not {padded_bins}"
+        return f"mosaic_tpu counts bins in float32, at most 2**24, not {padded_bins}"
     return None
 
 
@@ -60,7 +60,7 @@ def forward(
     *,
     interpret: Any = False,
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Loss and log-sum-exp of each row, float32; the logits are read once, and nothing of their size is written."""
+    """Loss and log-sum-exp of each row in float32. The logits are read once, and no array of their size is written."""
     rows, columns = _block("forward", logits.shape[0], projection.num_bins)
     wide = is_wide(projection)
     of_row = pl.BlockSpec((rows, 3), lambda i, k: (i, 0))
@@ -89,7 +89,7 @@ def backward(
     *,
     interpret: Any = False,
 ) -> Float[Array, "b kp"]:
-    """The gradient of the logits, from the logits and lse: the forward pass saves no softmax."""
+    """The gradient of the logits, from logits and lse, because the forward pass saves no softmax."""
     batch, padded_bins = logits.shape
     rows, columns = _block("backward", batch, padded_bins)
     bins, fractions, scale = place(projection, targets, jnp.float32)

@@ -1,9 +1,9 @@
-"""How a scalar target becomes a histogram: its place on the grid, and the mass of each bin.
+"""Projections: maps from a scalar target to a histogram.
 
 A target t is split into a bin j and a fraction f with t = low + (j + f) * width, without the rounding error of
-low + j * width in float32. The mass of bin i is a function of (i - j) - f, whose first part is an exact integer.
-The split clips targets beyond the grid at its end: float32(high) differs from high, and at 131,072 bins that
-difference alone would change a cross-entropy by 1e-3. A NaN target affects its own row only.
+low + j * width in float32. The mass of bin i is a function of (i - j) - f, where i - j is an exact integer. The split
+also clips targets to the grid. Clipping at float32(high) instead would change a cross-entropy by 1e-3 with 131,072
+bins, because float32(high) differs from high. A NaN target affects its own row only.
 
 Every method takes arrays of NumPy or JAX and returns arrays of the same kind.
 """
@@ -25,8 +25,8 @@ from jaxtyping import Array, Float, Int, Real
 from ..arrays import at_least_float32, clip, namespace
 from .mixture import add_pairs
 
-# The mass of bins up to this many standard deviations wide is, in float32, computed from the density; that of wider
-# bins is a difference of two error functions.
+# Width of a bin in standard deviations. Up to this width, float32 masses are computed from the density; the mass of
+# wider bins is a difference of two error functions.
 _NARROW = 0.1
 
 
@@ -43,7 +43,7 @@ class Grid:
         return (self.high - self.low) / self.count
 
     def split(self, targets: Real[ArrayLike, "*b"]) -> tuple[Int[Any, "*b"], Float[Any, "*b"]]:
-        """The cell (int32, 0..count-1) and the fraction of it (0..1) at each target, clipped to the grid.
+        """The cell (int32, 0..count-1) and the position in it (0..1) of each target, which is clipped to the grid.
 
         cell + fraction is accurate to about 1e-7 cells in float32 and 1e-16 in float64 for any number of cells. The
         fraction is 1 at the upper end. A NaN target has cell 0 and fraction NaN.
@@ -52,7 +52,7 @@ class Grid:
         t = at_least_float32(targets, xp)
         number = t.dtype.type
         (low, low_rest), (width_high, width_middle, width_low) = _constants(self, t.dtype.name)
-        # Clips far outside the grid first, which keeps infinities out of the differences below.
+        # This first, wide clip keeps infinities out of the differences below.
         span = self.high - self.low
         t = clip(t, number(self.low - span), number(self.high + span))
         # offset + error = t - low, exactly (Knuth's TwoDiff).
@@ -62,12 +62,12 @@ class Grid:
         inverse = number(1 / self.width)
         guess = clip(xp.floor(offset * inverse), number(0), number(self.count - 1))
         j = xp.where(xp.isnan(guess), number(0), guess).astype(np.int32)
-        # Each product of half of j and a part of the width is exact, so a fused multiply-add gives the same bits.
+        # The products of j_high or j_low and a part of the width are exact, so fused multiply-adds give the same bits.
         j_high, j_low = (j & ~0xFFF).astype(t.dtype), (j & 0xFFF).astype(t.dtype)
         rest = (offset - j_high * width_high) - j_low * width_high
         rest = (rest - j_high * width_middle) - j_low * width_middle
         f = (rest + (error - j.astype(t.dtype) * width_low)) * inverse
-        # The guess is rounded, so f can lie just outside its cell.
+        # `guess` is rounded, so f can lie just outside [0, 1).
         step = xp.where(f < 0, np.int32(-1), xp.where(f >= 1, np.int32(1), np.int32(0)))
         moved = xp.clip(j + step, np.int32(0), np.int32(self.count - 1))
         return moved, clip(f - (moved - j).astype(t.dtype), number(0), number(1))
@@ -75,9 +75,9 @@ class Grid:
 
 @functools.lru_cache(maxsize=256)
 def _constants(grid: Grid, dtype: str) -> tuple[tuple[Any, Any], tuple[Any, Any, Any]]:
-    """`low` as a sum of two numbers of the dtype, and the width as one of three.
+    """`low` as a sum of two numbers of the dtype, and the width as a sum of three.
 
-    The products of a 12-bit integer and either of the first two parts of the width are exact.
+    The product of a 12-bit integer and one of the first two parts of the width is exact.
     """
     number = np.dtype(dtype).type
     low = number(grid.low)
@@ -104,14 +104,14 @@ class Projection(abc.ABC):
 
     @abc.abstractmethod
     def scale(self, bins: Int[ArrayLike, "*b"], fractions: Float[ArrayLike, "*b"]) -> Float[Any, "*b"]:
-        """The factor of each target in `mass`."""
+        """The argument `scale` of `mass` for each target."""
 
     @abc.abstractmethod
     def mass(self, columns: Any, bins: Any, fractions: Any, scale: Any) -> Any:
-        """The mass of the bins numbered `columns`, from the results of `split` and `scale`; all broadcast."""
+        """The mass of the bins numbered `columns`, from the results of `split` and `scale`; arguments broadcast."""
 
     def split(self, targets: Real[ArrayLike, "*b"]) -> tuple[Int[Any, "*b"], Float[Any, "*b"]]:
-        """The cell of the grid (int32) and the fraction of it (0..1) at each target, clipped to the ends."""
+        """The cell of the grid (int32) and the position in it (0..1) of each target, which is clipped to the ends."""
         return self.grid.split(targets)
 
     def encode(self, targets: Real[ArrayLike, "*b"]) -> Float[Any, "*b {self.num_bins}"]:
@@ -147,21 +147,21 @@ class Gaussian(Projection):
         return Grid(self.low_edge, self.high_edge, self.num_bins)
 
     def scale(self, bins: Int[ArrayLike, "*b"], fractions: Float[ArrayLike, "*b"]) -> Float[Any, "*b"]:
-        """The factor of each target in `mass`: one over twice the mass inside the edges."""
+        """1 / (2 * the mass of the normal distribution between the outermost edges)."""
         s = _erf_scale(self, fractions.dtype)
         above = (self.num_bins - bins).astype(fractions.dtype) - fractions
         below = (-bins).astype(fractions.dtype) - fractions
         return 1 / (_erf(above * s) - _erf(below * s))
 
     def mass(self, columns: Any, bins: Any, fractions: Any, scale: Any, erf: Any = None) -> Any:
-        """`Projection.mass`; `erf` replaces the error function for a compiler that lacks one."""
+        """`Projection.mass`. A compiler without an error function passes its own as `erf`."""
         erf = erf or _erf
         xp, dtype = namespace(fractions), fractions.dtype
         d = (columns - bins).astype(dtype) - fractions
         number = dtype.type
         relative = self.grid.width / self.sigma
         if relative <= _NARROW and dtype != np.float64:
-            # Two-point Gauss-Legendre quadrature: a difference of two nearly equal erf's would lose digits.
+            # Two-point Gauss-Legendre quadrature of the density. A difference of two almost equal erfs loses digits.
             s = number(relative * math.sqrt(0.5))
             a, b = number(0.5 - math.sqrt(1 / 12)), number(0.5 + math.sqrt(1 / 12))
             density = xp.exp(-(((d + a) * s) ** 2)) + xp.exp(-(((d + b) * s) ** 2))
@@ -192,7 +192,7 @@ class TwoHot(Projection):
         return Grid(self.first_center, self.last_center, self.num_bins - 1)
 
     def scale(self, bins: Int[ArrayLike, "*b"], fractions: Float[ArrayLike, "*b"]) -> Float[Any, "*b"]:
-        """Ones: the mass needs no renormalisation."""
+        """Ones, because the mass sums to 1."""
         return namespace(fractions).ones_like(fractions)
 
     def mass(self, columns: Any, bins: Any, fractions: Any, scale: Any) -> Any:
@@ -204,7 +204,7 @@ class TwoHot(Projection):
     def project(
         self, probs: Float[ArrayLike, "*b n"], targets: Real[ArrayLike, "*b n"]
     ) -> Float[Any, "*b k"]:
-        """The histogram of the mass `probs` at `targets`; targets between the outermost centers keep their mean.
+        """The histogram of the mass `probs` at `targets`; its mean is that of the clipped targets.
 
         Source: Bellemare et al. 2017, equation 7.
         """
@@ -218,7 +218,7 @@ class TwoHot(Projection):
 
 @dataclasses.dataclass(frozen=True)
 class OneHot(Projection):
-    """All of the mass in the bin that contains the target."""
+    """Mass 1 in the bin that contains the target, 0 elsewhere."""
 
     low_edge: float
     high_edge: float
@@ -232,7 +232,7 @@ class OneHot(Projection):
         return Grid(self.low_edge, self.high_edge, self.num_bins)
 
     def scale(self, bins: Int[ArrayLike, "*b"], fractions: Float[ArrayLike, "*b"]) -> Float[Any, "*b"]:
-        """Ones, and NaN for a NaN fraction."""
+        """Ones, or NaN for a NaN target."""
         return namespace(fractions).where(fractions >= 0, fractions.dtype.type(1), fractions)
 
     def mass(self, columns: Any, bins: Any, fractions: Any, scale: Any) -> Any:
@@ -242,9 +242,9 @@ class OneHot(Projection):
 def place(
     projection: Projection, targets: Float[Array, " b"], dtype: DTypeLike
 ) -> tuple[Int[Array, " b"], Float[Array, " b"], Float[Array, " b"]]:
-    """The arguments of `projection.mass` for each target: bin (int32), and fraction and scale in `dtype`.
+    """The arguments of `projection.mass` for each target: its bin (int32), and its fraction and scale in `dtype`.
 
-    The targets are split in their own precision.
+    The targets are split in their own dtype.
     """
     bins, fractions = projection.split(targets)
     fractions = fractions.astype(dtype)
@@ -252,9 +252,9 @@ def place(
 
 
 def reach(projection: Projection, dtype: DTypeLike) -> tuple[int, int]:
-    """How many bins below and above the target's own have a mass that differs from 0 in `dtype`.
+    """How many bins below and above the target's bin have a mass that differs from 0 in `dtype`.
 
-    A Gaussian's mass beyond six standard deviations is below 1e-9, beyond nine below 1e-18.
+    A Gaussian's mass beyond six standard deviations is below 2e-9, and beyond nine below 1e-18.
     """
     if not isinstance(projection, Gaussian):
         return 0, 0 if isinstance(projection, OneHot) else 1
@@ -265,7 +265,9 @@ def reach(projection: Projection, dtype: DTypeLike) -> tuple[int, int]:
 
 def _check(low: float, high: float, num_bins: int) -> None:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"a projection needs finite ends, the first below the second, not {low} and {high}")
+        raise ValueError(
+            f"a projection needs two finite ends, the first below the second, not {low} and {high}"
+        )
     if num_bins < 2:
         raise ValueError(f"num_bins must be at least 2, not {num_bins}")
 
@@ -273,11 +275,11 @@ def _check(low: float, high: float, num_bins: int) -> None:
 def _erf(x: Any) -> Any:
     if isinstance(x, jax.Array):
         return lax.erf(x)
-    from scipy.special import erf  # JAX depends on scipy, but imports it later
+    from scipy.special import erf  # `import jax` does not load scipy.special
 
     return erf(x)
 
 
 def _erf_scale(projection: Gaussian, dtype: Any) -> Any:
-    # The factor is finite for a sigma near 0 too: at an edge of the grid 0 * inf would be NaN.
+    # The factor is limited, because for a tiny sigma it would be inf, and 0 * inf at an edge is NaN.
     return dtype.type(min(projection.grid.width / projection.sigma * math.sqrt(0.5), 1e30))

@@ -1,4 +1,4 @@
-"""The definition: the histogram, and the cross-entropy of the softmax to it. JAX differentiates it by itself."""
+"""The definition: the histogram and the cross-entropy of the softmax to it, differentiated by JAX."""
 
 import jax
 from jaxtyping import Array, Float

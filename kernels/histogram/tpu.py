@@ -1,7 +1,7 @@
-"""Parts that the TPU kernels share: the loss of a block of logits, and the parts of its gradient.
+"""Code shared by the TPU kernels: the loss of a block of logits, and parts of its gradient.
 
-A kernel works on a block in groups of 16 rows and chunks of 128 lanes, in float32. The few numbers that it needs of
-each row are the columns of one table.
+A kernel goes over a block in groups of 16 rows and chunks of 128 lanes, in float32. The numbers that it needs for each
+row, such as bin, fraction and scale, are the columns of one table.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,9 @@ from ..arrays import weigh
 from .projection import Projection, reach
 
 LANES = 128
-ROWS = 16  # a group: two registers of float32, one of bfloat16
-UNROLL = 16  # chunks
-_LOWEST = float(np.finfo(np.float32).min)  # a maximum starts here: -inf minus it is not NaN
+ROWS = 16  # rows of a group: two registers of float32, one of bfloat16
+UNROLL = 16  # chunks per step of a loop
+_LOWEST = float(np.finfo(np.float32).min)  # initial maximum; with -inf, a logit of -inf minus it would be NaN
 
 
 def forward_kernel(
@@ -36,7 +36,7 @@ def forward_kernel(
     blocks: int,
     wide: bool,
 ) -> None:
-    """One block of columns; `low_ref` and `high_ref` hold a row's two chunks, or with `wide` its base and score."""
+    """One block of columns. `low_ref` and `high_ref` hold a row's two chunks, or with `wide` its base and score."""
     k = pl.program_id(1)
     rows, columns = x_ref.shape
     chunks = columns // LANES
@@ -69,7 +69,7 @@ def forward_kernel(
 
             @pl.when(k == 0)
             def _() -> None:
-                # The score uses logits minus one number per row: a small difference of large numbers would lose digits.
+                # The score uses logits minus one number per row, because large logits would lose digits of the loss.
                 base = top.max(1, keepdims=True)
                 low_ref[at, :] = jnp.broadcast_to(jnp.where(jnp.isfinite(base), base, 0.0), top.shape)
 
@@ -116,35 +116,35 @@ def forward_kernel(
 
 
 def is_wide(projection: Projection) -> bool:
-    """Whether a band can lie in more than two chunks."""
+    """Whether the band of a target can overlap more than two chunks."""
     return sum(reach(projection, jnp.float32)) > LANES
 
 
 def table_of(*columns: jax.Array) -> jax.Array:
-    """The numbers of each row as one [B, n]: each column as a [B, 1] would fill a tile of 128 lanes."""
+    """The numbers of each row as one [B, n] array. A separate [B, 1] array for each would be padded to 128 lanes."""
     return jnp.stack([c.astype(jnp.float32) for c in columns], axis=1)
 
 
 def like(x: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.ShapeDtypeStruct:
-    """The type of a result that varies over the mesh axes of a shard_map that `x` varies over."""
+    """The type of a result that, inside shard_map, varies over the same mesh axes as `x`."""
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(x).manual_axis_type)
 
 
 def spread(table: Any, rows: Any) -> list[jax.Array]:
-    """The columns of the table, each copied to all lanes."""
+    """The columns of these rows of the table, each broadcast to all lanes."""
     part = table[rows, :]
     return [jnp.broadcast_to(part[:, i : i + 1], (part.shape[0], LANES)) for i in range(part.shape[1])]
 
 
 def first_chunk(bins: jax.Array, projection: Projection) -> jax.Array:
-    """The first chunk that each row's band can reach."""
+    """The first chunk that each row's band can overlap."""
     below, _ = reach(projection, jnp.float32)
-    # A shift, because // on negative numbers looks up the current device, and ahead-of-time compilation has none.
+    # This shifts instead of dividing: JAX's // looks up the current device, which ahead-of-time compilation lacks.
     return jnp.maximum(bins.astype(jnp.int32) - below, 0) >> (LANES.bit_length() - 1)
 
 
 def any_reaches(bins: jax.Array, start: ArrayLike, count: int, projection: Projection) -> jax.Array:
-    """Whether the band of any of these rows meets the columns start, ..., start + count - 1."""
+    """Whether the band of any of these rows overlaps the columns start, ..., start + count - 1."""
     below, above = reach(projection, jnp.float32)
     bins = bins.astype(jnp.int32)
     meets = (bins - below < start + count) & (bins + above >= start)
@@ -160,12 +160,12 @@ def mass_of(
 
 
 def loop(chunks: int, step: Callable[[jax.Array, Any], Any], carry: Any) -> Any:
-    """`step` over the numbers of the chunks, partly unrolled."""
+    """A partly unrolled loop of `step(chunk, carry)` over all chunks."""
     return lax.fori_loop(0, chunks, step, carry, unroll=min(UNROLL, chunks))
 
 
 def groups(rows: int, group: Callable[[jax.Array, bool], None], masked: ArrayLike | None) -> None:
-    """Runs `group` on all groups of a block, with a mask only if the block contains padding."""
+    """Calls `group(number, masked)` for all groups of a block. `masked` says whether the block contains padding."""
 
     def run(mask: bool) -> None:
         def step(g: jax.Array, carry: jax.Array) -> jax.Array:

@@ -1,8 +1,8 @@
-"""Plain XLA for every platform: three passes forward and one backward, each of which computes the histogram.
+"""Plain XLA for every platform: three passes over the logits forward, and one backward.
 
-The compiler fuses each expression into its reduction or into the gradient, so that an accelerator stores no [B, K]
-array besides the logits and their gradient. Fusion needs the mass of a bin as a function of its own column: a
-difference of two cumulative tables would be stored.
+XLA fuses each expression into its reduction or into the gradient, so an accelerator stores no [B, K] array besides the
+logits and their gradient. For this the mass of a bin must be a function of its column; XLA would store the difference
+of two cumulative arrays.
 """
 
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def forward(
     projection: Projection,
     axis_name: AxisName | None = None,
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Loss and log-sum-exp of each row; with `axis_name`, of this device's columns only."""
+    """Loss and log-sum-exp of each row; with `axis_name`, over this device's columns only."""
     columns, real = column_numbers(logits.shape[1], projection, axis_name)
     logits = masked(real, at_least_float32(logits), -jnp.inf)
     top = logits.max(-1)
@@ -29,7 +29,7 @@ def forward(
     bins, fractions, scale = place(projection, targets, logits.dtype)
     mass = projection.mass(columns, bins[:, None], fractions[:, None], scale[:, None])
     log_total = jnp.log(jnp.exp(logits - base[:, None]).sum(-1))
-    # Logits minus the largest keep the digits of the loss. This needs the whole row, in which the mass sums to 1.
+    # Subtracting the largest logit first keeps the digits of the loss. It cancels only if all mass is in these columns.
     origin = base if axis_name is None else jnp.zeros_like(base)
     score = masked(real, weigh(mass, logits - origin[:, None]), 0).sum(-1)
     return (base - origin) + log_total - score, base + log_total
@@ -45,7 +45,7 @@ def backward(
     axis_name: AxisName | None = None,
 ) -> Float[Array, "b kp"]:
     """The gradient of the logits; with `axis_name`, of this device's columns."""
-    # Without this barrier the compiler would share the histogram with the forward pass, and store a [B, K] part of it.
+    # Without this barrier XLA would share a [B, K] part of the histogram with the forward pass, and store it.
     targets = lax.optimization_barrier(targets)
     return gradient(logits, targets, lse, d_loss, d_lse, projection, axis_name)
 
@@ -59,7 +59,7 @@ def gradient(
     projection: Projection,
     axis_name: AxisName | None = None,
 ) -> Float[Array, "b kp"]:
-    """`backward`, except that the compiler may share the histogram with the forward pass."""
+    """`backward` without its barrier, so that XLA may share the histogram with the forward pass."""
     columns, real = column_numbers(logits.shape[1], projection, axis_name)
     bins, fractions, scale = place(projection, targets, lse.dtype)
     mass = projection.mass(columns, bins[:, None], fractions[:, None], scale[:, None])
@@ -72,7 +72,7 @@ def gradient(
 def column_numbers(
     count: int, projection: Projection, axis_name: AxisName | None
 ) -> tuple[Int[Array, "1 kp"], Bool[Array, "1 kp"] | None]:
-    """The numbers of this device's columns, and which of them are bins: None if no column is padding."""
+    """The numbers of this device's columns, and a mask of those that are bins, or None if no column is padding."""
     columns, total = jnp.arange(count, dtype=np.int32)[None], count
     if axis_name is not None:
         columns, total = columns + lax.axis_index(axis_name) * count, count * lax.axis_size(axis_name)

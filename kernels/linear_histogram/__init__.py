@@ -1,1 +1,1 @@
-"""The fused histogram cross-entropy from the features of the last layer on: its logits never exist as a whole."""
+"""The histogram cross-entropy of a linear layer, computed without all of its logits in memory."""

@@ -1,14 +1,14 @@
-"""The histogram cross-entropy of a linear layer's logits, which are never in memory as a whole.
+"""The histogram cross-entropy of a linear layer, without all of its logits in memory.
 
 A backend (`xla`, `mosaic_tpu`) has the functions that `rlcls.kernels.histogram.api` describes, with features [B, D],
 kernel [D, Kp] and bias [Kp] or None in place of the logits:
 
     forward(features, kernel, bias, targets, projection) -> (loss [B], lse [B])
     backward(features, kernel, bias, targets, lse, d_loss, d_lse, projection) -> (d_features, d_kernel, d_bias)
-    unsupported(batch, width, padded_bins, dtype, projection) -> None, or one line: why it cannot serve these
+    unsupported(batch, width, padded_bins, dtype, projection) -> None, or one line that says why it cannot compute these
 
 Each gradient has the dtype of its argument; d_bias is None if bias is. The products have the precision of their
-operands, as set by `jax.default_matmul_precision`, and are summed at least in float32.
+operands, as set by `jax.default_matmul_precision`, and are summed in at least float32.
 """
 
 import functools
@@ -39,29 +39,29 @@ def linear_histogram_cross_entropy(
     implementation: str | None = None,
     axis_name: AxisName | None = None,
 ) -> Any:
-    """`histogram_cross_entropy(features @ kernel + bias, targets, projection)`, by chunks of the bins.
+    """`histogram_cross_entropy(features @ kernel + bias, targets, projection)`, for a chunk of the bins at a time.
 
-    One more product of features and kernel saves the memory of the logits: temporaries have the size of features, of
-    kernel, and with "xla" of 8192 logits a row. The targets get no gradient.
+    The backward pass computes the logits again, so they need not be stored. Temporaries have the size of features, of
+    kernel, and with "xla" of 8192 logits per row. The targets get no gradient.
 
     Args:
       features: the input of the last layer.
-      kernel: its weights; columns from `projection.num_bins` on are padding, and their gradient is 0.
+      kernel: its weights; columns from `projection.num_bins` on are padding, whose gradient is 0.
       bias: its biases, or None.
       targets: scalars in the units of the projection.
       projection: `Gaussian`, `TwoHot` or `OneHot`; irregular projections need implementation="reference".
-      weights: a factor of each loss.
-      return_lse: whether to return also the log-sum-exp of each row, as a second result.
-      implementation: "reference", "xla", "mosaic_tpu", or None for the fastest here within the memory above.
+      weights: a factor for each loss.
+      return_lse: whether to return the log-sum-exp of each row as a second result.
+      implementation: "reference", "xla", "mosaic_tpu", or None to choose by device and size.
       axis_name: inside `jax.shard_map`, the mesh axis (or axes) over which the bins are sharded. `kernel` and `bias`
-        are then this device's equal share of the columns, in the order of the axis, and `features` the rows of this
-        device; every device gets the results of whole rows.
+        are then this device's equal share of the columns, in the order of the axis, and `features` are this device's
+        rows. Every device returns the results of whole rows.
 
     Raises:
-      TypeError: features, kernel or bias are not floating point, or targets or weights not real.
-      ValueError: shapes do not match, or the implementation is unknown or cannot serve.
+      TypeError: features, kernel or bias are not floating point, or targets or weights are not real.
+      ValueError: shapes do not match, or the implementation is unknown or cannot compute these arguments.
 
-    Source: Cut Cross-Entropy (Wijmans et al. 2024), carried to histograms.
+    Source: Cut Cross-Entropy (Wijmans et al. 2024), applied to histograms.
     """
     features, kernel = jnp.asarray(features), jnp.asarray(kernel)
     bias = None if bias is None else jnp.asarray(bias)
@@ -82,10 +82,10 @@ def linear_histogram_cross_entropy(
 
 
 def _varying_alike(*arrays: Array | None) -> Any:
-    """The arrays, in a shard_map all varying over the mesh axes that any of them varies over.
+    """The arrays, cast inside shard_map to vary over every mesh axis that one of them varies over.
 
-    JAX then sums the gradient of a kernel that every device has over the devices: without the cast, the sum over one
-    device's rows would have another type than the kernel.
+    JAX then sums the gradient of a replicated kernel over the devices. Without the cast, the gradient from one device's
+    rows would have another type than the kernel.
     """
     varying = jax.tree.map(lambda x: jax.typeof(x).manual_axis_type.varying, arrays)
     every = frozenset().union(*jax.tree.leaves(varying))

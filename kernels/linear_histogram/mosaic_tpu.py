@@ -1,13 +1,13 @@
-"""Pallas for TPU: a tile of logits is computed from features and kernel on the chip, and never leaves it.
+"""Pallas for TPU: tiles of logits are computed from features and kernel in VMEM, and never written to memory.
 
-Forward a block of rows of the features stays on the chip while the kernel streams by; the loss of each tile is that of
-`histogram.mosaic_tpu`. Backward is one kernel, so that the logits are computed once more and not twice: a block of the
-kernel's columns stays with its gradient while the features stream by, and the gradient of all features, [B, D] of
-float32, stays in VMEM from the first tile to the last. The batches of reinforcement learning fit there; those of
-language models do not.
+In the forward pass a block of rows of the features stays in VMEM while the columns of the kernel are loaded in turn.
+The loss of each tile is computed as in `histogram.mosaic_tpu`. The backward pass is one Pallas kernel, so that the
+logits are computed only once more. A block of the kernel's columns and its gradient stay in VMEM while the rows of the
+features are loaded in turn. The gradient of all features, [B, D] in float32, stays in VMEM from the first tile to the
+last. The batches of reinforcement learning fit there; those of language models do not.
 
-The 16 rows of a tile need the mass of their histograms only if one of their bands meets the tile, which is rare with
-many bins: such a tile computes the mass of every column, and other tiles none.
+The backward pass computes the mass of a group of 16 rows only in tiles that overlap the band of one of these rows. With
+many bins few tiles do.
 
 No TPU has run this file yet: it is tested in interpret mode, and compiled for v5e, v5p and v6e.
 """
@@ -39,30 +39,30 @@ from ..histogram.tpu import (
     table_of,
 )
 
-_VMEM = 60 << 20  # a core of v5p has 64 MiB, one of v5e or v6e twice as much
-_RESIDENT = 32 << 20  # for the features' gradient; blocks and their copies take up to 25 MiB besides
-_WIDEST = 4096  # features in a block, which has all of them
-# The most rows and columns of a block, and the most elements of a block of the kernel.
+_VMEM = 60 << 20  # bytes; a core of v5p has 64 MiB, a core of v5e or v6e twice as much
+_RESIDENT = 32 << 20  # bytes for the features' gradient; blocks and their copies take up to 25 MiB more
+_WIDEST = 4096  # features, because a block has all features of its rows
+# The largest number of rows and columns of a block, and of elements of a block of the kernel.
 _BLOCKS = {"forward": (512, 2048, 2**20), "backward": (256, 2048, 2**19)}
 
 
 def unsupported(
     batch: int, width: int, padded_bins: int, dtype: np.dtype, projection: Projection
 ) -> str | None:
-    """None if it can serve, or one line that says why not."""
+    """None, or one line that says why this backend cannot compute these arguments."""
     if np.dtype(dtype) not in (np.float32, jnp.bfloat16):
         return f"mosaic_tpu takes features and kernel of float32 or bfloat16, not {np.dtype(dtype)}"
     if padded_bins > 2**24:
-        return f"mosaic_tpu counts bins in float32, up to 2**24 of them, not {padded_bins}"
+        return f"mosaic_tpu counts bins in float32, at most 2**24, not {padded_bins}"
     if batch == 0 or width == 0:
-        return f"mosaic_tpu needs a row and a feature, not {batch} x {width}"
+        return f"mosaic_tpu needs at least one row and one feature, not {batch} x {width}"
     if width > _WIDEST:
-        return f"mosaic_tpu has whole rows of features on the chip, up to {_WIDEST} wide, not {width}"
+        return f"mosaic_tpu holds whole rows of features in VMEM, at most {_WIDEST} wide, not {width}"
     rows, _ = _block("backward", batch, width, padded_bins)
     resident = 4 * _up(batch, rows) * _up(width, LANES)
     if resident > _RESIDENT:
         return (
-            f"mosaic_tpu has the gradient of all features on the chip, up to {_RESIDENT >> 20} MiB of float32: "
+            f"mosaic_tpu holds the gradient of all features in VMEM, at most {_RESIDENT >> 20} MiB of float32: "
             f"{batch} x {width} take {resident / 2**20:.0f}"
         )
     return None
@@ -121,7 +121,7 @@ def backward(
     rows, columns = _block("backward", batch, width, padded_bins)
     x, w, b = _alike(features, kernel, bias)
     table = table_of(*place(projection, targets, jnp.float32), lse, d_loss + d_lse, d_loss)
-    # Rows of zeros fill the last block. They have no mass, and no softmax because their lse is infinite.
+    # Rows of zeros fill the last block. They add no gradient: their mass is 0, and an lse of inf makes the softmax 0.
     missing = -batch % rows
     x = jnp.pad(x, ((0, missing), (0, 0)))
     table = jnp.concatenate([table, jnp.full((missing, 6), jnp.float32([0, 0, 0, np.inf, 0, 0]))])
@@ -191,13 +191,13 @@ def _backward_kernel(
     blocks: int,
     padded: bool,
 ) -> None:
-    """One tile. `d_ref` holds its logits, then their gradient; `sum_ref` the gradient of its columns of the kernel."""
+    """One tile. `d_ref` holds its logits, then their gradient. `sum_ref` holds the gradient of the kernel's columns."""
     k, i = pl.program_id(0), pl.program_id(1)
     rows, columns = d_ref.shape
     lane = lax.broadcasted_iota(jnp.int32, (ROWS, LANES), 1)
     x, w = x_ref[...], w_ref[...]
     if padded:
-        # The logits of padding have a gradient of 0, but 0 times the contents of padding could be NaN.
+        # The gradient of padding is 0, but 0 times the contents of padding could be NaN.
         column = k * columns + lax.broadcasted_iota(jnp.int32, w.shape, 1)
         w = jnp.where(column < projection.num_bins, w, jnp.zeros_like(w))
     d_ref[...] = _product(x, 1, w, 0) + b_ref[...]
@@ -238,7 +238,7 @@ def _backward_kernel(
 
     d = d_ref[...]
     db_ref[...] += d.sum(0, keepdims=True)
-    # The products have the precision of their operands, as the layer's own product has; the sums are wider.
+    # Products have the precision of their operands, like the layer's own product. Sums are in float32.
     d = d.astype(w.dtype)
     sum_ref[...] += _product(x, 0, d, 0)
     dx_ref[here, :] += _product(d, 1, w, 1)
@@ -249,8 +249,8 @@ def _backward_kernel(
 
 
 def _product(a: jax.Array, a_axis: int, b: jax.Array, b_axis: int) -> jax.Array:
-    """The product summed over these axes in float32."""
-    # Products of bfloat16 are exact in float32, and the compiler refuses a higher precision for them.
+    """The matrix product over these axes, summed in float32."""
+    # Products of bfloat16 are exact in float32, and the compiler rejects a higher precision for them.
     precision = lax.Precision.DEFAULT if a.dtype == jnp.bfloat16 else None
     axes = (((a_axis,), (b_axis,)), ((), ()))
     return lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)
@@ -259,14 +259,14 @@ def _product(a: jax.Array, a_axis: int, b: jax.Array, b_axis: int) -> jax.Array:
 def _alike(
     features: jax.Array, kernel: jax.Array, bias: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Features and kernel in one dtype, and the bias as a row of float32."""
+    """Features and kernel in a common dtype, and the bias as a row of float32."""
     dtype = jnp.promote_types(features.dtype, kernel.dtype)
     bias = jnp.zeros_like(kernel[0]) if bias is None else bias
     return features.astype(dtype), kernel.astype(dtype), bias[None].astype(jnp.float32)
 
 
 def _block(direction: str, batch: int, width: int, columns: int) -> tuple[int, int]:
-    """Rows and columns of a block."""
+    """The number of rows and columns of a block."""
     most_rows, most_columns, most = _BLOCKS[direction]
     most_columns = max(LANES, min(most_columns, most // width // LANES * LANES))
     return min(most_rows, _up(batch, ROWS)), min(most_columns, _up(columns, LANES))

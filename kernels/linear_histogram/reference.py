@@ -1,4 +1,4 @@
-"""The definition: the logits, and their cross-entropy to the histogram. JAX differentiates it by itself."""
+"""The definition: the logits and their cross-entropy to the histogram, differentiated by JAX."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float

@@ -1,7 +1,7 @@
-"""Plain XLA: a loop over chunks of the bins, whose logits are computed once forward and once backward.
+"""Plain XLA: a loop over chunks of the bins. The logits of a chunk are computed once forward and once backward.
 
-Source: Cut Cross-Entropy (Wijmans et al. 2024) computes the cross-entropy of integer labels by blocks of a last
-layer's logits.
+Source: Cut Cross-Entropy (Wijmans et al. 2024), which computes the cross-entropy to integer labels in blocks of the
+last layer's logits.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ def forward(
     projection: Projection,
     axis_name: AxisName | None = None,
 ) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """Loss and log-sum-exp of each row; with `axis_name`, of this device's columns only."""
+    """Loss and log-sum-exp of each row; with `axis_name`, over this device's columns only."""
     chunks = _Chunks(features, kernel, bias, targets, projection, axis_name)
     zeros = jnp.zeros_like(features[:, 0], dtype=chunks.dtype)
 
@@ -33,7 +33,7 @@ def forward(
         top, total, score = carry
         logits, mass = chunks.logits(number), chunks.mass(number)
         new_top = jnp.maximum(top, logits.max(-1))
-        # In a row without a finite logit so far, -inf minus -inf would be NaN.
+        # Without a finite logit so far, -inf minus -inf would be NaN.
         base = jnp.where(jnp.isfinite(new_top), new_top, 0)
         total = total * jnp.exp(top - base) + jnp.exp(logits - base[:, None]).sum(-1)
         return new_top, total, score + weigh(mass, logits).sum(-1)
@@ -62,9 +62,9 @@ def backward(
         d_features, d_kernel, d_bias = carry
         logits, mass = chunks.logits(number), chunks.mass(number)
         d_logits = d_both[:, None] * jnp.exp(logits - lse[:, None]) - d_loss[:, None] * mass
-        # exp(-inf) is 0 in the columns of other chunks, but in a row of NaN 0 times NaN would be NaN there.
+        # Columns of other chunks have exp(-inf) = 0, but in a row of NaN 0 times NaN would make them NaN.
         d_logits = jnp.where(chunks.own(number), d_logits, 0)
-        # The products have the precision of their operands, as the layer's own product has; the sums are wider.
+        # Products have the precision of their operands, like the layer's own product. Sums have at least float32.
         narrow = d_logits.astype(kernel.dtype)
         weights = chunks.weights(number)
         d_features += jnp.dot(narrow, weights.T, preferred_element_type=chunks.dtype)
@@ -84,7 +84,7 @@ def backward(
 
 
 class _Chunks:
-    """The columns of the layer in chunks of one size; the last chunk begins early and owns only those that are left."""
+    """The layer's columns in slices of one size. The last one overlaps the one before, and owns only the rest."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class _Chunks:
         self.padded = axis_name is not None or self.columns > projection.num_bins
         self.size = min(CHUNK, self.columns)
         self.offset: Any = 0 if axis_name is None else lax.axis_index(axis_name) * self.columns
-        # The loop leaves out chunks that hold only padding on every device.
+        # The loop skips chunks that contain only padding on every device.
         self.count = -(-min(projection.num_bins, self.columns) // self.size)
 
     def own(self, number: Array) -> Bool[Array, "1 c"]:
@@ -119,7 +119,7 @@ class _Chunks:
         return jnp.where(self.own(number), logits, -jnp.inf)
 
     def weights(self, number: Array) -> Float[Array, "d c"]:
-        """The kernel's columns, 0 in padding: NaN there times a gradient of 0 would be NaN."""
+        """The kernel's columns, 0 in padding, where a NaN times a gradient of 0 would be NaN."""
         weights = self.slice(self.kernel, number)
         return jnp.where(self.own(number), weights, 0) if self.padded else weights
 

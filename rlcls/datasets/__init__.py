@@ -1,4 +1,4 @@
-"""Recorded experience: DQN Replay files, RL Unplugged, Minari and one's own recordings, behind one sampler."""
+"""Recorded experience: DQN Replay, RL Unplugged, Minari and own recordings, with one sampler for all."""
 
 from .choices import open_dqn_replay, open_minari, open_recording, open_rl_unplugged
 from .mixture import Mixture

@@ -1,4 +1,4 @@
-"""Looks at recorded experience: `python -m rlcls.datasets inspect data=dqn_replay data.path=FOLDER game=Pong`."""
+"""Commands for recorded experience: `python -m rlcls.datasets inspect data=dqn_replay data.path=FOLDER game=Pong`."""
 
 from __future__ import annotations
 
@@ -19,22 +19,21 @@ usage: python -m rlcls.datasets inspect data=FORM data.path=FOLDER [game=GAME] [
        python -m rlcls.datasets fetch data=dqn_replay|rl_unplugged data.path=FOLDER game=GAME [data.runs=[1,...]]
                                 [data.checkpoints=[0,...]] [mirrors=[URL,...]] [sha256=FILE]
 
-inspect    prints counts, returns and a histogram of the actions, and draws frames into out=, frames.png if
-           nothing is said
-convert    writes a recording of published files; if it is killed, the same command goes on
-verify     reads recordings whole, and names every damaged chunk
-export     writes a recording as a Minari data set (HDF5) in out=, whose name ends in -v0 by Minari's custom, or as
-           the files of DQN Replay in out=/GAME/1
-fetch      downloads published files into data.path=, where they are read; it prints their sizes first, goes on with
-           what an interrupted command left, and checks lengths and checksums. mirrors= are URLs of folders that hold
-           the games, tried in turn instead of Google's; sha256= is a list as sha256sum writes it, with names such as
+inspect    prints counts, returns and a histogram of the actions, and draws frames into out= (default: frames.png)
+convert    converts published files to a recording; after a kill, the same command continues
+verify     reads whole recordings, and names every damaged chunk
+export     writes a recording as a Minari dataset (HDF5) in out=, whose name ends in -v0 by Minari's convention, or as
+           DQN Replay files in out=/GAME/1
+fetch      downloads published files into data.path=. It prints their sizes first, continues interrupted downloads, and
+           checks lengths and checksums. mirrors= are URLs of folders with the games, which are tried in turn instead of
+           Google's. sha256= is a list in the format of sha256sum, with names such as
            Pong/1/replay_logs/add_count_ckpt.0.gz
 
 FORM is one of dqn_replay, rl_unplugged, minari, recording; the options are those of rlcls.train."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Returns its exit code: 0, or 2 for a mistake of the user's or for damage."""
+    """The command. Returns its exit code: 0, or 2 for a mistake of the user or damaged data."""
     return command(_command, argv)
 
 
@@ -51,7 +50,7 @@ def _command(argv: list[str]) -> int:
         return 0
     if argv[0] not in actions:
         raise UserError(f"unknown command {argv[0]!r}{nearest(argv[0], actions)}")
-    if argv[0] in ("convert", "export", "fetch"):  # what they write is worth more than their output
+    if argv[0] in ("convert", "export", "fetch"):  # these continue if their output cannot be written
         from rlcls.runs.output import unread_is_dropped
 
         with unread_is_dropped():
@@ -77,10 +76,10 @@ def _convert(argv: list[str]) -> int:
 
     own, config = _composed(argv, "out")
     if "out" not in own:
-        raise UserError("say where to write the recording: out=FOLDER")
+        raise UserError("give the folder of the recording: out=FOLDER")
     form = config["choices"]["data"]
     if form not in CONVERSIONS:
-        raise UserError(f"data={form} is nothing to convert ({', '.join(CONVERSIONS)})")
+        raise UserError(f"data={form} cannot be converted ({', '.join(CONVERSIONS)})")
     takes = inspect.signature(CONVERSIONS[form]).parameters
     try:
         conversion = CONVERSIONS[form](
@@ -101,17 +100,15 @@ def _export(argv: list[str]) -> int:
 
     own, config = _composed(argv, "out", "format")
     if own.get("format") not in EXPORTS:
-        named = f"unknown format {own['format']!r}" if "format" in own else "say which format: format="
+        named = f"unknown format {own['format']!r}" if "format" in own else "give the format: format="
         raise UserError(f"{named}{nearest(own.get('format', ''), EXPORTS)}")
     if "out" not in own:
-        raise UserError("say where to write it: out=FOLDER")
+        raise UserError("give the output folder: out=FOLDER")
     if own["format"] == "minari":
         import_h5py()
     data: Any = build.dataset(config)
     if not hasattr(data, "recording"):
-        raise UserError(
-            f"{type(data).__name__} is not one of the forms that export knows, or is several games"
-        )
+        raise UserError(f"export does not support {type(data).__name__}, or it has several games")
     with Progress(data.recording.columns.num_rows, unit="rows") as progress:
         notes = EXPORTS[own["format"]](data.recording, Path(own["out"]), progress.update)
         progress.update(data.recording.columns.num_rows)
@@ -129,9 +126,9 @@ def _fetch(argv: list[str]) -> int:
     own, config = _composed(argv, "mirrors", "sha256")
     form, data = config["choices"]["data"], config["data"]
     if form not in PUBLISHED:
-        raise UserError(f"data={form} is nothing to fetch ({', '.join(PUBLISHED)})")
+        raise UserError(f"data={form} cannot be fetched ({', '.join(PUBLISHED)})")
     if not data["path"]:
-        raise UserError("say where to put the files: data.path=FOLDER")
+        raise UserError("give the folder of the files: data.path=FOLDER")
     mirrors = [each.strip() for each in own.get("mirrors", PUBLISHED[form].root).strip("[]").split(",")]
     folder = Path(data["path"])
     files = wanted(
@@ -153,8 +150,8 @@ def _fetch(argv: list[str]) -> int:
     with Progress(-(-total // _MB), start=(total - left) // _MB, unit="MB") as progress:
         unchecked = fetch(files, folder, mirrors, sums, lambda size: progress.update(-(-size // _MB)))
     if unchecked:
-        print(f"note: the server sent no checksum that can be compared of {len(unchecked)} files, such as "
-              f"{unchecked[0]}; their lengths are right", file=sys.stderr)  # fmt: skip
+        print(f"note: the server sent no usable checksum for {len(unchecked)} files, such as {unchecked[0]}; their "
+              "lengths are correct", file=sys.stderr)  # fmt: skip
     print(folder)
     return 0
 
@@ -169,23 +166,23 @@ def _inspect(argv: list[str]) -> int:
     games = getattr(data, "games", None) or {"": data}
     for game in games.values():
         if not hasattr(game, "recording"):
-            raise UserError(f"{type(data).__name__} is not one of the forms that inspect knows")
+            raise UserError(f"inspect does not support {type(data).__name__}")
         print("\n".join(describe(game)))
     recordings = [game.recording for game in games.values()]
     path = draw(recordings, Path(own.get("out", "frames.png")))
-    print(path if path else "the observations are no images, so there is no picture")
+    print(path if path else "the observations are not images, so no frames are drawn")
     return 0
 
 
 def _composed(argv: list[str], *names: str) -> tuple[dict[str, str], Any]:
-    """The values of the command's own options by name, and the configuration that the other arguments ask for."""
+    """The command's own options `names`, and the configuration from the other arguments."""
     from rlcls.cli.arguments import parse
     from rlcls.cli.compose import compose
 
     own = [argument for argument in argv if argument.partition("=")[0] in names]
     config = compose([argument for argument in argv if argument not in own])
     if "data" not in config:
-        raise UserError("say which data: data=dqn_replay, rl_unplugged, minari or recording")
+        raise UserError("give the kind of data: data=dqn_replay, rl_unplugged, minari or recording")
     return parse(own, names).options, config
 
 

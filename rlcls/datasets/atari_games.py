@@ -1,4 +1,4 @@
-"""The Atari games of the published data, and how many actions each has."""
+"""The Atari games of the published data, and their numbers of actions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rlcls._errors import UserError, nearest
 
-# The files do not say it, and a part of them need not hold every action. These are the emulator's minimal action sets.
+# The sizes of the emulator's minimal action sets. The files do not state them, and need not contain every action.
 _MINIMAL = {
     3: "Freeway Skiing",
     4: "Atlantis Breakout",
@@ -22,32 +22,32 @@ _MINIMAL = {
     "RoadRunner Robotank Seaquest Solaris StarGunner Tennis Venture YarsRevenge Zaxxon",
 }
 NUM_ACTIONS = {game: count for count, games in _MINIMAL.items() for game in games.split()}
-"""Actions of each game by its name in CamelCase."""
+"""The number of actions of each game; the keys are names in CamelCase."""
 
 
 def game_folder(path: str | Path | None, game: str) -> Path:
     """The folder of a game below `path`.
 
     Raises:
-      UserError: `path` is not said or not there, or holds other games.
+      UserError: `path` is missing, or has no folder of this game.
     """
     if game not in NUM_ACTIONS:
         raise UserError(f"unknown game {game!r}{nearest(game, NUM_ACTIONS, most=4)}")
     folder = Path(given(path)) / game
     if not folder.is_dir():
         games = [entry.name for entry in Path(given(path)).iterdir() if entry.name in NUM_ACTIONS]
-        raise UserError(f"{path} has no folder {game}; it holds {', '.join(sorted(games)) or 'no game'}")
+        raise UserError(f"{path} has no folder {game}; it has {', '.join(sorted(games)) or 'no game'}")
     return folder
 
 
 def given(path: str | Path | None) -> str | Path:
-    """The folder of the data.
+    """The path, checked to be a folder.
 
     Raises:
-      UserError: it is not said or not there.
+      UserError: `path` is None or is not a folder.
     """
     if not path:
-        raise UserError("say where the data are: data.path=FOLDER")
+        raise UserError("give the folder of the data: data.path=FOLDER")
     if not Path(path).is_dir():
         raise UserError(f"{path} is not a folder")
     return path

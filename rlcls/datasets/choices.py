@@ -1,6 +1,6 @@
-"""What `data=` opens: each function makes a data set of one of the forms of recorded experience.
+"""The functions behind `data=`. Each opens recorded experience of one format as a dataset.
 
-All take `game`, or `games` and `weights` for a `Mixture`, and the options of `Transitions`.
+They take `game`, or `games` and `weights` for a `Mixture`, and the options of `Transitions`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CONVERSIONS: dict[str, Callable[..., Conversion]] = {
     "rl_unplugged": rl_unplugged.conversion,
     "minari": minari.conversion,
 }
-"""How the published files of each form become a recording."""
+"""The conversion of each published format to a recording."""
 
 
 def open_dqn_replay(
@@ -38,7 +38,7 @@ def open_dqn_replay(
     cache: str | Path | None = None,
     **options: Any,
 ) -> Transitions | Mixture:
-    """DQN Replay files; `dqn_replay.conversion` describes the arguments, `Transitions` the options."""
+    """Opens DQN Replay files; see `dqn_replay.conversion` for the arguments and `Transitions` for the options."""
 
     def recording(name: str) -> Recording:
         return _cached(dqn_replay.conversion(path, name, runs, checkpoints, fraction), path, cache)
@@ -58,7 +58,7 @@ def open_rl_unplugged(
     cache: str | Path | None = None,
     **options: Any,
 ) -> Transitions | Mixture:
-    """RL Unplugged files; `rl_unplugged.conversion` describes the arguments, `Transitions` the options."""
+    """Opens RL Unplugged files; see `rl_unplugged.conversion` for the arguments and `Transitions` for the options."""
 
     def recording(name: str) -> Recording:
         return _cached(rl_unplugged.conversion(path, name, runs, checkpoints, fraction), path, cache)
@@ -74,7 +74,7 @@ def open_minari(
     cache: str | Path | None = None,
     **options: Any,
 ) -> Transitions:
-    """A Minari data set; `minari.conversion` describes the arguments, `Transitions` the options."""
+    """Opens a Minari dataset; see `minari.conversion` for the arguments and `Transitions` for the options."""
     return Transitions(_cached(minari.conversion(path, game, fraction), path, cache), **options)
 
 
@@ -86,16 +86,16 @@ def open_recording(
     weights: Sequence[float] | None = None,
     **options: Any,
 ) -> Transitions | Mixture:
-    """One's own recording; `Transitions` describes the options.
+    """Opens a recording; see `Transitions` for the options.
 
     Args:
-      path: the recording's folder; with `games`, the folder that holds a recording named after each game.
-      game: the game that it must be of; None for any.
+      path: the recording's folder; with `games`, a folder with one recording for each game, named like the game.
+      game: the game that the recording must have; None for any.
       games: the games of a mixture.
       weights: their shares.
 
     Raises:
-      UserError: it is missing, damaged, unfinished or of another game.
+      UserError: a recording is missing, damaged, unfinished or of another game.
     """
 
     def recording(name: str | None) -> Recording:
@@ -109,7 +109,7 @@ def open_recording(
 
 
 def _cached(conversion: Conversion, path: Any, cache: str | Path | None) -> Recording:
-    """The recording of a conversion, made at the first use."""
+    """The recording of a conversion, which is written at its first use."""
     return conversion.write(Path(cache or Path(path) / CACHE) / conversion.name)
 
 
@@ -122,10 +122,10 @@ def _open(
 ) -> Transitions | Mixture:
     if not games:
         if weights:
-            raise ValueError("weights are of games; name them: data.games=[...]")
+            raise ValueError("weights need games: data.games=[...]")
         return Transitions(recording(game), **options)
     hosts = {name: options.pop(name) for name in ("host", "hosts") if name in options}
-    # Seeds are below 2**32. Each game has its own noise, as it has its own samples.
+    # Seeds are below 2**32, so each game gets its own seed and its own noise.
     seed = options.pop("seed", 0)
     opened = {
         name: Transitions(recording(name), seed=seed + (place << 32), **options, **hosts)

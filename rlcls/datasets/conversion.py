@@ -1,4 +1,4 @@
-"""Published files, converted once into a recording."""
+"""Converts published files to a recording, once."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .recording import Recording, Writer
 from .rows import Layout, Rows
 
 CACHE = "rlcls-cache"
-"""The folder beside published files that holds what they were converted into."""
+"""The folder beside published files with the recordings made from them."""
 
 
 class Part(NamedTuple):
-    """A portion of a conversion; a killed conversion repeats the part at which it stood.
+    """A part of a conversion. After a kill, a conversion repeats the part that was interrupted.
 
     Attributes:
-      name: what is read, for a person.
+      name: a readable name of the source.
       read: yields the rows in order.
     """
 
@@ -33,13 +33,13 @@ class Part(NamedTuple):
 
 
 class Conversion(NamedTuple):
-    """How files become a recording.
+    """The conversion of files to a recording.
 
     Attributes:
-      folder: where the files are.
-      layout: what they hold.
-      source: JSON-able; the choice, and as "files" the names in `folder` and sizes of the files.
-      parts: what is read, in this order.
+      folder: the folder of the files.
+      layout: the layout of the recording.
+      source: JSON values: the choice of data, and as "files" the names in `folder` and sizes of the files.
+      parts: the parts, in this order.
     """
 
     folder: Path
@@ -49,12 +49,12 @@ class Conversion(NamedTuple):
 
     @property
     def name(self) -> str:
-        """A name for the recording; it changes when the choice or a file's size changes."""
+        """The name of the recording, which depends on the choice of data and on the sizes of the files."""
         digest = hashlib.sha256(json.dumps([self.source, self.layout], default=vars, sort_keys=True).encode())
         return f"{self.layout.game.replace('/', '-')}-{digest.hexdigest()[:12]}"
 
     def write(self, folder: str | Path) -> Recording:
-        """The recording in `folder`, which is written unless it is there; an interrupted one is continued.
+        """The recording in `folder`. It is written if it is missing, and continued if it is unfinished.
 
         Raises:
           UserError: a file is damaged, or the folder cannot be written.
@@ -78,7 +78,7 @@ class Conversion(NamedTuple):
         for name, size in self.source["files"]:
             path = self.folder / name
             if not path.is_file() or path.stat().st_size != size:
-                raise UserError(f"{path} changed while it was read; wait until it is whole")
+                raise UserError(f"{path} changed while it was read; wait until it is complete")
 
 
 def sizes(root: Path, paths: Sequence[Path]) -> list[list[Any]]:
@@ -97,7 +97,7 @@ def sizes(root: Path, paths: Sequence[Path]) -> list[list[Any]]:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns the errors of reading a damaged file into one line that names it.
+    """Replaces exceptions of reading a damaged file by an error in one line that names the file.
 
     Raises:
       UserError: the file is damaged.

@@ -1,4 +1,4 @@
-"""Downloads files over HTTP: interrupted downloads go on, and a file gets its name once it is whole."""
+"""Downloads files over HTTP. Interrupted downloads continue, and a file gets its name after it is checked."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from typing import IO, Any, NamedTuple
 from rlcls._errors import UserError, one_line
 from rlcls.files import sync, writing
 
-_WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each retry that follows a failure without progress
-_TIMEOUT = 60.0  # seconds without a byte
-_BYTES = 1 << 20  # read at once
-# Google's storage answers 403 about a missing file of a bucket that nobody may list.
+_WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds before each retry after failures without progress
+_TIMEOUT = 60.0  # seconds without any data
+_BYTES = 1 << 20  # bytes read at a time
+# Google's storage answers 403 for a missing file in a bucket that cannot be listed.
 _ABSENT = (403, 404, 410)
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 
@@ -34,9 +34,9 @@ class Remote(NamedTuple):
     """Size and checksums of a file, from the headers of a server.
 
     Attributes:
-      size: bytes; None if it does not say.
-      md5: 16 bytes, from the header x-goog-hash; None if it is not sent.
-      crc32c: 4 bytes, from the same header; None if it is not sent.
+      size: bytes; None if the server does not send it.
+      md5: 16 bytes, from the header x-goog-hash; None if the server does not send it.
+      crc32c: 4 bytes, from the same header; None if the server does not send it.
     """
 
     size: int | None = None
@@ -45,18 +45,18 @@ class Remote(NamedTuple):
 
 
 class _Unusable(Exception):
-    """A mirror does not give a file; the message says why."""
+    """A mirror cannot provide a file; the message says why."""
 
 
 def ask(name: str, mirrors: Sequence[str]) -> Remote | None:
-    """Asks mirrors in turn for the size and checksums of a file; None if none has the file.
+    """Asks mirrors in turn for the size and checksums of a file. Returns None if no mirror has the file.
 
     Args:
       name: the file, relative to each mirror.
       mirrors: URLs of folders, tried in turn.
 
     Raises:
-      UserError: no mirror has it, and at least one cannot be asked.
+      UserError: no mirror has the file, and at least one did not answer.
     """
     problems = []
     for mirror in mirrors:
@@ -79,24 +79,24 @@ def download(
     sha256: str | None = None,
     tick: Callable[[int], object] = lambda size: None,
 ) -> bool:
-    """Downloads a file to `target`; until it is whole and checked it lies in `target` with .part at its end.
+    """Downloads a file to `target`. Until it is complete and checked, its name ends in .part.
 
-    A .part that is there is continued by a range request. A mirror is asked again after a failure, up to five times
-    without progress, with growing pauses; then the next mirror is tried. A file whose length or checksum is wrong is
-    dropped.
+    An existing .part is continued with a range request. After a failure the mirror is tried again, up to five times
+    without progress and with growing pauses. Then the next mirror is tried. A file with a wrong length or checksum is
+    removed.
 
     Args:
       name: the file, relative to each mirror.
-      target: the file to make; its folder is made if needed.
+      target: the file to write; its folder is made if needed.
       mirrors: URLs of folders, tried in turn.
-      sha256: hexadecimal; None takes the server's checksums only.
-      tick: called with the bytes that have arrived.
+      sha256: the expected checksum in hexadecimal; None compares the server's checksums.
+      tick: called with the number of bytes so far.
 
     Returns:
       Whether a checksum was compared, and not only the length.
 
     Raises:
-      UserError: no mirror gives the file, it cannot be written, or another process downloads it.
+      UserError: no mirror provides the file, it cannot be written, or another process downloads it.
     """
     part = target.with_name(f"{target.name}.part")
     problems = []
@@ -120,23 +120,23 @@ def download(
 
 @contextlib.contextmanager
 def _opened(part: Path) -> Iterator[IO[bytes]]:
-    """The file that is downloaded to, which this process alone writes."""
+    """The file to which this process downloads, locked against other processes."""
     with writing(part):
         part.parent.mkdir(parents=True, exist_ok=True)
         file = part.open("a+b")
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends
             is_there = os.fstat(file.fileno()).st_ino == part.stat().st_ino
         except OSError:
             is_there = False
-        if not is_there:  # it is locked, or has got its name since it was opened
+        if not is_there:  # another process has locked it, or has renamed it since it was opened
             raise UserError(f"another process downloads {part}")
         yield file
 
 
 def _whole(url: str, file: IO[bytes], sha256: str | None, tick: Callable[[int], object]) -> bool:
-    """Downloads the file until it is whole, and checks it; see `download`."""
+    """Downloads the file completely, and checks it; see `download`."""
     while True:
         was_begun = _size(file) > 0
         remote = _transfer(url, file, tick)
@@ -147,30 +147,30 @@ def _whole(url: str, file: IO[bytes], sha256: str | None, tick: Callable[[int], 
         tick(0)
         if not was_begun:
             raise _Unusable(problem)
-        # Its beginning came from another mirror, or was an older version: once more, from the first byte.
+        # The .part was from another mirror or of an older version, so the file is downloaded from its first byte.
 
 
 def _transfer(url: str, file: IO[bytes], tick: Callable[[int], object]) -> Remote:
-    """Appends the bytes that are missing, with retries; returns the size and checksums that the server states.
+    """Appends the missing bytes, with retries. Returns the size and checksums from the server.
 
     Raises:
-      _Unusable: the server does not have the file, or fails again and again.
+      _Unusable: the server does not have the file, or keeps failing.
     """
-    told = _ask(url)
-    if told is None:
+    remote = _ask(url)
+    if remote is None:
         raise _Unusable("the server does not have it")
     failures = 0
     while True:
         before = _size(file)
-        if told.size is not None and before > told.size:
+        if remote.size is not None and before > remote.size:
             file.truncate(0)
             before = 0
-        if before == told.size:
-            return told
+        if before == remote.size:
+            return remote
         try:
             size = _append(url, file, before, tick)
             if size is None or _size(file) == size:
-                return told
+                return remote
             problem = f"the connection ended after {_size(file):,} of {size:,} bytes"
         except (OSError, http.client.HTTPException) as error:
             problem = _reason(error)
@@ -181,16 +181,16 @@ def _transfer(url: str, file: IO[bytes], tick: Callable[[int], object]) -> Remot
 
 
 def _append(url: str, file: IO[bytes], have: int, tick: Callable[[int], object]) -> int | None:
-    """One request for the bytes from `have` on, which are appended; returns the size of the whole file, if told.
+    """Requests the bytes from `have` on and appends them. Returns the size of the whole file, or None if unknown.
 
     Raises:
-      _Unusable: the server refuses, and would refuse again.
+      _Unusable: the server refuses permanently.
       OSError, HTTPException: the request failed.
     """
     try:
         response = _request("GET", url, {"Range": f"bytes={have}-"} if have else {})
     except urllib.error.HTTPError as error:
-        if error.code == 416:  # nothing is left to send, or the file is another one
+        if error.code == 416:  # the file is complete, or is another file
             size = _total(error.headers)
             if size != have:
                 file.truncate(0)
@@ -199,7 +199,7 @@ def _append(url: str, file: IO[bytes], have: int, tick: Callable[[int], object])
     with response:
         size = _total(response.headers) if response.status == 206 else _length(response.headers)
         if response.status != 206 or _first(response.headers) != have:
-            file.truncate(0)  # the server ignores ranges, or sends another one
+            file.truncate(0)  # the server ignores ranges, or sends a different range
             if response.status == 206:
                 return size
         while data := response.read(_BYTES):
@@ -211,10 +211,10 @@ def _append(url: str, file: IO[bytes], have: int, tick: Callable[[int], object])
 
 
 def _ask(url: str) -> Remote | None:
-    """Asks a server for the size and checksums of a file; None if it does not have the file.
+    """Asks a server for the size and checksums of a file. Returns None if it does not have the file.
 
     Raises:
-      _Unusable: it does not answer, or refuses.
+      _Unusable: the server does not answer, or refuses.
     """
     for wait in (*_WAITS, None):
         try:
@@ -226,7 +226,7 @@ def _ask(url: str) -> Remote | None:
         except urllib.error.HTTPError as error:
             if error.code in _ABSENT:
                 return None
-            if error.code in (405, 501):  # no HEAD here
+            if error.code in (405, 501):  # the server does not support HEAD
                 return Remote()
             problem = _reason(error)
         except (OSError, http.client.HTTPException) as error:
@@ -237,13 +237,13 @@ def _ask(url: str) -> Remote | None:
 
 
 def _request(method: str, url: str, headers: dict[str, str]) -> Any:
-    """The response; an HTTPError is closed.
+    """The response of the server.
 
     Raises:
-      _Unusable: the server refuses, and would refuse again.
+      _Unusable: the server refuses permanently.
       OSError, HTTPException: the request failed.
     """
-    # Google's storage would decompress a file for a client that does not take gzip, and its length would be unknown.
+    # For a client that does not accept gzip, Google's storage decompresses files, whose length is then unknown.
     headers = {"User-Agent": "rlcls", "Accept-Encoding": "gzip", **headers}
     try:
         return urllib.request.urlopen(
@@ -258,7 +258,7 @@ def _request(method: str, url: str, headers: dict[str, str]) -> Any:
         if isinstance(error.reason, (socket.gaierror, ssl.SSLCertVerificationError)):
             raise _Unusable(_reason(error)) from None
         raise
-    except ValueError as error:  # no URL
+    except ValueError as error:  # not a URL
         raise _Unusable(one_line(error)) from None
 
 
@@ -266,7 +266,7 @@ def _compare(file: IO[bytes], remote: Remote, sha256: str | None) -> tuple[str |
     """Compares a file with its size and its checksum.
 
     Returns:
-      A phrase about the difference, None if there is none; and whether a checksum was known.
+      A phrase about the difference, or None; and whether a checksum was compared.
     """
     size = _size(file)
     checksum: Any
@@ -288,7 +288,7 @@ def _compare(file: IO[bytes], remote: Remote, sha256: str | None) -> tuple[str |
 
 
 def _crc32c() -> Any:
-    """An empty checksum; None where nothing computes it fast enough."""
+    """An empty checksum; None without google_crc32c, because pure Python is too slow."""
     try:
         import google_crc32c
     except ImportError:
@@ -310,13 +310,13 @@ def _length(headers: Any) -> int | None:
 
 
 def _total(headers: Any) -> int | None:
-    """The size of the whole file, of which a range was sent."""
+    """The size of the whole file in the response to a range request."""
     match = re.search(r"/(\d+)$", headers.get("Content-Range", ""))
     return int(match[1]) if match else None
 
 
 def _first(headers: Any) -> int | None:
-    """The first byte of the range that was sent."""
+    """The position of the first byte in the response to a range request."""
     match = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
     return int(match[1]) if match else None
 

@@ -1,4 +1,4 @@
-"""The DQN Replay files as published (Agarwal et al. 2020): the replay memory of DQN, logged whenever it was full.
+"""The published DQN Replay files (Agarwal et al. 2020): the replay memory of DQN, logged whenever it was full.
 
     PATH/GAME/RUN/replay_logs/$store$_observation_ckpt.K.gz     uint8 [N, 84, 84], N is 1,000,000
     PATH/GAME/RUN/replay_logs/$store$_action_ckpt.K.gz          int32 [N]
@@ -6,9 +6,9 @@
     PATH/GAME/RUN/replay_logs/$store$_terminal_ckpt.K.gz        uint8 [N]
     PATH/GAME/RUN/replay_logs/add_count_ckpt.K.gz               an integer
 
-Each file is the gzip of a .npy. `add_count` modulo N is the row that would have been written next. The rows from there
-on are older or were never written, so they are left out: one row of a full checkpoint, many of a run's last one. Three
-rows of zeros precede every episode. A checkpoint usually begins and ends within an episode.
+Each file is a gzipped .npy. `add_count` modulo N is the next row that would have been written. Rows from there on are
+older or were never written, so they are skipped: one row of a full checkpoint, and many rows of the last one of a run.
+Three rows of zeros precede every episode. A checkpoint usually starts and ends within an episode.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from .conversion import Conversion, Part, reading, sizes
 from .rows import BEGINS, CONTINUES, CUT, Layout, Rows
 
 _STORE = {"observation": "uint8", "action": "int32", "reward": "float32", "terminal": "uint8"}
-_PADDING = 3  # rows of zeros before an episode: the stack less one
-_BLOCK = 2048  # rows in memory at once, 14 MB of frames
+_PADDING = 3  # rows of zeros before an episode, stack - 1
+_BLOCK = 2048  # rows in memory at a time, 14 MB of frames
 _BYTES = 1 << 20
 
 
@@ -46,10 +46,10 @@ def conversion(
     """The first `fraction` of the rows of each checkpoint.
 
     Args:
-      path: the folder that holds the games.
+      path: the folder with the games.
       game: such as "Pong".
-      runs: numbers of the runs; None for all.
-      checkpoints: numbers of the checkpoints of each run; None for all.
+      runs: numbers of the runs; None means all.
+      checkpoints: numbers of the checkpoints of each run; None means all.
       fraction: above 0, at most 1.
 
     Raises:
@@ -76,13 +76,13 @@ def conversion(
 
 
 def checkpoint_files(run: int, number: int) -> dict[str, str]:
-    """The files of a checkpoint in a game's folder: those of its columns by their names, and of "add_count"."""
+    """The files of a checkpoint in a game's folder, by the names of the columns and "add_count"."""
     names = {name: f"$store$_{name}" for name in _STORE} | {"add_count": "add_count"}
     return {name: f"{run}/replay_logs/{file}_ckpt.{number}.gz" for name, file in names.items()}
 
 
 def check_fraction(fraction: float) -> None:
-    """Raises a ValueError if `fraction` is no share of a checkpoint."""
+    """Raises a ValueError if `fraction` is not above 0 and at most 1."""
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be above 0 and at most 1, not {fraction}")
 
@@ -91,7 +91,7 @@ def _numbers(folder: Path, pattern: str, what: str) -> list[int]:
     matches = (re.fullmatch(pattern, entry.name) for entry in folder.iterdir())
     numbers = sorted(int(match[1]) for match in matches if match)
     if not numbers:
-        raise UserError(f"{folder} holds no {what}")
+        raise UserError(f"{folder} has no {what}")
     return numbers
 
 
@@ -100,8 +100,8 @@ def _read(paths: dict[str, Path], number: int, fraction: float) -> Iterator[Rows
     add_count, size = int(_whole(paths["add_count"], None)), len(columns["action"])
     for name, column in columns.items():
         if len(column) != size:
-            raise UserError(f"{paths[name]} has {len(column):,} rows and {paths['action']} has {size:,}")
-    # The last checkpoint of a run counts its own rows only. A checkpoint may be written one round late.
+            raise UserError(f"{paths[name]} has {len(column):,} rows, but {paths['action']} has {size:,}")
+    # In a run's last checkpoint `add_count` counts its own rows only. A checkpoint may be written one round late.
     if add_count < 1 or size <= add_count < number * size:
         raise UserError(f"{paths['add_count']} says {add_count:,}, which checkpoint {number} cannot have")
     written = add_count % size
@@ -128,10 +128,12 @@ def _read(paths: dict[str, Path], number: int, fraction: float) -> Iterator[Rows
         for column in rows[:4]:
             if column[zeros].any():
                 row = first + int(np.flatnonzero(zeros)[0])
-                collections.deque(blocks, maxlen=0)  # a checksum at the end of the file tells more
+                collections.deque(
+                    blocks, maxlen=0
+                )  # reads to the checksum at the end of the file, whose error says more
                 raise UserError(
                     f"{paths['observation']}: {_PADDING} rows of zeros must follow every terminal, "
-                    f"and there are others between rows {row} and {last}"
+                    f"but rows {row} to {last} have others"
                 )
         yield Rows(*(column[~zeros] for column in rows))
         first = last
@@ -142,17 +144,17 @@ def _whole(path: Path, dtype: str | None) -> np.ndarray:
     with reading(path), gzip.open(path) as file:
         array = np.lib.format.read_array(file, allow_pickle=False)
         if file.read(1):
-            raise ValueError("something follows the array")
+            raise ValueError("the file continues after the array")
     if dtype is None:
         if array.ndim or array.dtype.kind not in "iu":
-            raise UserError(f"{path} holds {array.dtype} {list(array.shape)} instead of one integer")
+            raise UserError(f"{path} has {array.dtype} {list(array.shape)} instead of one integer")
     elif array.ndim != 1 or array.dtype != dtype:
-        raise UserError(f"{path} holds {array.dtype} {list(array.shape)} instead of {dtype} [rows]")
+        raise UserError(f"{path} has {array.dtype} {list(array.shape)} instead of {dtype} [rows]")
     return array
 
 
 def _blocks(path: Path, size: int, count: int) -> Iterator[UInt8[np.ndarray, "rows 84 84"]]:
-    """The first `count` frames. The file is read to its end, since only there its checksum stands."""
+    """The first `count` frames. The file is read to its end, because the checksum is there."""
     with reading(path), gzip.open(path) as file:
         header: Any = {
             (1, 0): np.lib.format.read_array_header_1_0,
@@ -160,7 +162,7 @@ def _blocks(path: Path, size: int, count: int) -> Iterator[UInt8[np.ndarray, "ro
         }
         shape, fortran, dtype = header[np.lib.format.read_magic(file)](file)
         if shape != (size, 84, 84) or fortran or dtype != np.uint8:
-            raise ValueError(f"it holds {dtype} {list(shape)} instead of uint8 {[size, 84, 84]}")
+            raise ValueError(f"it has {dtype} {list(shape)} instead of uint8 {[size, 84, 84]}")
         for first in range(0, count, _BLOCK):
             rows = min(_BLOCK, count - first)
             data = file.read(rows * 84 * 84)
@@ -171,4 +173,4 @@ def _blocks(path: Path, size: int, count: int) -> Iterator[UInt8[np.ndarray, "ro
         while data := file.read(_BYTES):
             rest -= len(data)
         if rest:
-            raise ValueError(f"its header and its contents differ by {abs(rest):,} bytes")
+            raise ValueError(f"the sizes in its header and of its contents differ by {abs(rest):,} bytes")

@@ -1,4 +1,4 @@
-"""Downloads published files into the folders from which `data=dqn_replay` and `data=rl_unplugged` read them."""
+"""Downloads published files to the folders that `data=dqn_replay` and `data=rl_unplugged` read."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .download import ask, download
 
 
 class Published(NamedTuple):
-    """Where the files of a form are.
+    """The place of the files of one format.
 
     Attributes:
-      root: the URL of the folder that holds the games.
-      files: the names in a game's folder of the files of a checkpoint, from the numbers of its run and its own.
+      root: the URL of the folder with the games.
+      files: (run, checkpoint) -> the names of the checkpoint's files in a game's folder.
     """
 
     root: str
@@ -39,15 +39,15 @@ PUBLISHED = {
         lambda run, checkpoint: [rl_unplugged.checkpoint_file(run, checkpoint)],
     ),
 }
-"""The forms that can be fetched."""
+"""The formats that can be fetched."""
 
 
 class Wanted(NamedTuple):
     """A file to download.
 
     Attributes:
-      name: relative to the folder that holds the games, here and on the server.
-      size: bytes; None if the server does not say.
+      name: the path in the folder with the games, both locally and on the server.
+      size: bytes; None if the server does not send it.
     """
 
     name: str
@@ -62,18 +62,18 @@ def wanted(
     mirrors: Sequence[str],
     show: Callable[[Wanted], object] = lambda file: None,
 ) -> list[Wanted]:
-    """The files of a choice, with the sizes that the server says.
+    """The files of a choice of data, with the sizes from the server.
 
     Args:
       form: a name of `PUBLISHED`.
       games: such as ["Pong"].
-      runs: numbers of the runs; None for 1, 2, ... up to the first that is not there.
-      checkpoints: numbers of the checkpoints of each run; None for 0, 1, ... up to the first that is not there.
-      mirrors: URLs of folders that hold the games, tried in turn.
+      runs: numbers of the runs; None means 1, 2, ... until one is missing.
+      checkpoints: numbers of the checkpoints of each run; None means 0, 1, ... until one is missing.
+      mirrors: URLs of folders with the games, tried in turn.
       show: called with each file when its size is known.
 
     Raises:
-      UserError: an unknown game, a file that is not there, or a server that does not answer.
+      UserError: a game is unknown, a file is missing, or a server does not answer.
     """
     files: list[Wanted] = []
     for game in games:
@@ -93,7 +93,7 @@ def wanted(
                 count += 1
             if count < (1 if checkpoints is None else len(checkpoints)):
                 if runs is None and run > 1 and not count:
-                    break  # the run before was the last
+                    break  # the previous run was the last one
                 raise UserError(f"{names[0]} is not at {' or '.join(mirrors)}")
     return files
 
@@ -105,22 +105,20 @@ def fetch(
     sha256: dict[str, str] | None = None,
     tick: Callable[[int], object] = lambda size: None,
 ) -> list[str]:
-    """Downloads the files that are not there yet.
-
-    The sizes of the others have been checked by `missing`, and are checked against `sha256` here.
+    """Downloads the missing files, and compares existing ones with `sha256`. `missing` has checked their sizes.
 
     Args:
       files: from `wanted`.
-      folder: the folder that holds the games.
-      mirrors: URLs of folders that hold the games, tried in turn.
+      folder: the folder with the games.
+      mirrors: URLs of folders with the games, tried in turn.
       sha256: a checksum for each file, in hexadecimal.
-      tick: called with the bytes of all these files that are there.
+      tick: called with the number of bytes of these files so far.
 
     Returns:
-      The names of files for which no checksum was known, so that only their length was compared.
+      The names of the downloaded files for which only the length was compared, because there was no checksum.
 
     Raises:
-      UserError: a file cannot be fetched or written, or one that was there has another checksum.
+      UserError: a file cannot be fetched or written, or an existing one has another checksum.
     """
     unchecked, done = [], 0
     for file in files:
@@ -140,15 +138,15 @@ def fetch(
 
 
 def _after(done: int, tick: Callable[[int], object]) -> Callable[[int], object]:
-    """A tick for the next file."""
+    """A tick for one file, which adds the bytes of the files before it."""
     return lambda size: tick(done + size)
 
 
 def missing(files: Sequence[Wanted], folder: Path) -> int:
-    """The bytes that are still to be downloaded.
+    """The number of bytes to download.
 
     Raises:
-      UserError: a file that is there has another size than the server says, or the disk has too little room.
+      UserError: the size of an existing file differs from that on the server, or the disk has too little space.
     """
     left = 0
     for file in files:
@@ -158,17 +156,17 @@ def missing(files: Sequence[Wanted], folder: Path) -> int:
             left += max(0, (file.size or 0) - (part.stat().st_size if part.exists() else 0))
         elif file.size is not None and target.stat().st_size != file.size:
             raise UserError(
-                f"{target} has {target.stat().st_size:,} bytes and the server's has {file.size:,}; move it away"
+                f"{target} has {target.stat().st_size:,} bytes, but {file.size:,} on the server; move it away"
             )
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if left > free:
-        raise UserError(f"{size_text(left)} are missing and {existing} has {size_text(free)} left")
+        raise UserError(f"{size_text(left)} are missing, but {existing} has only {size_text(free)} left")
     return left
 
 
 def read_sha256(path: Path, files: Sequence[Wanted]) -> dict[str, str]:
-    """The checksums in a list as sha256sum writes it: hexadecimal, blanks, name of the file.
+    """The checksums in a list in the format of sha256sum.
 
     Raises:
       UserError: the list cannot be read, or lacks one of the files.
@@ -186,7 +184,7 @@ def read_sha256(path: Path, files: Sequence[Wanted]) -> dict[str, str]:
 
 
 def size_text(size: int) -> str:
-    """Bytes for a person.
+    """A readable size.
 
     >>> size_text(1_234_567)
     '1.2 MB'

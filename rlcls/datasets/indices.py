@@ -1,4 +1,4 @@
-"""Which of n things a batch holds: a pure function of seed and batch number."""
+"""Chooses the indices of a batch, as a pure function of seed and batch number."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .permutation import permute
 
 
 class Indices:
-    """Draws from 0, ..., n - 1.
+    """Draws indices from 0, ..., n - 1.
 
     Args:
-      n: number of things, at least 1.
-      sampling: "replacement", all equally likely in each draw; or "epochs", each exactly once in every n draws, in an
-        order that the seed and the epoch determine.
+      n: number of items, at least 1.
+      sampling: with "replacement", all indices are equally likely in each draw. With "epochs", every n draws contain
+        each index exactly once, in an order that depends on the seed and the epoch.
       host: number of this host, h.
-      hosts: number of hosts, H. All hosts together draw batches of H * size, of which host h takes every H-th index.
+      hosts: number of hosts, H. All hosts together draw batches of H * size, and host h takes every H-th index.
 
     Raises:
       ValueError: an option is out of range.
@@ -31,12 +31,12 @@ class Indices:
         self._n, self._sampling, self._host, self._hosts = n, sampling, host, hosts
 
     def draw(self, size: int, seed: int, number: int) -> Int64[np.ndarray, "size"]:
-        """The indices of batch `number`; with epochs, all batches must have the same size.
+        """The indices of batch `number`. With epochs, all batches must have the same size.
 
         Args:
-          size: indices for this host.
+          size: number of indices for this host.
           seed: the run's seed.
-          number: of the batch, from 0.
+          number: number of the batch, from 0.
         """
         if self._sampling == "replacement":
             random = np.random.Generator(np.random.Philox(key=[seed, number]))

@@ -1,13 +1,13 @@
-"""Minari data sets (HDF5 and Arrow), read without the minari package.
+"""Reads Minari datasets (HDF5 and Arrow) without the minari package.
 
     PATH/data/metadata.json        observation_space and action_space (JSON text), data_format, total_episodes, env_spec
     PATH/data/main_data.hdf5       episode_K/{observations, actions, rewards, terminations, truncations}
-    PATH/data/K/*.arrow            the same of episode K, one record batch; its last row has an observation only
+    PATH/data/K/*.arrow            the same for episode K, one record batch; its last row has an observation only
 
-An episode has one observation more than actions. Images are JPEG by default, which `jpeg_encoding` tells. RGB images of
-the Atari console (210 x 160) become 84 x 84 grey frames in stacks of four, as the emulator makes them; grey images of
-84 x 84 are stacked, too. Other observations are kept as they are. The final observation of an episode has no recorded
-action; the row has zeros there.
+An episode has one more observation than actions. Images are JPEG if `jpeg_encoding` is true, the default. RGB images of
+the Atari console (210 x 160) are converted to stacks of four 84 x 84 grey frames, like those of the emulator. Grey
+images of 84 x 84 are also stacked. Other observations are unchanged. The final observation of an episode has no
+recorded action, so its row has zeros.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from .dqn_replay import check_fraction
 from .rl_unplugged import picture
 from .rows import BEGINS, CONTINUES, Layout, Rows
 
-_PART = 20  # episodes that a killed conversion repeats at most
+_PART = 20  # episodes of a part, which a killed conversion repeats
 _CONSOLE, _FRAME = (210, 160, 3), (84, 84)
-_IMAGES = 256  # decoded at once
+_IMAGES = 256  # images decoded at a time
 _NAMES = ("observations", "actions", "rewards", "terminations", "truncations")
 
 
 def conversion(path: str | Path | None, game: str | None = None, fraction: float = 1.0) -> Conversion:
-    """The first `fraction` of the episodes of a data set, at least one.
+    """The first `fraction` of the episodes of a dataset, at least one.
 
     Args:
-      path: the folder of the data set, in which its `data` folder lies.
-      game: what the environment's name must contain, such as "Pong"; None for anything.
+      path: the folder of the dataset, which contains the folder `data`.
+      game: a part of the environment's name, such as "Pong", that is checked; None accepts any environment.
       fraction: above 0, at most 1.
 
     Raises:
       ValueError: `fraction` is out of range.
-      UserError: the data set is missing, of another game, or of a kind that cannot be read.
+      UserError: the dataset is missing, of another game, or of an unsupported kind.
     """
     check_fraction(fraction)
     folder = Path(given(path)) / "data"
@@ -61,7 +61,7 @@ def conversion(path: str | Path | None, game: str | None = None, fraction: float
     if data_format not in ("hdf5", "arrow"):
         raise UserError(f"{path_of_metadata}: data_format {data_format!r} is neither hdf5 nor arrow")
     if not total:
-        raise UserError(f"{path} holds no episode")
+        raise UserError(f"{path} has no episodes")
     layout = layout_of(game or recorded, observation, action, path_of_metadata)
     if data_format == "hdf5":
         files += sizes(folder, [folder / "main_data.hdf5"])
@@ -84,14 +84,14 @@ def conversion(path: str | Path | None, game: str | None = None, fraction: float
 
 
 def grey_frames(images: UInt8[np.ndarray, "n height width 3"]) -> UInt8[np.ndarray, "n 84 84"]:
-    """RGB images as the Atari emulator makes frames of them: luminance, then the mean of the area of each pixel."""
+    """RGB images as the frames of the Atari emulator: luminance, then the mean over the area of each pixel."""
     luminance = np.round(images @ np.array([0.2989, 0.587, 0.114], np.float32))
     down, across = (_area(size, 84) for size in images.shape[1:3])
     return np.round(down @ luminance @ across.T).astype(np.uint8)
 
 
 def _area(size: int, smaller: int) -> np.ndarray:
-    """The share of each old pixel in each new one along an axis: float32 [smaller, size]."""
+    """The weights of old pixels in new ones along an axis: float32 [smaller, size]."""
     edges = np.arange(smaller + 1) * (size / smaller)
     old = np.arange(size)
     overlap = np.minimum(edges[1:, None], old + 1) - np.maximum(edges[:-1, None], old)
@@ -103,25 +103,25 @@ def _space(text: Any) -> dict[str, Any]:
 
 
 def _recorded(metadata: dict[str, Any]) -> str:
-    """The name of the environment, or of the data set if it does not name one."""
+    """The name of the environment, or of the dataset if it names no environment."""
     return json.loads(metadata["env_spec"])["id"] if metadata.get("env_spec") else metadata["dataset_id"]
 
 
 def _is_image(space: dict[str, Any]) -> bool:
-    """Whether Minari takes observations of this space for images, which it may store as JPEG."""
+    """Whether Minari treats observations of this space as images, which it may store as JPEG."""
     shape = space["shape"]
     large = len(shape) in (2, 3) and min(shape[:2]) >= 32 and space["dtype"] == "uint8"
     return large and bool(np.all(np.array(space["low"]) == 0) and np.all(np.array(space["high"]) == 255))
 
 
 def layout_of(game: str, observation: dict[str, Any], action: dict[str, Any], path: Path) -> Layout:
-    """The layout in which a data set with these spaces is read.
+    """The layout of the recording of a dataset with these spaces.
 
     Raises:
-      UserError: spaces that cannot be read; the line names `path`.
+      UserError: the spaces are not supported; the message names `path`.
     """
     if observation["type"] != "Box":
-        raise UserError(f"{path}: observations are {observation['type']}; only Box can be read")
+        raise UserError(f"{path}: observations are {observation['type']}; only Box is supported")
     shape, dtype = tuple(observation["shape"]), observation["dtype"]
     frames: dict[str, Any] = {"frame_shape": shape, "frame_dtype": dtype}
     if dtype == "float64":
@@ -133,7 +133,9 @@ def layout_of(game: str, observation: dict[str, Any], action: dict[str, Any], pa
     if action["type"] == "Box" and len(action["shape"]) == 1:
         low, high = (tuple(float(value) for value in action[name]) for name in ("low", "high"))
         return Layout(game=game, action_low=low, action_high=high, **frames)
-    raise UserError(f"{path}: actions are {action['type']}; Discrete from 0 and Box of one axis can be read")
+    raise UserError(
+        f"{path}: actions are {action['type']}; Discrete from 0 and Box of one axis are supported"
+    )
 
 
 def _read(
@@ -154,7 +156,7 @@ def _rows(columns: dict[str, Any], *, layout: Layout, shape: tuple[int, ...], jp
     lengths = {name: len(columns[name]) for name in _NAMES}
     steps = lengths["rewards"]
     if lengths["observations"] != steps + 1 or len({lengths[name] for name in _NAMES[1:]}) != 1:
-        raise ValueError(f"its lengths do not fit together: {lengths}")
+        raise ValueError(f"its lengths do not match: {lengths}")
     observations = (
         columns["observations"][first : first + _IMAGES] for first in range(0, steps + 1, _IMAGES)
     )
@@ -174,7 +176,7 @@ def _frames(observations: Any, shape: tuple[int, ...], dtype: str, jpeg: bool) -
         observations = [picture(np.asarray(data, np.uint8).tobytes()) for data in observations]
     images = np.stack(list(observations))
     if not jpeg and images.shape[1:] == (int(np.prod(shape)),):
-        images = images.reshape(len(images), *shape)  # Arrow stores them flat
+        images = images.reshape(len(images), *shape)  # Arrow stores flat observations
     if images.shape[1:] != shape:
         raise ValueError(f"observations are {list(images.shape[1:])} instead of {list(shape)}")
     return grey_frames(images) if shape == _CONSOLE else images.astype(dtype)
@@ -193,7 +195,7 @@ def _hdf5(path: Path, number: int) -> dict[str, Any]:
 def _arrow_file(folder: Path, number: int) -> Path:
     paths = sorted((folder / str(number)).glob("*.arrow"))
     if len(paths) != 1:
-        raise UserError(f"{folder / str(number)} holds {len(paths)} .arrow files instead of one")
+        raise UserError(f"{folder / str(number)} has {len(paths)} .arrow files instead of one")
     return paths[0]
 
 
@@ -210,7 +212,7 @@ def _arrow(folder: Path, number: int) -> dict[str, Any]:
 
 
 def _array(column: Any) -> Shaped[np.ndarray, "rows ..."] | list[np.ndarray]:
-    """The values of an Arrow column; bytes become arrays."""
+    """The values of an Arrow column; bytes are converted to arrays."""
     import pyarrow
 
     if pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type):

@@ -1,4 +1,4 @@
-"""Several games in one batch."""
+"""Mixes transitions of several games in one batch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .transitions import Transitions
 
 
 class Mixture:
-    """Transitions of several games; an observation is {"frames": [*observation], "game": int32 []}.
+    """Transitions of several games. An observation is {"frames": [*observation], "game": int32 []}.
 
-    The number of a game is its place in `games`. All games must have the same kind of observations and actions; the
-    spec has as many actions as the game with the most.
+    The number of a game is its position in `games`. All games must have the same shapes and dtypes of observations and
+    actions. The spec has the largest number of actions of all games.
 
     Args:
       games: the transitions of each game by its name, all sampled with replacement.
-      weights: the share of each game in the batches, in proportion; None for equal shares.
+      weights: proportional to the share of each game in the batches; None means equal shares.
       host: number of this host, h.
       hosts: number of hosts, H; host h takes every H-th transition of a batch of H * size.
 
@@ -42,7 +42,7 @@ class Mixture:
         shares = np.ones(len(games)) if weights is None else np.array(weights, np.float64)
         if len(games) == 0 or len(shares) != len(games) or shares.min() < 0 or not 0 < shares.sum() < np.inf:
             raise ValueError(
-                f"weights must be {len(games)} numbers of at least 0, one above it, not {list(shares)}"
+                f"weights must be {len(games)} numbers of at least 0, and not all 0, not {list(shares)}"
             )
         for name, game in games.items():
             if game.sampling != "replacement":
@@ -58,7 +58,7 @@ class Mixture:
 
     @property
     def spec(self) -> Spec:
-        """The observations with the game's number."""
+        """The spec of the games, with the number of the game in observations."""
         first, *others = (game.spec for game in self.games.values())
         counts = [spec.num_actions for spec in (first, *others) if spec.num_actions is not None]
         observation = {"frames": first.observation, "game": jax.ShapeDtypeStruct((), np.int32)}
@@ -71,31 +71,31 @@ class Mixture:
 
     @property
     def behaviour_returns(self) -> dict[str, float]:
-        """The mean return of each game, see `Transitions.behaviour_returns`."""
+        """The mean return of each game; see `Transitions.behaviour_returns`."""
         return {name: mean for game in self.games.values() for name, mean in game.behaviour_returns.items()}
 
     def sample(self, size: int, seed: int, number: int) -> tuple[Transition, tuple[np.ndarray, np.ndarray]]:
-        """A batch, see `rlcls.training.Source`; its origin is (games, rows), each int64 [size].
+        """A batch; see `rlcls.training.Source`. Its origin is (games, rows), each int64 [size].
 
         Raises:
-          UserError: frames that it needs are damaged.
+          UserError: frames of the batch are damaged.
         """
-        # The high word of the counter keeps these numbers apart from those that draw transitions.
+        # A different high word of the counter makes these numbers independent of those that draw transitions.
         random = np.random.Generator(np.random.Philox(key=[seed, number], counter=[0, 0, 0, 1]))
         uniforms = random.random(size * self._hosts)[self._host :: self._hosts]
         games = np.searchsorted(self._bounds, uniforms, side="right").astype(np.int64)
         rows = np.zeros(len(games), np.int64)
         for place, game in enumerate(self.games.values()):
             if count := int((games == place).sum()):
-                # Seeds are below 2**32. Each game has its own, or games of equal length would draw the same rows.
+                # Each game has its own seed, because games of equal length would draw the same rows. Seeds are < 2**32.
                 rows[games == place] = game.draw(count, seed + (place << 32), number)
         return self.at(games, rows), (games, rows)
 
     def held_out(self, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """The origins of at most so many held-out transitions, as many of each game; `at` takes them.
+        """The origins of at most `most` held-out transitions, for `at`; the limit is the same for each game.
 
         Raises:
-          ValueError: there are more games than that.
+          ValueError: `most` is below the number of games.
         """
         if most < len(self.games):
             raise ValueError(f"{most} held-out transitions are too few for {len(self.games)} games")

@@ -1,4 +1,4 @@
-"""Scripted experts with noise: recorded episodes that fail and succeed."""
+"""Scripted experts with noise, whose episodes fail or succeed."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ from jaxtyping import Bool, Shaped
 from rlcls._errors import check_choice
 from rlcls.envs.base import Observations
 
-_NEVER = 10**9  # steps, more than any episode has
+_NEVER = 10**9  # steps, more than an episode has
 
 NOISES: dict[str, tuple[int, ...]] = {
     "closed_loop": (1,),
     "mixed": (1, 4, 8, _NEVER),
     "replay": (_NEVER,),
 }
-"""Each episode draws one of these numbers of steps between two looks of the expert."""
+"""For each noise, the numbers of steps between two looks of the expert. Each episode draws one of them."""
 
-_STREAM = 1  # of random numbers; policy=random has 0
+_STREAM = 1  # stream of random numbers; policy=random uses 0
 
 Sampler = Callable[[np.random.Generator], Shaped[np.ndarray, "N *action"]]
 
 
 class NoisyExpert:
-    """The policy of an environment's own expert, disturbed: `rlcls.datasets.playing.Act`.
+    """An environment's scripted expert with noise: `rlcls.datasets.playing.Act`.
 
-    Each episode draws a noise level and a number of steps between two looks. In each step the action is a random one
-    with the probability of the level. Between two looks the expert acts as if nothing had disturbed it since the last:
-    with "replay" it sees only the first state, as when a demonstration is played again with noise (Chebotar et al.
-    2023, section 5.3); with "closed_loop" it sees every state; with "mixed" it looks every 1, 4 or 8 steps or never
-    again, equally likely.
+    Each episode draws a noise level and a number of steps between two looks. The level is the probability with which a
+    step plays a random action. Between two looks the expert acts as if its own actions had been played since the last
+    look. With "replay" it sees only the first state, like a demonstration that is replayed with noise (Chebotar et al.
+    2023, section 5.3). With "closed_loop" it sees every state. With "mixed" it looks every 1, 4 or 8 steps or only at
+    the first state, equally likely.
 
-    Noise that is uniform leaves the expert's action the most frequent one wherever the expert sees the state, so a
-    clone of "closed_loop" data loses the noise. In the other two, the most frequent action is wrong in many states.
+    Where the expert sees the state, its action stays the most frequent one under uniform noise. A clone of
+    "closed_loop" data therefore loses the noise. With the other two, the most frequent action is wrong in many states.
 
     Args:
-      scripted: `scripted_actions` of N environments, see `rlcls.envs.HostEnv`.
+      scripted: `scripted_actions` of N environments; see `rlcls.envs.HostEnv`.
       noise: a name of `NOISES`.
-      levels: probabilities, equally likely.
-      sample: random actions of all environments.
-      generator: (part, step, stream) -> the generator of random numbers for that moment.
+      levels: equally likely noise levels, which are probabilities.
+      sample: generator -> random actions of all environments.
+      generator: (part, step, stream) -> the generator of random numbers for that step.
 
     Raises:
-      ValueError: an unknown noise, no level, or one that is no probability.
+      ValueError: the noise is unknown, there is no level, or a level is not a probability.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class NoisyExpert:
             raise ValueError(f"levels must be probabilities, not {list(levels)}")
         self._scripted, self._sample, self._generator = scripted, sample, generator
         self._all_levels, self._all_periods = np.array(levels), np.array(NOISES[noise])
-        # Of each environment's episode: its noise level, the steps between two looks, and its steps so far.
+        # For each environment's episode: the noise level, the steps between two looks, and the steps so far.
         self._levels, self._periods, self._ages = np.zeros(()), np.ones((), np.int64), np.zeros((), np.int64)
 
     def __call__(

@@ -1,4 +1,4 @@
-"""A keyed permutation of 0, ..., n - 1 that needs no table, so an epoch needs no shuffle and no state."""
+"""A keyed permutation of 0, ..., n - 1 without a table, so that epochs need no shuffle buffer and no state."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ _ROUNDS = 6
 def permute(positions: Int64[np.ndarray, "b"], n: int, key: tuple[int, int]) -> Int64[np.ndarray, "b"]:
     """The images of positions under a permutation of 0, ..., n - 1.
 
-    A Feistel network permutes 0, ..., 2**k - 1, the smallest such range that holds n numbers. An image outside
-    0, ..., n - 1 is permuted again until it lies inside (cycle walking); on average it takes less than two passes.
+    A Feistel network permutes 0, ..., 2**k - 1, where 2**k is the smallest power of two that is at least n. An image
+    outside 0, ..., n - 1 is permuted again until it is inside (cycle walking), which takes less than two passes on
+    average.
 
     Args:
       positions: 0 <= position < n.
@@ -22,7 +23,7 @@ def permute(positions: Int64[np.ndarray, "b"], n: int, key: tuple[int, int]) -> 
     Source: Black and Rogaway 2002, "Ciphers with arbitrary finite domains".
     """
     bits = max(4, (n - 1).bit_length())
-    # The high word of the counter keeps these numbers apart from those that draw samples with replacement.
+    # A different high word of the counter makes these numbers independent of those for sampling with replacement.
     round_keys = np.random.Philox(key=list(key), counter=[0, 0, 0, 1]).random_raw(_ROUNDS)
     images = _feistel(positions.astype(np.uint64), bits, round_keys)
     while (outside := np.flatnonzero(images >= n)).size:
@@ -34,9 +35,8 @@ def _feistel(numbers: np.ndarray, bits: int, round_keys: np.ndarray) -> np.ndarr
     low, high = np.uint64(bits // 2), np.uint64(bits - bits // 2)
     left, right = numbers >> high, numbers & _mask(high)
     widths = low, high
-    for key in (
-        round_keys
-    ):  # the halves differ by a bit where `bits` is odd, and an even number of rounds restores them
+    # If `bits` is odd, the halves have different widths, which swap in each round; an even number restores them.
+    for key in round_keys:
         left, right = right, left ^ (_mix(right ^ key) & _mask(widths[0]))
         widths = widths[1], widths[0]
     return (left << high) | right

@@ -1,4 +1,4 @@
-"""Plays environments and records what they show, in parts: a killed process repeats the part at which it stood."""
+"""Plays environments and records the steps in parts. A killed process repeats the part that was interrupted."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from .rows import Layout
 from .streams import Streams
 
 Act = Callable[[Observations, Bool[np.ndarray, "N"], int, int], Shaped[np.ndarray, "N *action"]]
-"""(observations, which of them begin an episode, part, step of the part) -> one action for each environment.
+"""(observations, which of them start an episode, part, step of the part) -> one action for each environment.
 
-The result depends only on the calls since the part began, so a part that is played again has the same actions.
+The result depends only on the calls since the start of the part, so a repeated part has the same actions.
 """
 
 Tick = Callable[[int, int], object]
-"""(rows, episodes): what has been played."""
+"""(rows, episodes): called with the numbers that have been played."""
 
-_PART = 100_000  # rows after which no episode of a part begins
+_PART = 100_000  # rows after which a part starts no more episodes
 
 
 def layout_of(env: HostEnv) -> Layout:
-    """The layout of what is recorded in an environment.
+    """The layout of a recording of this environment.
 
     Raises:
-      UserError: its observations or actions are no columns of a recording.
+      UserError: a recording cannot hold its observations or actions.
     """
     spec, observation = env.spec, env.spec.observation
     if not isinstance(observation, jax.ShapeDtypeStruct):
@@ -62,20 +62,20 @@ def play(
     episodes: int | None = None,
     tick: Tick = lambda rows, episodes: None,
 ) -> None:
-    """Appends what is played to a writer, from where its last commit stands; the caller finishes the writer.
+    """Plays and appends rows to a writer, from its last commit on. The caller finishes the writer.
 
-    Each part begins with new seeds. In its first 100,000 rows every environment plays one episode after another, and
-    then finishes the episode that it has begun, so no episode is lost or chosen for its length. If `seeds` is a
-    function of the part, the rows are the same however often the process was killed.
+    Each part has new seeds. During its first 100,000 rows every environment plays one episode after another, and then
+    finishes its current episode, so that episodes are neither lost nor selected by length. If `seeds` is a function of
+    the part, the rows do not depend on how often the process was killed.
 
     Args:
-      writer: its layout is `layout_of(env)`.
+      writer: a writer with the layout `layout_of(env)`.
       env: N environments.
       act: chooses the actions.
-      seeds: the environments' seeds for a part, by its number.
-      steps: rows of the recording. The episodes under way at the end are cut.
-      episodes: whole episodes. Exactly one of `steps` and `episodes` is given.
-      tick: called after each vector step with the rows and the finished episodes so far.
+      seeds: number of a part -> the environments' seeds.
+      steps: number of rows of the recording. Unfinished episodes at the end are cut.
+      episodes: number of whole episodes. Exactly one of `steps` and `episodes` is given.
+      tick: called after each vector step with the numbers of rows and of finished episodes so far.
     """
     if (steps is None) == (episodes is None):
         raise ValueError(f"give steps or episodes, not {steps} and {episodes}")

@@ -1,4 +1,4 @@
-"""Recordings: a folder of memory-mapped columns, and a manifest with a checksum for every few hundred rows.
+"""Recordings: folders of memory-mapped columns, and a manifest with a checksum for every 256 rows.
 
 manifest.json     layout, source, number of rows in each chunk, SHA-256 of each chunk of each column
 frames.bin        the columns of `Rows`, each as raw little-endian numpy data without a header
@@ -30,7 +30,7 @@ from .rows import CONTINUES, Layout, Rows
 
 MANIFEST = "manifest.json"
 _FORMAT = "rlcls recording 1"
-_CHUNK = 256  # rows with one checksum: 1.8 MB of Atari frames, hashed in about a millisecond
+_CHUNK = 256  # rows per checksum: 1.8 MB of Atari frames, which take about a millisecond to hash
 
 
 @dataclasses.dataclass
@@ -38,12 +38,12 @@ class Manifest:
     """The contents of manifest.json.
 
     Attributes:
-      layout: what was recorded.
-      source: JSON-able; where the rows come from.
+      layout: the layout of the rows.
+      source: the origin of the rows, as JSON values.
       complete: whether the writer has finished.
-      progress: JSON-able; how far the writer has come in its source.
-      chunks: rows in each chunk.
-      sha256: for each column the checksum of each chunk.
+      progress: the position of the writer in its source, as JSON values.
+      chunks: the number of rows in each chunk.
+      sha256: for each column, the checksum of each chunk.
     """
 
     layout: Layout
@@ -59,7 +59,7 @@ class Manifest:
 
     @property
     def rows(self) -> int:
-        """Rows in all chunks."""
+        """The number of rows in all chunks."""
         return sum(self.chunks)
 
     @property
@@ -68,7 +68,7 @@ class Manifest:
         return [0, *itertools.accumulate(self.chunks)]
 
     def bytes(self, name: str) -> int:
-        """The size of the file of a column."""
+        """The size in bytes of the file of a column."""
         dtype, shape = self.layout.columns[name]
         return self.rows * dtype.itemsize * int(np.prod(shape, dtype=np.int64))
 
@@ -78,7 +78,7 @@ class Manifest:
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
-        """Writes the file, whole or not at all."""
+        """Writes the file atomically."""
         values = {"format": _FORMAT, **dataclasses.asdict(self), "seal": self.seal}
         write_text(folder / MANIFEST, json.dumps(values))
 
@@ -87,7 +87,7 @@ class Manifest:
         """The manifest of a recording.
 
         Raises:
-          UserError: there is none, or it is damaged or of another version.
+          UserError: the manifest is missing, damaged or of another version.
         """
         path = folder / MANIFEST
         if not path.is_file():
@@ -107,7 +107,7 @@ class Manifest:
 
 
 def verify(path: str | Path) -> list[str]:
-    """A line about each damaged chunk of each column of a recording, and about each file of a wrong size.
+    """One line for each damaged chunk of a recording, and for each file with a wrong size.
 
     Raises:
       UserError: the manifest is missing or damaged, or the recording is unfinished.
@@ -128,8 +128,8 @@ def verify(path: str | Path) -> list[str]:
 class Recording:
     """A finished recording, read only.
 
-    `columns` are memory maps of the whole files. Opening checks the sizes of all files and the checksums of all
-    columns but the frames; `check` compares frames with their checksums when a chunk is used for the first time.
+    `columns` are memory maps of the whole files. Opening checks the sizes of all files and the checksums of all columns
+    except the frames. `check` compares the frames of a chunk with their checksum before their first use.
 
     Args:
       path: the folder.
@@ -139,7 +139,7 @@ class Recording:
       columns: the memory maps.
 
     Raises:
-      UserError: it is missing, unfinished or damaged.
+      UserError: the recording is missing, unfinished or damaged.
     """
 
     def __init__(self, path: str | Path):
@@ -154,7 +154,7 @@ class Recording:
             for line in _damage(self.path, self.manifest, name, column) if name != "frames" else ():
                 raise UserError(line)
         if self.columns.num_rows and self.columns.starts[0] == CONTINUES:
-            raise UserError(f"{self.path}: the first row continues an episode that is not there")
+            raise UserError(f"{self.path}: the first row continues an episode that is missing")
 
     @property
     def identity(self) -> str:
@@ -162,7 +162,7 @@ class Recording:
         return self.manifest.seal
 
     def check(self, rows: Int[np.ndarray, "..."]) -> None:
-        """Compares the chunks that hold the frames of `rows` with their checksums, each chunk once.
+        """Compares the chunks with the frames of `rows` with their checksums, each chunk only once.
 
         Raises:
           UserError: a chunk is damaged.
@@ -179,21 +179,21 @@ class Recording:
 
 
 class Writer:
-    """Writes a recording that is whole or unfinished, and goes on where a killed writer stopped.
+    """Writes a recording, and continues one that a killed writer left unfinished.
 
-    Rows count once `commit` has returned. Opening an unfinished recording drops what was appended after its last
-    commit; `progress` tells where in the source to go on. One process writes at a time, another one waits.
+    Rows are saved when `commit` returns. Opening an unfinished recording removes the rows after its last commit;
+    `progress` is then the position in the source at which to continue. Only one process writes at a time; others wait.
 
     Args:
-      path: the folder; it is made if needed.
-      layout: what is recorded.
-      source: JSON-able; where the rows come from.
+      path: the folder, which is made if needed.
+      layout: the layout of the rows.
+      source: the origin of the rows, as JSON values.
 
     Attributes:
-      manifest: the state of the last commit.
+      manifest: the state at the last commit.
 
     Raises:
-      UserError: the folder holds a recording of another source or layout, is damaged, or cannot be written.
+      UserError: the folder has a recording with another source or layout, is damaged, or cannot be written.
     """
 
     def __init__(self, path: str | Path, layout: Layout, source: dict[str, Any]):
@@ -216,22 +216,24 @@ class Writer:
         if not (self.path / MANIFEST).exists():
             foreign = sorted(self.path.glob("[!.]*"))
             if foreign:
-                raise UserError(
-                    f"{self.path} holds other files, such as {foreign[0].name}; name a new folder"
-                )
+                raise UserError(f"{self.path} has other files, such as {foreign[0].name}; name a new folder")
             manifest = Manifest(layout, source)
-            manifest.write(self.path)  # first, so that columns without it are known to be somebody else's
+            manifest.write(
+                self.path
+            )  # before the columns, because files without a manifest count as other files
             return manifest
         manifest = Manifest.read(self.path)
         if (manifest.layout, manifest.source) != (layout, json.loads(json.dumps(source))):
-            raise UserError(f"{self.path} holds a recording of something else; name another folder")
+            raise UserError(f"{self.path} has a recording with another source or layout; name another folder")
         return manifest
 
     def _open(self, name: str) -> Any:
         path, size = self.path / f"{name}.bin", self.manifest.bytes(name)
         path.touch()
         if path.stat().st_size < size:
-            raise UserError(f"{path} has {path.stat().st_size:,} bytes, and the manifest promises {size:,}")
+            raise UserError(
+                f"{path} has {path.stat().st_size:,} bytes, but {size:,} according to the manifest"
+            )
         file = path.open("r+b")
         file.truncate(size)
         file.seek(size)
@@ -239,7 +241,7 @@ class Writer:
 
     @property
     def progress(self) -> Any:
-        """What the last commit was given; None before the first."""
+        """The argument of the last `commit`; None before the first."""
         return self.manifest.progress
 
     @property
@@ -248,10 +250,10 @@ class Writer:
         return self.manifest.complete
 
     def append(self, rows: Rows) -> None:
-        """Appends rows; their first continues the last one that was appended unless `starts` says otherwise.
+        """Appends rows. The first one continues the last appended row, unless its `starts` says otherwise.
 
         Raises:
-          ValueError: they are not of this layout.
+          ValueError: the rows do not have this layout.
           UserError: the disk is full.
         """
         self.manifest.layout.check(rows)
@@ -260,7 +262,7 @@ class Writer:
             and rows.num_rows
             and rows.starts[0] == CONTINUES
         ):
-            raise ValueError("the first row of a recording must begin an episode")
+            raise ValueError("the first row of a recording must start an episode")
         rows = Rows(*(np.concatenate(columns) for columns in zip(self._pending, rows, strict=True)))
         whole = rows.num_rows // _CHUNK * _CHUNK
         for first in range(0, whole, _CHUNK):
@@ -268,10 +270,10 @@ class Writer:
         self._pending = rows.part(whole, rows.num_rows)
 
     def commit(self, progress: Any = None) -> None:
-        """Makes sure that what was appended so far outlives the process.
+        """Saves the rows appended so far.
 
         Args:
-          progress: JSON-able; where in the source the writer stands.
+          progress: the position of the writer in its source, as JSON values.
 
         Raises:
           UserError: the disk is full.
@@ -287,7 +289,7 @@ class Writer:
         self.manifest.write(self.path)
 
     def finish(self) -> Recording:
-        """Commits, marks the recording as complete and opens it."""
+        """Commits, marks the recording as complete, and opens it."""
         if not self.complete:
             progress = self.progress
             self.manifest.complete = True
@@ -309,14 +311,14 @@ class Writer:
     ) -> None:
         try:
             for file in self._files.values():
-                with contextlib.suppress(OSError):  # of a full disk; only what was committed counts
+                with contextlib.suppress(OSError):  # a full disk; only committed rows count
                     file.close()
         finally:
             os.close(self._lock)
 
 
 def _wait_for(lock: int, folder: Path) -> None:
-    """Locks a folder until the process ends, and shows that it waits where another process has locked it."""
+    """Locks a folder until the process ends. Shows a message while it waits for another process."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -328,13 +330,13 @@ def _finished(folder: Path) -> Manifest:
     manifest = Manifest.read(folder)
     if not manifest.complete:
         raise UserError(
-            f"{folder} is unfinished ({manifest.rows:,} rows); the command that made it continues it"
+            f"{folder} is unfinished ({manifest.rows:,} rows); the command that made it can continue it"
         )
     return manifest
 
 
 def _mapped(folder: Path, manifest: Manifest, name: str) -> np.ndarray:
-    """A column in memory that its file backs."""
+    """A column as a memory map of its file."""
     dtype, shape = manifest.layout.columns[name]
     path, size = folder / f"{name}.bin", manifest.bytes(name)
     if not path.is_file():
@@ -347,7 +349,7 @@ def _mapped(folder: Path, manifest: Manifest, name: str) -> np.ndarray:
 
 
 def _damage(folder: Path, manifest: Manifest, name: str, column: np.ndarray) -> Iterator[str]:
-    """A line about each damaged chunk of a column."""
+    """One line for each damaged chunk of a column."""
     borders = itertools.pairwise(manifest.borders)
     for (first, last), digest in zip(borders, manifest.sha256[name], strict=True):
         if _digest(column[first:last]) != digest:

@@ -1,10 +1,10 @@
-"""The Atari episodes of RL Unplugged as published (Gulcehre et al. 2020).
+"""The published Atari episodes of RL Unplugged (Gulcehre et al. 2020).
 
     PATH/GAME/run_R-000KK-of-00050      the GZIP TFRecord of checkpoint KK, one tf.train.Example for each episode
 
-Each Example holds T `observations` (PNG, 84 x 84 grey), `actions`, `unclipped_rewards` and `discounts`. In its last
-step only the observation counts. A last discount of 0 says that this observation is terminal: discounts stand one step
-later than the rewards that they follow.
+Each Example has T `observations` (PNG, 84 x 84 grey), `actions`, `unclipped_rewards` and `discounts`. Only the
+observation of its last step is used. If the last discount is 0, this observation is terminal, because discounts are
+stored one step later than the rewards that they belong to.
 
 Source: tensorflow_datasets, rl_unplugged/atari_utils.py.
 """
@@ -41,15 +41,15 @@ def conversion(
     """The first `fraction` of the episodes of each checkpoint, at least one.
 
     Args:
-      path: the folder that holds the games.
+      path: the folder with the games.
       game: such as "Pong".
-      runs: numbers of the runs; None for all.
-      checkpoints: numbers of the checkpoints of each run; None for all.
+      runs: numbers of the runs; None means all.
+      checkpoints: numbers of the checkpoints of each run; None means all.
       fraction: above 0, at most 1.
 
     Raises:
       ValueError: `fraction` is out of range.
-      UserError: a file is missing or empty, or files of two versions lie side by side.
+      UserError: a file is missing or empty, or the folder has files of two versions.
     """
     check_fraction(fraction)
     folder = game_folder(path, game)
@@ -58,13 +58,13 @@ def conversion(
         if match := re.fullmatch(r"run_(\d+)-\d{5}-of-(\d{5})", entry.name):
             shards[int(match[1])].add(int(match[2]))
     if not shards:
-        raise UserError(f"{folder} holds no run_R-000KK-of-00050")
+        raise UserError(f"{folder} has no run_R-000KK-of-00050")
     parts, files = [], []
     for run in runs or sorted(shards):
         if len(shards[run]) != 1:
             counts = " and ".join(f"{count:05d}" for count in sorted(shards[run]))
             raise UserError(
-                f"{folder} holds files of run {run} of {counts} checkpoints"
+                f"{folder} has files of run {run} of {counts} checkpoints"
                 if counts
                 else f"{folder}/run_{run}-* is missing"
             )
@@ -80,14 +80,14 @@ def conversion(
 
 
 def checkpoint_file(run: int, number: int, count: int = 50) -> str:
-    """The file of a checkpoint in a game's folder, of a run of `count` checkpoints."""
+    """The name of the file of a checkpoint in a game's folder, for a run with `count` checkpoints."""
     return f"run_{run}-{number:05d}-of-{count:05d}"
 
 
 def _read(path: Path, fraction: float) -> Iterator[Rows]:
     episodes = sum(1 for _ in _records(path))  # checks the whole file
     if not episodes:
-        raise UserError(f"{path} holds no episode")
+        raise UserError(f"{path} has no episodes")
     wanted = max(1, int(episodes * fraction))
     for number, data in zip(range(wanted), _records(path), strict=False):
         with reading(path):
@@ -126,9 +126,9 @@ def picture(data: bytes) -> np.ndarray:
     try:
         from PIL import Image
     except ImportError as error:
-        raise UserError(f"pictures need Pillow: {install('data')} ({error})") from None
+        raise UserError(f"images need Pillow: {install('data')} ({error})") from None
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.array(image)
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"a picture cannot be decoded ({error})") from error
+        raise ValueError(f"an image cannot be decoded ({error})") from error

@@ -1,4 +1,4 @@
-"""The common form of recorded experience: rows in the order in which they were played."""
+"""The common format of recorded experience: rows in the order in which they were played."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from jaxtyping import Bool, Float32, Shaped, UInt8
 from rlcls.spec import Spec
 
 CONTINUES = 0
-"""A value of `starts`: the row goes on with the episode of the row before it."""
+"""A value of `starts`: the row continues the episode of the previous row."""
 BEGINS = 1
 """A value of `starts`: the row is the first of its episode."""
 CUT = 2
-"""A value of `starts`: the row is the first recorded one of an episode that was already under way."""
+"""A value of `starts`: the row is the first recorded one of an episode, but not the first of the episode."""
 
 
 class Rows(NamedTuple):
-    """Consecutive rows. A row holds what one agent step saw, did and got.
+    """Consecutive rows. A row has the observation, action and outcome of one agent step.
 
-    An episode is a row that begins or cuts in, and the rows that continue it. Its last row is only bootstrapped from,
-    unless that row is terminal. One rule therefore covers recordings with and without a final observation.
+    An episode is a row with BEGINS or CUT, and the rows with CONTINUES after it. Transitions bootstrap from its last
+    row and do not start there, unless that row is terminal. This rule covers recordings with and without a final
+    observation.
 
     Attributes:
       frames: [rows, *frame], the newest frame of the observation.
       actions: int32 [rows], or float32 [rows, D]; taken at that observation.
-      rewards: received for the actions.
-      terminals: whether the action ended the episode; false where a limit or the end of a file cut it.
+      rewards: the rewards of the actions.
+      terminals: whether the action terminated the episode; false if a limit or the end of a file cut it.
       starts: CONTINUES, BEGINS or CUT.
     """
 
@@ -51,14 +52,14 @@ class Rows(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What was recorded, and in which shapes and dtypes.
+    """The shapes and dtypes of a recording.
 
     Attributes:
       game: name of the game or environment.
       frame_shape: shape of one frame.
       frame_dtype: numpy's name of the frames' dtype.
-      stack: frames in an observation ([stack, *frame_shape]); 0 where the frame is the observation.
-      num_actions: values of a discrete action; None for continuous actions.
+      stack: frames in an observation ([stack, *frame_shape]); 0 if the frame is the observation.
+      num_actions: number of values of a discrete action; None for continuous actions.
       action_low: lowest values of a continuous action, D numbers.
       action_high: highest values of a continuous action, D numbers.
       rewards_clipped: whether the rewards were clipped to [-1, 1] before they were recorded.
@@ -75,7 +76,7 @@ class Layout:
 
     @classmethod
     def of_json(cls, values: dict[str, Any]) -> Layout:
-        """The layout that `dataclasses.asdict` and JSON turned into `values`."""
+        """The layout whose `dataclasses.asdict`, stored as JSON, is `values`."""
         options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**options)
 
@@ -91,7 +92,7 @@ class Layout:
 
     @property
     def columns(self) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-        """Dtype and shape of a row of each column, in the order of `Rows`."""
+        """The dtype and shape of a row of each column, in the order of `Rows`."""
         action = self.spec.action
         return {
             "frames": (np.dtype(self.frame_dtype), self.frame_shape),
@@ -102,7 +103,7 @@ class Layout:
         }
 
     def check(self, rows: Rows) -> None:
-        """Raises a ValueError, in one line, if `rows` are not of this layout."""
+        """Raises a ValueError, in one line, if `rows` do not have this layout."""
         for (name, (dtype, shape)), column in zip(self.columns.items(), rows, strict=True):
             if column.dtype != dtype or column.shape != (rows.num_rows, *shape):
                 raise ValueError(
@@ -115,6 +116,6 @@ class Layout:
         low, high = rows.actions.min(initial=0), rows.actions.max(initial=0)
         if self.num_actions is not None and not (low >= 0 and high < self.num_actions):
             wrong = low if low < 0 else high
-            raise ValueError(f"action {wrong} is none of the {self.num_actions} actions of {self.game}")
+            raise ValueError(f"action {wrong} is not one of the {self.num_actions} actions of {self.game}")
         if self.num_actions is None and not np.isfinite(rows.actions).all():
             raise ValueError("an action is not finite")

@@ -1,4 +1,4 @@
-"""Records several environments that are stepped together."""
+"""Records environments that step together."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from rlcls.files import writing
 from .recording import Writer
 from .rows import BEGINS, CONTINUES, CUT, Rows
 
-_PIECE = 256  # rows that are read back at once, 1.8 MB of Atari frames
+_PIECE = 256  # rows read back at a time, 1.8 MB of Atari frames
 
 
 class Streams:
-    """Turns vector steps into whole episodes, which it appends to a writer as they end.
+    """Collects vector steps into whole episodes, and appends each episode to a writer at its end.
 
-    It takes the rows that `rlcls.replay.FrameReplay.add` takes, under the same rules: an episode ends with its final
-    observation, in the row before the next start. The frames of the episodes under way are in one temporary file for
-    each stream, in the writer's folder, and 100 bytes or so for each of their rows are in memory.
+    The rows are those of `rlcls.replay.FrameReplay.add`, with the same rules: an episode ends with its final
+    observation, in the row before the next start. The frames of unfinished episodes are in one temporary file for each
+    stream, in the writer's folder. Their other columns take about 100 bytes of memory per row.
 
     Args:
-      writer: what the episodes are appended to; its owner commits and finishes it.
-      num_streams: environments, N.
+      writer: the writer, which its owner commits and finishes.
+      num_streams: number of environments, N.
 
     Raises:
-      UserError: the disk is full, or a process may not open so many files.
+      UserError: the disk is full, or the process may not open so many files.
     """
 
     def __init__(self, writer: Writer, num_streams: int):
@@ -51,14 +51,14 @@ class Streams:
         """Adds one row of every stream.
 
         Args:
-          observations: what was acted on; of stacked frames the newest is recorded.
-          actions: taken at these observations.
-          rewards: received for the actions.
-          terminals: whether the action ended the episode; false where a limit cut it.
-          starts: whether the observation was the first of its episode.
+          observations: the observations; only the newest of stacked frames is recorded.
+          actions: the actions taken at these observations.
+          rewards: the rewards of these actions.
+          terminals: whether the action terminated the episode; false if it was truncated.
+          starts: whether the observation is the first of its episode.
 
         Returns:
-          Episodes that this row shows to be finished, and that have been appended.
+          The number of episodes that ended before this row, and were appended.
         """
         layout = self._writer.manifest.layout
         frames = observations[:, -1] if layout.stack else observations
@@ -73,7 +73,7 @@ class Streams:
         return finished
 
     def close(self) -> None:
-        """Appends the episodes under way, cut where they are, and removes the temporary files."""
+        """Appends the unfinished episodes, and removes the temporary files."""
         for stream in range(len(self._steps)):
             self._end(stream)
             self._frames[stream].close()

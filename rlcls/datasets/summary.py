@@ -1,4 +1,4 @@
-"""What a recording holds, in numbers and in a picture."""
+"""Summarises a recording, in numbers and in an image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .rows import BEGINS, CONTINUES
 from .transitions import Transitions
 
 _ACROSS, _DOWN = 8, 4
-_BAR = 40  # characters of the tallest bar
+_BAR = 40  # characters of the longest bar
 
 
 def describe(transitions: Transitions) -> list[str]:
@@ -27,14 +27,14 @@ def describe(transitions: Transitions) -> list[str]:
     ended = np.logical_or.reduceat(columns.terminals, begins)
     whole = returns[(columns.starts[begins] == BEGINS) & ended]
     shown = returns if not len(whole) else whole
-    of = "episodes played to their end" if len(whole) else "episodes, none of which was played to its end"
+    of = "complete episodes" if len(whole) else "episodes, none of which is complete"
     kind = "clipped rewards" if layout.rewards_clipped else "rewards"
     low, middle, high = np.quantile(shown, [0, 0.5, 1])
     lines = [
         f"recording     {recording.path}",
         f"game          {layout.game}",
         f"identity      {recording.identity[:16]}",
-        f"rows          {columns.num_rows:,}, of which {transitions.count:,} begin a transition",
+        f"rows          {columns.num_rows:,}, of which {transitions.count:,} start a transition",
         f"episodes      {len(begins):,}, {np.mean(lengths):,.1f} rows on average",
         f"terminals     {int(np.sum(columns.terminals)):,}",
         f"returns       mean {np.mean(shown):g}, median {middle:g}, {low:g} to {high:g}: sums of {kind} of "
@@ -53,7 +53,7 @@ def describe(transitions: Transitions) -> list[str]:
 
 
 def draw(recordings: Sequence[Recording], path: Path) -> Path | None:
-    """Draws frames from the beginning to the end of each recording; None if none has images."""
+    """Draws evenly spaced frames of each recording; returns None if no recording has images."""
     recordings = [each for each in recordings if len(each.manifest.layout.frame_shape) in (2, 3)]
     if not recordings:
         return None

@@ -1,8 +1,9 @@
 """Reads TFRecord files of `tf.train.Example` without TensorFlow.
 
-A record is its length (uint64), a masked CRC-32C of the length, the data, and a masked CRC-32C of the data, all
-little-endian. An Example is a protocol buffer: field 1 holds Features, whose field 1 is a map from names to Feature,
-which holds bytes (field 1), floats (2) or integers (3) as a list in its field 1.
+A record consists of its length (uint64), a masked CRC-32C of the length, the data, and a masked CRC-32C of the data,
+all little-endian. An Example is a protocol buffer. Its field 1 is a Features message, whose field 1 is a map from names
+to Feature messages. A Feature has bytes (field 1), floats (field 2) or integers (field 3), as a list in the field 1 of
+that message.
 
 Source: tensorflow/core/lib/io/record_writer.h and tensorflow/core/example/example.proto and feature.proto.
 """
@@ -20,10 +21,10 @@ from rlcls._errors import UserError, install
 
 
 def records(file: gzip.GzipFile) -> Iterator[bytes]:
-    """The data of each record of a file that is compressed as a whole.
+    """The data of each record in a gzipped file.
 
     Raises:
-      EOFError: it ends within a record.
+      EOFError: the file ends within a record.
       ValueError: a checksum differs.
     """
     number = 0
@@ -46,7 +47,7 @@ def example(data: bytes) -> dict[str, Any]:
     """The features of a serialised Example: lists of bytes, float32 arrays or int64 arrays by name.
 
     Raises:
-      ValueError: the data are no Example.
+      ValueError: the data are not an Example.
     """
     features: dict[str, Any] = {}
     for field, fields in _fields(memoryview(data)):
@@ -62,7 +63,7 @@ def _feature(data: memoryview) -> Any:
         parts = [value for field, value in _fields(values) if field == 1]
         if kind == 1:
             return [bytes(part) for part in parts]
-        if kind == 2:  # packed floats, or one in each field
+        if kind == 2:  # packed floats, or one float per field
             return np.frombuffer(b"".join(parts), "<f4").astype(np.float32)
         if kind == 3:
             numbers: list[int] = []
@@ -75,7 +76,7 @@ def _feature(data: memoryview) -> Any:
 def _fields(data: Any) -> Iterator[tuple[int, Any]]:
     """(number, contents) of each field: an int for a varint, a memoryview for anything else."""
     if isinstance(data, int):
-        raise ValueError("a number stands where a message should")
+        raise ValueError("it has a number instead of a message")
     at = 0
     while at < len(data):
         key, at = _varint(data, at)

@@ -1,4 +1,4 @@
-"""n-step transitions from a recording, made when they are sampled."""
+"""n-step transitions from a recording, which are computed when they are sampled."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from .indices import Indices
 from .recording import Recording
 from .rows import BEGINS, CONTINUES, CUT
 
-_NOISE, _EPISODES = 2, 3  # high words of counters; `Indices`, `permute` and `Mixture` have 0 and 1
+_NOISE, _EPISODES = 2, 3  # high words of Philox counters; `Indices`, `permute` and `Mixture` use 0 and 1
 
 
 class Transitions:
     """A `rlcls.training.Dataset` of a recording: its batches are a function of (seed, number, contents).
 
-    Stacks have zeros before the first frame of an episode, as those of `rlcls.replay.FrameReplay`. No transition
-    starts at the first stack - 1 rows of an episode whose beginning is missing, since their stacks are unknown. An
-    episode without a terminal bootstraps from its last row. `next_action` there is the action recorded with that row.
+    Stacks have zeros before the first frame of an episode, like those of `rlcls.replay.FrameReplay`. If the beginning
+    of an episode is missing, no transition starts at its first stack - 1 recorded rows, because their stacks are
+    unknown. An episode without a terminal bootstraps from its last row, and `next_action` is the action recorded there.
 
-    `return_to_go` sums discounted rewards to the end of the episode or of its record; it lacks what an episode that
-    was cut would still have brought.
+    `return_to_go` is the sum of discounted rewards to the end of the recorded part of the episode. If the episode was
+    cut, later rewards are missing.
 
-    Every sum is of learnt rewards: reward_scale * (clip(r, +-reward_clip) + u), where u is uniform between 0 and
-    `reward_noise`. The u of a row is a function of `seed` and of the row's place in the recording: a transition
-    has the same reward at each visit, and the sums over n steps contain the u of each step.
+    All sums use the rewards reward_scale * (clip(r, +-reward_clip) + u), where u is uniform between 0 and
+    `reward_noise`. The u of a row is a function of `seed` and of the row's number in the recording. A transition
+    therefore has the same reward in every batch, and a sum over n steps contains the u of each step.
 
-    With `held_out`, each episode is kept out of the samples with that probability, which depends on the seed and on the
-    place of the episode in the recording. No transition contains steps or frames of two episodes.
+    `held_out` is the probability with which an episode is not sampled. The choice depends on the seed and on the number
+    of the episode in the recording. No transition contains steps or frames of two episodes.
 
-    Memory beside the mapped frames: 23 bytes for each row of discrete actions.
+    Memory besides the mapped frames: 23 bytes per row with discrete actions.
 
     Args:
-      recording: what is sampled.
-      n_step: rewards summed before bootstrapping.
+      recording: the recording.
+      n_step: number of rewards that are summed before bootstrapping.
       gamma: discount of one agent step.
-      reward_clip: rewards are clipped to +-reward_clip; 0 clips none.
+      reward_clip: rewards are clipped to +-reward_clip; 0 disables clipping.
       reward_noise: upper end of the noise (eta of Farebrother et al. 2024, section 5.2.1), in units of clipped rewards.
-      reward_scale: learnt units of one unit of reward, above 0.
+      reward_scale: factor of clipped, noisy rewards, above 0.
       held_out: the share of episodes that are not sampled, at least 0 and below 1.
-      successes_only: samples only episodes with a recorded return above 0, for filtered cloning.
+      successes_only: whether to sample only episodes with a recorded return above 0, for filtered cloning.
       seed: the run's seed, below 2**64.
-      sampling: "replacement" or "epochs", see `Indices`.
+      sampling: "replacement" or "epochs"; see `Indices`.
       host: number of this host.
-      hosts: number of hosts, among which each batch is divided.
+      hosts: number of hosts, which share each batch.
 
     Attributes:
-      count: transitions that can be sampled.
+      count: number of transitions that can be sampled.
 
     Raises:
       ValueError: an option is out of range.
-      UserError: the recording holds no transition.
+      UserError: the recording has no transition.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ class Transitions:
             self._rewards += np.float32(reward_noise) * _uniforms(_NOISE, len(self._rewards), seed)
         self._rewards *= np.float32(reward_scale)
         last = np.append(self._begins[1:], True)[: columns.num_rows]
-        self._steps = self._terminals | ~last  # whether the outcome of a row's action is known
+        self._steps = self._terminals | ~last  # rows whose action has a recorded outcome
         self._returns = _returns_to_go(self._rewards, self._terminals | last, gamma)
         first = self._steps.copy()
         for row in np.flatnonzero(columns.starts == CUT):
             unknown = slice(row, row + max(self._stack - 1, 0))
-            # Another episode may begin among these rows.
+            # The next episode may start among these rows.
             first[unknown] &= np.cumsum(self._begins[unknown]) > 1
         if successes_only:
             first &= self._successes()
@@ -115,30 +115,30 @@ class Transitions:
         if not self.count:
             kind = "transition of an episode with a return above 0" if successes_only else "transition"
             outside = f", {len(self._held_out_rows):,} of them held out" if len(self._held_out_rows) else ""
-            raise UserError(f"{recording.path} holds no {kind} ({columns.num_rows} rows{outside})")
+            raise UserError(f"{recording.path} has no {kind} ({columns.num_rows} rows{outside})")
         self._indices = Indices(self.count, sampling, host=host, hosts=hosts)
 
     @property
     def spec(self) -> Spec:
-        """What was recorded."""
+        """The spec of the recording."""
         return self.recording.manifest.layout.spec
 
     @property
     def identity(self) -> dict[str, str]:
-        """The recorded contents by the game's name: the number of rows, and 16 hexadecimal digits of their hash."""
+        """The game's name, and the number of rows with 16 hexadecimal digits of a hash of the contents."""
         rows, name = self.recording.columns.num_rows, self.recording.manifest.layout.game
         return {name: f"{rows:,} rows ({self.recording.identity[:16]})"}
 
     @property
     def behaviour_returns(self) -> dict[str, float]:
-        """The mean return of raw rewards of the episodes played to their end, by the game's name.
+        """The game's name and the mean return of its complete episodes, from raw rewards.
 
-        Empty where none was, or where the rewards were clipped before they were recorded.
+        It is empty if no episode is complete, or if the rewards were clipped before they were recorded.
         """
         layout, columns = self.recording.manifest.layout, self.recording.columns
         begins = np.flatnonzero(self._begins)
-        # The last row is the final observation or, in some forms, the terminal step itself; a terminal before these is
-        # a lost life.
+        # The last row is the final observation, or in some formats the terminal step. An earlier terminal is a lost
+        # life.
         ends = np.append(begins[1:], columns.num_rows) - 1
         ended = self._terminals[ends] | self._terminals[np.maximum(ends - 1, begins)]
         is_whole = (columns.starts[begins] == BEGINS) & ended
@@ -149,7 +149,7 @@ class Transitions:
 
     @property
     def sparse_reward(self) -> float | None:
-        """The one learnt reward besides 0; None where there are several or none."""
+        """The only reward value besides 0; None if there are several or none."""
         rewards = self._rewards[self._rewards != 0]
         return float(rewards[0]) if len(rewards) and (rewards == rewards[0]).all() else None
 
@@ -160,30 +160,30 @@ class Transitions:
         return (returns > 0)[np.cumsum(self._begins) - 1]
 
     def sample(self, size: int, seed: int, number: int) -> tuple[Transition, tuple[np.ndarray]]:
-        """A batch, see `rlcls.training.Source`; its origin is int64 [size], the row where each transition starts.
+        """A batch; see `rlcls.training.Source`. Its origin is int64 [size], the first row of each transition.
 
         Raises:
-          UserError: frames that it needs are damaged.
+          UserError: frames of the batch are damaged.
         """
         rows = self.draw(size, seed, number)
         return self.at(rows), (rows,)
 
     def draw(self, size: int, seed: int, number: int) -> Int64[np.ndarray, "size"]:
-        """The origins of that batch."""
+        """The origins of the batch of `sample`."""
         return self._first_rows[self._indices.draw(size, seed, number)]
 
     def held_out(self, most: int) -> tuple[np.ndarray]:
-        """The origins of at most so many held-out transitions, spread evenly; `at` takes them."""
+        """The origins of at most `most` evenly spaced held-out transitions, for `at`."""
         rows = self._held_out_rows
         return (rows[_spread(len(rows), most)],)
 
     def at(self, rows: Int64[np.ndarray, "b"]) -> Transition:
         """The transitions that start at these rows."""
         reward, discount, steps = self._accumulate(rows)
-        # After a terminal row without a final observation there is none to bootstrap from, and the discount is 0.
+        # A terminal row without a final observation has no next row; its discount is 0.
         ahead = np.minimum(rows + steps, len(self._begins) - 1)
         next_rows = np.where(self._begins[ahead] | (rows + steps > ahead), rows + steps - 1, ahead)
-        # One call for both: at batches of 32, calls of numpy take as long as the copies.
+        # One call for both, because with batches of 32 the overhead of numpy's calls is as large as the copies.
         observations = self._observations(np.concatenate([rows, next_rows]))
         return Transition(
             observation=observations[: len(rows)],
@@ -197,7 +197,7 @@ class Transitions:
         )
 
     def _accumulate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Sum of rewards, discount, and how many rows ahead to bootstrap."""
+        """The sum of rewards, the discount, and the number of rows to the bootstrap observation."""
         reward, discount = np.zeros(len(rows)), np.ones(len(rows))
         steps, running = np.zeros(len(rows), np.int64), np.ones(len(rows), bool)
         for i in range(self._n_step):
@@ -212,9 +212,7 @@ class Transitions:
         return reward.astype(np.float32), discount.astype(np.float32), steps
 
     def _observations(self, rows: np.ndarray) -> Shaped[np.ndarray, "b *observation"]:
-        frames = np.asarray(
-            self.recording.columns.frames
-        )  # indexing a plain array is quicker than a memory map
+        frames = np.asarray(self.recording.columns.frames)  # indexing is faster than with np.memmap
         if not self._stack:
             self.recording.check(rows)
             return frames.take(rows, axis=0)
@@ -223,20 +221,20 @@ class Transitions:
         observations = frames.take(stacked, axis=0)
         begins = self._begins[stacked[:, 1:]]
         if begins.any():
-            # A frame is of another episode if any row after it, up to the sampled one, began one.
+            # A frame belongs to another episode if a later row, up to the sampled one, starts an episode.
             before = np.logical_or.accumulate(begins[:, ::-1], axis=1)[:, ::-1]
             observations[:, :-1][before] = 0
         return observations
 
 
 def _spread(available: int, most: int) -> Int64[np.ndarray, "count"]:
-    """At most so many of 0, ..., available - 1, evenly spaced."""
+    """At most `most` evenly spaced numbers of 0, ..., available - 1."""
     count = min(available, most)
     return np.arange(count, dtype=np.int64) * available // max(count, 1)
 
 
 def _uniforms(use: int, count: int, seed: int) -> Float32[np.ndarray, "count"]:
-    """Numbers between 0 and 1 for one use; the first of them do not depend on `count`."""
+    """Numbers between 0 and 1. Each `use` has other numbers, and the first ones do not depend on `count`."""
     random = np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, 0, use]))
     return random.random(count, np.float32)
 
@@ -244,9 +242,9 @@ def _uniforms(use: int, count: int, seed: int) -> Float32[np.ndarray, "count"]:
 def _returns_to_go(
     rewards: Float32[np.ndarray, "rows"], ends: Bool[np.ndarray, "rows"], gamma: float
 ) -> Float32[np.ndarray, "rows"]:
-    """The discounted sum of the rewards from each row to the next end, both included.
+    """The discounted sum of the rewards from each row to the next end, inclusive.
 
-    The sums over 1, 2, 4, ... rows are each made of two of the length before.
+    Sums over 2, 4, 8, ... rows are computed from two sums over half as many rows.
     """
     rows = np.arange(len(rewards))
     places = np.flatnonzero(ends)

@@ -1,4 +1,4 @@
-"""Scores what an agent has learnt; `Evaluator` is the interface."""
+"""Evaluations of agents. `Evaluator` is the interface."""
 
 from .episodes import EpisodeEvaluator, Evaluation, evaluate
 from .evaluator import Evaluator, Periodic, Tick

@@ -1,4 +1,4 @@
-"""Plays the episodes of an evaluation inside compiled programs, for environments that are pure functions."""
+"""Plays evaluation episodes inside compiled programs, for environments that are pure functions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from rlcls.envs.base import environment_seeds
 from rlcls.envs.jax_vector import JaxVectorEnv
 from rlcls.training import xla
 
-_STEPS = 128  # vector steps between two reports
+_STEPS = 128  # vector steps per call, and so between two reports
 
 
 class _Played(NamedTuple):
-    """Environments, and the returns and lengths of each one's k-th episode, [rounds, N]."""
+    """The environments, the number of episodes that each has finished, and returns and lengths [rounds, N]."""
 
     playing: Playing
     finished: Int32[Array, "n"]
@@ -30,14 +30,14 @@ class _Played(NamedTuple):
 
 
 class CompiledEpisodes:
-    """`rlcls.evaluation.evaluate` for a `JaxVectorEnv`: the same episodes, many steps in one call.
+    """`rlcls.evaluation.evaluate` for a `JaxVectorEnv`: the same episodes, with many steps per call.
 
     Returns are summed in float32.
 
     Args:
       act: (acting, observations, key, number, step, epsilon) -> actions, a pure function.
-      env: whose episodes are played.
-      episodes: to play, divided evenly among the environments.
+      env: the environments.
+      episodes: number of episodes, divided evenly among the environments.
     """
 
     def __init__(self, act: Callable[..., Array], env: JaxVectorEnv, episodes: int):
@@ -82,7 +82,7 @@ class CompiledEpisodes:
         seed: Sequence[int],
         report: Callable[[int], object],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns and lengths, ordered by the episode's number in its environment and then by environment."""
+        """Returns and lengths, ordered by the number of the episode in its environment, then by environment."""
         played = self._begin(jax.device_put(environment_seeds(seed, self._num_envs)))
         step, finished = 0, 0
         while finished < self._episodes:

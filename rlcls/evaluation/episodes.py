@@ -23,7 +23,7 @@ from .evaluator import Tick
 from .scores import normalised
 
 Act = Callable[[Observations, int], Integer[np.ndarray, "N"]]
-"""(observations, step) -> one action for each environment; the step counts from 0."""
+"""(observations, step) -> one action for each environment. Steps are numbered from 0."""
 
 _MOST_ENVS = 32
 
@@ -34,19 +34,19 @@ class Evaluation:
 
     Attributes:
       returns: sums of raw rewards, undiscounted.
-      lengths: in agent steps.
+      lengths: numbers of agent steps.
     """
 
     returns: Float64[np.ndarray, "episodes"]
     lengths: Int64[np.ndarray, "episodes"]
 
     def place(self, episode: int, num_envs: int) -> tuple[int, int]:
-        """The environment that played an episode, and the steps that it had made before, resets included."""
+        """The environment that played an episode, and the number of its steps before that, including resets."""
         round_, env = divmod(episode, num_envs)
         return env, int(self.lengths[env:episode:num_envs].sum()) + round_
 
     def summary(self) -> dict[str, Any]:
-        """The values of a line of metrics: return_mean, return_std (of the population), returns, length_mean."""
+        """Values for the metrics: return_mean, return_std (population), returns, length_mean."""
         return {
             "return_mean": float(self.returns.mean()),
             "return_std": float(self.returns.std()),
@@ -58,19 +58,19 @@ class Evaluation:
 class EpisodeEvaluator:
     """Plays whole episodes in `env.evaluation(...)`: an `rlcls.evaluation.Evaluator`.
 
-    What it plays is a function of (seed, number, what acts). There is one environment for each episode, up to 32: they
-    step together, and the longest episode decides how long an evaluation takes.
+    The episodes are a function of (seed, number, acting policy). There is one environment for each episode, up to 32.
+    They step together, so the longest episode determines the time of an evaluation.
 
     Args:
-      agent: whose `act` plays.
-      env: the environment that is learnt from; its `evaluation` is played.
+      agent: the agent, whose `act` plays.
+      env: the training environment, whose `evaluation` is played.
       seed: the run's seed.
-      episodes: played in an evaluation.
-      epsilon: probability of a random action; None takes the environment's `evaluation_epsilon`.
-      data: the data set that is learnt from; its `behaviour_returns`, if it has them, normalise the score.
+      episodes: episodes per evaluation.
+      epsilon: probability of a random action; None means the environment's `evaluation_epsilon`.
+      data: the training dataset or None. Its `behaviour_returns`, if it has them, normalise the score.
 
     Attributes:
-      episodes: played in an evaluation.
+      episodes: episodes per evaluation.
       epsilon: probability of a random action.
 
     Raises:
@@ -104,7 +104,7 @@ class EpisodeEvaluator:
         self._act, self._pure_act = xla.jit(act), act
 
     def with_seed(self, seed: int) -> EpisodeEvaluator:
-        """The evaluator of the same run with another seed; both use the same environments and programs."""
+        """This evaluator with another seed. Both use the same environments and programs."""
         _ = self.env, self._compiled
         other = copy.copy(self)
         other._seed = seed
@@ -113,41 +113,42 @@ class EpisodeEvaluator:
 
     @functools.cached_property
     def env(self) -> HostEnv:
-        """The environment that is played; it is made when it is first needed."""
+        """The evaluation environment, which is made at its first use."""
         return self._training_env.evaluation(min(self.episodes, _MOST_ENVS))
 
     @functools.cached_property
     def _compiled(self) -> CompiledEpisodes | None:
-        """Plays many steps in one call, in environments that are pure functions; None for the others."""
+        """Plays environments that are pure functions, many steps per call; None for other environments."""
         if not isinstance(self.env, JaxVectorEnv):
             return None
         return CompiledEpisodes(self._pure_act, self.env, self.episodes)
 
     def seeds(self, number: int) -> UInt32[np.ndarray, "num_envs"]:
-        """The seeds of the environments in the evaluation of this moment."""
+        """The seeds of the environments in the evaluation at `Loop.number == number`."""
         return environment_seeds(self._seeds_at(number), self.env.num_envs)
 
     def _seeds_at(self, number: int) -> list[int]:
         return [self._seed, xla.Use.EVALUATION, number]
 
     def __call__(self, acting: PyTree, number: int, tick: Tick) -> dict[str, Any]:
-        """The summary of `play`, and for an Atari game the mean return in the units of `rlcls.evaluation.scores`."""
+        """The summary of `play`, and for an Atari game the normalised mean return of `rlcls.evaluation.scores`."""
         summary = self.play(acting, number, tick).summary()
         return summary | self.normalised(summary["return_mean"])
 
     def normalised(self, score: float) -> dict[str, float]:
-        """A mean return in the units of `rlcls.evaluation.scores`, as far as they exist for this game."""
+        """The normalised scores of a mean return that exist for this game; see `rlcls.evaluation.scores`."""
         return normalised(self._training_env.name, score, self._behaviour)
 
     def play(
         self, acting: PyTree, number: int, tick: Tick, record: Callable[[np.ndarray], object] | None = None
     ) -> Evaluation:
-        """Plays the episodes of this moment.
+        """Plays the episodes of one evaluation.
 
         Args:
-          acting: what the agent's `act` takes.
-          number: the moment of the run, `Loop.number`.
-          tick: called after every step (in compiled programs after many) with the episodes done, and all episodes.
+          acting: the argument of the agent's `act`.
+          number: `Loop.number`, which determines the seeds.
+          tick: called after every step, or every call of a compiled program, with the number of finished episodes and
+            the number of all episodes.
           record: called with the actions [N] of every step.
         """
         if self._compiled and record is None:
@@ -178,7 +179,7 @@ class EpisodeEvaluator:
         )
 
     def close(self) -> None:
-        """Closes the environments that were made."""
+        """Closes the evaluation environment, if it was made."""
         if "env" in self.__dict__:
             self.env.close()
 
@@ -193,20 +194,19 @@ def evaluate(
 ) -> Evaluation:
     """Plays `episodes` episodes from a reset.
 
-    The number of episodes of each environment is fixed beforehand, as even as can be: the first `episodes` to end
-    would be the short ones. Terminations and truncations (a time limit) both end an episode.
+    The episodes are divided evenly among the environments beforehand, because taking the first `episodes` that end
+    would prefer short ones. Terminations and truncations (a time limit) both end an episode.
 
     Args:
-      act: the policy. It also gets the rows of environments that have played all their episodes; its actions there do
-        not change the result.
+      act: the policy. It also gets the rows of environments that have played all their episodes, where its actions have
+        no effect on the result.
       env: N environments that set `info["episode_start"]`.
       episodes: at least 1.
-      seed: determines the environments' seeds by `environment_seeds`. The result is a function of it, if `act` is a
-        function of its arguments.
-      report: called after every step with the number of episodes played.
+      seed: the argument of `environment_seeds`. The result is a function of it if `act` is a function of its arguments.
+      report: called after every step with the number of finished episodes.
 
     Returns:
-      The episodes, ordered by their number in their environment and then by environment.
+      The episodes, ordered by the number of the episode in its environment, then by environment.
 
     Raises:
       ValueError: `episodes` is below 1.

@@ -13,22 +13,22 @@ from rlcls.training.loop import Tick
 class Evaluator(Protocol):
     """Scores an acting policy. By convention it is made as `Evaluator(agent, env, *, seed, options)`.
 
-    One whose constructor takes `data` is given the run's data set too (None where there is none). A class with
-    `plays = False` does not play: it is made once for several games, and its data may differ from the environment.
+    A constructor that takes `data` is also given the run's dataset, or None. A class that plays no episodes sets
+    `plays = False`: one instance is then made for all games of a run, and its data need not fit the environment.
 
-    A method `close()` is called at the end of a run, if there is one.
+    If it has a method `close()`, this is called at the end of a run.
     """
 
     def __call__(self, acting: PyTree, number: int, tick: Tick) -> dict[str, Any]:
-        """One evaluation; its result is a function of the arguments.
+        """One evaluation. Its result is a function of the arguments.
 
         Args:
-          acting: what the agent's `act` takes.
-          number: the moment of the run, `Loop.number`.
-          tick: to be called often.
+          acting: the argument of the agent's `act`.
+          number: `Loop.number` at the time of the evaluation.
+          tick: to be called often, with the work done and all work.
 
         Returns:
-          What a line of metrics holds: numbers, or lists of them, by name.
+          Values for the metrics: numbers, or lists of numbers, by name.
         """
         ...
 
@@ -37,9 +37,9 @@ class Periodic(NamedTuple):
     """An evaluator and its period.
 
     Attributes:
-      kind: the kind of its lines in the metrics, such as "eval".
-      evaluator: what is called.
-      every: units of the loop between two calls; 0 never calls it.
+      kind: the `kind` of its lines in the metrics, such as "eval".
+      evaluator: the evaluator.
+      every: units of the loop between two calls; 0 disables it.
     """
 
     kind: str

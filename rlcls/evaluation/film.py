@@ -1,4 +1,4 @@
-"""Films an episode of an environment that has a twin in colour."""
+"""Films an episode of an environment that has a `render_twin`."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from rlcls.envs.base import HostEnv
 
 
 def can_be_filmed(env: HostEnv) -> bool:
-    """Whether the environment offers the twin that is filmed, by a method `render_twin()`."""
+    """Whether the environment has the method `render_twin()`."""
     return hasattr(env, "render_twin")
 
 
 def film(
     path: Path, env: Any, *, seed: Integer[np.ndarray, "1"], actions: Sequence[Any], skip: int = 0
 ) -> float:
-    """Plays `actions` from a reset with `seed` into an mp4, one frame for each agent step, at the task's own speed.
+    """Plays `actions` in `env.render_twin()` and writes an mp4, with one frame for each agent step.
 
-    The twin's observations are pictures [1, F, height, width, 3], the newest last, of which it shows `fps` a second.
+    The twin's observations are images [1, F, height, width, 3], newest last. Its attribute `fps` is the number of agent
+    steps per second of the task.
 
     Args:
       path: the mp4.
       env: the environment in which the actions were played.
-      seed: that environment's seed.
-      actions: those of the filmed episode, and of all since the reset before it.
-      skip: how many of them are played before the filmed episode begins.
+      seed: the seed of that environment's last reset.
+      actions: all actions since that reset, up to the end of the filmed episode.
+      skip: the number of actions before the filmed episode.
 
     Returns:
       The return of the filmed episode.
@@ -55,14 +56,14 @@ def film(
 
 @contextlib.contextmanager
 def _mp4(path: Path, fps: float) -> Iterator[Callable[[UInt8[np.ndarray, "height width 3"]], None]]:
-    """Yields a function that appends a frame."""
+    """Opens an mp4; yields a function that appends a frame."""
     import imageio.v2
 
     options: dict[str, Any] = {"fps": fps, "codec": "libx264", "macro_block_size": 2}
-    path.touch()  # a path that cannot be written is an OSError here, and a page of ffmpeg's output later
+    path.touch()  # raises an OSError for a path that cannot be written, before ffmpeg prints a page of output
     writer: Any = imageio.v2.get_writer(path, format="FFMPEG", **options)  # type: ignore[arg-type]
     with writer, warnings.catch_warnings():
-        # JAX warns of forks; ffmpeg's is followed by an exec at once.
+        # JAX warns about forks, but imageio's fork is followed by an exec of ffmpeg.
         warnings.filterwarnings("ignore", message=r"os\.fork", category=RuntimeWarning)
-        # Three times the picture's pixels, since players blur what they enlarge.
+        # Frames are enlarged three times, because players blur small ones.
         yield lambda frame: writer.append_data(frame.repeat(3, axis=0).repeat(3, axis=1))

@@ -1,4 +1,4 @@
-"""Scores values on recorded transitions that were kept out of training, without playing."""
+"""Evaluates values on recorded transitions that are held out from training, without playing."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from .evaluator import Tick
 
 
 class HeldOutEvaluator:
-    """Means over held-out transitions of a data set: an `rlcls.evaluation.Evaluator` that plays nothing.
+    """Means over held-out transitions of a dataset: an `rlcls.evaluation.Evaluator` that plays no episodes.
 
     With Q the values of the acting network and (s, a, r, discount, s') a recorded transition:
 
       td_error   |Q(s, a) - (r + discount * max_b Q(s', b))|, in units of value
       cql_gap    log sum_b exp Q(s, b) - Q(s, a), in units of value (Kumar et al. 2020, equation 4)
-      agreement  how often a is the action of the highest value
+      agreement  share of transitions in which a is the greedy action
 
-    One network stands on both sides of the TD error, so it does not depend on the target network. The transitions are
-    the same in every evaluation.
+    Both values of the TD error come from the acting network, so it does not depend on the target network. The
+    transitions are the same in every evaluation.
 
     Args:
-      agent: has `q_values(acting, observations)`, as `rlcls.agents.q_learning.QLearning`.
+      agent: an agent with `q_values(acting, observations)`, such as `rlcls.agents.q_learning.QLearning`.
       env: unused.
-      seed: unused, since the data set has chosen what it holds out.
-      data: a data set with `held_out` and `at`, as `rlcls.datasets.Transitions` and `Mixture`.
-      transitions: at most so many are scored.
-      batch_size: of them at a time, which bounds the memory.
+      seed: unused, because the dataset chooses the held-out episodes.
+      data: a dataset with `held_out` and `at`, such as `rlcls.datasets.Transitions` and `Mixture`.
+      transitions: the largest number of transitions to evaluate.
+      batch_size: transitions per batch, which limits the memory.
 
     Raises:
-      ValueError: an option is out of range, there is no data, or it holds nothing out.
+      ValueError: an option is out of range, there is no dataset, or it has no held-out episodes.
     """
 
     plays = False
@@ -83,11 +83,11 @@ class HeldOutEvaluator:
         self._sums = xla.jit(sums)
 
     def __call__(self, acting: PyTree, number: int, tick: Tick) -> dict[str, Any]:
-        """The means by name, and the number of transitions; `number` makes no difference."""
+        """The means by name, and the number of transitions. `number` has no effect."""
         count = len(self._where[0])
         totals = dict.fromkeys(("td_error", "cql_gap", "agreement"), 0.0)
         for first in range(0, count, self._batch_size):
-            # The last batch is filled with transitions of weight 0, so that one program serves all.
+            # The last batch is filled with transitions of weight 0, so that all batches have one shape.
             places = np.arange(first, first + self._batch_size)
             batch = self._data.at(*(origin[np.minimum(places, count - 1)] for origin in self._where))
             batch = batch._replace(weight=(places < count).astype(np.float32))

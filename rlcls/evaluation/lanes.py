@@ -1,4 +1,4 @@
-"""Scores each lane of a compiled loop with an evaluator of one policy."""
+"""Evaluates each lane of a compiled loop with its own evaluator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .evaluator import Evaluator, Tick
 
 
 class EachLane:
-    """Calls the evaluator of each lane, one after another: an `rlcls.evaluation.Evaluator` of many seeds.
+    """Calls the evaluator of each lane in turn: an `rlcls.evaluation.Evaluator` of many seeds.
 
     Its values are those of `rlcls.training.compiled.of_lanes`.
 

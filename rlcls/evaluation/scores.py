@@ -1,10 +1,10 @@
-"""Scores of random play, a person and DQN on 57 Atari games, and returns in their units."""
+"""Published scores of random play, a human and DQN on 57 Atari games, and normalised returns."""
 
 from __future__ import annotations
 
-# Returns from up to 30 no-op actions on, in games of at most 30 minutes: (random actions, a professional tester, DQN).
-# Source: Wang et al. 2016, "Dueling Network Architectures for Deep Reinforcement Learning", the table of no-op starts.
-# Papers of offline Atari normalise by other DQN agents: those that recorded their data, with sticky actions.
+# Returns (random actions, a professional tester, DQN) with up to 30 no-op actions at the start and at most 30 minutes
+# per game. Source: Wang et al. 2016, "Dueling Network Architectures for Deep Reinforcement Learning", table of no-op
+# starts. Papers on offline Atari normalise by other DQN agents, which recorded the data with sticky actions.
 SCORES = {
     "Alien": (227.8, 7127.7, 1620.0),
     "Amidar": (5.8, 1719.5, 978.0),
@@ -64,7 +64,7 @@ SCORES = {
     "YarsRevenge": (3092.9, 54576.9, 18098.9),
     "Zaxxon": (32.5, 9173.3, 5363.0),
 }
-"""(random, human, DQN) returns of each game by its name in CamelCase."""
+"""The returns (random, human, DQN) of each game; the keys are names in CamelCase."""
 
 
 def human_normalised(game: str, score: float) -> float:
@@ -78,7 +78,7 @@ def human_normalised(game: str, score: float) -> float:
 
 
 def dqn_normalised(game: str, score: float) -> float | None:
-    """(score - random) / (DQN - random); None where DQN is not better than random play (Montezuma's Revenge, Pitfall).
+    """(score - random) / (DQN - random); None if DQN is not better than random play (Montezuma's Revenge, Pitfall).
 
     A KeyError for a game that is not in `SCORES`.
     """
@@ -87,7 +87,7 @@ def dqn_normalised(game: str, score: float) -> float | None:
 
 
 def behaviour_normalised(game: str, score: float, behaviour: float) -> float | None:
-    """(score - random) / (behaviour - random); None where the data's mean return is not better than random play.
+    """(score - random) / (behaviour - random); None if the data's mean return is not above that of random play.
 
     A KeyError for a game that is not in `SCORES`.
     """
@@ -96,12 +96,12 @@ def behaviour_normalised(game: str, score: float, behaviour: float) -> float | N
 
 
 def normalised(game: str, score: float, behaviour: float | None = None) -> dict[str, float]:
-    """All of the three that exist for this game, by the names of their functions; empty for an unknown game.
+    """The normalised scores that exist for this game, by the names of their functions; empty for an unknown game.
 
     Args:
       game: its name in CamelCase.
       score: the mean return of raw rewards.
-      behaviour: the mean return of the episodes that were learnt from; None if it is unknown.
+      behaviour: the mean return of the training episodes in the dataset, or None.
     """
     if game not in SCORES:
         return {}

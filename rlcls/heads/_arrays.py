@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from rlcls.kernels.arrays import as_real, at_least_float32, check_floating
 
 MOST_OUTPUTS = 2**20
-"""The largest number of bins or quantiles: several arrays of that size are made before any memory is estimated."""
+"""The largest number of bins or quantiles. A larger support would fill the memory before memory is estimated."""
 
 
 def as_outputs(head: Any, outputs: ArrayLike, argument: str = "outputs") -> Float[Array, "*b n"]:
@@ -36,7 +36,7 @@ def check_outputs(head: Any, outputs: Any, argument: str) -> None:
 def as_scalars(
     scalars: ArrayLike, argument: str, outputs: Array, outputs_argument: str = "outputs"
 ) -> Float[Array, "*b"]:
-    """The scalars in at least float32, checked to be one for each of the outputs."""
+    """The scalars in at least float32, checked to have the shape of the outputs without their last axis."""
     scalars = jnp.asarray(scalars)
     check_leading(scalars.shape, argument, outputs, outputs_argument)
     return as_real(scalars, argument)
@@ -54,12 +54,12 @@ def check_leading(
 
 
 def check_distribution(head: Any, target: Any, outputs: Array) -> Float[Array, "*b n"]:
-    """The target of a head whose `td_target` is a distribution, checked against the outputs, in at least float32."""
+    """The target distribution in at least float32, checked to have the shape of the outputs."""
     target = jnp.asarray(target)
     if target.shape == outputs.shape[:-1]:
         raise ValueError(
-            f"target of shape {target.shape} holds scalars, which loss takes: the td_loss of {head.name} takes what "
-            f"its td_target gives, of shape {outputs.shape}"
+            f"target of shape {target.shape} holds scalars: the td_loss of {head.name} takes the distribution that "
+            f"its td_target returns, of shape {outputs.shape}; use loss for scalars"
         )
     target = as_outputs(head, target, "target")
     check_leading(target.shape[:-1], "target", outputs)
@@ -67,7 +67,7 @@ def check_distribution(head: Any, target: Any, outputs: Array) -> Float[Array, "
 
 
 def check_finite(what: str, value: Any) -> float:
-    """The value as a float; an error calls it `what` if it is no finite number."""
+    """The value as a float. Raises an error that names `what` if the value is not a finite number."""
     value = _concrete(value)
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{what} must be a number, not {value!r}")
@@ -77,14 +77,14 @@ def check_finite(what: str, value: Any) -> float:
 
 
 def check_positive(what: str, value: Any) -> float:
-    """`check_finite`, and the value must be above 0."""
+    """The value as a float. Raises an error that names `what` unless the value is finite and above 0."""
     if check_finite(what, value) <= 0:
         raise ValueError(f"{what} must be positive, not {value!r}")
     return float(value)
 
 
 def check_integer(what: str, value: Any, least: int, most: int | None = None) -> int:
-    """The value as an int; an error calls it `what` if it is no integer, below `least` or above `most`."""
+    """The value as an int. Raises an error that names `what` unless it is an integer from `least` to `most`."""
     value = _concrete(value)
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise TypeError(f"{what} must be an integer, not {value!r}")
@@ -96,7 +96,7 @@ def check_integer(what: str, value: Any, least: int, most: int | None = None) ->
 
 
 def _concrete(value: Any) -> Any:
-    """The number in an array without axes, such as jnp.float32(1); anything else, traced arrays too, as it is."""
+    """The number in an array without axes, such as jnp.float32(1). Other values, also traced ones, stay as they are."""
     is_array = isinstance(value, (np.ndarray, jax.Array)) and not isinstance(value, jax.core.Tracer)
     return value.item() if is_array and value.ndim == 0 else value
 

@@ -1,4 +1,4 @@
-"""Parts of the modules of all frameworks: equal weights give equal outputs in each."""
+"""Code shared by the NNX, Linen and Haiku modules, so that equal weights give equal outputs in each of them."""
 
 import math
 from typing import Any
@@ -25,17 +25,17 @@ def check_options(head: Head, num_actions: int, init_scale: float, bias_slope: f
 
 
 def initial_bias(head: Head, slope: float, copies: int) -> Float[np.ndarray, " n"]:
-    """-slope * |center| for every bin, which puts a new network's mass near 0; 0 for a head without bins.
+    """The initial bias of the last layer: -slope * |center| for every bin, repeated `copies` times.
 
-    The biases are repeated for each of the copies, such as the actions of a Q head. Centers are squashed if the support
-    has a transform.
+    This puts the probability mass of an untrained network near 0. The biases of a head without bins are 0. A Q head has
+    one copy for each action. Centers are squashed if the support has a transform.
 
     Source: Cohen et al. 2025 (Simulus), whose released code has a slope of 0.2 on bins in symlog space.
     """
     support: Any = getattr(head, "support", None)
     if support is None or not slope:
         return np.zeros(copies * head.num_outputs)
-    # Bins of unequal width count in the range where they are equal: symexp bins reach 5e8.
+    # Centers of unequal bins are squashed back to equal steps, because symexp centers reach 5e8.
     centers = TRANSFORMS[support.bin_transform].forward(support.centers)
     return np.tile(-slope * np.abs(centers), copies)
 

@@ -67,7 +67,7 @@ class Head(abc.ABC):
         Args:
           next_outputs: head outputs of the action to bootstrap from, at the next state.
           rewards: n-step sum of rewards, in the units of the support.
-          discounts: gamma**n, and 0 if the episode ended; a truncation is no end.
+          discounts: gamma**n, or 0 if the episode terminated; a truncated episode keeps gamma**n.
 
         Source: Farebrother et al. 2024, section 3.
         """
@@ -93,7 +93,7 @@ class Head(abc.ABC):
 def select(outputs: Float[ArrayLike, "*b a n"], actions: Int[ArrayLike, "*b"]) -> Float[Array, "*b n"]:
     """The outputs of the actions taken.
 
-    Actions outside 0, ..., num_actions - 1 select NaN, -1 among them.
+    An action outside 0, ..., num_actions - 1 selects NaN; -1 does too.
 
     Raises:
       ValueError: the shape of `actions` differs from the leading dimensions of `outputs`.
@@ -108,7 +108,7 @@ def select(outputs: Float[ArrayLike, "*b a n"], actions: Int[ArrayLike, "*b"]) -
             f"actions of shape {actions.shape} do not match outputs of shape {outputs.shape}: "
             "outputs [*b, num_actions, n] go with actions [*b]"
         )
-    # Small integers cannot hold the number of actions.
+    # int8 cannot hold a num_actions above 127.
     actions = actions.astype(jnp.promote_types(actions.dtype, jnp.int32))
     actions = jnp.where(actions < 0, outputs.shape[-2], actions)
     chosen = jnp.take_along_axis(outputs, actions[..., None, None], axis=-2, mode="fill", fill_value=jnp.nan)

@@ -1,4 +1,4 @@
-"""Binary classification: the network's one output is the logit of a share of a range."""
+"""Binary classification: the network has one output, a logit whose sigmoid is the position between vmin and vmax."""
 
 import dataclasses
 from typing import Any
@@ -22,7 +22,7 @@ class BCE(Head):
     loss(x, t) = -y * log sigmoid(x) - (1 - y) * log(1 - sigmoid(x)) = log(1 + exp(x)) - y * x, in nats, with
     y = (t - vmin) / (vmax - vmin) clipped to [0, 1]. The value is vmin + (vmax - vmin) * sigmoid(x).
 
-    This is `TwoHot` on two bins, with one logit for both.
+    This equals `TwoHot` on two bins; the logit x is the difference of their two logits.
 
     >>> BCE().loss(jnp.zeros((1, 1)), jnp.ones(1)).round(4)  # log 2
     Array([0.6931], dtype=float32)
@@ -49,21 +49,21 @@ class BCE(Head):
 
     def value(self, outputs: Float[ArrayLike, "*b 1"]) -> Float[Array, "*b"]:
         """vmin + (vmax - vmin) * sigmoid(output)."""
-        share = jax.nn.sigmoid(as_outputs(self, outputs)[..., 0])
-        return self.vmin + (self.vmax - self.vmin) * share
+        position = jax.nn.sigmoid(as_outputs(self, outputs)[..., 0])
+        return self.vmin + (self.vmax - self.vmin) * position
 
     def loss(self, outputs: Float[ArrayLike, "*b 1"], scalars: Real[ArrayLike, "*b"]) -> Float[Array, "*b"]:
-        """The cross-entropy of the predicted share to the scalar's, clipped to the range, in nats."""
+        """The binary cross-entropy to y, the scalar's position in [vmin, vmax] clipped to [0, 1], in nats."""
         outputs = as_outputs(self, outputs)
         logits = outputs[..., 0]
-        return jax.nn.softplus(logits) - self._share(outputs, scalars) * logits
+        return jax.nn.softplus(logits) - self._position(outputs, scalars) * logits
 
     def divergence(
         self, outputs: Float[ArrayLike, "*b 1"], scalars: Real[ArrayLike, "*b"]
     ) -> Float[Array, "*b"]:
-        """The Kullback-Leibler divergence from the predicted share to the scalar's, in nats."""
-        share = self._share(as_outputs(self, outputs), scalars)
-        excess = self.loss(outputs, scalars) + _xlogx(share) + _xlogx(1 - share)
+        """The loss minus the entropy of y: the Kullback-Leibler divergence of the prediction from y, in nats."""
+        y = self._position(as_outputs(self, outputs), scalars)
+        excess = self.loss(outputs, scalars) + _xlogx(y) + _xlogx(1 - y)
         return jnp.where(excess < 0, 0, excess)
 
     def clip_fraction(self, scalars: Real[ArrayLike, "*b"]) -> Float[Array, ""]:
@@ -74,7 +74,7 @@ class BCE(Head):
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name} | dataclasses.asdict(self)
 
-    def _share(self, outputs: Array, scalars: ArrayLike) -> Float[Array, "*b"]:
+    def _position(self, outputs: Array, scalars: ArrayLike) -> Float[Array, "*b"]:
         scalars = lax.stop_gradient(as_scalars(scalars, "scalars", outputs))
         return clip((scalars - self.vmin) / (self.vmax - self.vmin), 0, 1)
 

@@ -35,7 +35,8 @@ class CategoricalHead(Head):
     support: Support
 
     def __new__(cls, *arguments: Any, **options: Any) -> Any:
-        # __init__ would answer vmin, vmax and num_bins with Python's count of positional arguments.
+        # The check runs before __init__: HLGauss(-10, 10, 51) would fail there with Python's message about the number
+        # of positional arguments.
         head = super().__new__(cls)
         if arguments:
             head._check_support(arguments[0])
@@ -54,7 +55,7 @@ class CategoricalHead(Head):
     @property
     @abc.abstractmethod
     def projection(self) -> Projection:
-        """The histogram that represents a (squashed) target."""
+        """The map from a (squashed) target to its histogram."""
 
     @property
     def num_outputs(self) -> int:
@@ -119,8 +120,8 @@ class CategoricalHead(Head):
     def to_dict(self) -> dict[str, Any]:
         own = (field.name for field in dataclasses.fields(self) if field.name != "support")
         options = {name: getattr(self, name) for name in own}
-        said = {name: value for name, value in options.items() if value is not None}
-        return {"name": self.name} | self.support.to_dict() | said
+        given = {name: value for name, value in options.items() if value is not None}
+        return {"name": self.name} | self.support.to_dict() | given
 
     def _squashed_value(self, outputs: Float[Array, "*b k"]) -> Float[Array, "*b"]:
         # One division after the sum is cheaper than a softmax.
@@ -134,13 +135,13 @@ class CategoricalHead(Head):
 
 @dataclasses.dataclass(frozen=True)
 class _HistogramHead(CategoricalHead):
-    """A head whose loss is a distance of the prediction from a histogram of the target.
+    """A head whose loss compares the predicted distribution with a histogram of the target.
 
     `label_smoothing` is the share of the target that is spread evenly over all bins (Szegedy et al. 2016).
-    `criterion` is the distance: "cross_entropy"; "generalised", which is bounded and takes `q` in (0, 1), by default
-    0.7; or "ordinal", which compares cumulative distributions. `criteria` has their formulas and sources.
+    `criterion` is the loss: "cross_entropy"; "generalised", which is bounded and takes `q` in (0, 1), by default 0.7;
+    or "ordinal", which compares cumulative distributions. `criteria` has their formulas and sources.
     `rlcls.kernels.histogram_cross_entropy` computes the plain cross-entropy on bins of one width, without the
-    histogram in memory, by `implementation` or by default by the fastest one here.
+    histogram in memory. `implementation` names its implementation; the default depends on the device and the size.
     """
 
     label_smoothing: float = dataclasses.field(default=0.0, kw_only=True)
@@ -190,15 +191,15 @@ class _HistogramHead(CategoricalHead):
         """The Kullback-Leibler divergence from the prediction to `encode(scalars)`, in nats.
 
         This is the cross-entropy minus the entropy of the target, which depends on the target only (1.2 nats for
-        HL-Gauss at a ratio of 0.75). Heads are compared and transitions ranked by the divergence, not by the loss.
-        Each of the other criteria is its own divergence.
+        HL-Gauss at a ratio of 0.75). Use the divergence, not the loss, to compare heads and to rank transitions. With
+        the other criteria the divergence is the loss.
         """
         return self._divergence(as_outputs(self, outputs), self._target(outputs, scalars))
 
     def to_dict(self) -> dict[str, Any]:
         options = super().to_dict()
-        unsaid = {"label_smoothing": 0.0, "criterion": "cross_entropy"}
-        return {name: x for name, x in options.items() if name not in unsaid or x != unsaid[name]}
+        defaults = {"label_smoothing": 0.0, "criterion": "cross_entropy"}
+        return {name: x for name, x in options.items() if name not in defaults or x != defaults[name]}
 
     @property
     def _is_fused(self) -> bool:
@@ -227,10 +228,13 @@ class _HistogramHead(CategoricalHead):
 class OneHot(_HistogramHead):
     """The cross-entropy to the one bin that contains the target.
 
-    loss(x, t) = -log softmax(x)_i with edge_i <= t < edge_{i+1}
+    loss(x, t) = -log softmax(x)_i with edge_i <= t < edge_{i+1}, in nats
 
-    `decode(encode(t))` is the center of that bin. Bootstrapping compounds the difference, so this head is for rounded
-    or final returns.
+    `decode(encode(t))` is the center of that bin, not t. Bootstrapping compounds this error, so use the head for
+    Monte-Carlo returns, or for returns that are rounded to the centers.
+
+    >>> OneHot(Support.uniform(-2, 2, 4)).encode(np.array([0.25]))
+    array([[0., 0., 1., 0.]])
 
     Source: Farebrother et al. 2024, section 3.1.
     """
@@ -281,10 +285,11 @@ class HLGauss(_HistogramHead):
     [e_0, e_k]. `sigma_ratio` is sigma divided by the width of a bin, by default 0.75; `sigma` sets it in the units of
     the support instead.
 
-    Within three sigma of an edge a target decodes to less than itself (by 0.7 bins at the edge), because the mass
-    beyond the edge is cut off: `Support.widen` adds a margin. On bins of unequal width, `sigma_ratio` makes sigma
-    proportional to their width, so the histogram has the same shape everywhere. Where the bins grow it decodes to
-    slightly more than the target: on DreamerV3's 255 bins by under 1% from 10 on, 1.4% at 1, and 0.04 bins near 0.
+    A target within three sigma of an edge decodes to a value further inside the support (by 0.7 bins at the edge),
+    because the mass beyond the edge is cut off. `Support.widen` adds a margin. On bins of unequal width, `sigma_ratio`
+    makes sigma proportional to their width, so the histogram has the same shape everywhere. Where the bins get wider it
+    decodes to slightly more than the target: on DreamerV3's 255 bins by under 1% for targets above 10, by 1.4% at 1,
+    and by 0.04 bins near 0.
 
     >>> head = HLGauss(Support.uniform(-10, 10, 51))
     >>> head.encode(np.array([0.0])).max().round(3), head.decode(head.encode(np.array([3.0]))).round(3)
@@ -328,13 +333,17 @@ class HLGauss(_HistogramHead):
 
 
 class C51(TwoHot):
-    """The cross-entropy to the whole distribution of the next state, moved and projected on the bins.
+    """The cross-entropy to the next state's distribution, scaled and shifted by the backup and projected on the bins.
 
     td_loss(x, p) = -sum_i p_i * log softmax(x)_i, in nats, with the target
     p_i = sum_j softmax(x')_j * max(0, 1 - |clip(r + discount * center_j) - center_i| / width)
 
-    for the outputs x' of the next state; clip limits to the outermost centers. For scalar targets, `loss` is that of
-    `TwoHot`.
+    where x' are the outputs at the next state, and clip limits its argument to the outermost centers. `loss`, which
+    takes scalar targets, is that of `TwoHot`.
+
+    >>> head = C51(Support.uniform(-2, 2, 5, on="centers"))
+    >>> head.td_target(jnp.array([[-jnp.inf, -jnp.inf, -jnp.inf, 0, -jnp.inf]]), jnp.ones(1), jnp.array([0.5]))
+    Array([[0. , 0. , 0. , 0.5, 0.5]], dtype=float32)
 
     Source: Bellemare et al. 2017, algorithm 1.
     """
@@ -351,13 +360,13 @@ class C51(TwoHot):
     ) -> Float[Array, "*b k"]:
         """The distribution of r + discount * (next return), projected on the support, without a gradient.
 
-        Each atom's mass is divided between the two centers nearest to where it moves, which keeps the mean of atoms
-        that are not clipped.
+        The atom at a center moves to r + discount * center, where its mass is divided between the two nearest centers.
+        This keeps the mean of atoms that are not clipped.
 
         Args:
           next_outputs: head outputs of the action to bootstrap from, at the next state.
           rewards: n-step sum of rewards, in the units of the support.
-          discounts: gamma**n, and 0 if the episode ended; a truncation is no end.
+          discounts: gamma**n, or 0 if the episode terminated; a truncated episode keeps gamma**n.
 
         Source: Bellemare et al. 2017, algorithm 1.
         """
@@ -385,13 +394,17 @@ class C51(TwoHot):
         return lax.stop_gradient(check_distribution(self, target, jnp.asarray(outputs)))
 
 
-@dataclasses.dataclass(frozen=True)  # else signature() and help() would show those of __new__
+@dataclasses.dataclass(frozen=True)  # without it, signature() and help() show the arguments of __new__
 class MSESoftmax(CategoricalHead):
     """The squared error of the mean of a softmax: a categorical network without a categorical loss.
 
     loss(x, t) = (sum_i softmax(x)_i * center_i - t)**2, with t clipped to the outermost centers
 
     With a scalar_transform, both terms are squashed values.
+
+    >>> head = MSESoftmax(Support.uniform(-2, 2, 5, on="centers"))
+    >>> head.loss(jnp.zeros((1, 5)), jnp.ones(1))  # equal logits have the mean 0
+    Array([1.], dtype=float32)
 
     Source: Farebrother et al. 2024, section 5.1.1.
     """
@@ -405,7 +418,7 @@ class MSESoftmax(CategoricalHead):
         return _two_hot(self.support)
 
     def loss(self, outputs: Float[ArrayLike, "*b k"], scalars: Real[ArrayLike, "*b"]) -> Float[Array, "*b"]:
-        """(value - scalar)**2, the scalar clipped to the support."""
+        """(value - scalar)**2, with the scalar clipped to the outermost centers."""
         outputs = as_outputs(self, outputs)
         squashed = self.support.squash(as_scalars(scalars, "scalars", outputs))
         clipped = clip(squashed, self.projection.grid.low, self.projection.grid.high)
@@ -435,8 +448,8 @@ def _row(values: np.ndarray, like: Any) -> np.ndarray:
 def _mean(centers: np.ndarray, weights: Any, total: Any) -> Any:
     """The weighted mean of the centers, summed in mirrored pairs; a total of None means 1.
 
-    On a symmetric support only differences of mirrored weights are multiplied, so equal weights cancel exactly, with
-    or without fused multiply-adds.
+    On a symmetric support only differences of mirrored weights are multiplied, so equal weights give exactly 0, with or
+    without fused multiply-adds.
     """
     half = len(centers) // 2
     upper, lower = weights[..., -half:], weights[..., :half][..., ::-1]
@@ -454,6 +467,6 @@ def _mean(centers: np.ndarray, weights: Any, total: Any) -> Any:
 
 
 def _middle(centers: np.ndarray) -> float:
-    """The middle center, or the middle between the two middle ones if their number is even."""
+    """The middle center, or the mean of the two middle centers if their number is even."""
     half = len(centers) // 2
     return float(centers[half] + centers[-half - 1]) / 2

@@ -1,8 +1,8 @@
-"""Distances of a predicted histogram from a target histogram: the cross-entropy, and alternatives to it.
+"""Losses between a predicted and a target histogram: the cross-entropy, and alternatives to it.
 
 Each function takes logits and target probabilities, both [*b, k]. A divergence is the loss minus its minimum over
-predictions, so it is 0 exactly when prediction and target agree. Every function here but the cross-entropy is its own
-divergence.
+predictions, so it is 0 exactly when prediction and target agree. Every loss here except the cross-entropy has a minimum
+of 0, so it is a divergence.
 """
 
 import jax
@@ -23,12 +23,12 @@ def generalised(logits: Float[Array, "*b k"], probs: Float[Array, "*b k"], q: fl
     """(1 - sum(probs**(1 - q) * predicted**q)) / q, with predicted = softmax(logits).
 
     It is at most 1 / q, and tends to the Kullback-Leibler divergence as q -> 0. For a one-hot target it is the
-    generalised cross-entropy (1 - predicted**q) / q. The exponent 1 - q of the target puts the minimum at the target:
-    without it, the minimum would be a sharpened target with another mean.
+    generalised cross-entropy (1 - predicted**q) / q. The exponent 1 - q of the target puts the minimum at the target.
+    Without that exponent the minimum would be a sharpened target with another mean.
 
-    A bounded loss has hardly a gradient for a prediction that is certain and wrong: the slope falls as exp(-q * d)
-    with the margin d of the wrong bin's logit. If the target has mass in one or two bins and moves, bootstrapped
-    learning can get stuck at high learning rates or high q. Successive HL-Gauss targets overlap, which is safer.
+    The gradient of a bounded loss vanishes where a prediction is certain and wrong: it falls as exp(-q * d), where d is
+    the margin of the wrong bin's logit. Bootstrapped targets on one or two bins can therefore stop learning at a high
+    learning rate or a high q. HL-Gauss targets are safer, because successive targets overlap.
 
     Source: Zhang & Sabuncu 2018, equation 6, a comp-sum loss (Mao et al. 2023); the exponent of the target comes from
     the alpha-divergence (Amari 2009).
@@ -41,8 +41,8 @@ def generalised(logits: Float[Array, "*b k"], probs: Float[Array, "*b k"], q: fl
 def ordinal(logits: Float[Array, "*b k"], probs: Float[Array, "*b k"]) -> Float[Array, "*b"]:
     """sum_i (sum_{j <= i} (softmax(logits)_j - probs_j))**2: a miss costs more the further it is from the target.
 
-    The loss is at most k - 1. For a prediction that is certain and wrong its slope falls as exp(-d) with the margin d
-    of the wrong bin's logit, for every shape of the target.
+    The loss is at most k - 1. Where a prediction is certain and wrong, its gradient falls as exp(-d), where d is the
+    margin of the wrong bin's logit. This holds for every shape of the target.
 
     Source: Hou et al. 2016, equation 5 (squared earth mover's distance).
     """

@@ -15,7 +15,7 @@ from .scalar import MSE, Huber
 from .support import On, Support
 
 _PLAIN: dict[str, type[Head]] = {"bce": BCE, "huber": Huber, "mse": MSE, "quantile": Quantile}
-# The class of each head on bins, and the default of the option `on`.
+# For each head on bins: its class, and the default of its option `on`.
 _CATEGORICAL: dict[str, tuple[type[Any], On]] = {
     "c51": (C51, "centers"),
     "hlgauss": (HLGauss, "edges"),
@@ -23,7 +23,7 @@ _CATEGORICAL: dict[str, tuple[type[Any], On]] = {
     "one_hot": (OneHot, "edges"),
     "two_hot": (TwoHot, "centers"),
 }
-# The class of each name that `make` knows. Categorical heads take the options of a support too.
+# The names that `make` knows, and their classes.
 BY_NAME: Mapping[str, type[Head]] = MappingProxyType(
     dict(sorted((_PLAIN | {name: kind for name, (kind, _) in _CATEGORICAL.items()}).items()))
 )
@@ -39,17 +39,18 @@ def make(name: str, **options: Any) -> Head:
 
     Raises:
       ValueError: the name is unknown, or an option has an impossible value.
-      TypeError: the head takes no such option, or misses one.
+      TypeError: the head does not take an option, or a required option is missing.
 
     >>> make("hlgauss", vmin=-10, vmax=10, num_bins=51).num_outputs
     51
     """
     if name in _CATEGORICAL:
         kind, on = _CATEGORICAL[name]
-        own, of_support = _fields(kind) - {"support"}, _fields(Support)
-        _check_known(name, options, own | of_support)
-        place = {"on": on} | {option: x for option, x in options.items() if option in of_support}
-        return kind(_support(name, place), **{option: x for option, x in options.items() if option in own})
+        own_fields, support_fields = _fields(kind) - {"support"}, _fields(Support)
+        _check_known(name, options, own_fields | support_fields)
+        own = {option: x for option, x in options.items() if option in own_fields}
+        support = {"on": on} | {option: x for option, x in options.items() if option in support_fields}
+        return kind(_support(name, support), **own)
     if name in _PLAIN:
         _check_known(name, options, _fields(_PLAIN[name]))
         return _PLAIN[name](**options)

@@ -1,8 +1,8 @@
 """The heads as functions of arrays, for code that has its own support. Predictions are the first argument.
 
-Edges, bins and atoms are NumPy arrays, lists or tuples, known when a function is traced; traced points raise a
-TypeError, and points that do not increase a ValueError. On evenly spaced points, targets are split into bin and
-fraction without loss of precision.
+Edges, bins and atoms are NumPy arrays, lists or tuples that are known when a function is traced. Traced points raise a
+TypeError; points that do not increase raise a ValueError. Evenly spaced points give the same numbers as the heads on
+`Support.uniform`.
 """
 
 import functools
@@ -31,7 +31,7 @@ def hl_gauss_probs(targets: Real[ArrayLike, "*b"], edges: Points, sigma: float) 
 
 
 def one_hot(targets: Real[ArrayLike, "*b"], edges: Points) -> Float[Any, "*b k"]:
-    """1 in the bin, of those between k + 1 edges, that contains the target, and 0 elsewhere. NumPy in, NumPy out."""
+    """1 in the bin that contains the target and 0 in the others, for k + 1 edges. NumPy in, NumPy out."""
     return OneHot(_support(edges, "edges")).encode(targets)
 
 
@@ -54,7 +54,7 @@ def from_probs(probs: Float[ArrayLike, "*b k"], bins: Points) -> Float[Any, "*b"
 def categorical_l2_project(
     values: Real[ArrayLike, "*b n"], probs: Float[ArrayLike, "*b n"], bins: Points
 ) -> Float[Any, "*b k"]:
-    """The mass `probs` at `values` divided between the nearest of k increasing bins, which keeps the mean.
+    """The mass `probs` at `values`, each divided between the two nearest of k increasing bins, which keeps the mean.
 
     Raises:
       ValueError: the shapes of values and probs differ.
@@ -94,7 +94,7 @@ def _support(points: Points, on: On) -> Support:
     points = np.asarray(points)
     if points.ndim != 1:
         raise ValueError(f"{name} must have one axis, not shape {points.shape}")
-    # Points of np.linspace and jnp.linspace differ from even steps by this much.
+    # The rounding errors of np.linspace and jnp.linspace are below this.
     precision = 8 * np.finfo(points.dtype).eps if np.issubdtype(points.dtype, np.floating) else 1e-15
     return _support_at(tuple(points.astype(np.float64).tolist()), on, float(precision))
 

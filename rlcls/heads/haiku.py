@@ -11,16 +11,16 @@ from .base import Head
 class QHead(hk.Module):
     """A layer from features to the head's outputs for every action.
 
-    Equal weights give the outputs of `heads.nnx.QHead`. The parameters are "advantage": {"w", "b"}, and with dueling
-    also "state".
+    With equal weights, the outputs are those of `heads.nnx.QHead`. The parameters are "advantage": {"w", "b"}, and
+    with dueling also "state".
 
     Args:
       head: the value head that reads the outputs.
       num_actions: at least 1.
       dueling: two streams, `state` and `advantage`, instead of `advantage` alone.
       init_scale: variance of the weights times the number of features; 0 makes every output 0.
-      bias_slope: biases start at -bias_slope * |center| of their bin, with dueling only those of `state`. Simulus has
-        0.2. A head without bins ignores it.
+      bias_slope: the bias of a bin starts at -bias_slope * |center|; with dueling, only in `state`. Simulus uses 0.2.
+        Heads without bins ignore it.
       name: name of the Haiku module.
 
     Raises:
@@ -44,7 +44,7 @@ class QHead(hk.Module):
         self.head, self.num_actions, self.dueling = head, num_actions, dueling
         self.init_scale, self.bias_slope = init_scale, bias_slope
 
-    # Haiku names layers made in __call__ without the "~" that it adds in __init__.
+    # The layers are made in __call__: Haiku adds "~" to the names of layers that are made in __init__.
     def __call__(self, features: Float[Array, "*b d"]) -> Float[Array, "*b a n"]:
         slope = 0.0 if self.dueling else self.bias_slope
         advantages = _linear(self.head, self.num_actions, self.init_scale, slope, "advantage")(features)

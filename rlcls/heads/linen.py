@@ -13,16 +13,16 @@ from .base import Head
 class QHead(nn.Module):
     """A layer from features to the head's outputs for every action.
 
-    Equal weights give the outputs of `heads.nnx.QHead`. The parameters are {"advantage": {"kernel", "bias"}}, and with
-    dueling also "state".
+    With equal weights, the outputs are those of `heads.nnx.QHead`. The parameters are {"advantage": {"kernel",
+    "bias"}}, and with dueling also "state".
 
     Attributes:
       head: the value head that reads the outputs.
       num_actions: at least 1.
       dueling: two streams, `state` and `advantage`, instead of `advantage` alone.
       init_scale: variance of the weights times the number of features; 0 makes every output 0.
-      bias_slope: biases start at -bias_slope * |center| of their bin, with dueling only those of `state`. Simulus has
-        0.2. A head without bins ignores it.
+      bias_slope: the bias of a bin starts at -bias_slope * |center|; with dueling, only in `state`. Simulus uses 0.2.
+        Heads without bins ignore it.
 
     Raises:
       ValueError: when called, if num_actions, init_scale or bias_slope is out of range.

@@ -10,9 +10,9 @@ from .base import Head
 class QHead(nnx.Module):
     """A layer from features to the head's outputs for every action.
 
-    Weights are drawn from U(-l, l), l = sqrt(3 * init_scale / in_features), as in Dopamine's C51. Biases are 0, so
-    init_scale=0 makes every output 0. With `dueling`, outputs = state + advantage - mean of advantage over actions.
-    For categorical heads these are logits.
+    Weights are drawn from U(-l, l), l = sqrt(3 * init_scale / in_features), as in Dopamine's C51. With biases of
+    0, the default, init_scale=0 makes every output 0. With `dueling`, outputs = state + advantage - mean of advantage
+    over actions. For categorical heads these are logits.
 
     Args:
       head: the value head that reads the outputs.
@@ -20,8 +20,8 @@ class QHead(nnx.Module):
       num_actions: at least 1.
       dueling: two streams, `state` and `advantage`, instead of `advantage` alone.
       init_scale: variance of the weights times in_features; not negative.
-      bias_slope: biases start at -bias_slope * |center| of their bin, with dueling only those of `state`; not negative.
-        Simulus has 0.2. A head without bins ignores it.
+      bias_slope: the bias of a bin starts at -bias_slope * |center|; with dueling, only in `state`. Not negative.
+        Simulus uses 0.2. Heads without bins ignore it.
 
     Raises:
       ValueError: num_actions, init_scale or bias_slope is out of range.

@@ -1,4 +1,4 @@
-"""More bins for an output layer that is already trained."""
+"""Adds bins to a trained output layer."""
 
 from typing import Any
 
@@ -20,13 +20,14 @@ def pad_outputs(
     *,
     fill: float = -1e4,
 ) -> tuple[Float[Any, "*d p"], Float[Any, " p"]]:
-    """The weights of an output layer after `Support.extend(low_bins, high_bins)`, with the same values.
+    """The weights of an output layer for `Support.extend(low_bins, high_bins)`; the network's values do not change.
 
-    The last axis is one or more groups of `num_bins` outputs, one group for each action. Each group gets new outputs
-    with weight 0 and bias `fill`, to which a softmax gives no mass. Pad both layers of a dueling head, and the averages
-    of an optimiser with fill=0. Adam at usual rates hardly learns a new bin from a bias of -1e4, because every step
-    moves a bias by about the learning rate: once targets fall into the new bins, pad with fill=-20, which changes
-    values by about 1e-9 of the range.
+    The last axis holds one or more groups of `num_bins` outputs, one group for each action. Each group gets new outputs
+    with weight 0 and bias `fill`, to which a softmax gives no mass. Pad both layers of a dueling head. Pad the moments
+    of an optimiser with fill=0.
+
+    Every step of Adam moves a bias by about the learning rate, so a new bin with a bias of -1e4 is hardly learned. Pad
+    with fill=-20 if targets will fall into the new bins; this changes values by about 1e-9 of the range.
 
     Raises:
       ValueError: the last axes differ, or are not a multiple of num_bins.

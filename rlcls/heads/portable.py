@@ -1,8 +1,9 @@
-"""Histograms of targets with the same bits from NumPy as on every device, for encoding in a data loader.
+"""Histograms of targets with the same bits in NumPy and on every device, for data loaders that encode targets.
 
-`head.encode` gives the same histograms up to rounding: XLA may fuse a product and a sum into one rounding, and its
-error function is not SciPy's. Here the only arithmetic on targets is one difference, one product and one rounding to an
-integer, which nothing fuses. The integer selects entries of tables, and the product of two entries is a probability.
+The histograms of `head.encode` in NumPy and in JAX are equal up to rounding: XLA may fuse a product and a sum into one
+rounding, and its error function is not SciPy's. Here the arithmetic on targets is one difference, one product and one
+rounding to an integer, which no compiler fuses. The integer selects entries of two tables, whose product is a
+probability.
 """
 
 import functools
@@ -18,21 +19,21 @@ from rlcls.kernels.histogram.projection import reach
 
 from .categorical import HLGauss, OneHot, TwoHot
 
-_STEPS = 1024  # places in a bin
-_MOST = 2**24 // _STEPS  # bins; float32 represents every place in them
+_STEPS = 1024  # per bin
+_MAX_BINS = 2**24 // _STEPS  # float32 represents the place, an integer below 2**24
 
 
 def portable_encode(head: HLGauss | OneHot | TwoHot, scalars: Real[ArrayLike, "*b"]) -> Float32[Any, "*b k"]:
-    """`head.encode` of scalars rounded to 1/1024 of a bin: the same bits from NumPy as on every device.
+    """`head.encode` of scalars rounded to 1/1024 of a bin, with the same bits in NumPy and on every device.
 
     NumPy in, NumPy out; JAX in, JAX out. A scalar is rounded to float32, clipped to the support, and rounded to 1/1024
     of a bin, or to the precision of float32 where that is coarser. The decoded value moves by as much, usually by less
-    than 0.0005 bins. The row of a NaN is NaN. The bits are equal where differences and products of float32 are rounded
-    as in IEEE 754.
+    than 0.0005 bins. The row of a NaN is NaN. The bits are equal on all devices that round differences and products of
+    float32 as in IEEE 754.
 
     Raises:
-      TypeError: the head is another one, or the scalars are not real.
-      ValueError: the bins are of unequal width or more than 16,384, or the support has a scalar_transform.
+      TypeError: the head is none of these three, or the scalars are not real.
+      ValueError: the bins have unequal widths, there are more than 16,384, or the support has a scalar_transform.
 
     >>> import jax
     >>> from rlcls import heads
@@ -58,10 +59,11 @@ def portable_encode(head: HLGauss | OneHot | TwoHot, scalars: Real[ArrayLike, "*
 
 
 class _Tables(NamedTuple):
-    """A place is a number of steps above `low`: place = bin * 1024 + step, at most `last`.
+    """Lookup tables by the place of a target, its number of steps above `low`: place = bin * 1024 + step <= `last`.
 
     shapes[step, offset - first_offset] is proportional to the probability of the bin `offset` bins above the target's.
-    The columns at both ends are 0. scales[place] is the factor that makes the sum 1, None where the factor is 1.
+    Its first and last columns are 0. scales[place] is the factor that makes the probabilities sum to 1; `scales` is
+    None if all factors are 1.
     """
 
     low: np.float32
@@ -75,9 +77,9 @@ class _Tables(NamedTuple):
 
 @functools.lru_cache(maxsize=16)
 def _tables(projection: kernels.Gaussian | kernels.OneHot | kernels.TwoHot) -> _Tables:
-    """The tables, computed in float64 and rounded once."""
+    """The tables, computed in float64 and rounded once to float32."""
     grid = projection.grid
-    # The upper edge belongs to the highest of the one-hot bins. For the others it is a place of its own.
+    # With one-hot the upper edge belongs to the highest bin. With the other projections it is a separate place.
     last = grid.count * _STEPS - isinstance(projection, kernels.OneHot)
     below, above = (min(each, projection.num_bins) for each in reach(projection, np.float64))
     offsets = np.arange(-below - 1, above + 2, dtype=np.int32)
@@ -96,9 +98,9 @@ def _check(head: Any) -> HLGauss | OneHot | TwoHot:
     if not isinstance(head, HLGauss | OneHot | TwoHot):
         raise TypeError(f"portable_encode: head must be an HLGauss, OneHot or TwoHot, not {head!r}")
     support = head.support
-    if not support.is_uniform or support.scalar_transform != "identity" or support.num_bins > _MOST:
+    if not support.is_uniform or support.scalar_transform != "identity" or support.num_bins > _MAX_BINS:
         raise ValueError(
-            f"portable_encode: the support must have at most {_MOST:,} bins of one width and no scalar_transform, "
+            f"portable_encode: the support must have at most {_MAX_BINS:,} bins of one width and no scalar_transform, "
             f"not {support}"
         )
     return head

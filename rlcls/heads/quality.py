@@ -1,7 +1,7 @@
-"""How good predictions are: explained variance, CRPS, the mass at the edges, and the loss of a constant prediction.
+"""Measures of predictions: explained variance, CRPS, the mass at the edges, and the loss of a constant prediction.
 
-A cross-entropy alone does not show that every prediction is the same: it then stands at `marginal_cross_entropy`, which
-may be close to its floor. The explained variance of such predictions is 0.
+A cross-entropy alone does not show whether a network predicts the same distribution everywhere. Its loss is then
+`marginal_cross_entropy`, which can be close to the minimum. The explained variance of such predictions is 0.
 """
 
 from typing import Any
@@ -18,18 +18,18 @@ from rlcls.kernels.arrays import as_real, clip, namespace
 from ._arrays import as_outputs, as_scalars
 from .categorical import CategoricalHead, HLGauss, OneHot, TwoHot
 
-_CHUNK = 4096  # targets that are encoded at once
+_CHUNK = 4096  # targets encoded at a time
 
 
 def explained_variance(values: Real[ArrayLike, "*b"], returns: Real[ArrayLike, "*b"]) -> Float[Any, ""]:
     """1 - Var(returns - values) / Var(returns), over all axes. NumPy in, NumPy out.
 
-    It is 1 for exact values, 0 for a constant, and negative for values that vary more than they explain. An offset that
-    all values share does not lower it. It is NaN or infinite if all returns are equal.
+    It is 1 for exact values, 0 for a constant, and negative if the errors vary more than the returns. A constant offset
+    of all values does not change it. It is NaN or infinite if all returns are equal.
 
     Args:
       values: predictions, `head.value(outputs)`.
-      returns: what was predicted, in the same units.
+      returns: the observed returns, in the same units.
 
     Raises:
       ValueError: the shapes differ, or are empty.
@@ -55,9 +55,9 @@ def crps(
 
     crps(x, t) = integral of (F(z) - [z >= t])**2 dz = E|Z - t| - E|Z - Z'| / 2
 
-    where F is the distribution function of Z, which has the mass softmax(x)_i at `support.values[i]`. It is |error| for
-    a prediction that is certain, and its expectation is lowest for the distribution of the scalars. Unlike a
-    cross-entropy it compares heads of different bins. Scalars are not clipped to the support.
+    where F is the distribution function of Z, which has the mass softmax(x)_i at `support.values[i]`. With all mass in
+    one bin it is |error|. Its expectation is lowest if the prediction is the distribution of the scalars. Unlike a
+    cross-entropy, it can compare heads with different bins. Scalars are not clipped to the support.
 
     Source: Gneiting & Raftery 2007, equations 20 and 21.
     """
@@ -80,8 +80,8 @@ def crps(
 def edge_mass(head: CategoricalHead, outputs: Float[ArrayLike, "*b k"]) -> Float[Array, "*b 2"]:
     """The probabilities of the lowest and of the highest bin.
 
-    Mass at an edge where few targets lie is a sign that the support is too small; `head.clip_fraction` says the same of
-    the targets.
+    Much mass at an edge where few targets lie shows that the support is too small. `head.clip_fraction` is the share of
+    targets beyond the edges.
     """
     return head.probs(outputs)[..., jnp.array([0, -1])]
 
@@ -90,18 +90,18 @@ def marginal_cross_entropy(head: HLGauss | TwoHot | OneHot, scalars: Real[ArrayL
     """The lowest mean loss, in nats, of a prediction that does not depend on the observation. NumPy only.
 
     It is the entropy of m = mean of encode(scalars), which is the cross-entropy of m to the targets. A network whose
-    mean loss on the same scalars is not below it has learnt at most their marginal distribution.
+    mean loss on the same scalars is not below this has learned at most their marginal distribution.
 
     Args:
-      head: one with the criterion "cross_entropy".
-      scalars: targets, such as all returns of a data set. They are encoded a few thousand at a time.
+      head: a head with the criterion "cross_entropy".
+      scalars: targets, such as all returns of a dataset, which are encoded a few thousand at a time.
 
     Raises:
-      TypeError: the head has no histogram, or its loss is no cross-entropy.
+      TypeError: the head has no histogram, or its loss is not the cross-entropy.
       ValueError: the scalars are not finite, or there are none.
     """
     if not isinstance(head, HLGauss | TwoHot | OneHot) or head.criterion != "cross_entropy":
-        raise TypeError(f"marginal_cross_entropy: the loss of {head} is no cross-entropy to a histogram")
+        raise TypeError(f"marginal_cross_entropy: the loss of {head} is not a cross-entropy to a histogram")
     scalars = as_real(np.asarray(scalars), "scalars", np).reshape(-1)
     if not scalars.size or not np.isfinite(scalars).all():
         raise ValueError("marginal_cross_entropy: scalars must be finite, and at least one")

@@ -25,8 +25,8 @@ from ._arrays import (
 )
 from .base import Head
 
-_BLOCK = 16  # targets in a step of the loop; compilers keep the sums over this many in registers
-_FEW_PAIRS = 2**24  # 64 MB of float32
+_BLOCK = 16  # targets in a step of the loop; compilers keep sums over this many in registers
+_FEW_PAIRS = 2**24  # pairs of a quantile and a target: 64 MB of float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,11 @@ class Quantile(Head):
 
     With kappa = 0 the loss is its limit sum_i |tau_i - [t < x_i]| * |t - x_i| (QR-DQN-0).
 
-    `td_loss` averages this over the quantiles r + discount * x'_j of the next state as targets t. The head needs no
-    support.
+    `td_loss` is the mean of this loss over the targets t = r + discount * x'_j, where x' are the quantiles at the next
+    state. The head needs no support.
+
+    >>> Quantile(num_quantiles=2).loss(jnp.array([[-1.0, 3.0]]), jnp.zeros(1))  # 0.25 * 0.5 + 0.25 * 2.5
+    Array([0.75], dtype=float32)
 
     Source: Dabney et al. 2018, equations 9 and 10.
     """
@@ -83,7 +86,7 @@ class Quantile(Head):
         return self.loss(outputs, scalars)
 
     def clip_fraction(self, scalars: Real[ArrayLike, "*b"]) -> Float[Array, ""]:
-        """Zero: quantiles can represent every number."""
+        """Zero, because quantiles can represent every number."""
         return jnp.zeros((), as_real(scalars, "scalars").dtype)
 
     def td_target(
@@ -97,7 +100,7 @@ class Quantile(Head):
         Args:
           next_outputs: head outputs of the action to bootstrap from, at the next state.
           rewards: n-step sum of rewards.
-          discounts: gamma**n, and 0 if the episode ended; a truncation is no end.
+          discounts: gamma**n, or 0 if the episode terminated; a truncated episode keeps gamma**n.
         """
         next_outputs = as_outputs(self, next_outputs, "next_outputs")
         rewards = as_scalars(rewards, "rewards", next_outputs, "next_outputs")
@@ -117,7 +120,7 @@ class Quantile(Head):
     def td_divergence(
         self, outputs: Float[ArrayLike, "*b n"], target: Float[ArrayLike, "*b n"]
     ) -> Float[Array, "*b"]:
-        """The loss."""
+        """`td_loss`."""
         return self.td_loss(outputs, target)
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,7 +155,7 @@ def quantile_huber(
 
 
 def _check_kappa(what: str, kappa: Any, dtype: Any) -> float:
-    """The value as a float; a smaller one than `dtype` can divide by is refused."""
+    """kappa as a float. Raises a ValueError if it is negative, or if it is too small for `dtype` to divide by it."""
     kappa, tiny = check_finite(what, kappa), float(jnp.finfo(dtype).tiny)
     if kappa < 0 or 0 < kappa < tiny:
         raise ValueError(f"{what} must be 0 or at least {tiny:.3g}, not {kappa}")
@@ -189,29 +192,29 @@ def _in_blocks(quantiles: Array, targets: Array, kappa: float) -> tuple[Array, A
     """Loss and slope of each quantile, summed over targets in the memory of a few arrays like `quantiles`."""
     blocks, rest = divmod(targets.shape[-1] - 1, _BLOCK)
     first, later = jnp.split(targets, [rest + 1], axis=-1)
-    sums = _of_block(quantiles, first, kappa)
+    sums = _sum_over_block(quantiles, first, kappa)
     if blocks:
         later = jnp.moveaxis(later.reshape(*later.shape[:-1], blocks, _BLOCK), -2, 0)
 
         def add(sums: tuple[Array, Array], block: Array) -> tuple[tuple[Array, Array], None]:
-            return jax.tree.map(jnp.add, sums, _of_block(quantiles, block, kappa)), None
+            return jax.tree.map(jnp.add, sums, _sum_over_block(quantiles, block, kappa)), None
 
         sums, _ = lax.scan(add, sums, later)
     return sums
 
 
-def _of_block(quantiles: Array, targets: Array, kappa: float) -> tuple[Array, Array]:
-    # The sum is unrolled because the CPU's compiler would store all pairs of a sum over an axis. A tree of additions
-    # rounds less than a sequence.
+def _sum_over_block(quantiles: Array, targets: Array, kappa: float) -> tuple[Array, Array]:
+    # The sum over targets is unrolled, because for a sum over an axis XLA would store all pairs on a CPU. Adding in a
+    # tree rounds less than adding in sequence.
     terms = [_terms(quantiles, targets[..., j, None], kappa) for j in range(targets.shape[-1])]
     while len(terms) > 1:
         odd = terms[len(terms) // 2 * 2 :]
-        terms = [jax.tree.map(jnp.add, *two) for two in zip(terms[::2], terms[1::2], strict=False)] + odd
+        terms = [jax.tree.map(jnp.add, *pair) for pair in zip(terms[::2], terms[1::2], strict=False)] + odd
     return terms[0]
 
 
 def _at_once(quantiles: Array, targets: Array, kappa: float) -> tuple[Array, Array]:
-    """`_in_blocks` by broadcasting, which is faster on an accelerator while all pairs fit in its memory."""
+    """`_in_blocks` by broadcasting, which is faster on an accelerator if all pairs fit in its memory."""
     losses, slopes = _terms(quantiles[..., None, :], targets[..., :, None], kappa)
     return losses.sum(-2), slopes.sum(-2)
 

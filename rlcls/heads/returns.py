@@ -17,15 +17,15 @@ _NUM_BINS = 201
 def recap(name: str = "one_hot") -> CategoricalHead:
     """A head with 201 bins on [-1, 0] for the returns of `recap_returns`.
 
-    The centers are -1, -0.995, ..., 0. The default is the cross-entropy to the bin of the return, as published. The
-    mean of a two-hot target is the return, also between two centers. HL-Gauss needs a margin, so its 201 bins reach
-    from -1.0115 to 0.0115 and are 0.0051 wide (`Support.widen`).
+    The centers are -1, -0.995, ..., 0. The default is one-hot, the published loss. A two-hot target keeps a return that
+    lies between two centers. HL-Gauss needs a margin, so its 201 bins reach from -1.0115 to 0.0115 and are 0.0051 wide
+    (`Support.widen`).
 
     Args:
       name: one_hot, two_hot or hlgauss.
 
     Raises:
-      ValueError: the name is another one.
+      ValueError: the name is none of these three.
 
     >>> recap().support.centers[[0, 1, 200]]
     array([-1.   , -0.995,  0.   ])
@@ -52,16 +52,17 @@ def recap_returns(
 
     return = max(-1, -((length - 1 - step) + (0 if success else failure_cost)) / max_length)
 
-    This is the sum of rewards from `step` on if a step costs 1, the last step costs 0 after a success, and it costs
-    `failure_cost` after a failure. With failure_cost >= max_length every step of a failure is worth -1. Passing
-    max_length + failure_cost as `max_length` limits no return, so that failures differ by the steps that are left;
-    RLinf and Evo-RL do this. The arguments broadcast, and each one may differ between tasks.
+    Every reward is -1, except the last one, which is 0 after a success and -failure_cost after a failure. The return is
+    the sum of the rewards from `step` on, normalised and limited to -1. With failure_cost >= max_length, every step of
+    a failed episode has the return -1. If max_length + failure_cost is passed as `max_length`, no return is limited, so
+    that the returns of failed episodes depend on the steps that are left; RLinf and Evo-RL do this. The arguments
+    broadcast, and each may differ between tasks.
 
     Args:
       success: whether the episode succeeded.
       length: steps of the episode, at least 1.
       step: 0, ..., length - 1.
-      failure_cost: what a failure costs, in steps; not negative. The paper has "a large constant".
+      failure_cost: the cost of a failure in steps, not negative. The paper calls it "a large constant".
       max_length: steps of the longest episode of the task, at least `length`.
 
     Raises:
@@ -85,9 +86,8 @@ def recap_returns(
     _check((step >= 0) & (step < length), "step must be at least 0 and below length")
     _check(max_length >= length, "max_length must be at least length")
     _check(np.isfinite(cost) & (cost >= 0), "failure_cost must be finite and not negative")
-    total = (
-        0.0 - (length - 1 - step) - np.where(success, 0.0, cost)
-    )  # 0.0 - 0 is 0.0, and -0 in float is -0.0
+    # The negation of a float 0 would be -0.0.
+    total = 0.0 - (length - 1 - step) - np.where(success, 0.0, cost)
     return np.maximum(-1.0, total / max_length).astype(np.float32)
 
 

@@ -30,7 +30,7 @@ class _ScalarHead(Head):
         return jnp.abs(self._error(outputs, scalars))
 
     def clip_fraction(self, scalars: Real[ArrayLike, "*b"]) -> Float[Array, ""]:
-        """Zero: a scalar head represents every number."""
+        """Zero, because a scalar head can represent every number."""
         return jnp.zeros((), as_real(scalars, "scalars").dtype)
 
     def _error(self, outputs: Float[ArrayLike, "*b 1"], scalars: Real[ArrayLike, "*b"]) -> Float[Array, "*b"]:
@@ -40,7 +40,10 @@ class _ScalarHead(Head):
 
 @dataclasses.dataclass(frozen=True)
 class MSE(_ScalarHead):
-    """The squared error: loss(x, t) = (x - t)**2. There is no factor of a half, as in Dopamine's DQN.
+    """The squared error: loss(x, t) = (x - t)**2. As in Dopamine's DQN, there is no factor of 1/2.
+
+    >>> MSE().loss(jnp.array([[3.0]]), jnp.array([1.0]))
+    Array([4.], dtype=float32)
 
     Source: Castro et al. 2018 (Dopamine).
     """
@@ -65,6 +68,9 @@ class Huber(_ScalarHead):
 
     With delta = 1 its gradient is the error clipped to [-1, 1], as in Nature's DQN.
 
+    >>> Huber(delta=1.0).loss(jnp.array([[0.5], [3.0]]), jnp.zeros(2))
+    Array([0.125, 2.5  ], dtype=float32)
+
     Source: Huber 1964; Mnih et al. 2015, methods.
     """
 
@@ -81,8 +87,8 @@ class Huber(_ScalarHead):
         """error**2 / 2 where |error| <= delta, else delta * (|error| - delta / 2)."""
         error = jnp.abs(self._error(outputs, scalars))
         inside = jnp.minimum(error, self.delta)
-        # This is error**2 / 2 inside, and adds the linear part beyond. Without branches, the gradient has no NaN from a
-        # branch that is not taken.
+        # The first term is error**2 / 2 up to delta; the second is the linear part beyond delta. A form with branches
+        # could take a NaN gradient from the branch that is not used.
         return 0.5 * jnp.square(inside) + self.delta * (error - inside)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Supports for values that are not known beforehand. NumPy only."""
+"""Supports chosen from returns or from bounds of rewards. NumPy only."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ from .support import Support
 def suggest_support(returns: Real[ArrayLike, "*b t"], gamma: float, num_bins: int = 51) -> Support:
     """A support on the edges for values like these returns, and for the values of a better policy.
 
-    The support extends from the lowest to the highest return and a quarter of that range beyond, but not beyond the
-    discounted sums that rewards like those in the data can have. It contains 0, the value after an episode, and is
-    widened so that HL-Gauss is accurate up to these limits.
+    The support covers the returns and 0, the value after an episode. A quarter of that range is added at each end, but
+    no more than the discounted sums of rewards between the lowest and the highest reward in the data. The support is
+    then widened so that HL-Gauss is accurate up to these limits.
 
     Args:
-      returns: discounted returns to go of successive steps, one episode in a row.
+      returns: discounted returns-to-go of successive steps; each row is one episode.
       gamma: the discount of one step.
       num_bins: number of bins of the support.
 
@@ -28,7 +28,7 @@ def suggest_support(returns: Real[ArrayLike, "*b t"], gamma: float, num_bins: in
     returns = _finite("suggest_support", returns)
     low, high = min(returns.min(), 0.0), max(returns.max(), 0.0)
     if low == high:
-        raise ValueError("suggest_support: returns are all 0, and say nothing of the range of values")
+        raise ValueError("suggest_support: returns are all 0, so they do not determine a range of values")
     rewards = returns.copy()
     rewards[..., :-1] -= _check_gamma(gamma) * returns[..., 1:]
     least, most = _sums(rewards.min(), rewards.max(), gamma)
@@ -40,8 +40,8 @@ def suggest_support(returns: Real[ArrayLike, "*b t"], gamma: float, num_bins: in
 def support_from_rewards(min_reward: float, max_reward: float, gamma: float, num_bins: int = 51) -> Support:
     """A support on the edges for every discounted sum of rewards within these bounds.
 
-    The support contains 0, the value after an episode, and is widened so that HL-Gauss is accurate up to the largest
-    sums. It is usually wider than necessary; `suggest_support` uses the returns themselves.
+    The support contains 0, the value after an episode. It is widened so that HL-Gauss is accurate up to the largest
+    sums. It is usually wider than necessary; `suggest_support` uses observed returns instead.
 
     Raises:
       ValueError: the bounds are both 0 or not in order, or gamma is not in [0, 1).
@@ -57,11 +57,11 @@ def support_from_rewards(min_reward: float, max_reward: float, gamma: float, num
 
 
 def reward_scale(returns: Real[ArrayLike, "*b n"], support: Support) -> Float[Any, "*b"]:
-    """A factor for each task's rewards, with which its returns use the support and stay in it.
+    """A factor for each task's rewards that brings its returns to a variance of 1, or less to stay in the support.
 
     The scale is 1 / max(standard deviation of the returns, largest |return| / limit), where limit is the absolute value
-    of the outermost center nearest to 0; the scaled returns have a variance of at most 1. A task whose returns are all
-    0 has a scale of 1. Values divided by the scale are in the task's own units.
+    of the outermost center nearest to 0. A task whose returns are all 0 has a scale of 1. Values divided by the scale
+    are in the task's own units.
 
     Args:
       returns: the returns of each task, along the last axis.

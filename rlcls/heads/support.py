@@ -85,9 +85,9 @@ class Support:
 
     @classmethod
     def symexp(cls, vmin: float, vmax: float, num_bins: int, *, on: On = "centers") -> "Support":
-        """Bins at symexp of equal steps from vmin to vmax: narrow near 0, about as wide as their values far from it.
+        """Bins at symexp of evenly spaced points from vmin to vmax. Bins are narrow near 0 and grow with their value.
 
-        Source: Hafner et al. 2023, equation 10, which has -20, 20 and 255.
+        Source: Hafner et al. 2023, equation 10, with vmin = -20, vmax = 20 and 255 bins.
         """
         return cls.uniform(vmin, vmax, num_bins, on=on, bin_transform="symlog")
 
@@ -95,9 +95,9 @@ class Support:
     def arbitrary(
         cls, points: Sequence[float] | np.ndarray, *, on: On = "edges", scalar_transform: Name = "identity"
     ) -> "Support":
-        """Bins between the points as edges, or with on="centers" around the points.
+        """Bins whose edges are the points, or with on="centers" whose centers are the points.
 
-        Each center is the middle between two edges, or with on="centers" each edge the middle between two centers.
+        Each center is halfway between two edges. With on="centers", each inner edge is halfway between two centers.
 
         Raises:
           ValueError: the points do not increase, or there are fewer than 2 bins.
@@ -110,17 +110,17 @@ class Support:
         return cls(points[0], points[-1], num_bins, on, scalar_transform, "identity", points)
 
     def widen(self, sigma_ratio: float = 0.75, *, sigmas: float = 3.0) -> "Support":
-        """As many but wider bins, with edges `sigmas` standard deviations beyond vmin and vmax.
+        """The same number of wider bins, whose outermost edges lie `sigmas` standard deviations beyond vmin and vmax.
 
         HL-Gauss cuts off the mass beyond an edge. At a ratio of 0.75 this changes a decoded target by 0.69 bins at the
-        edge, and by 0.25, 0.047 and 0.004 bins at one, two and three standard deviations from it.
+        edge, and by 0.25, 0.047 and 0.004 bins at one, two and three standard deviations from the edge.
 
         Raises:
           ValueError: there are too few bins for the margins, or the bins are arbitrary.
         """
         margin = check_positive("widen: sigma_ratio", sigma_ratio) * check_positive("widen: sigmas", sigmas)
         if self.points is not None:
-            raise ValueError("widen: arbitrary bins have no one width; add some with extend")
+            raise ValueError("widen: arbitrary bins have no common width; add bins with extend")
         if self.num_bins <= 2 * margin:
             raise ValueError(f"widen: num_bins must be above {2 * margin:g}, not {self.num_bins}")
         width = (self.vmax - self.vmin) / (self.num_bins - 2 * margin)
@@ -129,9 +129,10 @@ class Support:
         return dataclasses.replace(self, vmin=self.vmin - outset, vmax=self.vmax + outset)
 
     def extend(self, low_bins: int, high_bins: int) -> "Support":
-        """The same bins, and more below and above.
+        """The same bins, with `low_bins` more below and `high_bins` more above.
 
-        `heads.pad_outputs` adds the new bins to a trained output layer. JAX compiles functions of the head again.
+        `heads.pad_outputs` adds the new bins to a trained output layer. A jitted function that takes the head as a
+        static argument is compiled again.
         """
         low_bins = check_integer("extend: low_bins", low_bins, 0)
         high_bins = check_integer("extend: high_bins", high_bins, 0)
@@ -157,7 +158,7 @@ class Support:
     def width(self) -> float:
         """The width of a bin before `bin_transform`, which is also the distance between centers."""
         if self.points is not None:
-            raise ValueError("arbitrary bins have no one width")
+            raise ValueError("arbitrary bins have no common width")
         return (self.vmax - self.vmin) / (self.num_bins if self.on == "edges" else self.num_bins - 1)
 
     @property
@@ -174,7 +175,7 @@ class Support:
     def edges(self) -> Float64[np.ndarray, "{self.num_bins}+1"]:
         """The edges of the bins, squashed if there is a scalar_transform."""
         if self.points is not None:
-            return _fixed(self.points if self.on == "edges" else _around(self.points))
+            return _read_only(self.points if self.on == "edges" else _edges_around(self.points))
         overhang = 0.0 if self.on == "edges" else self.width / 2
         return self._spread(_spaced(self.vmin - overhang, self.vmax + overhang, self.num_bins))
 
@@ -185,16 +186,16 @@ class Support:
             inset = self.width / 2 if self.on == "edges" else 0.0
             return self._spread(_spaced(self.vmin + inset, self.vmax - inset, self.num_bins - 1))
         if self.points is not None and self.on == "centers":
-            return _fixed(self.points)
-        return _fixed((self.edges[1:] + self.edges[:-1]) / 2)
+            return _read_only(self.points)
+        return _read_only((self.edges[1:] + self.edges[:-1]) / 2)
 
     @functools.cached_property
     def values(self) -> Float64[np.ndarray, "{self.num_bins}"]:
         """The values of the centers, in the units of the scalar."""
-        return _fixed(self.unsquash(self.centers))
+        return _read_only(self.unsquash(self.centers))
 
     def squash(self, scalars: Any) -> Any:
-        """The scalars in the range of the bins: `scalar_transform` of them."""
+        """The `scalar_transform` of the scalars, which brings them into the range of the bins."""
         return TRANSFORMS[self.scalar_transform].forward(scalars)
 
     def unsquash(self, scalars: Any) -> Any:
@@ -206,11 +207,11 @@ class Support:
         options = dataclasses.asdict(self)
         if self.points is not None:
             options = {"points": list(self.points), "on": self.on, "scalar_transform": self.scalar_transform}
-        unsaid = {"scalar_transform": "identity", "bin_transform": "identity", "points": None}
-        return {name: value for name, value in options.items() if name not in unsaid or value != unsaid[name]}
+        defaults = {"scalar_transform": "identity", "bin_transform": "identity", "points": None}
+        return {name: x for name, x in options.items() if name not in defaults or x != defaults[name]}
 
     def _spread(self, spaced: np.ndarray) -> np.ndarray:
-        return _fixed(TRANSFORMS[self.bin_transform].inverse(spaced))
+        return _read_only(TRANSFORMS[self.bin_transform].inverse(spaced))
 
     def _check_points(self) -> None:
         if self.bin_transform != "identity":
@@ -227,7 +228,7 @@ class Support:
             raise ValueError("support: points must be num_bins (+ 1 edges) from vmin to vmax; use arbitrary")
 
     def _check_range(self) -> None:
-        # Infinite values would make means NaN. They most likely come from vmin and vmax in the units of the scalar.
+        # An infinite center would make means NaN. The likely mistake is a vmin or vmax that is not squashed.
         with np.errstate(over="ignore"):
             low, high = self.unsquash(self.edges[[0, -1]])
         if max(-low, high) >= np.finfo(np.float32).max:
@@ -240,18 +241,18 @@ class Support:
 
 
 def _spaced(first: float, last: float, intervals: int) -> Float64[np.ndarray, " n"]:
-    """Evenly spaced numbers. Unlike np.linspace, they mirror each other to the last bit if the ends do."""
+    """Evenly spaced numbers. If first is -last they are symmetric to the last bit, unlike those of np.linspace."""
     steps = np.arange(-intervals, intervals + 1, 2) / intervals
-    return _fixed((first + last) / 2 + (last - first) / 2 * steps)
+    return _read_only((first + last) / 2 + (last - first) / 2 * steps)
 
 
-def _around(centers: Sequence[float]) -> Float64[np.ndarray, " n"]:
-    """The edges in the middles between centers, and one beyond each outermost center."""
+def _edges_around(centers: Sequence[float]) -> Float64[np.ndarray, " n"]:
+    """The edges halfway between centers, and one edge beyond each outermost center."""
     middles = np.convolve(centers, [0.5, 0.5], mode="valid")
     return np.r_[2 * centers[0] - middles[0], middles, 2 * centers[-1] - middles[-1]]
 
 
-def _fixed(values: Any) -> Float64[np.ndarray, " n"]:
+def _read_only(values: Any) -> Float64[np.ndarray, " n"]:
     """A read-only copy in float64."""
     values = np.array(values, np.float64)
     values.flags.writeable = False

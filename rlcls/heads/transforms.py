@@ -37,7 +37,7 @@ def signed_hyperbolic(x: Any) -> Any:
     """
 
     def forward(xp: Any, a: Any) -> Any:
-        # sqrt(a + 1) - 1: up to 1 in a form that loses no digits near 0, and beyond in one that keeps infinity.
+        # sqrt(a + 1) - 1 in two forms: up to 1 one that loses no digits near 0, above 1 one that is inf at inf.
         small = xp.where(a > 1, a.dtype.type(1), a)
         root = xp.where(a > 1, xp.sqrt(a + 1) - 1, small / (xp.sqrt(small + 1) + 1))
         return root + _EPS * a
@@ -79,9 +79,9 @@ TRANSFORMS: dict[str, Transform] = {
 
 
 def _odd(x: Any, positive_half: Callable[[Any, Any], Any]) -> Any:
-    """The odd function with this positive half; f(-x) = -f(x) to the last bit."""
+    """The odd function that equals `positive_half` for x >= 0; f(-x) = -f(x) to the last bit."""
     xp = namespace(x)
     x = at_least_float32(x, xp)
-    # xp.sign and xp.abs would have a derivative of 0 at 0, where a network that is initialised with zeros starts.
+    # xp.sign and xp.abs have a derivative of 0 at 0, so a network whose first outputs are 0 would not learn.
     sign = xp.where(x < 0, x.dtype.type(-1), x.dtype.type(1))
     return sign * positive_half(xp, sign * x)

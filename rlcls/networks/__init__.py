@@ -1,4 +1,4 @@
-"""Networks from observations to the outputs of a value head: flax NNX modules, and pure functions of them."""
+"""Networks from observations to the outputs of a value head, as flax NNX modules and as pure functions."""
 
 from .flops import count_flops
 from .functional import count_parameters, functional

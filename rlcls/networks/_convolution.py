@@ -1,4 +1,4 @@
-"""A convolution whose gradient of the bias is fast on a CPU."""
+"""A convolution that is fast on a CPU."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 
 class Convolution(nnx.Module):
-    """`nnx.Conv` on square windows without padding, in the order b h w f."""
+    """`nnx.Conv` with square windows and no padding. Its bias, and windows that do not overlap, are faster on a CPU."""
 
     def __init__(
         self,
@@ -42,11 +42,11 @@ class Convolution(nnx.Module):
         return _add_bias(self._patches(x, size) if size == stride else self.window(x), self.bias[...])
 
     def _patches(self, x: Float[Array, "b h w c"], size: int) -> Float[Array, "b i j d"]:
-        """The convolution with windows that do not overlap, as one matrix product forward and one backward.
+        """The convolution for windows that do not overlap, as one matrix product.
 
-        XLA's convolutions on a CPU are slow if rows and columns are left over: an update of two such layers takes 12 ms
-        instead of 8 (one core, batch 32). Concatenating the rows of windows takes XLA less than half the time of
-        transposing them, which saves another tenth of the update.
+        On a CPU XLA's convolutions are slow if the windows do not cover all rows and columns: an update of two such
+        layers takes 12 ms instead of 8 (one core, batch 32). Concatenating the rows of the windows takes less than half
+        the time of transposing them, which saves another tenth of the update.
         """
         batch, height, width, channels = x.shape
         rows, columns = height // size, width // size
@@ -67,8 +67,8 @@ def _forward(x: Array, bias: Array) -> tuple[Array, None]:
 
 
 def _backward(_: None, gradient: Array) -> tuple[Array, Array]:
-    # The sum over pictures and positions is a matrix product, because XLA's reduction takes a tenth of the whole
-    # gradient's time on a CPU. The barrier keeps XLA from fusing the activation's mask into it as a reduction.
+    # The sum over images and positions is a matrix product, because on a CPU XLA's reduction takes a tenth of the whole
+    # gradient's time. Without the barrier XLA would fuse the activation's mask and turn the product into a reduction.
     gradient = lax.optimization_barrier(gradient)
     rows = gradient.reshape(-1, gradient.shape[-1])
     ones = jnp.ones((1, rows.shape[0]), rows.dtype)

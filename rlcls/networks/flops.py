@@ -1,4 +1,4 @@
-"""How many floating-point operations a function asks for."""
+"""Counts the floating-point operations of a function."""
 
 import math
 from collections.abc import Callable
@@ -8,10 +8,11 @@ import jax
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> int:
-    """Floating-point operations of the convolutions and matrix products in `function(*arguments)`.
+    """The number of floating-point operations of the convolutions and matrix products in `function(*arguments)`.
 
-    A multiplication and an addition are two. What is multiplied by padding counts and all else (norms, ReLUs, the
-    optimiser) does not, as in published counts. Nothing is computed: the arguments may be `jax.ShapeDtypeStruct`s.
+    A multiplication and an addition count as two. As in published counts, products with padding are counted, and other
+    operations (norms, ReLUs, the optimiser) are not. The function is only traced, so the arguments may be
+    `jax.ShapeDtypeStruct`s.
     """
     return _of_jaxpr(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -30,7 +31,7 @@ def _of_equation(equation: Any) -> int:
     if equation.primitive.name == "conv_general_dilated":
         kernel, layout = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
         per_output = math.prod(kernel) // kernel[layout[0]]
-        # The gradient to the input of a strided convolution runs over zeros between the strides.
+        # The input gradient of a strided convolution inserts zeros between the strides, which do not count.
         return 2 * math.prod(equation.outvars[0].aval.shape) * per_output // math.prod(params["lhs_dilation"])
     inner = sum(_of_jaxpr(found) for value in params.values() for found in _jaxprs(value))
     return inner * params.get("length", 1) if equation.primitive.name == "scan" else inner

@@ -1,4 +1,4 @@
-"""Networks as the agents see them: a pure function of nested dicts of arrays."""
+"""A network as a pure function of nested dicts of arrays, which is how agents use it."""
 
 import math
 from typing import Any, Protocol, runtime_checkable
@@ -25,16 +25,17 @@ class Apply(Protocol):
 
 
 def functional(network: nnx.Module) -> tuple[Apply, PyTree, PyTree]:
-    """The network as a pure function, its parameters, and what else it holds.
+    """The network as a pure function, its parameters, and its other state.
 
     Returns:
       apply: apply(params, network_state, *inputs, train, capture=False, method="__call__") -> (outputs, network_state,
-        intermediates). The inputs, such as observations, go to that method of the network. With train, dropout drops
-        and statistics move. With capture, modules give what they have to show (how active their units are, queries and
-        keys of an attention, the routing of a SoftMoE) as nested dicts of tuples, one entry a call; they learn it by an
-        attribute `capture`. Under jit a call costs what its arithmetic does; eagerly it rebuilds the network.
-      params: what is differentiated, as nested dicts of arrays.
-      network_state: batch statistics, power iterations, keys of random streams; nested dicts too.
+        intermediates). The inputs, such as observations, are the arguments of that method of the network. With train,
+        dropout is active and statistics are updated. With capture, the attribute `capture` of the modules is set to
+        True, and intermediates holds the values that they sow (activity of units, queries and keys of attention,
+        routing of a SoftMoE): nested dicts of tuples, one entry for each call. Call it under jit, because each eager
+        call rebuilds the network.
+      params: the trainable parameters, as nested dicts of arrays.
+      network_state: batch statistics, power iterations and keys of random streams, as nested dicts of arrays.
     """
     graphdef, params, network_state = nnx.split(network, nnx.Param, ...)  # type: ignore[misc]
 
@@ -62,5 +63,5 @@ def functional(network: nnx.Module) -> tuple[Apply, PyTree, PyTree]:
 
 
 def count_parameters(params: PyTree) -> int:
-    """How many numbers the parameters hold."""
+    """The number of scalars in all parameters."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

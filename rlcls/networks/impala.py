@@ -19,9 +19,8 @@ _HIDDEN = 512
 class IMPALA(nnx.Module):
     """Three stacks of a convolution, max-pooling and two residual blocks, and a dense layer.
 
-    The dense layer has 512 units, as in Dopamine and the value-based work after it; the paper's actor has
-    256. Weights are drawn as in Dopamine: Glorot uniform, and LeCun normal inside the residual blocks; biases
-    are 0.
+    The dense layer has 512 units, as in Dopamine and later value-based work; the paper's actor has 256. Weights are
+    initialised as in Dopamine: Glorot uniform, and LeCun normal inside the residual blocks. Biases start at 0.
 
     Source: Espeholt et al. 2018, figure 3 (right).
     """
@@ -35,7 +34,7 @@ class IMPALA(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        """`width` multiplies the channels of every convolution; `dtype` and `remat` as in `ResNet`."""
+        """`width` multiplies the channels of every convolution. `dtype` and `remat` are those of `ResNet`."""
         self.observation_shape = check_image_shape("IMPALA", observation_shape, smallest=1)
         self.dtype, self.remat, self.capture = compute_dtype(dtype), remat, False
         self.stacks, encoded = make_stacks(self.observation_shape, width, dtype=self.dtype, rngs=rngs)
@@ -44,10 +43,10 @@ class IMPALA(nnx.Module):
         self.num_features = _HIDDEN
 
     def __call__(self, observations: UInt8[Array, "b f h w"]) -> Float[Array, "b d"]:
-        """Features of stacked frames, the oldest first.
+        """Features of stacked frames, oldest first.
 
         Raises:
-          ValueError: the observations have not the shape the network was made for.
+          ValueError: the observations do not have the shape that the network was made for.
           TypeError: the observations are not uint8.
         """
         x = encode(self, to_nhwc(observations, self.observation_shape))
@@ -57,7 +56,7 @@ class IMPALA(nnx.Module):
 def make_stacks(
     observation_shape: tuple[int, int, int], width: int, *, dtype: Any = jnp.float32, rngs: nnx.Rngs
 ) -> tuple[nnx.List, tuple[int, int, int]]:
-    """The convolutional part of the network, and the (height, width, channels) of what it makes of a picture.
+    """The convolutional part of the network, and the (height, width, channels) of its output.
 
     Raises:
       ValueError: `width` is not a positive integer.
@@ -72,7 +71,7 @@ def make_stacks(
 
 
 def encode(network: Any, x: Float[Array, "b h w c"]) -> Float[Array, "b i j d"]:
-    """The network's `stacks` one after another, and the ReLU after the last."""
+    """The output of the network's `stacks` in sequence, with a ReLU after the last."""
     for stack in network.stacks:
         x = run(stack, x, remat=network.remat)
     return relu(network, x)

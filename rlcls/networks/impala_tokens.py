@@ -1,4 +1,4 @@
-"""IMPALA's convolutions with a SoftMoE in place of the dense layer, and controls that separate its effects."""
+"""IMPALA's convolutions followed by a SoftMoE instead of the dense layer, and controls for it."""
 
 import math
 from collections.abc import Sequence
@@ -24,12 +24,13 @@ class IMPALATokens(nnx.Module):
 
     Args:
       observation_shape: (frames, height, width).
-      penultimate: "soft_moe": a SoftMoE, whose flattened tokens are the features. The controls are "per_token": the
-        layers of one expert on each token separately, without routing; "average": the mean over the picture and a
-        dense layer (global average pooling); "dense": a dense layer on the flattened picture.
-      tokens: how the convolutions' height x width x channels are cut into tokens. "per_conv": each position is a token
-        of size channels; "per_feat": each channel is a token of size height * width; "per_samp": one token.
-      num_experts: experts of the SoftMoE; the controls have one or none.
+      penultimate: "soft_moe" is a SoftMoE, whose flattened output tokens are the features. The other values are
+        controls: "per_token" applies the layers of one expert to each token, without routing; "average" is global
+        average pooling and a dense layer; "dense" is a dense layer on the flattened output of the convolutions.
+      tokens: how the convolutions' height x width x channels are divided into tokens. With "per_conv" each position is
+        a token of size channels; with "per_feat" each channel is a token of size height * width; "per_samp" is one
+        token.
+      num_experts: experts of the SoftMoE; the controls ignore it.
       hidden: units of an expert's hidden layer, or of the dense layer.
       learned_slots: whether the slot parameters are trained.
       width: multiplies the channels of every convolution.
@@ -87,7 +88,7 @@ class IMPALATokens(nnx.Module):
         self.num_features = hidden if penultimate in ("average", "dense") else math.prod(encoded)
 
     def __call__(self, observations: UInt8[Array, "b f h w"]) -> Float[Array, "b d"]:
-        """Features of stacked frames, the oldest first.
+        """Features of stacked frames, oldest first.
 
         Raises:
           ValueError: the observations do not have the shape that the network was made for.

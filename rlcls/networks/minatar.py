@@ -8,21 +8,21 @@ from jaxtyping import Array, Float, Shaped
 
 from ._compute import compute_dtype, relu
 
-_SIDE = 3  # of the convolution's window
+_SIDE = 3  # height and width of the convolution's window
 
 
 class MinAtar(nnx.Module):
-    """A 3x3 convolution without padding and a dense layer, each with a ReLU; weights and `dtype` as in `Nature`.
+    """A 3x3 convolution without padding and a dense layer, each with a ReLU.
 
-    The convolution is a matrix product over shifted copies of the picture, because XLA's convolutions are slow inside a
-    loop on a CPU.
+    Weights are initialised as in `Nature`. The convolution is a matrix product over shifted copies of the image,
+    because XLA's convolutions are slow inside a loop on a CPU.
 
     Args:
       observation_shape: (height, width, channels), at least 3 high and wide.
       filters: channels of the convolution.
       hidden: units of the dense layer.
       dtype: dtype of the computation.
-      rngs: for the weights.
+      rngs: random keys for the weights.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class MinAtar(nnx.Module):
         self.observation_shape = tuple(observation_shape)
         if len(self.observation_shape) != 3 or min(self.observation_shape[:2]) < _SIDE:
             raise ValueError(
-                f"MinAtar looks at observations of shape (height, width, channels), not {self.observation_shape}"
+                f"MinAtar takes observations of shape (height, width, channels), not {self.observation_shape}"
             )
         if filters < 1 or hidden < 1:
             raise ValueError(f"filters ({filters}) and hidden ({hidden}) must be at least 1")

@@ -12,7 +12,7 @@ from ._compute import compute_dtype, relu
 
 
 class MLP(nnx.Module):
-    """Dense layers with ReLUs over the flattened observation; weights, `dtype` and no `remat` as in `Nature`."""
+    """Dense layers with ReLUs on the flattened observation. Weights and `dtype` are as in `Nature`, without `remat`."""
 
     def __init__(
         self,
@@ -24,11 +24,11 @@ class MLP(nnx.Module):
     ):
         self.observation_shape = tuple(observation_shape)
         if not hidden or not all(isinstance(size, int) and size >= 1 for size in hidden):
-            raise ValueError(f"hidden must be whole numbers of at least 1, not {tuple(hidden)}")
+            raise ValueError(f"hidden must be integers of at least 1, not {tuple(hidden)}")
         sizes = [math.prod(self.observation_shape), *hidden]
         if not sizes[0]:
             raise ValueError(
-                f"MLP looks at observations of at least one number, not of shape {self.observation_shape}"
+                f"MLP takes observations of at least one number, not of shape {self.observation_shape}"
             )
         self.dtype, self.capture = compute_dtype(dtype), False
         init = nnx.initializers.variance_scaling(1 / math.sqrt(3), "fan_in", "uniform")
@@ -44,15 +44,15 @@ class MLP(nnx.Module):
         """Features of a batch of observations.
 
         Raises:
-          ValueError: the observations have not the shape the network was made for, or are pictures of bytes.
+          ValueError: the observations do not have the shape that the network was made for, or are uint8 images.
         """
         if observations.ndim == 0 or observations.shape[1:] != self.observation_shape:
             wanted = ", ".join(map(str, ("batch", *self.observation_shape)))
             raise ValueError(f"observations must have shape ({wanted}), not {observations.shape}")
         if observations.dtype == jnp.uint8 and len(self.observation_shape) >= 3:
             raise ValueError(
-                f"MLP looks at vectors, not at pictures of bytes of shape {self.observation_shape}; "
-                "the other backbones look at pictures"
+                f"MLP takes vectors, not uint8 images of shape {self.observation_shape}; "
+                "the other backbones take images"
             )
         x = observations.reshape(observations.shape[0], -1).astype(jnp.float32)
         for layer in self.layers:

@@ -1,4 +1,4 @@
-"""One body for many games, with a head or a learned embedding for each game."""
+"""A Q-network that several games share, with a head or a learned embedding for each game."""
 
 from typing import Any
 
@@ -19,22 +19,23 @@ _EMBEDDING = 64
 class MultiGameQNetwork(nnx.Module):
     """A network from observations of several games to the head's outputs for every action of their games.
 
-    An observation is {"frames": [B, ...], "game": integers [B]}, and 0 <= game < num_games.
+    Observations are {"frames": [B, ...], "game": integers [B]} with 0 <= game < num_games.
 
     Args:
       backbone: maps observations to `num_features` features.
-      head: represents a value.
-      num_actions: actions of every game; all 18 of the Atari if the games differ.
+      head: the value head.
+      num_actions: actions of every game. Games with different actions use the full set of 18 Atari actions.
       num_games: at least 1.
-      form: "heads", a last layer for each game, as in Scaled QL; or "embedding", a learned vector of 64 for each game,
-        concatenated with the features and mixed by a dense layer of `num_features` units, and one last layer.
+      form: "heads" has a last layer for each game, as in Scaled QL. "embedding" has a learned vector of 64 numbers for
+        each game, which is concatenated with the features; a dense layer of `num_features` units and one last layer
+        follow.
 
     Raises:
-      ValueError: an argument is out of range, or the backbone yields features for each token.
+      ValueError: an argument is out of range, or the backbone returns features for each token.
 
-    With `functional`'s capture it sows `features`, the input of the head: [B, D].
+    If `functional` captures, the network sows `features`, the input of the head: [B, D].
 
-    Source: Kumar et al. 2022 (Scaled QL), which has a shared body and a head for each game.
+    Source: Kumar et al. 2022 (Scaled QL), for "heads".
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class MultiGameQNetwork(nnx.Module):
         self.q_head = QHead(head, size, copies * num_actions, rngs=rngs)
 
     def __call__(self, observations: dict[str, Any]) -> Float[Array, "b a n"]:
-        """The outputs of every action; NaN for a game number out of range."""
+        """The outputs of every action. A game number out of range gives NaN."""
         features = self.backbone(observations["frames"])
         game = without_wraparound(jnp.asarray(observations["game"]), self.num_games)
         if self.embedding is not None and self.mixer is not None:
@@ -74,6 +75,6 @@ class MultiGameQNetwork(nnx.Module):
         outputs = self.q_head(features)
         if self.embedding is not None:
             return outputs
-        # Computes the outputs of all games, then selects: a product for each sample would load weights for each.
+        # Computes the outputs for all games, then selects. Selecting weights first would load them for each sample.
         outputs = outputs.reshape(len(outputs), self.num_games, self.num_actions, -1)
         return jnp.take_along_axis(outputs, game[:, None, None, None], axis=1)[:, 0]

@@ -15,8 +15,8 @@ from ._images import check_image_shape, to_nhwc
 class Nature(nnx.Module):
     """Three convolutions without padding and a dense layer of 512: uint8 frames -> features.
 
-    The sizes are those of the paper. Dopamine's has them too, but pads (SAME), which makes the dense layer
-    2.5 times as large. Weights are drawn uniformly, for every loss alike; biases are 0.
+    The sizes are those of the paper. Dopamine uses SAME padding, which makes the dense layer 2.5 times as large.
+    Weights are uniform, with the same scale for every loss. Biases start at 0.
 
     Source: Mnih et al. 2015, methods.
     """
@@ -32,9 +32,11 @@ class Nature(nnx.Module):
         dtype: str = "float32",
         rngs: nnx.Rngs,
     ):
-        """`init_scale` is the variance of a weight times its layer's inputs: 1/sqrt(3) as in Dopamine's C51; 2 keeps
-        the size of the signal through ReLUs (He et al. 2015). `dtype` as in `ResNet`. There is no `remat`: what the
-        backward pass keeps are the inputs of single layers, and those it would keep with it too.
+        """`init_scale` is the variance of a weight times the number of inputs of its layer.
+
+        The default of 1/sqrt(3) is that of Dopamine's C51; 2 preserves the variance of activations through ReLUs (He et
+        al. 2015). `dtype` is that of `ResNet`. There is no `remat`, because the backward pass stores only the inputs of
+        single layers, which rematerialisation would store too.
         """
         if not init_scale > 0:
             raise ValueError(f"init_scale must be positive, not {init_scale}")
@@ -59,10 +61,10 @@ class Nature(nnx.Module):
         self.num_features = self._hidden
 
     def __call__(self, observations: UInt8[Array, "b f h w"]) -> Float[Array, "b d"]:
-        """Features of stacked frames, the oldest first.
+        """Features of stacked frames, oldest first.
 
         Raises:
-          ValueError: the observations have not the shape the network was made for.
+          ValueError: the observations do not have the shape that the network was made for.
           TypeError: the observations are not uint8.
         """
         x = to_nhwc(observations, self.observation_shape)
@@ -74,8 +76,8 @@ class Nature(nnx.Module):
 class DataEfficient(Nature):
     """Two convolutions of 5 x 5 patches that do not overlap and a dense layer of 256: uint8 frames -> features.
 
-    A sixth of the arithmetic of `Nature` and an eighth of its parameters, for learning from little data or on little
-    hardware. Rows and columns that make no whole patch (the last 4 of 84) are not looked at.
+    It has a sixth of the arithmetic of `Nature` and an eighth of its parameters. It is for learning from little data or
+    on slow hardware. Rows and columns beyond the last whole patch (the last 4 of 84) are ignored.
 
     Source: van Hasselt et al. 2019, "When to use parametric models in reinforcement learning?", data-efficient Rainbow.
     """

@@ -12,12 +12,11 @@ from rlcls.heads.nnx import QHead
 class QNetwork(nnx.Module):
     """Observations -> the head's outputs for every action, [B, A, n].
 
-    `backbone` is an NNX module from observations to features [B, D], and its attribute `num_features` is D. A backbone
-    whose attribute `yields_tokens` is true gives features for each token and is refused. With `functional`'s capture
-    the network shows `features`, which the head reads.
+    `backbone` is an NNX module from observations to features [B, D], and its attribute `num_features` is D. If
+    `functional` captures, the network sows `features`, the input of the head.
 
     Raises:
-      ValueError: the backbone gives no vector of features.
+      ValueError: the backbone returns features for each token (its attribute `yields_tokens` is true).
     """
 
     def __init__(self, backbone: Any, head: Head, num_actions: int, *, dueling: bool = False, rngs: nnx.Rngs):
@@ -30,16 +29,16 @@ class QNetwork(nnx.Module):
         features = self.backbone(observations)
         if features.ndim != 2:
             name = type(self.backbone).__name__
-            raise ValueError(f"{name} gives features of shape {features.shape}, not [batch, num_features]")
+            raise ValueError(f"{name} returns features of shape {features.shape}, not [batch, num_features]")
         if self.capture:
             self.sow(nnx.Intermediate, "features", features)
         return self.q_head(features)
 
 
 def check_vector(backbone: Any) -> None:
-    """Raises a ValueError if the backbone gives features for each token instead of one vector."""
+    """Raises a ValueError if the backbone returns features for each token instead of one vector."""
     if getattr(backbone, "yields_tokens", False):
         name = type(backbone).__name__
         raise ValueError(
-            f"a Q-network needs one vector of features, and {name} gives one for every token: pool them"
+            f"a Q-network needs one vector of features, but {name} returns one for every token: pool them"
         )

@@ -1,4 +1,4 @@
-"""The residual networks of multi-game Q-learning."""
+"""ResNets with group norm and learned spatial embeddings, as in multi-game Q-learning (Scaled QL)."""
 
 import math
 from collections.abc import Sequence
@@ -20,16 +20,16 @@ _HIDDEN = 512
 class ResNet(nnx.Module):
     """ResNet-18, 34, 50 or 101 with group norm: uint8 frames -> features of L2 norm 1.
 
-    Convolutions have no bias, and the 3 x 3 layer has the stride. Learned spatial embeddings, `spatial` weighted sums
-    of each channel, replace the mean over the picture. A dense layer of 512 with a ReLU follows, and its features are
-    divided by their L2 norm. The paper does not state the number of groups (4) and of embeddings (8), which come from
-    the authors' later code; the dense layer is that of the other networks here.
+    Convolutions have no bias. In a block with a stride, the 3 x 3 layer has the stride. Learned spatial embeddings,
+    which are `spatial` weighted sums of each channel, replace the mean over positions. A dense layer of 512 units with
+    a ReLU follows; its output is divided by its L2 norm. The paper does not state the number of groups (4) and of
+    embeddings (8); these come from the authors' later code. The dense layer has the size of the other networks here.
 
     Args:
       observation_shape: (frames, height, width).
       depth: 18, 34, 50 or 101.
       width: channels of the first stage, a multiple of 4; the standard networks have 64.
-      spatial: embeddings of each channel.
+      spatial: number of spatial embeddings of each channel.
       dtype: float32 or bfloat16, used in computations; parameters and features are float32.
       remat: whether the backward pass computes the inside of each block again instead of storing it.
 
@@ -58,7 +58,9 @@ class ResNet(nnx.Module):
         self.dtype, self.remat, self.capture = compute_dtype(dtype), remat, False
         layers, lengths = _DEPTHS[depth]
         self.stem = _ConvNorm(channels, width, 7, 2, self.dtype, rngs)
-        size = [math.ceil(length / 4) for length in size]  # the stem and the pooling each halve the picture
+        size = [
+            math.ceil(length / 4) for length in size
+        ]  # the stem and the pooling each halve height and width
         blocks, channels = [], width
         for stage, length in enumerate(lengths):
             for number in range(length):
@@ -68,7 +70,7 @@ class ResNet(nnx.Module):
                 channels = block[-1][1]
                 size = [math.ceil(side / stride) for side in size]
         self.blocks = nnx.List(blocks)
-        # The sum is over the picture only, because each channel has its own embeddings.
+        # Fan-in counts positions only, because each channel has its own embeddings.
         init = nnx.initializers.variance_scaling(
             1.0, "fan_in", "truncated_normal", in_axis=(0, 1), out_axis=3, batch_axis=2
         )
@@ -78,7 +80,7 @@ class ResNet(nnx.Module):
         self.num_features = _HIDDEN
 
     def __call__(self, observations: UInt8[Array, "b f h w"]) -> Float[Array, "b d"]:
-        """Features of stacked frames, the oldest first.
+        """Features of stacked frames, oldest first.
 
         Raises:
           ValueError: the observations do not have the shape that the network was made for.
@@ -112,7 +114,7 @@ class _ConvNorm(nnx.Module):
 
 
 class _Block(nnx.Module):
-    """Convolutions with a shortcut around them; each of `layers` is (inputs, outputs, kernel, stride)."""
+    """Convolutions with a shortcut around them. Each of `layers` is (inputs, outputs, kernel, stride)."""
 
     def __init__(self, layers: Sequence[tuple[int, int, int, int]], dtype: Any, rngs: nnx.Rngs):
         inputs, outputs, stride = layers[0][0], layers[-1][1], math.prod(layer[3] for layer in layers)

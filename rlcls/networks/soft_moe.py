@@ -12,29 +12,31 @@ from ._compute import check_positive, normalize, show_activity
 
 
 class FixedVariable(nnx.Variable):
-    """Drawn once and never trained."""
+    """A variable that is initialised at random and never trained."""
 
 
 class SoftMoE(nnx.Module):
-    """Tokens -> as many tokens, each a mixture of what experts make of mixtures of all tokens.
+    """A soft mixture of experts: tokens [B, T, D] -> [B, T, D].
 
-    Every slot takes in an average of the tokens, weighted by a softmax over them; an expert, two dense layers with a
-    ReLU between, works on its slots; every token is an average of the slots' results, weighted by a softmax over
-    them. Both softmaxes are of scale * x^T phi, tokens x and slot parameters phi divided by their L2 norms. Experts
-    have ceil(num_tokens / num_experts) slots each.
+    The input of a slot is a weighted average of all tokens, with the dispatch weights, a softmax over tokens. An
+    expert, two dense layers with a ReLU between, is applied to each of its slots. An output token is a weighted average
+    of the slots' outputs, with the combine weights, a softmax over slots. Both softmaxes have the logits scale * x^T
+    phi, where tokens x and slot parameters phi are divided by their L2 norms. Each expert has ceil(num_tokens /
+    num_experts) slots.
 
     Args:
       num_tokens: T.
-      size: D, of a token.
+      size: D, the size of a token.
       num_experts: at least 1.
-      hidden: units between an expert's layers.
-      learned_slots: false leaves phi as it was drawn, outside the parameters.
-      dtype: what is computed in; the softmaxes are float32.
+      hidden: units of an expert's hidden layer.
+      learned_slots: false keeps phi at its random initial value, outside the parameters.
+      dtype: dtype of the computation, except for the softmaxes, which are float32.
 
     Attributes:
-      capture: set by `functional` to show the routing: the mean and maximum cosine similarity of two slots' dispatch
-        weights and of two tokens' combine weights (1: the slots or tokens have collapsed into one; also where there is
-        only one), and the largest weight, a mean over slots or tokens; float32 [].
+      capture: set by `functional`. If true, the layer sows float32 scalars: the mean and maximum cosine similarity of
+        the dispatch weights of two slots and of the combine weights of two tokens, and the largest weight, averaged
+        over slots or tokens. A similarity of 1 means that the slots or tokens have collapsed, or that there is only
+        one.
 
     Raises:
       ValueError: a size is not a positive integer.
@@ -71,7 +73,7 @@ class SoftMoE(nnx.Module):
         self, tokens: Float[Array, "b t d"]
     ) -> tuple[Float[Array, "b t n p"], Float[Array, "b t n p"]]:
         """Dispatch weights, which sum to 1 over tokens, and combine weights, which sum to 1 over slots."""
-        # The scale goes to phi, the smaller of the two.
+        # phi is scaled instead of the tokens, because it is smaller.
         phi = self.scale[...] * normalize(self.phi[...], axis=0)
         logits = jnp.einsum("btd,dnp->btnp", normalize(tokens), phi)
         dispatch, combine = jax.nn.softmax(logits, axis=1), jax.nn.softmax(logits, axis=(2, 3))
@@ -89,7 +91,7 @@ class SoftMoE(nnx.Module):
 class Experts(nnx.Module):
     """Two dense layers with a ReLU between for each of N experts: [B, N, P, D] -> [B, N, P, D].
 
-    Their weights are one array each, [N, inputs, outputs], and all experts run in one batched matrix product.
+    The weights of a layer are one array [N, inputs, outputs], so all experts run in one batched matrix product.
     """
 
     def __init__(self, size: int, *, num_experts: int, hidden: int, dtype: Any = jnp.float32, rngs: nnx.Rngs):
@@ -114,7 +116,7 @@ class Experts(nnx.Module):
 
 
 def _similarity(rows: Float[Array, "b r w"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Mean and maximum of the cosine similarity of two different rows; 1 where there is one row only."""
+    """Mean and maximum cosine similarity of two different rows; 1 if there is only one row."""
     count = rows.shape[1]
     if count == 1:
         return jnp.ones((), jnp.float32), jnp.ones((), jnp.float32)

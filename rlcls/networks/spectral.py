@@ -1,4 +1,4 @@
-"""Linear layers that learn the spectral norm of their weight."""
+"""Linear layers whose weight has a learned spectral norm."""
 
 from typing import Any
 
@@ -14,24 +14,24 @@ _TINY = 1e-30
 
 
 class PowerVector(nnx.Variable):
-    """A vector of a power iteration, which is state of the network and not a parameter."""
+    """The vector of a power iteration: state of the network, not a parameter."""
 
 
 class SpectralLinear(nnx.Module):
-    """x -> x W_hat with W_hat = (gamma / sigma(W)) W, the largest singular value sigma(W) and a learned gamma; no bias.
+    """x -> x W_hat with W_hat = (gamma / sigma) W, the largest singular value sigma of W, a learned gamma, no bias.
 
-    sigma is v^T W u, where u and v are constants to the gradient. Each call in training mode makes one step of power
-    iteration and stores u, a right singular vector, which starts as the exact one of the initial W.
+    sigma is v^T W u, where u and v get no gradient. Each call in training mode makes one step of power iteration and
+    stores u, an estimate of the right singular vector. The initial u is exact.
 
     Args:
       in_features: number of rows of W.
       out_features: number of columns of W.
-      gamma_init: "one", as in the authors' speech models; or "norm", sigma of the initial W, so that W_hat starts as W,
-        as in their vision models.
+      gamma_init: "one", as in the authors' speech models; or "norm", which is sigma of the initial W, so that W_hat
+        starts as W, as in their vision models.
       dtype: dtype of the product; W_hat is computed in float32.
 
     Raises:
-      ValueError: gamma_init is neither.
+      ValueError: gamma_init is neither of these.
 
     Source: Zhai et al. 2023 (sigma-reparam); both initial values of gamma are in the authors' code.
     """
@@ -60,14 +60,14 @@ class SpectralLinear(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        """x W_hat; training mode makes a step of power iteration first."""
+        """x W_hat. In training mode a step of power iteration comes first."""
         return x.astype(self.dtype) @ self.weight().astype(self.dtype)
 
     def weight(self) -> Float[Array, "i o"]:
         """W_hat, float32."""
         kernel = self.kernel[...]
         constant = lax.stop_gradient(kernel)
-        # The vector of an averaged target network is shorter than 1.
+        # In a target network that is a Polyak average, the stored vector is shorter than 1.
         u = _unit(self.power[...])
         v = _unit(_product(constant, u))
         if not self.deterministic:
@@ -78,7 +78,7 @@ class SpectralLinear(nnx.Module):
 
 
 def _product(x: Array, y: Array) -> Array:
-    # By default an accelerator rounds the factors; the full precision of these small products costs nothing.
+    # Accelerators round factors by default. Full precision is cheap for these small products.
     return jnp.matmul(x, y, precision="highest")
 
 

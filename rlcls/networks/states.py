@@ -1,4 +1,4 @@
-"""The observation itself as features, for networks that read its rows one by one."""
+"""A backbone without parameters: the observation itself, as tokens."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from jaxtyping import Array, Float, Num
 class States(nnx.Module):
     """Observations of numbers as tokens, without parameters.
 
-    An observation of shape (D,) is one token of D numbers. One of shape (W, D), the last W states of an episode, is W
-    tokens, each with its place as a one-hot vector behind its D numbers.
+    An observation of shape (D,) is one token of D numbers. An observation of shape (W, D), the last W states of an
+    episode, is W tokens of D + W numbers: the state, and its position as a one-hot vector.
 
     Raises:
-      ValueError: the shape is of neither kind.
+      ValueError: the shape is neither (D,) nor (W, D).
     """
 
     def __init__(self, observation_shape: Sequence[int], *, rngs: nnx.Rngs):
@@ -22,14 +22,14 @@ class States(nnx.Module):
         self.observation_shape = tuple(observation_shape)
         if len(self.observation_shape) not in (1, 2) or 0 in self.observation_shape:
             raise ValueError(
-                "States looks at observations of shape (numbers,) or (history, numbers), not "
+                "States takes observations of shape (numbers,) or (history, numbers), not "
                 f"{self.observation_shape}"
             )
         *history, size = self.observation_shape
         self.num_features, self.yields_tokens = size + sum(history), True
 
     def __call__(self, observations: Num[Array, "b *o"]) -> Float[Array, "b t d"]:
-        """One row of features for each state.
+        """One token for each state.
 
         Raises:
           ValueError: the observations do not have the shape that the network was made for.
@@ -42,5 +42,5 @@ class States(nnx.Module):
         x = observations.astype(jnp.float32)
         if x.ndim == 2:
             return x[:, None]
-        places = jnp.broadcast_to(jnp.eye(x.shape[1]), (len(x), x.shape[1], x.shape[1]))
-        return jnp.concatenate([x, places], axis=-1)
+        positions = jnp.broadcast_to(jnp.eye(x.shape[1]), (len(x), x.shape[1], x.shape[1]))
+        return jnp.concatenate([x, positions], axis=-1)

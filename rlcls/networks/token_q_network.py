@@ -1,4 +1,4 @@
-"""The network of a Q-Transformer: the values of each token of an action, given the tokens before it."""
+"""The network of a Q-Transformer: values of each token of an action, given the tokens before it."""
 
 from typing import Any
 
@@ -15,29 +15,30 @@ from ._compute import check_positive, without_wraparound
 from .spectral import SpectralLinear
 from .transformer import KeysValues, Layer
 
-# The width inside SwiGLU, in widths of a token. It bounds the cost of an update, most of which is in these layers.
+# The inner width of SwiGLU, as a multiple of `width`. Most of the cost of an update is in these layers.
 _WIDENING = 2
 
 
 class TokenQNetwork(nnx.Module):
     """Q(s, a_1, ..., a_{i-1}, a_i) for every value of token i: the head's outputs, [B, T, K, n].
 
-    A causal transformer reads the tokens of the observation and then those of the action. The features of the last
-    token of the observation give the outputs of action token 1, those of action token i give the outputs of token
-    i + 1. Each token has embeddings and an output layer of its own; the output layers begin at 0.
+    A causal transformer reads the tokens of the observation and then those of the action. The features at the last
+    token of the observation give the outputs of action token 1; the features at action token i give the outputs of
+    token i + 1. Each token has its own embeddings and its own output layer. The output layers are initialised with 0.
 
     Args:
-      backbone: NNX module from observations to features [B, D], which are one token, or [B, S, D], which are S tokens;
-        D is its `num_features`.
-      head: how a value is represented.
-      num_tokens: tokens of an action, T.
-      num_values: values that a token can take, K.
-      layers, width, heads, sigma_reparam: as in `Transformer`; the inner layers are half as wide as there.
-      vectors: [games, E]; an observation is then {"frames": [B, ...], "game": int32 [B]}, and FiLM (Perez et al. 2018)
-        scales and shifts the features, each linearly in the game's vector. Both begin without effect. The vectors are
-        part of the network's state, so a checkpoint has those that it learnt with.
-      history: with W above 0, observations are [B, W, ...]; the backbone reads each of the W alone, and learned vectors
-        tell their places apart.
+      backbone: NNX module from observations to features [B, D], one token, or [B, S, D], S tokens. Its attribute
+        `num_features` is D.
+      head: the value head.
+      num_tokens: T, the number of tokens of an action.
+      num_values: K, the number of values of a token.
+      layers, width, heads, sigma_reparam: as in `Transformer`, except that SwiGLU is half as wide.
+      vectors: one vector of E numbers for each game, or None. With vectors, observations are {"frames": [B, ...],
+        "game": int32 [B]}, and FiLM (Perez et al. 2018) scales and shifts the features by linear functions of the
+        game's vector, which are initialised with 0. The vectors are part of the network's state, so a checkpoint
+        contains them.
+      history: 0, or the number W of states in an observation [B, W, ...]. The backbone processes each state alone, and
+        a learned vector for each position is added to its tokens.
 
     Raises:
       ValueError: a size is out of range.
@@ -78,13 +79,13 @@ class TokenQNetwork(nnx.Module):
         film = table = None
         if vectors is not None:
             film = nnx.Linear(vectors.shape[1], 2 * size, kernel_init=zeros, rngs=rngs)
-            # Their bits as integers: a Polyak average of floats would round them at every update.
+            # The vectors are stored as integers, because a Polyak average would change floats by rounding.
             table = nnx.Variable(jnp.asarray(vectors.view(np.uint32)))
         self.film, self.vectors = film, table
         self.projection = linear(size, width)
         init = nnx.initializers.normal(1.0)
-        self.places = nnx.Param(init(rngs.params(), (history, 1, width), jnp.float32)) if history else None
-        # Nothing follows the last token, but an array without elements cannot be saved.
+        self.positions = nnx.Param(init(rngs.params(), (history, 1, width), jnp.float32)) if history else None
+        # The last token needs no embedding. The shape has at least one, because an empty array cannot be saved.
         shape = max(num_tokens - 1, 1), num_values, width
         self.embeddings = nnx.Param(init(rngs.params(), shape, jnp.float32))
         self.layers = nnx.List([Layer(width, heads, True, linear, norm, _WIDENING) for _ in range(layers)])
@@ -112,7 +113,7 @@ class TokenQNetwork(nnx.Module):
         return jnp.stack([q_head(features[:, i]) for i, q_head in enumerate(self.q_heads)], axis=1)
 
     def first(self, observations: PyTree[Num[Array, "b *_"]]) -> Float[Array, "b k n"]:
-        """The outputs of token 1 alone."""
+        """The outputs of token 1 only."""
         x = self._observe(observations)
         for layer in self.layers:
             x = layer(x)
@@ -121,16 +122,16 @@ class TokenQNetwork(nnx.Module):
     def decode(
         self, observations: PyTree[Num[Array, "b *_"]], forced: Int[Array, "b t"]
     ) -> tuple[Int[Array, "b t"], Float[Array, "b t k"]]:
-        """Actions token by token, each the best one after the tokens before it.
+        """Greedy actions, one token after the other, each given the tokens before it.
 
-        The observation is read once and each token once: attention remembers the keys and values of all before.
+        The observation and each token are processed once, because attention caches keys and values.
 
         Args:
           observations: B observations.
-          forced: a token that is not -1 is taken whatever its value is.
+          forced: tokens to use instead of the greedy ones; -1 where the greedy token is used.
 
         Returns:
-          The tokens, int32, and the values of all that stood to choice.
+          The tokens, int32, and the Q-values of all K choices of each token.
         """
         x, tokens, values = self._observe(observations), [], []
         past: list[KeysValues | None] = [None] * len(self.layers)
@@ -147,12 +148,12 @@ class TokenQNetwork(nnx.Module):
     def _observe(self, observations: PyTree[Num[Array, "b *_"]]) -> Float[Array, "b s d"]:
         seen = observations if self.film is None else observations["frames"]
         batch = len(seen)
-        if self.places is not None:
+        if self.positions is not None:
             seen = seen.reshape(-1, *seen.shape[2:])
         features = self.backbone(seen)
         if features.ndim == 2:
             features = features[:, None]
-        if self.places is not None:
+        if self.positions is not None:
             features = features.reshape(batch, -1, features.shape[-1])
         if self.film is not None and self.vectors is not None:
             table = jax.lax.bitcast_convert_type(self.vectors[...], jnp.float32)
@@ -161,10 +162,10 @@ class TokenQNetwork(nnx.Module):
             scale, shift = jnp.split(self.film(vectors)[:, None], 2, axis=-1)
             features = (1 + scale) * features + shift
         tokens = self.projection(features)
-        if self.places is None:
+        if self.positions is None:
             return tokens
-        by_place = tokens.reshape(batch, len(self.places[...]), -1, tokens.shape[-1])
-        return (by_place + self.places[...]).reshape(tokens.shape)
+        by_position = tokens.reshape(batch, len(self.positions[...]), -1, tokens.shape[-1])
+        return (by_position + self.positions[...]).reshape(tokens.shape)
 
     def _embed(self, token: Int[Array, "b"], number: int) -> Float[Array, "b 1 d"]:
         table = self.embeddings[...][number]

@@ -1,4 +1,4 @@
-"""A transformer over tokens, vectors or patches of pictures."""
+"""A transformer over tokens, vectors or patches of images."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,28 +20,29 @@ _POOLS = ("last", "mean", "none")
 
 
 class Transformer(nnx.Module):
-    """Pre-norm layers of attention and SwiGLU over tokens with learned positions; no layer has a bias.
+    """Pre-norm layers of attention and SwiGLU over tokens with learned positions. No linear layer has a bias.
 
-    The shape of an observation determines its tokens. Shape (T,) is integers below `vocabulary`, which are looked up;
-    (T, D) is vectors, which are projected; (frames, height, width) is uint8 frames, whose patches are projected.
+    The shape of an observation determines its tokens. Observations of shape (T,) are integers below `vocabulary`, each
+    of which has a learned embedding. Observations of shape (T, D) are vectors, which are projected. Observations of
+    shape (frames, height, width) are uint8 frames, whose patches are projected.
 
     Args:
-      observation_shape: a shape of one of these three kinds.
-      layers: number of layers of attention and of SwiGLU each.
+      observation_shape: (T,), (T, D) or (frames, height, width).
+      layers: number of layers, each with attention and SwiGLU.
       width: size of a token; a multiple of `heads`.
-      heads: attention heads.
+      heads: number of attention heads.
       vocabulary: number of different tokens, for observations of shape (T,) only.
-      patch: side of a patch, in pixels; height and width must be multiples of it.
+      patch: side of a patch in pixels; height and width must be multiples of it.
       causal: whether a token attends only to itself and the tokens before it.
-      pool: "last": the features are those of the last token; "mean": their mean; "none": one vector for every token.
-      layer_norm: false leaves out every norm.
-      sigma_reparam: whether every linear layer is a `SpectralLinear`; the value head on top is not affected.
+      pool: "last" returns the features of the last token, "mean" their mean, and "none" the features of every token.
+      layer_norm: false removes every layer norm.
+      sigma_reparam: whether every linear layer is a `SpectralLinear`; this does not affect the value head.
       gamma_init: "one" or "norm", the option of `SpectralLinear`.
       dtype: float32 or bfloat16, used in computations; parameters and features are float32.
       remat: whether the backward pass computes the inside of each layer again instead of storing it.
 
-    With `functional`'s capture each layer sows its `queries` and `keys`, [B, T, heads, width // heads]. Its attention
-    is softmax(queries . keys / sqrt(width // heads)), masked if causal.
+    If `functional` captures, each layer sows its `queries` and `keys`, [B, T, heads, width // heads]. Its attention is
+    softmax(queries . keys / sqrt(width // heads)), masked if causal.
 
     Raises:
       ValueError: an argument is out of range, or does not fit the observation.
@@ -110,14 +111,14 @@ class Transformer(nnx.Module):
 
 
 class KeysValues(NamedTuple):
-    """What a layer of attention remembers of the tokens before: keys and values, each [B, T, heads, d]."""
+    """The cache of an attention layer: keys and values of the tokens so far, each [B, T, heads, d]."""
 
     keys: Float[Array, "b t h k"]
     values: Float[Array, "b t h k"]
 
 
 class Layer(nnx.Module):
-    """Pre-norm attention and SwiGLU, each added to its input; the inner layer is `widening` times as wide."""
+    """Pre-norm attention and SwiGLU, each with a residual connection. SwiGLU is `widening` times as wide inside."""
 
     def __init__(
         self,
@@ -146,11 +147,11 @@ class Layer(nnx.Module):
     def extend(
         self, x: Float[Array, "b t d"], past: KeysValues | None
     ) -> tuple[Float[Array, "b t d"], KeysValues]:
-        """The layer's outputs for tokens after those of `past`, as if all were given at once to a causal layer.
+        """The layer's outputs for the tokens after those of `past`, equal to those of a causal layer on all tokens.
 
         Args:
-          x: the new tokens; a single one if there is a past.
-          past: keys and values of all tokens before, None if there are none.
+          x: the new tokens; only one if there is a `past`.
+          past: keys and values of all earlier tokens, or None if there are none.
 
         Returns:
           The outputs, and the keys and values of all tokens so far.
@@ -177,7 +178,7 @@ class Layer(nnx.Module):
 
 
 def _rows(x: Float[Array, "b t d"]) -> Float[Array, "n d"]:
-    """All tokens in one matrix: XLA's CPU compiler transposes three-dimensional operands of weight gradients."""
+    """All tokens as one matrix. On a CPU, XLA would transpose three-dimensional operands of weight gradients."""
     return x.reshape(-1, x.shape[-1])
 
 
@@ -189,14 +190,12 @@ def _tokeniser(
     linear: Callable[[int, int], nnx.Module],
     rngs: nnx.Rngs,
 ) -> Any:
-    """A module from observations of that shape to [B, T, width]."""
+    """A module from observations of this shape to tokens [B, T, width]."""
     if len(shape) == 1 and vocabulary is not None:
         check_positive(vocabulary=vocabulary, tokens=shape[0])
         return _Lookup(shape[0], vocabulary, width, rngs)
     if vocabulary is not None:
-        raise ValueError(
-            f"a vocabulary ({vocabulary}) is for observations of shape (tokens,), and these have {shape}"
-        )
+        raise ValueError(f"a vocabulary ({vocabulary}) needs observations of shape (tokens,), not {shape}")
     if len(shape) == 2:
         check_positive(tokens=shape[0], features=shape[1])
         return _Project(shape, width, linear)
@@ -204,7 +203,7 @@ def _tokeniser(
         check_positive(patch=patch)
         return _Patches(check_image_shape("Transformer", shape, smallest=patch), patch, width, linear)
     raise ValueError(
-        "Transformer looks at observations of shape (tokens,) with a vocabulary, (tokens, features) or "
+        "Transformer takes observations of shape (tokens,) with a vocabulary, (tokens, features) or "
         f"(frames, height, width), not {shape}" + (" without a vocabulary" if len(shape) == 1 else "")
     )
 
@@ -217,9 +216,9 @@ class _Lookup(nnx.Module):
 
     def __call__(self, tokens: Num[Array, "b t"]) -> Float[Array, "b t d"]:
         if not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise TypeError(f"tokens must be whole numbers, not {tokens.dtype}")
+            raise TypeError(f"tokens must be integers, not {tokens.dtype}")
         embedding = self.embedding[...]
-        # A token beyond the vocabulary gives NaN, which stops a run, and not the row of another token.
+        # A token outside the vocabulary gives NaN, which stops a run, instead of another token's embedding.
         tokens = without_wraparound(tokens, len(embedding))
         rows = jnp.take(embedding, tokens, axis=0, mode="fill", fill_value=jnp.nan)
         return rows * math.sqrt(embedding.shape[1])
@@ -235,7 +234,7 @@ class _Project(nnx.Module):
 
 
 class _Patches(nnx.Module):
-    """Non-overlapping patches, from left to right and top to bottom."""
+    """Non-overlapping patches, in rows from top to bottom and from left to right within a row."""
 
     def __init__(
         self,
@@ -247,7 +246,7 @@ class _Patches(nnx.Module):
         frames, *sides = shape
         if any(side % patch for side in sides):
             raise ValueError(
-                f"Transformer cuts frames into patches of {patch} x {patch}: {shape} leaves a rest"
+                f"Transformer cuts frames into patches of {patch} x {patch}, which does not divide {shape}"
             )
         self.shape, self.patch = shape, patch
         self.num_tokens = math.prod(side // patch for side in sides)

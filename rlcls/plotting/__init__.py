@@ -1,4 +1,4 @@
-"""Pictures of runs, and what they read of run folders."""
+"""Plots of runs, and the reading of run folders for them."""
 
 from .aggregates import aggregates
 from .curves import compare, learning_curve

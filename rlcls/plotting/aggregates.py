@@ -1,4 +1,4 @@
-"""Aggregates of several games: bars with intervals, and performance profiles."""
+"""Plots of aggregates over several games: statistics with intervals, and performance profiles."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def aggregates(
     """Draws four aggregates of each setting with 95 % intervals, and the settings' performance profiles.
 
     A profile is the share of all runs that score above a threshold (Agarwal et al. 2021). Intervals are those of
-    `statistics.interval`, and are left out below three seeds.
+    `statistics.interval`, and need at least three seeds.
 
     Args:
       settings: scores [seeds, games], from `scores.together`.
-      path: the picture, .png, .pdf or .svg.
-      unit: names the unit of the scores on the axes.
+      path: the image file, .png, .pdf or .svg.
+      unit: the unit of the scores, for the label of the axes.
       csv: a file for the aggregates and their intervals.
 
     Raises:
@@ -50,7 +50,9 @@ def aggregates(
         grid = figure.add_gridspec(2, len(_STATISTICS), height_ratios=[height, 3.4])
         for column, (name, statistic) in enumerate(_STATISTICS.items()):
             axes = figure.add_subplot(grid[0, column])
-            axes.set_title("optimality gap (less: better)" if name == "optimality gap" else name, fontsize=9)
+            axes.set_title(
+                "optimality gap (lower is better)" if name == "optimality gap" else name, fontsize=9
+            )
             axes.set_yticks(range(len(labels)), labels if column == 0 else [""] * len(labels))
             for place, (label, scores) in enumerate(settings.items()):
                 numbers = _draw_bar(axes, place, scores, statistic, colours[label])
@@ -72,7 +74,7 @@ def aggregates(
 def _draw_bar(
     axes: Axes, place: int, scores: np.ndarray, statistic: statistics.Statistic, colour: str
 ) -> tuple[float, float, float]:
-    """Draws a statistic and its interval in one line of a panel; returns the three numbers."""
+    """Draws a statistic and its interval in one row of a panel; returns (value, low, high)."""
     low = high = value = float(statistic(scores))
     if len(scores) >= statistics.FEWEST:
         low, high = statistics.interval(scores, statistic)

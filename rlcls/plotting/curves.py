@@ -1,4 +1,4 @@
-"""Pictures of runs, drawn from their metrics: the learning curve of one run, or several runs compared."""
+"""Plots of metrics: the learning curve of one run, and comparisons of several runs."""
 
 import functools
 import itertools
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind people can tell apart. A loss has the same colour in every picture.
+# Okabe and Ito's colours, which colour-blind people can distinguish. A loss has the same colour in every plot.
 _COLOURS = {
     "hlgauss": "#0072B2",
     "mse": "#D55E00",
@@ -57,8 +57,8 @@ def learning_curve(run_dir: str | os.PathLike[str], *, axis: str = "agent_steps"
 
     Args:
       run_dir: the folder.
-      axis: what the horizontal axis counts, one of `AXES`.
-      smooth: points that a line averages, at least 1.
+      axis: the unit of the horizontal axis, one of `AXES`.
+      smooth: number of points in a moving average, at least 1.
 
     Raises:
       UserError: the folder is not a run folder, or cannot be written to.
@@ -107,20 +107,21 @@ def compare(
 ) -> Path:
     """Draws the evaluation returns of several runs, one panel for each game.
 
-    Runs that differ only in their seed are drawn as one line, their mean, inside the 95 % interval of the mean, or with
-    fewer than three seeds inside a band from the worst to the best. Where some seeds have ended, the line is dashed and
-    says how many are left. A panel none of whose runs has evaluations shows training returns. A note on stderr names
-    the runs that are not drawn: copies of a run, and runs without the returns that their panel shows.
+    Runs that differ only in their seed are drawn as one line, their mean, with the 95 % interval of the mean. With
+    fewer than three seeds, the band reaches from the lowest to the highest return instead. Where only some seeds have
+    data, the line is dashed and labelled with their number. If no run of a panel has evaluations, it shows training
+    returns. Notes on stderr name the runs that are not drawn: copies of a run, and runs without returns of the panel's
+    kind.
 
     Args:
       run_dirs: the folders.
-      path: the picture, .png, .pdf or .svg.
-      axis: what the horizontal axis counts, one of `AXES`.
-      smooth: points that a line averages, at least 1.
+      path: the image file, .png, .pdf or .svg.
+      axis: the unit of the horizontal axis, one of `AXES`.
+      smooth: number of points in a moving average, at least 1.
       csv: a file for the numbers of the lines and bands.
 
     Raises:
-      UserError: a folder is not a run folder, one is named twice, or the picture cannot be written.
+      UserError: a folder is not a run folder, a folder is named twice, or a file cannot be written.
     """
     if len({Path(run_dir).resolve() for run_dir in run_dirs}) < len(run_dirs):
         raise UserError("a run folder is named twice")
@@ -153,7 +154,7 @@ def compare(
             axes.set_xlabel(" or ".join(dict.fromkeys(run.unit for run in of_game)))
             axes.set_ylabel(what + (f"; mean of {smooth} points" if smooth > 1 else ""))
             if axes.get_lines():
-                # Below: lines fill the panel sooner or later.
+                # The legend is below the panel, because lines can fill all of it.
                 axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.2), borderaxespad=0)
     if csv is not None:
         write_text(Path(csv), "\n".join(rows) + "\n")
@@ -175,21 +176,21 @@ def _draw_returns(axes: "Axes", run: Run, colour: str) -> None:
     ):
         steps, mean = one.smoothed("eval", "return_mean")
         deviations = dict(zip(*one.smoothed("eval", "return_std"), strict=True))
-        # An evaluator of the user's own may give no deviation.
+        # A custom evaluator may have no return_std.
         spread = np.array([deviations.get(step, 0.0) for step in steps])
         axes.fill_between(steps, mean - spread, mean + spread, color=each_colour, alpha=0.18, linewidth=0)
         label = "evaluation" if len(played) == 1 else one.game
         label += ", mean and standard deviation"
         axes.plot(steps, mean, "o-", color=each_colour, markersize=4, label=label)
     axes.set(xlabel=run.unit, ylabel="return" + (f", mean of {run.smooth} points" if run.smooth > 1 else ""))
-    # An empty line would only puzzle in the legend.
+    # The legend leaves out lines without points.
     drawn = [line for line in axes.get_lines() if len(line.get_xdata())]  # type: ignore[arg-type]
     if drawn:
         axes.legend(handles=drawn, loc="best")
 
 
 def _draw_group(axes: "Axes", label: str, seeds: list[Series], colour: str) -> list[tuple[float, ...]]:
-    """Draws the mean of seeds as far as all of them came, and dashed the means of those that came further.
+    """Draws the mean of all seeds where all have data, and beyond that, dashed, the means of the seeds that do.
 
     Returns:
       (seeds, position, mean, low, high) of each point.
@@ -232,7 +233,7 @@ def _draw_group(axes: "Axes", label: str, seeds: list[Series], colour: str) -> l
 
 
 def _band(curves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The 95 % interval of the mean of curves [seeds, times]; of fewer than three, the lowest and the highest."""
+    """The 95 % interval of the mean of curves [seeds, times]; with fewer than three seeds, minimum and maximum."""
     if len(curves) < statistics.FEWEST:
         return curves.min(axis=0), curves.max(axis=0)
     _, low, high = statistics.curve(curves.T[:, :, None], statistics.mean)
@@ -246,7 +247,7 @@ def colours_of(labels: Sequence[str]) -> dict[str, str]:
 
 
 def _take(colours: dict[str, str], loss: str) -> str:
-    """The colour of the loss, or the next colour that is not taken."""
+    """The colour of the loss, or the next unused colour."""
     for name in (loss, "", " ", *_COLOURS):
         if name in colours:
             return colours.pop(name)
@@ -263,7 +264,7 @@ def _step_axis(axes: "Axes", last: float) -> None:
 
 
 def _add_minutes(axes: "Axes", run: Run) -> None:
-    """A second axis on top: the minutes of the run at which a step was reached."""
+    """Adds a second axis on top: the wall-clock time at which a step was reached."""
     from matplotlib.ticker import MaxNLocator
 
     clock = {0.0: 0} | {row["seconds"] / 60: row[run.axis] for row in run.rows}
@@ -284,7 +285,7 @@ def _add_minutes(axes: "Axes", run: Run) -> None:
 
 @contextmanager
 def figure_of(path: Path, *, width: float, height: float) -> Iterator["Figure"]:
-    """A figure in the project's style, saved to `path` when the block ends."""
+    """A figure in the project's style, which is saved to `path` at the end of the block."""
     import matplotlib
     from matplotlib.figure import Figure
 

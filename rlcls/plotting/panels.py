@@ -1,4 +1,4 @@
-"""The small panels of a run's picture that show its diagnostics."""
+"""The small panels of a learning curve that show diagnostics."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.ticker import Formatter
 
-# Title of a panel -> its series, and their names in the legend.
+# Title of a panel -> {name of a metric: label in the legend}.
 _PANELS = {
     "effective rank": {"rankme": "RankMe", "srank": "srank"},
     "dormant units": {"dormant_ratio": ""},
@@ -19,7 +19,7 @@ _PANELS = {
     "slot similarity": {"dispatch_similarity_mean": "dispatch", "combine_similarity_mean": "combine"},
 }
 COLUMNS = 3
-_ABOVE = 2  # lines of the grid above these panels
+_ABOVE = 2  # rows of the grid above these panels
 
 
 def measured(series: Callable[[str], Any]) -> list[str]:
@@ -32,12 +32,12 @@ def measured(series: Callable[[str], Any]) -> list[str]:
 
 
 def line(axes: "Axes", series: tuple[Any, Any], **style: Any) -> None:
-    """Plots steps and values as a line, or as a marker where there is one point, which a line would not show."""
+    """Plots steps and values as a line, or as a marker if there is only one point."""
     axes.plot(*series, marker="o" if len(series[0]) == 1 else "", markersize=4, **style)
 
 
 def percent() -> "Formatter":
-    """Labels of a vertical axis whose values are shares: 0.5 is 50%."""
+    """A formatter that shows 0.5 as 50%."""
     from matplotlib.ticker import PercentFormatter
 
     return PercentFormatter(1.0)
@@ -46,11 +46,11 @@ def percent() -> "Formatter":
 def draw(
     figure: "Figure", grid: Any, titles: list[str], series: Callable[[str], Any], colours: tuple[str, str]
 ) -> "list[Axes]":
-    """Draws panels, three in a row, below the first two lines of `grid`.
+    """Draws panels, three in a row, below the first two rows of `grid`.
 
     Args:
       figure: the figure to draw into.
-      grid: matplotlib's grid, with enough lines.
+      grid: matplotlib's grid, with enough rows.
       titles: from `measured`.
       series: name -> steps and values.
       colours: for the first and the second series of a panel.
@@ -66,7 +66,7 @@ def draw(
             line(axes, series(name), color=colour, linewidth=1.2, label=label)
         if len(_PANELS[title]) > 1:
             axes.legend(fontsize=8, borderaxespad=0, handlelength=1.2)
-        if title == "norm":  # its two series can lie decades apart
+        if title == "norm":  # the two series can differ by orders of magnitude
             axes.set_yscale("log")
         else:
             axes.set_ylim(0, 1.1 * axes.get_ylim()[1])

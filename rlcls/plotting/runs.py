@@ -1,4 +1,4 @@
-"""What pictures and tables read of run folders, and which runs are seeds of the same setting."""
+"""Reads run folders for plots and tables, and groups runs that are seeds of the same setting."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from rlcls.runs.identity import difference, identity
 from rlcls.runs.lanes import lanes
 
 AXES = ("agent_steps", "frames")
-"""What the horizontal axis can count; a run that played nothing counts its updates."""
+"""Units of the horizontal axis. A run that plays nothing uses its updates instead of agent steps."""
 
-_OF_GAME = "eval."  # begins the kind of lines of an evaluation in one of several games
+_OF_GAME = "eval."  # prefix of the `kind` of evaluations in one of several games
 
 Series = tuple[Float64[np.ndarray, "_"], Float64[np.ndarray, "_"]]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """The contents of a run folder that pictures show.
+    """The contents of a run folder that plots show.
 
     Attributes:
-      folder: of the run.
-      config: its configuration.
-      game: the name of its environment.
-      rows: its metrics.
-      axis: what positions count, one of `AXES` or "updates".
-      smooth: the number of points, each and those before it, that `smoothed` averages.
+      folder: the run folder.
+      config: the configuration.
+      game: the name of the environment.
+      rows: the lines of the metrics.
+      axis: the unit of positions, one of `AXES` or "updates".
+      smooth: the number of points in the moving average of `smoothed`.
     """
 
     folder: Path
@@ -58,13 +58,13 @@ class Run:
         return str(self.config.choices.loss)
 
     def series(self, kind: str, name: str) -> Series:
-        """Positions and values of one number, where it was measured and finite."""
+        """Positions and values of one metric, where it was measured and finite."""
         rows = [row for row in self.rows if row["kind"] == kind and row.get(name) is not None]
         steps = np.array([row[self.axis] for row in rows], np.float64)
         return steps, np.array([row[name] for row in rows], np.float64)
 
     def smoothed(self, kind: str, name: str) -> Series:
-        """As `series`, each value the mean of the last `smooth` values."""
+        """`series` with a moving average: each value is the mean of the last `smooth` values."""
         steps, values = self.series(kind, name)
         sums = np.cumsum(np.concatenate([[0.0], values]))
         first = np.maximum(np.arange(len(values)) + 1 - self.smooth, 0)
@@ -78,20 +78,20 @@ class Run:
 
     @property
     def unit(self) -> str:
-        """The name of what positions count."""
+        """The unit of positions, in words."""
         return self.axis.replace("_", " ")
 
 
 def load(run_dir: str | os.PathLike[str], axis: str = "agent_steps", smooth: int = 1) -> Run:
-    """Reads a run folder; the numbers of one that trained several seeds or settings together are means over them.
+    """Reads a run folder. If it trained several seeds or settings together, the numbers are means over them.
 
     Args:
       run_dir: the folder.
-      axis: what positions count, one of `AXES`.
-      smooth: points that `Run.smoothed` averages, at least 1.
+      axis: the unit of positions, one of `AXES`.
+      smooth: number of points in the moving average of `Run.smoothed`, at least 1.
 
     Raises:
-      UserError: it is not a run folder, or its lines do not have what `axis` counts.
+      UserError: it is not a run folder, or its metrics do not have this `axis`.
     """
     folder = Path(run_dir)
     config = read_config(folder)
@@ -105,7 +105,7 @@ def load(run_dir: str | os.PathLike[str], axis: str = "agent_steps", smooth: int
 
 
 def load_each(run_dir: str | os.PathLike[str], axis: str = "agent_steps", smooth: int = 1) -> list[Run]:
-    """As `load`, with a run for each seed, setting and game that the folder trained together."""
+    """Like `load`, but one run for each seed, setting and game that the folder trained together."""
     whole = load(run_dir, axis, smooth)
     configs = lanes(whole.config)
     if len(configs) == 1:
@@ -117,7 +117,7 @@ def load_each(run_dir: str | os.PathLike[str], axis: str = "agent_steps", smooth
 
 
 def each_game(run: Run) -> list[Run]:
-    """A run for each of several games that one network plays, whose lines "eval" are that game's; else the run."""
+    """One run for each game that a network of several games plays, with its evaluations as "eval"; else [run]."""
     games = dict.fromkeys(
         row["kind"].removeprefix(_OF_GAME) for row in run.rows if row["kind"].startswith(_OF_GAME)
     )
@@ -125,12 +125,12 @@ def each_game(run: Run) -> list[Run]:
 
 
 def _of_game(rows: list[dict[str, Any]], game: str) -> list[dict[str, Any]]:
-    """The lines of a run of several games, its evaluations those of one of them."""
+    """The metrics of a run of several games, with the evaluations of one game as "eval"."""
     return [row | {"kind": "eval"} if row["kind"] == _OF_GAME + game else row for row in rows]
 
 
 def _of_lane(rows: list[dict[str, Any]], lane: int) -> list[dict[str, Any]]:
-    """The lines of a run of several lanes as those of one alone."""
+    """The metrics of one lane of a run, with its values under the usual names."""
     each = "_each"
     return [
         row | {name.removesuffix(each): value[lane] for name, value in row.items() if name.endswith(each)}
@@ -139,7 +139,7 @@ def _of_lane(rows: list[dict[str, Any]], lane: int) -> list[dict[str, Any]]:
 
 
 def without_copies(runs: Iterable[Run]) -> list[Run]:
-    """The runs without those that repeat another's configuration and seed; of such runs the longest stays."""
+    """The runs without copies. Of several runs with equal configuration and seed, the longest one is kept."""
     by_identity: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         options: Any = OmegaConf.to_container(run.config)
@@ -157,7 +157,7 @@ def without_copies(runs: Iterable[Run]) -> list[Run]:
 
 
 def groups(runs: list[Run]) -> list[tuple[str, list[Run]]]:
-    """The runs by label; runs with the same label differ only in their seed."""
+    """The runs by label. Runs with the same label differ only in their seed."""
     variants: list[list[Run]] = []
     for run in sorted(runs, key=lambda run: (run.loss, str(run.folder))):
         for variant in variants:
@@ -171,21 +171,21 @@ def groups(runs: list[Run]) -> list[tuple[str, list[Run]]]:
         first = variant[0]
         others = [other[0] for other in variants if other is not variant and other[0].loss == first.loss]
         options = set().union(*(_options(difference(other.config, first.config)) for other in others))
-        said = [
+        named = [
             f"{option.rpartition('.')[2]}={OmegaConf.select(first.config, option)}"
             for option in sorted(options)
         ]
-        # More than three options would fill the picture, so the folder's name stands for them.
-        said = said if len(said) <= 3 else [first.folder.name]
-        groups.append((", ".join([first.loss, *said]), variant))
+        # More than three options would fill the plot, so the label is the folder's name.
+        named = named if len(named) <= 3 else [first.folder.name]
+        groups.append((", ".join([first.loss, *named]), variant))
     return groups
 
 
 def note(text: str) -> None:
-    """Prints a line beside what a command draws or prints."""
+    """Prints a note on stderr."""
     print(f"note: {text}", file=sys.stderr)
 
 
 def _options(lines: list[str]) -> set[str]:
-    """The options that lines of `difference` name, without the seed."""
+    """The options in the lines of `difference`, without the seed."""
     return {line.split()[0] for line in lines} - {"seed"}

@@ -1,4 +1,4 @@
-"""One score for each run, and the scores of settings on several games in one unit."""
+"""The score of each run, and normalised scores of settings on several games."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rlcls.evaluation.scores import SCORES
 from .runs import Run, groups, note
 
 Settings: TypeAlias = dict[str, Float64[np.ndarray, "seeds games"]]
-"""The scores of each setting by its label; all have the same games, in one order."""
+"""The scores of each setting by its label. All settings have the same games in the same order."""
 
 REFERENCES = ("human", "dqn")
-"""Units in which a game's random play is 0 and a reference of `rlcls.evaluation.scores.SCORES` is 1."""
+"""Units in which random play is 0 and a reference of `rlcls.evaluation.scores.SCORES` is 1."""
 
 
 def score(run: Run, last: int) -> float | None:
@@ -27,7 +27,7 @@ def score(run: Run, last: int) -> float | None:
 
 
 def of_games(runs: Iterable[Run], last: int) -> dict[str, dict[str, list[float]]]:
-    """The scores of all runs that have one: by game, then by the label of the setting."""
+    """The scores of all runs that have one, by game and then by the label of the setting."""
     runs = list(runs)
     by_game: dict[str, dict[str, list[float]]] = {}
     for game in sorted({run.game for run in runs}):
@@ -39,15 +39,15 @@ def of_games(runs: Iterable[Run], last: int) -> dict[str, dict[str, list[float]]
 
 
 def together(by_game: dict[str, dict[str, list[float]]], unit: str) -> Settings:
-    """The scores of all settings that were run on every game, in a unit in which games can be compared.
+    """The normalised scores of all settings that have scores of every game.
 
-    A note names each setting that lacks a game. Where a setting has more seeds on one game than on another, the first
-    ones of each count.
+    Notes on stderr name the settings that lack a game. If the number of seeds differs between games, the smallest
+    number is used, and the first seeds of each game.
 
     Args:
       by_game: from `of_games`.
-      unit: "human" or "dqn", (score - random) / (reference - random); or the label of a setting, whose mean on each
-        game becomes 1, and a score of 0 stays 0.
+      unit: "human" or "dqn" gives (score - random) / (reference - random). The label of a setting gives score / (mean
+        score of that setting), for each game.
 
     Raises:
       UserError: a game has no such reference, no setting has that label, or its mean is not above 0.
@@ -61,7 +61,7 @@ def together(by_game: dict[str, dict[str, list[float]]], unit: str) -> Settings:
         columns = [scores[label] for scores in by_game.values()]
         seeds = min(map(len, columns))
         if seeds < max(map(len, columns)):
-            note(f"{label}: the first {seeds} seeds of each game count, since one has no more")
+            note(f"{label}: only the first {seeds} seeds of each game are used, because one game has no more")
         settings[label] = np.array([column[:seeds] for column in columns]).T
     if not settings:
         raise UserError("no setting has scores of every game")
@@ -71,18 +71,20 @@ def together(by_game: dict[str, dict[str, list[float]]], unit: str) -> Settings:
 
 
 def _zero_and_one(game: str, unit: str, scores: dict[str, list[float]]) -> tuple[float, float]:
-    """The scores of a game that become 0 and 1."""
+    """The scores of a game that are normalised to 0 and 1."""
     if unit not in REFERENCES:
         if unit not in scores:
-            raise UserError(f"scores={unit} is no unit and no setting{nearest(unit, [*REFERENCES, *scores])}")
+            raise UserError(
+                f"scores={unit} is neither a unit nor a setting{nearest(unit, [*REFERENCES, *scores])}"
+            )
         one = float(np.mean(scores[unit]))
         if one <= 0:
-            raise UserError(f"scores={unit}: its mean on {game} is {one:.4g}, and a unit must be above 0")
+            raise UserError(f"scores={unit}: its mean on {game} is {one:.4g}, but a unit must be above 0")
         return 0.0, one
     if game not in SCORES:
-        raise UserError(f"scores={unit}: only Atari games have a {unit} score, and {game} is none")
+        raise UserError(f"scores={unit}: only Atari games have a {unit} score, and {game} is not one")
     random, human, dqn = SCORES[game]
     one = human if unit == "human" else dqn
     if one <= random:
-        raise UserError(f"scores={unit}: on {game} {unit} is not better than random play")
+        raise UserError(f"scores={unit}: on {game} the {unit} score is not above that of random play")
     return random, one

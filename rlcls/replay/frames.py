@@ -1,4 +1,4 @@
-"""A replay ring of single frames: 7,056 bytes for each Atari transition instead of 56,448."""
+"""A replay buffer of single frames, which takes 7,056 bytes for an Atari transition instead of 56,448."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .priorities import Priorities
 
 
 class Sampled(NamedTuple):
-    """The origin of a batch's transitions, by which their priorities are set.
+    """The origin of each transition in a batch, which `set_priorities` needs.
 
     Attributes:
-      streams: int64 [B].
-      rows: int64 [B], row numbers since the beginning of the run (not places in the ring).
+      streams: int64 [B], the environment.
+      rows: int64 [B], the row number since the beginning of the run (not the slot in the ring).
     """
 
     streams: Int[np.ndarray, "b"]
@@ -29,38 +29,37 @@ class Sampled(NamedTuple):
 class FrameReplay:
     """The latest `capacity` agent steps of several environments, sampled as n-step transitions.
 
-    One *row* holds what one vector step produced: for each of the `num_streams` environments the newest frame of the
-    observation that was acted on, the action, the reward, whether the episode terminated there, and whether that
-    observation began an episode. Observations are stacked when sampled, with zeros before an episode's first frame,
-    as the emulator stacks them.
+    One *row* holds one vector step. For each of the `num_streams` environments it has the newest frame of the
+    observation, the action, the reward, whether the episode terminated, and whether the observation was the first of
+    its episode. Observations are stacked when sampled, with zeros before an episode's first frame, like the emulator's.
 
-    A row that is followed by an episode's start holds the final observation of the episode before, whose action was
-    ignored (gymnasium's next-step autoreset). Transitions bootstrap from it and never start at it. A lost life that
-    ends an episode for the agent is a terminal without such a row, since the game plays on.
+    The row before an episode's start holds the final observation of the previous episode, whose action was ignored
+    (gymnasium's next-step autoreset). Transitions bootstrap from this row and never start at it. A lost life that ends
+    an episode for the agent is a terminal without such a row, because the game continues.
 
     It is a `rlcls.training.loop.Source`: a batch is a function of (seed, update, contents). It is also
     `rlcls.training.loop.Rows`: a checkpoint saves its rows incrementally.
 
-    Memory: capacity * (frame bytes + 19), so 7 KB for each 84x84 transition.
+    Memory: capacity * (frame bytes + 19), which is 7 KB for each 84x84 transition.
 
     Args:
-      num_streams: environments, N.
-      capacity: agent steps kept, all streams together.
+      num_streams: number of environments, N.
+      capacity: number of stored agent steps, over all streams.
       frame_shape: shape of one stored frame.
       frame_dtype: dtype of the frames, uint8 for images.
-      stack: frames in an observation ([stack, *frame_shape]); 0 where the frame is the observation.
-      min_size: agent steps that are added before the first update.
-      n_step: rewards summed before bootstrapping.
+      stack: frames in an observation ([stack, *frame_shape]); 0 if the frame is the observation.
+      min_size: agent steps before the first update.
+      n_step: number of rewards that are summed before bootstrapping.
       gamma: discount of one agent step.
-      reward_clip: rewards are clipped to +-reward_clip when summed, and stored unclipped; 0 clips none.
-      prioritized: sample in proportion to priority**priority_exponent (Schaul et al. 2016); otherwise uniformly.
-      priority_exponent: alpha of that paper.
-      importance_exponent: beta of that paper, constant.
+      reward_clip: rewards are clipped to +-reward_clip when they are summed, and stored unclipped; 0 disables clipping.
+      prioritized: sample in proportion to priority**priority_exponent (Schaul et al. 2016) instead of uniformly.
+      priority_exponent: alpha in that paper.
+      importance_exponent: beta in that paper, constant.
 
     Attributes:
       prioritized: whether sampling depends on priorities.
-      raw_weights: whether importance weights are powers of a transition's share of all priorities here, so that
-        batches of several replays can be put together; otherwise they are divided by the largest of the batch.
+      raw_weights: whether importance weights are powers of a transition's share of all priorities in this replay, so
+        that batches of several replays can be joined. Otherwise weights are divided by the largest one in the batch.
 
     Raises:
       ValueError: an option is out of range, or the ring would not always hold a transition.
@@ -112,17 +111,17 @@ class FrameReplay:
         self.rewards = np.zeros(shape, np.float32)
         self.terminals = np.zeros(shape, bool)
         self.starts = np.zeros(shape, bool)
-        self.drawn = np.zeros(shape, bool)  # whether `sample` ever drew a transition that starts there
+        self.drawn = np.zeros(shape, bool)  # whether `sample` has drawn a transition that starts here
         self.priorities = Priorities(num_streams * self.length)
         self.max_priority = 1.0
-        self.rows = 0  # added since the beginning
+        self.rows = 0  # number of rows added since the beginning
 
     @classmethod
     def of(cls, env: HostEnv, capacity: int, **options: Any) -> FrameReplay:
-        """An empty replay for what `env` shows; `options` are the constructor's.
+        """An empty replay for the observations of `env`. `options` are those of the constructor.
 
         Raises:
-          ValueError: observations are trees, or actions continuous.
+          ValueError: observations are trees, or actions are continuous.
         """
         observation, stack = env.spec.observation, env.frame_stack
         if (
@@ -137,14 +136,14 @@ class FrameReplay:
         )
 
     def like(self, **changes: Any) -> FrameReplay:
-        """An empty replay with the same options but for `changes`."""
+        """An empty replay with the same options, except for `changes`."""
         replay = FrameReplay(self.num_streams, **(self._options | changes))
         replay.delay, replay.raw_weights = self.delay, self.raw_weights
         return replay
 
     @property
     def delay(self) -> int:
-        """Rows by which the newest sampled row lags behind the newest row."""
+        """Rows by which sampled rows lag behind the newest row."""
         return self._delay
 
     @delay.setter
@@ -158,7 +157,7 @@ class FrameReplay:
 
     @property
     def least_rows(self) -> int:
-        """Rows with which there is always a transition to sample.
+        """The smallest number of rows that always contains a transition.
 
         Only an episode's final observation cannot start a transition, and a first observation follows it. Two
         consecutive candidate rows therefore contain one that can.
@@ -167,7 +166,7 @@ class FrameReplay:
 
     @property
     def size(self) -> int:
-        """Agent steps held."""
+        """The number of stored agent steps."""
         return min(self.rows, self.length) * self.num_streams
 
     def add(
@@ -178,25 +177,25 @@ class FrameReplay:
         terminals: Bool[np.ndarray, "n"],
         starts: Bool[np.ndarray, "n"],
     ) -> None:
-        """Appends one row; once the ring is full, it replaces the oldest.
+        """Appends one row, which replaces the oldest one if the ring is full.
 
         Args:
-          observations: what was acted on; of stacked frames the newest is kept.
-          actions: taken at these observations.
-          rewards: received for the actions, not clipped.
-          terminals: whether the action ended the episode; false where a limit cut it.
-          starts: whether the observation was the first of its episode.
+          observations: the observations; only the newest of stacked frames is stored.
+          actions: the actions taken at these observations.
+          rewards: the rewards of these actions, not clipped.
+          terminals: whether the action terminated the episode; false if it was truncated.
+          starts: whether the observation is the first of its episode.
         """
         row, slot = self.rows, self.rows % self.length
         self.frames[:, slot] = observations[:, -1] if self._stack else observations
         self.actions[:, slot] = actions
         self.rewards[:, slot] = rewards
         self.terminals[:, slot] = terminals
-        # Nothing before the first row may be stacked with it.
+        # The first row counts as a start, because there are no earlier frames to stack.
         self.starts[:, slot] = starts if row else True
         self.drawn[:, slot] = False
         self.rows += 1
-        # Rows whose older frames are overwritten can no longer be stacked.
+        # A row cannot be sampled after one of its older frames was overwritten.
         stale = row - self.length + self._context
         if stale >= 0:
             self._weigh(stale, 0.0)
@@ -208,18 +207,18 @@ class FrameReplay:
         self.priorities.assign(np.arange(self.num_streams) * self.length + row % self.length, weights)
 
     def sample(self, batch_size: int, seed: int, update: int) -> tuple[Transition, Sampled]:
-        """A batch drawn from (seed, update, contents) alone.
+        """A batch, as a function of (seed, update, contents).
 
         Args:
           batch_size: B.
           seed: the run's seed.
-          update: number of the update that this batch is for.
+          update: number of the update that uses this batch.
 
         Returns:
-          The transitions, in arrays of their own, and where they came from.
+          The transitions as new arrays, and their origins.
 
         Raises:
-          ValueError: if nothing can be sampled yet.
+          ValueError: the replay has no transition yet.
         """
         random = np.random.Generator(np.random.Philox(key=[seed, update]))
         uniforms = random.random(batch_size)
@@ -233,23 +232,23 @@ class FrameReplay:
         return self._transitions(streams, rows, self._importance(chosen)), Sampled(streams, rows)
 
     def sample_held_out(self, batch_size: int, seed: int, update: int) -> Transition:
-        """Transitions that `sample` has never drawn, all equally likely; it changes nothing.
+        """Equally likely transitions that `sample` has never drawn. It does not change the replay.
 
         Args:
-          batch_size: B; they may repeat.
+          batch_size: B; transitions may repeat.
           seed: the run's seed.
-          update: number of the update that follows.
+          update: number of the next update.
 
         Returns:
-          The transitions, with weights 1. If `sample` has drawn all of them, any transitions, with weights 0.
+          The transitions, with weights 1. If `sample` has drawn all transitions, any transitions with weights 0.
 
         Raises:
-          ValueError: if there is no transition yet.
+          ValueError: the replay has no transition yet.
         """
         can_be_drawn = self.priorities.weights > 0
         fresh = np.flatnonzero(can_be_drawn & ~self.drawn.reshape(-1))
         among = fresh if len(fresh) else np.flatnonzero(can_be_drawn)
-        # The high word of the counter keeps these numbers apart from those of `sample`.
+        # A different high word of the counter makes these numbers independent of those of `sample`.
         random = np.random.Generator(np.random.Philox(key=[seed, update], counter=[0, 0, 0, 1]))
         streams, slots = np.divmod(random.choice(among, batch_size), self.length)
         newest = self.rows - 1
@@ -268,7 +267,7 @@ class FrameReplay:
         )
 
     def _accumulate(self, streams: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Sum of rewards, discount, and how many rows ahead to bootstrap."""
+        """The sum of rewards, the discount, and the number of rows to the bootstrap observation."""
         reward = np.zeros(len(rows))
         discount = np.ones(len(rows))
         steps = np.zeros(len(rows), np.int64)
@@ -288,14 +287,14 @@ class FrameReplay:
         return reward.astype(np.float32), discount.astype(np.float32), steps
 
     def episode_returns(self, most_rows: int = 1000) -> Float64[np.ndarray, "episodes steps"]:
-        """Discounted returns to go of the newest rows, as `rlcls.heads.suggest_support` takes them.
+        """Discounted returns-to-go of the newest rows, for `rlcls.heads.suggest_support`.
 
         Args:
-          most_rows: rows that are looked at.
+          most_rows: the largest number of rows to use.
 
         Returns:
-          float64, one episode in a row, zeros after its end; rewards are clipped as in `sample`. An episode that has
-          not ended counts as far as it was played.
+          float64, one episode per row, with zeros after its end. Rewards are clipped as in `sample`. The returns of an
+          unfinished episode contain the rewards so far.
         """
         rows = np.arange(max(self.first, self.rows - most_rows), self.rows)
         slots = rows % self.length
@@ -322,7 +321,7 @@ class FrameReplay:
         back = rows[:, None] + np.arange(-self._context, 1)  # oldest frame first
         slots = back % self.length
         observations = np.take(flat, first[:, None] + slots, axis=0)
-        # A frame is of another episode if any row after it, up to the sampled one, began one.
+        # A frame belongs to another episode if a later row, up to the sampled one, is a start.
         begins = self.starts[streams[:, None], slots[:, 1:]]
         before = np.flip(np.logical_or.accumulate(np.flip(begins, 1), axis=1), 1)
         observations[:, :-1][before] = 0
@@ -331,23 +330,23 @@ class FrameReplay:
     def _importance(self, chosen: np.ndarray) -> np.ndarray:
         if not self.prioritized:
             return np.ones(len(chosen), np.float32)
-        # A share of the total, because each of several processes draws from its own replay.
+        # Raw weights use shares of the total, because each of several processes samples its own replay.
         shares = self.priorities.weights[chosen] / (self.priorities.total if self.raw_weights else 1.0)
         weights = shares**-self._importance_exponent
         return (weights / (1.0 if self.raw_weights else weights.max())).astype(np.float32)
 
     def set_priorities(self, sampled: tuple[np.ndarray, ...], divergences: Float[np.ndarray, "b"]) -> None:
-        """Sets the priorities of a batch; rows that have left the ring are skipped.
+        """Sets the priorities of a batch. Rows that have left the ring are skipped.
 
         Args:
-          sampled: streams and rows, as `sample` returned them.
-          divergences: float [B] >= 0, the heads' `td_divergence`. A cross-entropy would be a bad priority, since its
-            minimum depends on where in a bin the target lies.
+          sampled: streams and rows, from `sample`.
+          divergences: float [B] >= 0, the head's `td_divergence`. A cross-entropy is a bad priority, because its
+            minimum depends on the position of the target within its bin.
         """
         streams, rows = sampled
         if not self.prioritized:
             return
-        # The constant keeps every row alive: the float32 divergence of a learnt row can round to 0 or just below.
+        # A row of priority 0 would never be drawn again. Rounding can make a float32 divergence 0 or slightly negative.
         priorities = (np.maximum(divergences, 0.0).astype(np.float64) + 1e-10) ** self._priority_exponent
         slots = streams * self.length + rows % self.length
         kept = (rows >= self.rows - self.length + self._context) & (self.priorities.weights[slots] > 0)
@@ -356,17 +355,17 @@ class FrameReplay:
 
     @property
     def first(self) -> int:
-        """Number of the oldest row held."""
+        """The number of the oldest stored row."""
         return max(0, self.rows - self.length)
 
     @property
     def last(self) -> int:
-        """One more than the number of the newest row held."""
+        """One more than the number of the newest stored row."""
         return self.rows
 
     @property
     def row_bytes(self) -> int:
-        """Memory of one row."""
+        """Bytes of one row."""
         return sum(getattr(self, name)[:, 0].nbytes for name in self._columns)
 
     def read(self, first: int, last: int) -> dict[str, np.ndarray]:
@@ -375,9 +374,9 @@ class FrameReplay:
         return {name: np.moveaxis(getattr(self, name)[:, slots], 0, 1) for name in self._columns}
 
     def write(self, first: int, columns: dict[str, np.ndarray]) -> None:
-        """Puts back rows that `read` returned; `first` is the number of the first of them."""
+        """Restores rows that `read` returned. `first` is the number of the first one."""
         last = first + len(columns["actions"])
-        late = max(0, last - self.length - first)  # rows that the ring would overwrite at once
+        late = max(0, last - self.length - first)  # rows that later ones would overwrite
         slots = np.arange(first + late, last) % self.length
         for name in self._columns:
             getattr(self, name)[:, slots] = np.moveaxis(columns[name][late:], 1, 0)
@@ -386,12 +385,12 @@ class FrameReplay:
     _columns = ("frames", "actions", "rewards", "terminals", "starts")
 
     def save(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """The state that sampling depends on besides the rows: arrays and JSON-able counters."""
+        """The state of sampling besides the rows: arrays, and counters as JSON values."""
         arrays = {"replay/priorities": self.priorities.weights, "replay/drawn": self.drawn}
         return arrays, {"rows": self.rows, "max_priority": self.max_priority}
 
     def restore(self, arrays: dict[str, np.ndarray], counters: dict[str, Any]) -> None:
-        """Goes on from what `save` returned, once the rows have been written."""
+        """Restores the results of `save`, after the rows have been written."""
         self.priorities.assign_all(arrays["replay/priorities"])
         self.drawn[:] = arrays["replay/drawn"]
         self.rows, self.max_priority = counters["rows"], counters["max_priority"]

@@ -1,4 +1,4 @@
-"""Samples slots in proportion to their weights, of which a few change at a time."""
+"""Samples slots in proportion to weights, of which a few change at a time."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 class Priorities:
     """The weights of `size` slots, and their sums over blocks.
 
-    About sqrt(size) blocks of about sqrt(size) slots replace the usual binary tree. A change recomputes the sum of its
-    block, and a draw searches the blocks and then one block, each in a few numpy calls. No sum is ever incremented, so
-    draws depend only on the weights and not on the order in which they were written.
+    There are about sqrt(size) blocks of about sqrt(size) slots, instead of the usual binary tree. A change computes the
+    sum of its block again. A draw searches the sums of the blocks and then one block. Each takes a few numpy calls.
+    Sums are never incremented, so draws depend on the weights only, and not on the order in which they were written.
 
     Args:
       size: number of slots.
@@ -28,7 +28,7 @@ class Priorities:
 
     @property
     def weights(self) -> Float[np.ndarray, "size"]:
-        """All weights, as a view that must not be written to: `assign` and `assign_all` change them."""
+        """All weights, as a read-only view; use `assign` and `assign_all` to change them."""
         return self._leaves.reshape(-1)[: self.size]
 
     @property
@@ -40,7 +40,7 @@ class Priorities:
         """Sets the weights of `slots`. A slot that appears twice gets the later weight.
 
         Raises:
-          ValueError: a weight is negative or not finite; no weight has changed then.
+          ValueError: a weight is negative or not finite. No weight changes then.
         """
         _check(weights)
         self._leaves.reshape(-1)[slots] = weights
@@ -51,17 +51,17 @@ class Priorities:
         """Replaces every weight.
 
         Raises:
-          ValueError: a weight is negative or not finite; no weight has changed then.
+          ValueError: a weight is negative or not finite. No weight changes then.
         """
         _check(weights)
         self._leaves.reshape(-1)[: self.size] = weights
         self._sums[:] = self._leaves.sum(axis=1)
 
     def draw(self, uniforms: Float[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
-        """Maps uniform random numbers to slots, each with a probability proportional to its weight.
+        """Maps uniform random numbers to slots, so that the probability of a slot is proportional to its weight.
 
         Args:
-          uniforms: float64 [n] in [0, 1), points on the cumulative weights as shares of the total.
+          uniforms: float64 [n] in [0, 1), positions in the cumulative weights as shares of the total.
 
         Returns:
           int64 [n] slots of positive weight.
@@ -69,20 +69,20 @@ class Priorities:
         Raises:
           ValueError: no slot has a positive weight.
         """
-        cumulated = np.cumsum(self._sums)
-        total = cumulated[-1]
+        cumulative = np.cumsum(self._sums)
+        total = cumulative[-1]
         if not total > 0:
             raise ValueError("no slot has a positive weight: nothing can be drawn")
-        # Rounding could move a point to the end of a block or beyond, where a slot can have weight zero.
+        # Rounding could move a point to or beyond the end of a block, where slots can have weight 0.
         points = np.minimum(uniforms * total, np.nextafter(total, 0))
-        block = np.searchsorted(cumulated, points, side="right")
+        block = np.searchsorted(cumulative, points, side="right")
         within = np.cumsum(self._leaves[block], axis=1)
-        rest = points - (cumulated[block] - self._sums[block])
+        rest = points - (cumulative[block] - self._sums[block])
         rest = np.clip(rest, 0, np.nextafter(within[:, -1], 0))
         return block * self._block + (within <= rest[:, None]).sum(axis=1)
 
 
 def _check(weights: Any) -> None:
-    """Raises a ValueError for weights with which nothing could be drawn any more."""
+    """Raises a ValueError if a weight is negative or not finite."""
     if not (np.isfinite(weights).all() and np.greater_equal(weights, 0).all()):
         raise ValueError("priorities must be finite and at least 0")

@@ -1,4 +1,4 @@
-"""A run: one loop driven to its end, its folder, checkpoints, metrics and display."""
+"""A run: a loop that is driven to its end, and its folder, checkpoints, metrics and display."""
 
 from .checkpoint import Checkpoint, Checkpoints
 from .folder import RunFolder, read_config

@@ -1,4 +1,4 @@
-"""The run folder holds one run: its configuration, its lock, and the versions and settings that it was made with."""
+"""The run folder, which holds the configuration, the lock, and the versions and settings of one run."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from rlcls.files import is_foreign, write_text
 from .identity import difference, plain
 
 CONFIG, FACTS, LOCK = "config.yaml", "run.json", "lock"
-_REMEDY = "the command that began the run prints what belongs there, with --config"
-_FACTS_REMEDY = "remove it, and the next training in this folder writes it"
-# Groups of options that every run's configuration has.
+_REMEDY = "the command that began the run prints its contents, with --config"
+_FACTS_REMEDY = "remove it, and the next training in this folder writes it again"
+# Groups of options in the configuration of every run.
 _GROUPS = ("choices", "agent", "loss", "backbone", "env", "training", "eval")
 # Versions that can change the bits of a run.
 _PACKAGES = ("rlcls", "jax", "jaxlib", "flax", "optax", "numpy", "ale-py")
-# Settings of JAX that can change them, too.
+# Settings of JAX that can change the bits of a run.
 _JAX_SETTINGS = (
     "jax_default_prng_impl",
     "jax_enable_x64",
@@ -42,12 +42,12 @@ _JAX_SETTINGS = (
 
 
 class RunFolder:
-    """A run folder that this process locks until `close`; a new one is a run folder once `record` has been called.
+    """A run folder, which this process locks until `close`. `record` makes a new folder a run folder.
 
     Attributes:
       path: the folder.
-      resumed: whether it held this run before.
-      remarks: lines for the user on the facts that have changed since the run began.
+      resumed: whether the folder already contained this run.
+      remarks: lines for the user about facts that have changed since the run began.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], *, environment: str, protocol: dict[str, Any]):
@@ -55,19 +55,19 @@ class RunFolder:
 
         Args:
           path: the folder.
-          config: the whole configuration of the run, nested dictionaries of plain values.
+          config: the whole configuration of the run, as nested dictionaries of plain values.
           environment: the environment's name.
-          protocol: JSON-able values that decide what is played. A protocol's name alone does not suffice, because it
-            may come to mean another protocol.
+          protocol: the rules of the environment, as JSON values. The name of a protocol does not suffice, because its
+            definition can change.
 
         Raises:
-          UserError: the folder holds something else, another configuration or damaged files, another process trains
-            in it, or it cannot be written.
+          UserError: the folder has other contents, another configuration or damaged files, another process trains in
+            it, or it cannot be written.
         """
         self.path, self._config = path, config
         self._facts = facts() | {"environment": environment, "protocol": protocol}
         try:
-            # A configuration file is UTF-8, and a message is one line.
+            # Configuration files are UTF-8, and messages are one line.
             if not str(path).isprintable():
                 raise UserError(
                     f"the run folder {str(path)!r} has characters that cannot be printed; choose another"
@@ -86,28 +86,28 @@ class RunFolder:
             raise UserError(f"cannot write to the run folder {self.path}: {error.strerror}") from error
 
     def record(self) -> None:
-        """Writes the configuration, and, when the run begins, the facts that it depends on.
+        """Writes the configuration, and for a new run the facts that its results depend on.
 
         Raises:
           UserError: a file cannot be written.
         """
         if not (self.path / FACTS).exists():
             write_text(self.path / FACTS, json.dumps(self._facts, indent=1))
-        # The configuration comes last: without it the folder is no run yet.
+        # The configuration is written last, because a folder without it is not a run folder.
         write_text(self.path / CONFIG, OmegaConf.to_yaml(self._config))
         self._is_new = False
 
     def set_aside(self, names: Iterable[str]) -> Path:
-        """Moves entries, in this order, into a new folder `set_aside_<n>`, which gets a copy of the configuration.
+        """Moves files and folders, in this order, into a new folder `set_aside_<n>` with a copy of the configuration.
 
         Args:
-          names: paths in the run folder, which the entries keep in the new folder; one that is missing is passed over.
+          names: their paths in the run folder, which they keep in the new folder. Missing ones are skipped.
 
         Returns:
           The new folder.
 
         Raises:
-          UserError: an entry cannot be moved.
+          UserError: a file cannot be moved.
         """
         number = 1
         while (place := self.path / f"set_aside_{number}").exists():
@@ -124,7 +124,7 @@ class RunFolder:
         return place
 
     def close(self) -> None:
-        """Releases the lock. It removes a folder that was made and not recorded, unless something else lies in it."""
+        """Releases the lock. Removes a new folder without `record`, unless it contains other files."""
         if self._is_new:
             with contextlib.suppress(OSError):
                 (self.path / LOCK).unlink()
@@ -140,7 +140,7 @@ class RunFolder:
     def _is_run(self) -> bool:
         if (self.path / CONFIG).is_file():
             return True
-        # A process that ended while it made the folder leaves these.
+        # A process that ended while it made the folder leaves these files.
         unfinished = (FACTS, LOCK, "wandb")
         if self.path.exists() and not (
             self.path.is_dir()
@@ -158,13 +158,13 @@ class RunFolder:
             raise UserError(f"another process is training in {self.path}") from None
         except OSError as error:  # some network file systems have no locks
             print(
-                f"note: {self.path} cannot be locked ({error.strerror}): see to it that no other process trains in it",
+                f"note: {self.path} cannot be locked ({error.strerror}): make sure that no other process trains in it",
                 file=sys.stderr,
             )
         return file
 
     def _differences(self) -> list[str]:
-        """A line on each fact that has changed since the run began."""
+        """One line for each fact that has changed since the run began."""
         now, then = self._facts, read_facts(self.path)
         if not then:
             return []
@@ -176,7 +176,7 @@ class RunFolder:
 
 
 def read_config(run_dir: Path) -> DictConfig:
-    """The configuration that a run folder holds.
+    """The configuration in a run folder.
 
     Raises:
       UserError: it is not a run folder, or the configuration is damaged.
@@ -197,9 +197,9 @@ def read_config(run_dir: Path) -> DictConfig:
         raise UserError(f"cannot read {path}: {one_line(error)}; {_REMEDY}") from error
     if values in (None, {}):
         raise UserError(f"{path} is empty; {_REMEDY}")
-    # Other programs keep files of that name too.
+    # Other programs also have files of this name.
     if not isinstance(config, DictConfig) or not isinstance(values, dict) or not set(_GROUPS) & values.keys():
-        raise UserError(f"{run_dir} is not a run folder: its {CONFIG} is not of a run")
+        raise UserError(f"{run_dir} is not a run folder: its {CONFIG} is not that of a run")
     for name in _GROUPS:
         if not isinstance(values.get(name), dict):
             what = (
@@ -214,7 +214,7 @@ def read_config(run_dir: Path) -> DictConfig:
 
 
 def _nearby(run_dir: Path) -> str:
-    """The end of an error message about a folder that is no run: the run folders in it, or those named like it."""
+    """The end of an error message about a folder that is not a run: run folders inside it, or with similar names."""
 
     def runs_in(folder: Path) -> list[str]:
         try:
@@ -223,12 +223,12 @@ def _nearby(run_dir: Path) -> str:
             return []
 
     if inside := runs_in(run_dir):
-        return f"; run folders lie in it, such as {run_dir / inside[0]}"
+        return f"; it contains run folders, such as {run_dir / inside[0]}"
     return nearest(run_dir.name, runs_in(run_dir.parent), most=3)
 
 
 def read_facts(run_dir: Path) -> dict[str, Any]:
-    """The facts that run.json records; empty if it is missing.
+    """The facts in run.json; empty if the file is missing.
 
     Raises:
       UserError: it is damaged.
@@ -246,7 +246,7 @@ def read_facts(run_dir: Path) -> dict[str, Any]:
 
 
 def facts() -> dict[str, Any]:
-    """Versions, cores, device, JAX's settings and git revision: a run's bits depend on these besides its options."""
+    """Versions, cores, device, JAX's settings and git revision, which can change the bits of a run."""
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
@@ -269,7 +269,7 @@ def _version(package: str) -> str | None:
 
 def _git_revision() -> str | None:
     root = Path(__file__).parents[2]
-    if not (root / ".git").exists():  # in an installation, a repository around it is somebody else's
+    if not (root / ".git").exists():  # a repository around an installed package is not this project's
         return None
     try:
         command = ["git", "describe", "--always", "--dirty", "--exclude=*"]

@@ -1,4 +1,4 @@
-"""Whether one configuration can continue the run of another."""
+"""Decides whether one configuration can continue the run of another."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# These say where a run is kept, how far it goes and what it reports. A run continues when they change.
+# Options about the place, length and reports of a run. A run can continue if they change.
 _OUTSIDE = (
     "choices",
     "steps",
@@ -23,13 +23,13 @@ _OUTSIDE = (
 
 
 def identity(config: Mapping[str, Any]) -> str:
-    """Eight hexadecimal digits, equal for two configurations of which each can continue the other's run."""
+    """Eight hexadecimal digits, which are equal if two configurations can continue each other's run."""
     text = json.dumps({key: _number(value) for key, value in leaves(_inside(config))}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The options that prevent `now` from continuing the run of `before`, one line for each.
+    """One line for each option that prevents `now` from continuing the run of `before`.
 
     >>> difference({"seed": 1, "steps": 5}, {"seed": 0, "steps": 9})
     ['seed is 1 there and 0 here']
@@ -57,7 +57,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def plain(value: Any) -> str:
-    """A value as the command line writes it."""
+    """A value in the syntax of the command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return str(value)
@@ -68,7 +68,7 @@ def _inside(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(value: Any) -> Any:
-    """The same value for 10 and 10.0, which mean the same in a configuration."""
+    """The value with integral floats as ints, because 10 and 10.0 are equal in a configuration."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return [_number(item) for item in value] if isinstance(value, list) else value

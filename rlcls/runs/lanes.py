@@ -1,4 +1,4 @@
-"""The seeds and settings that one run trains together, as its configuration has them."""
+"""The seeds and settings that one run trains together, from its configuration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 
 def settings(config: DictConfig) -> list[DictConfig]:
-    """One configuration for each setting, which options that are lists make; a run without settings has one."""
+    """One configuration for each setting, that is for each combination of options that are lists."""
     if "settings" not in config:
         return [config]
     made = []
@@ -27,7 +27,7 @@ def seeds(config: DictConfig) -> list[int]:
 
 
 def lanes(config: DictConfig) -> list[DictConfig]:
-    """One configuration for each lane, in the order of the metrics; a run that is not compiled has one."""
+    """One configuration for each lane, in the order of the metrics. A run that is not compiled has one lane."""
     if not is_compiled(config):
         return [config]
     alone = ({"seed": seed, "seeds": 1} for seed in seeds(config))

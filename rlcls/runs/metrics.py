@@ -1,8 +1,8 @@
-"""A run writes its measurements as one JSON object a line to metrics.jsonl, and its scalars to TensorBoard and W&B.
+"""Metrics of a run: metrics.jsonl with one JSON object per line, and scalars in TensorBoard and W&B.
 
-A checkpoint stores `Metrics.position()`. Opening with that position cuts the lines that were written after it, so a
-run that was killed and resumed leaves the same lines as one that was not, except for the clock fields. Lines may end
-in CRLF, because some editors save them so.
+A checkpoint stores `Metrics.position()`. Opening the metrics at that position removes later lines. A run that was
+killed and resumed therefore has the same lines as one that was not, except for the clock fields. Lines may end in CRLF,
+because some editors save them so.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from rlcls.training.loop import UNITS
 
 FILE = "metrics.jsonl"
 CLOCK_FIELDS = ("seconds", "steps_per_second", "frames_per_second")
-"""The fields in which two equal runs differ."""
+"""The fields that differ between two equal runs."""
 
-# Fields that pictures draw: a number or null, by the kind of their line; every field of a diagnosis is one.
+# For each kind of line, the fields that plots use: numbers or null. Lines of diagnostics contain only such fields.
 _NUMBERS = {
     "train": ("episode_return", "loss", "td_divergence", "clip_fraction"),
     "eval": ("return_mean", "return_std"),
     "episode": ("return", "length"),
 }
 # `lines`: the number of lines before the position. `step`: the largest count of the unit in any line. `rate_from`:
-# unit, frames and seconds of the last train line, the pauses since then added to the seconds. `wandb`: the id of the
-# W&B run.
+# unit, frames and seconds of the last train line, where the seconds include the pauses since then. `wandb`: the id of
+# the W&B run.
 _BEGINNING: Mapping[str, Any] = {
     "lines": 0,
     "seconds": 0.0,
@@ -54,17 +54,17 @@ class Metrics:
         wandb: WandB | None = None,
         position: Mapping[str, Any] | None = None,
     ):
-        """Opens the metrics, cut to `position`; None empties them.
+        """Opens the metrics and removes the lines after `position`, or all lines if it is None.
 
         Args:
           run_dir: the run folder.
-          unit: the count that TensorBoard and W&B draw scalars over.
-          tensorboard: whether to mirror scalars to run_dir/tensorboard.
-          wandb: the open W&B run to mirror scalars to, which the caller closes; None for none.
-          position: the result of `position` in the checkpoint that the run goes on from.
+          unit: the horizontal axis of scalars in TensorBoard and W&B.
+          tensorboard: whether to also write scalars to run_dir/tensorboard.
+          wandb: an open W&B run to which scalars are also written, and which the caller closes; or None.
+          position: the result of `position` in the checkpoint from which the run continues.
 
         Raises:
-          UserError: metrics.jsonl cannot be written, or lacks lines that the checkpoint counts on.
+          UserError: metrics.jsonl cannot be written, or has fewer lines than the checkpoint needs.
         """
         run_dir = Path(run_dir)
         self._path = run_dir / FILE
@@ -85,7 +85,7 @@ class Metrics:
                     raise UserError(_too_short(self._path, number, self._lines))
             self._file.truncate(self._file.tell())
             if tensorboard:
-                # Lines of one step can lie on both sides of the position: a point may appear twice, and none is lost.
+                # Lines of one step can be before and after the position, so a point may appear twice, but none is lost.
                 self._tensorboard = _TensorBoard(run_dir / "tensorboard", purge_step=self._step + 1)
         self._start = time.monotonic() - position["seconds"]
 
@@ -97,24 +97,24 @@ class Metrics:
             raise UserError(f"cannot write {self._path}: {error.strerror}") from error
 
     def _check_place(self) -> None:
-        """Raises a UserError if the open file no longer lies at its path, so that its lines would be lost."""
+        """Raises a UserError if the open file is no longer at its path, because its lines would be lost."""
         try:
             lies_there = os.path.samestat(os.stat(self._path), os.fstat(self._file.fileno()))
         except (FileNotFoundError, NotADirectoryError):
             lies_there = False
         if not lies_there:
             raise UserError(
-                f"cannot write to the run folder {self._path.parent}: its {FILE} was removed, moved or replaced while "
-                "the run went on"
+                f"cannot write to the run folder {self._path.parent}: its {FILE} was removed, moved or replaced during "
+                "the run"
             )
 
     def seconds(self) -> float:
-        """The age of the run: the time spent in it, summed over its resumes."""
+        """The time spent in the run, summed over its resumes."""
         return time.monotonic() - self._start
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Leaves the block, such as an evaluation, out of the rates of the next train line."""
+        """Excludes the block, such as an evaluation, from the rates in the next train line."""
         begun = self.seconds()
         try:
             yield
@@ -124,20 +124,20 @@ class Metrics:
     def write(self, kind: str, counts: Mapping[str, int], /, **values: Any) -> dict[str, Any]:
         """Appends one line of `kind` ("train", "eval", "episode", "diagnostics").
 
-        The clock fields are added here; a train line also carries the rates since the train line before it, without
-        the pauses.
+        This method adds the clock fields. A train line also has the rates since the previous train line, without the
+        pauses.
 
         Args:
-          kind: the line's kind.
-          counts: the unit and other counts, such as frames, at which the line stands.
-          values: numbers, strings, None, lists or arrays of them. NaN and infinities become null. A value overrides
+          kind: the kind of the line.
+          counts: the unit and other counts, such as frames, of the line.
+          values: numbers, strings, None, or lists or arrays of these. NaN and infinities become null. A value overrides
             the count of the same name.
 
         Returns:
-          The values as the line holds them: Python numbers, strings, None and lists.
+          The values in the line: Python numbers, strings, None and lists.
 
         Raises:
-          UserError: the line cannot be written, because the disk is full or the run folder was removed for example.
+          UserError: the line cannot be written, for example because the disk is full or the run folder was removed.
         """
         seconds = self.seconds()
         values = {name: _plain(value) for name, value in values.items()}
@@ -169,10 +169,10 @@ class Metrics:
         return values
 
     def position(self) -> dict[str, Any]:
-        """The JSON-able position at which the metrics go on; it brings every line written so far to the disk.
+        """The position at which the metrics can continue, as JSON values. Calls fsync on the lines written so far.
 
         Raises:
-          UserError: the lines cannot be brought to the disk.
+          UserError: the lines cannot be written.
         """
         with self._writing():
             self._file.flush()
@@ -199,10 +199,10 @@ class Metrics:
 
 
 def read(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl, oldest first, without the torn line that a kill may leave.
+    """The lines of a run's metrics.jsonl, oldest first, without an incomplete last line that a kill may leave.
 
     Raises:
-      UserError: the folder has no metrics.jsonl, or a line other than the last is not a run's.
+      UserError: the folder has no metrics.jsonl, or a line before the last one is not valid.
     """
     path = Path(run_dir) / FILE
     lines = _split(path)
@@ -213,7 +213,7 @@ def read(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def check(run_dir: str | os.PathLike[str], position: Mapping[str, Any]) -> None:
-    """Raises a UserError unless metrics.jsonl has all lines before a position, and each can be read."""
+    """Raises a UserError unless metrics.jsonl has all lines before a position and all of them are valid."""
     path, count = Path(run_dir) / FILE, position["lines"]
     if not path.exists():
         raise UserError(f"{path} is missing")
@@ -225,22 +225,22 @@ def check(run_dir: str | os.PathLike[str], position: Mapping[str, Any]) -> None:
 
 
 def is_position(position: object) -> bool:
-    """Whether the value of a checkpoint is a position of this version's metrics."""
+    """Whether a value in a checkpoint is a position of this version's metrics."""
     return isinstance(position, Mapping) and _BEGINNING.keys() <= position.keys()
 
 
 def check_values(kind: str, counts: Mapping[str, int], values: Mapping[str, Any]) -> None:
-    """Raises a UserError if a line of these values, from an evaluator, could not be read again.
+    """Raises a UserError if a line of an evaluator's values would not be valid.
 
     Args:
-      kind: the line's kind, which names the evaluator.
-      counts: the counts on the line.
-      values: what the evaluator returned.
+      kind: the kind of the line, which names the evaluator.
+      counts: the counts of the line.
+      values: the results of the evaluator.
     """
     reserved = values.keys() & {"kind", *CLOCK_FIELDS, *counts}
     if reserved:
         raise UserError(
-            f"the evaluator {kind} returned {min(reserved)}, a name that every line of metrics has"
+            f"the evaluator {kind} returned {min(reserved)}, a name that every line of metrics already has"
         )
     for name in _NUMBERS.get(kind, ()):
         value = _plain(values.get(name))
@@ -249,11 +249,11 @@ def check_values(kind: str, counts: Mapping[str, int], values: Mapping[str, Any]
 
 
 def _too_short(path: Path, lines: int, expected: int) -> str:
-    return f"{path} has {lines} lines where the checkpoint counts on {expected}"
+    return f"{path} has {lines} lines, but the checkpoint needs {expected}"
 
 
 def _split(path: Path) -> list[bytes]:
-    """The lines of a file; the last one is empty or torn."""
+    """The lines of a file. The last one is empty or incomplete."""
     try:
         return path.read_bytes().split(b"\n")
     except (FileNotFoundError, NotADirectoryError):
@@ -284,10 +284,10 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def check_wandb(project: str) -> Any:
-    """The library that mirrors a run to this project.
+    """The module wandb, for runs in this project.
 
     Raises:
-      UserError: it is not installed.
+      UserError: wandb is not installed.
     """
     try:
         return importlib.import_module("wandb")
@@ -296,7 +296,7 @@ def check_wandb(project: str) -> Any:
 
 
 def same(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
-    """Whether two run folders hold the same metrics but for the clock fields."""
+    """Whether two run folders have the same metrics, except for the clock fields."""
     first, second = (
         [{name: value for name, value in row.items() if name not in CLOCK_FIELDS} for row in read(run_dir)]
         for run_dir in (a, b)
@@ -305,7 +305,7 @@ def same(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """`value` with arrays as lists, array scalars as Python numbers, and None for NaN and infinities."""
+    """The value with arrays as lists, array scalars as Python numbers, and NaN and infinities as None."""
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if value is None or isinstance(value, (str, bool, int)):
@@ -316,12 +316,12 @@ def _plain(value: Any) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a line is a number, and not a bool."""
+    """Whether a value is a number and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class _TensorBoard:
-    """Writes scalars to a TensorBoard event file at once in the calling thread, so that a killed run loses none."""
+    """Writes scalars to a TensorBoard event file in the calling thread, so that a killed run loses none."""
 
     def __init__(self, folder: Path, purge_step: int):
         from tensorboardX.event_file_writer import EventsWriter
@@ -329,7 +329,7 @@ class _TensorBoard:
 
         folder.mkdir(exist_ok=True)
         older = list(folder.glob("events.*"))
-        # The name holds whole seconds: without a suffix a quick resume would overwrite the file before it.
+        # The file name contains whole seconds. Without a suffix a quick resume would overwrite the previous file.
         self._writer = EventsWriter(str(folder / "events"), f".{len(older)}")
         self._event = Event
         if older:
@@ -352,17 +352,17 @@ class _TensorBoard:
 
 
 class WandB:
-    """Writes scalars to a W&B run. W&B cannot purge, so after a resume a point may stand twice with the same value.
+    """Writes scalars to a W&B run. W&B cannot remove points, so a point may appear twice after a resume.
 
     Args:
       run_dir: the run folder, which must exist.
       project: the W&B project.
-      unit: the count that scalars are drawn over.
-      run_id: the `id` of the W&B run to go on with; None begins one.
+      unit: the horizontal axis of scalars.
+      run_id: the `id` of the W&B run to continue; None starts a new one.
       config: the run's configuration.
 
     Attributes:
-      id: identifies the W&B run.
+      id: the id of the W&B run.
 
     Raises:
       UserError: wandb is not installed, or there is no account or network.

@@ -1,4 +1,4 @@
-"""The output of a command that goes on when nobody reads it any more."""
+"""Lets a command continue after the reader of its output has ended."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from .signals import discard
 
 @contextlib.contextmanager
 def unread_is_dropped() -> Iterator[None]:
-    """Makes the standard streams drop what cannot be written, so that no reader that leaves ends the block.
+    """Makes the standard streams drop output that cannot be written, instead of raising an exception.
 
-    The reader of a pipe may end, as `head` does, or a disk may be full. A note on stderr says that stdout is dropped.
+    The reader of a pipe may have ended, as `head` does, or a disk may be full. A note on stderr says that stdout is
+    dropped.
     """
     before = sys.stdout, sys.stderr
     sys.stdout = cast(TextIO, _Dropping(sys.stdout, is_output=True))
@@ -26,7 +27,7 @@ def unread_is_dropped() -> Iterator[None]:
 
 
 class _Dropping:
-    """A text stream that drops its output from the first OSError on; otherwise it is the stream that it wraps."""
+    """A wrapper of a text stream that drops all output after the first OSError."""
 
     def __init__(self, stream: Any, is_output: bool):
         self._stream, self._is_output = stream, is_output

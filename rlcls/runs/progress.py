@@ -1,4 +1,4 @@
-"""A command shows a header and then its progress: a live display on a terminal, or lines in a log."""
+"""The header and the progress of a command: a live display on a terminal, or lines in a log."""
 
 import collections
 import contextlib
@@ -13,7 +13,7 @@ from rlcls.phases import Phase, duration, on_terminal
 from rlcls.training.loop import Tick
 
 UNMEASURED = 0.1
-"""The share of the training time that evaluations and checkpoints are expected to add until each was measured."""
+"""Expected time of evaluations and checkpoints, as a share of the training time, until each has been measured."""
 
 _WINDOW = 60.0  # seconds over which the rates are measured
 
@@ -35,9 +35,9 @@ def header(rows: dict[str, str]) -> None:
 
 
 class Progress:
-    """Shows how far a command is, its speed, and the latest values that it measured.
+    """Shows the progress of a command, its speed, and its latest values.
 
-    Use it as a context manager. Lines printed meanwhile appear above the display.
+    Use it as a context manager. Other output appears above the display.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class Progress:
         """Starts the display.
 
         Args:
-          total: the count at which the command ends.
-          start: the count at which it begins; more than 0 after a resume.
-          steady_from: the count from which the pace is steady. Quicker counts before it do not predict the time left.
-          expected_pace: seconds for one count, which predicts the time left until then; 0 predicts nothing.
-          unit: the name of what is counted, in the plural.
+          total: the count at the end of the command.
+          start: the count at its beginning, more than 0 after a resume.
+          steady_from: the count from which the speed is steady. Faster counts before it do not predict the time left.
+          expected_pace: seconds per count, which predicts the time left until `steady_from`; 0 predicts nothing.
+          unit: the name of the unit, in the plural.
           frame_skip: emulator frames per agent step; None shows no frames.
         """
         self._total, self._count, self._unit, self._frame_skip = total, start, unit, frame_skip
@@ -73,10 +73,10 @@ class Progress:
         self._next = 0.0 if self._live else time.monotonic() + phases.PLAIN_PERIOD
 
     def expect(self, periods: Mapping[str, int]) -> None:
-        """States which phases come, so that the time left counts them.
+        """Announces phases, so that the time left includes them.
 
         Args:
-          periods: counts between two phases, by their names. Each phase also comes at the end.
+          periods: counts between two phases of each name. Each phase also occurs at the end.
         """
         self._periods = dict(periods)
 
@@ -84,9 +84,9 @@ class Progress:
         """Sets the count and the `latest` values, and refreshes the display if its period has passed.
 
         Args:
-          count: the present count.
-          latest: numbers to show under their names, such as training_return=3.2. Each stays until a newer value
-            replaces it; None shows a dash.
+          count: the current count.
+          latest: numbers to show by name, such as training_return=3.2. A number is shown until a newer one replaces it;
+            None shows a dash.
         """
         if self._count < self._steady_from <= count:
             self._samples = collections.deque([(self._clock(), count)])
@@ -97,10 +97,10 @@ class Progress:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[Tick]:
-        """Shows a phase in which nothing is counted, such as an evaluation. The rates leave its time out.
+        """Shows a phase during which the count stands still, such as an evaluation. The rates exclude its time.
 
         Yields:
-          A function to call often with the amount done and the whole amount.
+          A function to call often, with the work done and all work.
         """
         phase = self._phase = Phase(name)
 
@@ -109,7 +109,7 @@ class Progress:
             self._refresh()
 
         try:
-            if self._live:  # the block may hold the thread until it ends
+            if self._live:  # the block may not call `tick` before its end
                 self._show()
             yield tick
             self._seconds[name] = phase.seconds()
@@ -121,7 +121,7 @@ class Progress:
         """Shows the last state and ends the display. May be called twice."""
         if self._period < math.inf:
             self._period = self._next = math.inf
-            with contextlib.suppress(OSError):  # the caller's own output meets the same error and reports it
+            with contextlib.suppress(OSError):  # the caller's output raises the same error, which is reported
                 self._show()
             if self._live:
                 self._live.stop()
@@ -135,7 +135,7 @@ class Progress:
         self.close()
 
     def _clock(self) -> float:
-        """A clock that stands still during phases."""
+        """Seconds, without the time spent in phases."""
         return (self._phase.begun if self._phase else time.monotonic()) - self._paused
 
     def _refresh(self) -> None:
@@ -187,19 +187,19 @@ class Progress:
         return f"> {duration(seconds)}" if self._phase.total else duration(seconds)
 
     def _training_left(self, rate: float) -> float | None:
-        """Seconds of training left; None where nothing predicts them."""
+        """Seconds of training left; None if they cannot be predicted."""
         if self._count >= self._total:
             return 0.0
         if rate and self._count >= self._steady_from:
             return (self._total - self._count) / rate
-        if self._expected_pace:  # counts before the steady pace take nearly no time
+        if self._expected_pace:  # counts before `steady_from` take almost no time
             return (self._total - max(self._count, self._steady_from)) * self._expected_pace
         return None
 
     def _phase_left(self, phase: Phase) -> float | None:
-        """The seconds that a phase still takes: those of the last one of its name, or in proportion to the amount done.
+        """Seconds left of a phase, from the duration of the last phase of its name or from the work done.
 
-        The result is None where nothing predicts it.
+        The result is None if they cannot be predicted.
         """
         seconds = phase.seconds()
         if seconds < self._seconds.get(phase.name, 0.0):
@@ -208,7 +208,7 @@ class Progress:
 
 
 def _still_to_come(every: int, count: int, total: int) -> int:
-    """How many multiples of `every` lie above `count` and not above `total`, which also counts as one."""
+    """The number of phases left: multiples of `every` in (count, total], and one at `total` in any case."""
     if count >= total:
         return 0
     return total // every - count // every + (total % every != 0)
@@ -218,7 +218,7 @@ def _open_live() -> Any:
     from rich.console import Console
     from rich.live import Live
 
-    # A refreshing thread would interrupt the learner at any moment.
+    # Without auto_refresh no other thread interrupts the learner.
     live = Live(console=Console(), auto_refresh=False)
     live.start()
     return live
@@ -242,7 +242,7 @@ def _display(share: float, done: str, fields: dict[str, str], phase: str) -> Any
 
 
 def _rate(rate: float) -> str:
-    """A speed; a dash where nothing has been counted since the measurement began."""
+    """A speed; a dash if it is 0, because nothing has been counted yet."""
     if not rate:
         return "-"
     return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"

@@ -1,4 +1,4 @@
-"""Where a run goes on: at its newest checkpoint, or from what is left of it if the user allows that."""
+"""Chooses where a run continues: at its newest whole checkpoint, or with less if the user allows it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from .checkpoint import Checkpoint
 from .folder import FACTS, RunFolder
 
 CHOICES = ("weights", "restart")
-# The record of checkpoints comes last: as long as it is there, a run does not begin again without being told.
 HOSTS = "hosts"
-"""The folder of the metrics of the other processes of a run of several, by their numbers."""
+"""The folder with the metrics of the other processes of a run, by their numbers."""
+# The results of a run, in the order in which they are set aside. The record of checkpoints is last, because a run that
+# has one does not start again without `resume=restart`.
 _OUTPUTS = (
     FACTS,
     metrics.FILE,
@@ -32,16 +33,16 @@ _OUTPUTS = (
     checkpoints_.FOLDER,
     checkpoints_.RECORD,
 )
-_COUNTERS = {"metrics", "unfinished", "loop"}  # the run needs these of a checkpoint
+_COUNTERS = {"metrics", "unfinished", "loop"}  # counters of a checkpoint that the run needs
 
 
 class Start(NamedTuple):
-    """Where a run goes on.
+    """Where a run continues.
 
     Attributes:
-      checkpoint: the checkpoint that it goes on from; None begins it.
-      replay: whether the checkpoint's rows are restored; otherwise they are gathered again.
-      metrics: the position at which the metrics go on; None begins them.
+      checkpoint: the checkpoint from which it continues; None starts it from the beginning.
+      replay: whether the checkpoint's rows are restored. If not, they are collected again.
+      metrics: the position at which the metrics continue; None starts new ones.
       remarks: lines for the user.
     """
 
@@ -52,7 +53,7 @@ class Start(NamedTuple):
 
     @property
     def is_exact(self) -> bool:
-        """Whether the run goes on exactly as the checkpoint left it, so that saving it again would change nothing."""
+        """Whether the run continues exactly as the checkpoint left it, so that saving it again would change nothing."""
         return (
             self.checkpoint is not None
             and self.replay
@@ -61,12 +62,12 @@ class Start(NamedTuple):
 
     @property
     def segments(self) -> list[segments.Segment]:
-        """The replay's files that the run goes on with."""
+        """The files of the replay that the run continues with."""
         return self.checkpoint.segments if self.checkpoint and self.replay else []
 
     @property
     def best(self) -> Mapping[str, Any] | None:
-        """The units and the return of the best checkpoint, as long as its folder exists."""
+        """The units and the return of the best checkpoint, if its folder exists."""
         best = self.checkpoint.counters.get("best") if self.checkpoint else None
         if self.checkpoint is None or best is None:
             return None
@@ -75,21 +76,21 @@ class Start(NamedTuple):
 
 
 def start(folder: RunFolder, allowed: str | None = None) -> Start:
-    """Finds where the run in `folder` goes on.
+    """Finds where the run in `folder` continues.
 
-    A run that has written a checkpoint goes on from the newest one that is whole. If none is whole, or lines of
-    metrics.jsonl are damaged, the run is refused unless `allowed` says what may be done. A run that has written no
-    checkpoint begins again. Nothing is moved before every check has passed. Checkpoints that are newer than the chosen
-    one are then set aside, because the run writes checkpoints of their names.
+    A run that has written a checkpoint continues from the newest whole one. If none is whole, or if lines of
+    metrics.jsonl are damaged, this raises an error unless `allowed` permits a remedy. A run that has written no
+    checkpoint starts again. Files are moved only after all checks have passed. Checkpoints that are newer than the
+    chosen one are then set aside, because the run will write checkpoints with the same names.
 
     Args:
       folder: the run folder.
-      allowed: "weights" goes on from the newest checkpoint whose weights are whole, without its replay, and sets a
-        damaged metrics.jsonl aside. "restart" sets all results aside and begins the run again. Neither does anything
-        to a run that can go on as it is.
+      allowed: "weights" continues from the newest checkpoint with whole weights, without its replay, and sets a damaged
+        metrics.jsonl aside. "restart" sets all results aside and starts the run again. Both have no effect on a run
+        that can continue anyway.
 
     Raises:
-      UserError: the run cannot go on. The message says what is missing or damaged, and which `allowed` would do.
+      UserError: the run cannot continue. The message says what is missing or damaged, and which `allowed` would help.
     """
     run_dir = folder.path
     last = checkpoints_.last_written(run_dir)
@@ -100,7 +101,7 @@ def start(folder: RunFolder, allowed: str | None = None) -> Start:
     remarks, problem = [], None
     replay = checkpoint is not None
     if checkpoint is None:
-        problem = f"the checkpoints of {run_dir} are gone, the last of which was {last:,}"
+        problem = f"the checkpoints of {run_dir} are gone; the last one was {last:,}"
         if damaged:
             problem = str(damaged[0])
         if allowed == "restart":
@@ -110,7 +111,7 @@ def start(folder: RunFolder, allowed: str | None = None) -> Start:
             raise UserError(f"{problem}; put the files back, or give {_ways(checkpoint)}")
         remarks = [
             problem,
-            f"the run goes on from the weights of {checkpoint.folder}; the replay is filled again",
+            f"the run continues from the weights of {checkpoint.folder}; the replay is filled again",
         ]
     elif damaged:
         remarks = [f"{each}; falling back to the one before" for each in damaged]
@@ -121,7 +122,7 @@ def start(folder: RunFolder, allowed: str | None = None) -> Start:
         problem = f"another version of rlcls wrote {checkpoint.folder}"
         if allowed == "restart":
             return _restart(folder, problem)
-        raise UserError(f"{problem}; go on with that version, or give {_RESTART}")
+        raise UserError(f"{problem}; continue with that version, or give {_RESTART}")
     aside = [str(each.folder.relative_to(run_dir)) for each in damaged]
     try:
         metrics.check(run_dir, position)
@@ -130,7 +131,7 @@ def start(folder: RunFolder, allowed: str | None = None) -> Start:
             return _restart(folder, str(error))
         if allowed is None:
             ways = f"resume=weights (it is set aside, and new lines begin) or {_RESTART}"
-            raise UserError(f"{error}; correct it or put it back, or give {ways}") from error
+            raise UserError(f"{error}; repair it or put it back, or give {ways}") from error
         remarks.append(f"{error}; new lines begin")
         aside += [metrics.FILE] if (run_dir / metrics.FILE).exists() else []
         position = {**position, "lines": 0}
@@ -142,11 +143,11 @@ def start(folder: RunFolder, allowed: str | None = None) -> Start:
 
 
 def together(begun: Start | None, run_dir: Path, hosts: Hosts) -> Start:
-    """Where a run of several processes goes on: the first one has chosen, the others read their own parts.
+    """Where a run of several processes continues. The first process has chosen; the others read their parts.
 
     Args:
       begun: from `start` on the first process, None on the others.
-      run_dir: the run folder, which all see.
+      run_dir: the run folder, which all processes can read.
       hosts: the processes.
 
     Raises:
@@ -159,8 +160,8 @@ def together(begun: Start | None, run_dir: Path, hosts: Hosts) -> Start:
     name, writers, replay = chosen
     if name is not None and writers != hosts.count:
         raise UserError(
-            f"{writers} process{'es' * (writers > 1)} wrote checkpoint {int(name):,} of {run_dir}, and {hosts.count} "
-            "would go on with it; the same number goes on to the same bits"
+            f"{writers} process{'es' * (writers > 1)} wrote checkpoint {int(name):,} of {run_dir}, but there are now "
+            f"{hosts.count}; continue with the same number of processes"
         )
     if begun is not None:
         return begun
@@ -174,17 +175,15 @@ def together(begun: Start | None, run_dir: Path, hosts: Hosts) -> Start:
     return Start(mine, replay, mine.counters["metrics"], [])
 
 
-_RESTART = "resume=restart (all results are set aside, and the run begins again)"
+_RESTART = "resume=restart (all results are set aside, and the run starts again)"
 
 
 def _ways(weights: Checkpoint | None) -> str:
     if weights is None:
         return _RESTART
-    return (
-        f"resume=weights (on from the weights at {weights.steps:,}, the replay is filled again) or {_RESTART}"
-    )
+    return f"resume=weights (continues from the weights at {weights.steps:,} and fills the replay again) or {_RESTART}"
 
 
 def _restart(folder: RunFolder, problem: str) -> Start:
     place = folder.set_aside(_OUTPUTS)
-    return Start(None, True, None, [problem, f"the run begins again; {place} holds its old results"])
+    return Start(None, True, None, [problem, f"the run starts again; {place} holds its old results"])

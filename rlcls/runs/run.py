@@ -1,4 +1,4 @@
-"""Drives a loop to its last step or to a signal, and writes its metrics and checkpoints."""
+"""Advances a loop to its last step or until a signal, and writes its metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .progress import Progress
 from .signals import Stopped, unless_stopped
 
 _SAVING = "saving a checkpoint"
-_CLIPPED, _CLIPPED_LINES = 0.1, 3  # more than this share of targets, in so many "train" lines in a row
+_CLIPPED, _CLIPPED_LINES = 0.1, 3  # warns if clip_fraction exceeds this in this many consecutive train lines
 # Kind of line and field -> name on the display.
 _SHOWN = {
     ("train", "episode_return"): "training_return",
@@ -51,29 +51,30 @@ def run(
 ) -> None:
     """Advances `loop` to `steps` units or until `stopped`, and then saves it.
 
-    An exception of the loop's parts or of an evaluator passes, after the loop has been saved if its state allows that.
-    A note on it says what was saved, and what a resume begins from.
+    If the loop or an evaluator raises an exception, the loop is saved if possible and the exception is raised again. A
+    note on the exception says what was saved and where a resume would start.
 
-    With several processes all call this at once, and advance, save and stop at the same moments. The first one
-    evaluates, while the others wait. An exception of one of them saves nothing, since the others stand elsewhere.
+    All processes of a run call this function, and advance, save and stop at the same time. The first one evaluates
+    while the others wait. After an exception in one of several processes nothing is saved, because the others may be at
+    another step.
 
     Args:
-      loop: the loop, which begins or has been restored.
-      steps: the loop's units at which the run ends.
+      loop: the loop, new or restored.
+      steps: the number of the loop's units at the end of the run.
       evaluators: the evaluators; each is called at its own period, and at the end.
       metrics: the open metrics.
       checkpoints: the writer of checkpoints.
       checkpoint_every: units between two checkpoints.
       keep_every: units between two checkpoints that are never removed; 0 keeps none.
-      keep_best: whether a checkpoint is written, and kept, when an evaluation's mean return is the highest so far.
+      keep_best: whether to write and keep a checkpoint when an evaluation's mean return is the highest so far.
       stopped: returns whether a signal asks to end; it is called after every step, also of evaluations.
       hosts: the processes of the run.
-      unfinished: kinds of evaluators that a signal interrupted at the restored moment; they are called first.
-      best: the units and the return of the best checkpoint at the restored moment; it is kept also without `keep_best`.
-      is_saved: whether the newest checkpoint holds this moment, so that a signal now needs no other one.
+      unfinished: kinds of evaluators that a signal interrupted before the resume; they are called first.
+      best: the units and the return of the best checkpoint before the resume, which is kept even without `keep_best`.
+      is_saved: whether the newest checkpoint already holds the current state.
       progress: the display, opened by the caller.
-      shown: the latest values of the display, from `last_shown`; None for a run that has none.
-      widen: returns the advice of the warning that many targets lie outside the head's support.
+      shown: the latest values of the display, from `last_shown`; None for a new run.
+      widen: returns the advice in the warning about targets outside the head's support.
 
     Raises:
       Diverged: an update gave numbers that are not finite.
@@ -90,7 +91,7 @@ def run(
         return loop.counts[loop.unit]
 
     def stops() -> bool:
-        """Whether this moment is the last, at which all processes stop."""
+        """Whether all processes stop now."""
         return hosts.stops(asked=stopped())
 
     def interrupted() -> bool:
@@ -111,7 +112,7 @@ def run(
 
     def check_clipping(values: dict[str, Any]) -> None:
         nonlocal clipped_lines
-        if clipped_lines < _CLIPPED_LINES:  # the warning comes once
+        if clipped_lines < _CLIPPED_LINES:  # warns only once
             value = values.get("clip_fraction", 0.0)
             clipped: float = value if is_number(value) else 0.0
             clipped_lines = clipped_lines + 1 if clipped > _CLIPPED else 0
@@ -134,7 +135,7 @@ def run(
             print(f"note: {remark}", file=sys.stderr)
 
     def save_after(error: Exception, *, permanent: bool = False) -> None:
-        """Saves what an exception left, and notes on it what a resume begins from."""
+        """Saves the run after an exception, and adds a note that says where a resume would start."""
         reason = ""
         if not isinstance(error, Diverged) and hosts.count == 1:
             try:
@@ -143,11 +144,11 @@ def run(
                 step = f"{loop.unit[:-1].replace('_', ' ')} {count():,}"
                 error.add_note(f"saved at {step}; the same command continues from there")
                 return
-            except Exception as second:  # the first exception is the one to show
+            except Exception as second:  # the first exception is the one to report
                 reason = f"not saved ({one_line(second)}); "
         last = checkpoints.last
         error.add_note(
-            reason + (f"{last} is the last good checkpoint" if last else "there was no checkpoint yet")
+            reason + (f"{last} is the last good checkpoint" if last else "there is no checkpoint yet")
         )
         if isinstance(error, Diverged):
             error.add_note(
@@ -155,14 +156,14 @@ def run(
             )
 
     def evaluate(due: Sequence[Periodic], *, permanent: bool = False) -> list[str]:
-        """Calls evaluators; returns the kinds of those that a signal prevented.
+        """Calls evaluators; returns the kinds of those that a signal interrupted or prevented.
 
-        `permanent` says whether the checkpoint of this moment is kept for good, also if an evaluator raises.
+        `permanent` says whether a checkpoint that is saved after an exception is never removed.
         """
         nonlocal best, unfinished
         for number, (kind, evaluator, _) in enumerate(due):
             left = [each.kind for each in due[number:]]
-            outcome: dict[str, Any] | None = None  # None where a signal came
+            outcome: dict[str, Any] | None = None  # None after a signal
             if hosts.index == 0:
                 try:
                     with phase(_phase_of(kind)) as tick, contextlib.suppress(Stopped):
@@ -211,7 +212,7 @@ def run(
         is_best = best is not None and best["steps"] == count()
         if last or permanent or is_best or _passed(checkpoint_every, before, count()):
             save(permanent=permanent)
-    shown.update(_shown_in("train", loop.summary()))  # no line holds the updates since the last one
+    shown.update(_shown_in("train", loop.summary()))  # includes the updates since the last line
     show()
     if unsaved and (unfinished or stops()):
         print("saving a checkpoint; a second Ctrl-C or SIGTERM stops without it", flush=True)
@@ -219,7 +220,7 @@ def run(
 
 
 def last_shown(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
-    """The values that the display showed when the last line of a run's metrics was written."""
+    """The values of the display after the last line of a run's metrics."""
     shown: dict[str, Any] = {}
     for row in read(run_dir):
         shown |= _shown_in(row["kind"], row)
@@ -227,7 +228,7 @@ def last_shown(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _shown_in(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of one line of metrics that the display shows, by their names there; None where one is null."""
+    """The numbers of one line that the display shows, by their names on the display; None for null."""
     return {
         name: values[field] if is_number(values[field]) else None
         for (of, field), name in _SHOWN.items()
@@ -236,10 +237,10 @@ def _shown_in(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _phase_of(kind: str) -> str:
-    """The name on the display of the evaluations of one kind."""
+    """The name of an evaluation on the display."""
     return "evaluating" if kind == "eval" else f"evaluating {kind}"
 
 
 def _passed(every: int, before: int, now: int) -> bool:
-    """Whether a multiple of `every` lies above `before` and not above `now`."""
+    """Whether there is a multiple of `every` in (before, now]."""
     return now // every > before // every

@@ -1,4 +1,4 @@
-"""Rows that grow at one end, kept in files that checkpoints share: each checkpoint writes only the new rows."""
+"""Files with the rows of a replay. Checkpoints share them, so each checkpoint writes only the new rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rlcls.files import Seal, pack, sync, unpack
 from rlcls.training.loop import Rows
 
 FOLDER = "replay"
-_BYTES = 1 << 28  # of rows, before compression: the memory that writing one segment needs
+_BYTES = 1 << 28  # bytes of rows in a segment before compression, which writing it needs in memory
 _NAME = re.compile(r"rows-(\d+)-(\d+)\.npz\.zst")
 
 
@@ -31,10 +31,10 @@ class Segment(NamedTuple):
 
     @classmethod
     def at(cls, path: Path, seal: Seal) -> Segment:
-        """The segment in a file, by the file's name.
+        """The segment with the rows in the file's name.
 
         Raises:
-          ValueError: the name is no segment's.
+          ValueError: the name is not that of a segment.
         """
         match = _NAME.fullmatch(path.name)
         if not match:
@@ -43,20 +43,20 @@ class Segment(NamedTuple):
 
 
 def folder(run_dir: Path, host: int) -> Path:
-    """Where the segments of a host are."""
+    """The folder with the segments of a host."""
     return run_dir / FOLDER / f"host-{host}" if host else run_dir / FOLDER
 
 
 def write(folder: Path, rows: Rows, segments: list[Segment]) -> list[Segment]:
-    """Writes the rows that no segment holds yet, and reads the new files back.
+    """Writes the rows that are in no segment yet, and reads the new files back.
 
     Args:
-      folder: where the files go.
-      rows: what is saved.
-      segments: those of the checkpoint before.
+      folder: the folder of the files.
+      rows: the rows to save.
+      segments: the segments of the previous checkpoint.
 
     Returns:
-      Segments that hold all of `rows`, oldest first; those whose rows have all been dropped are left out.
+      Segments with all of `rows`, oldest first. Segments whose rows are all gone are left out.
 
     Raises:
       OSError, NotAsWritten: a file could not be written.
@@ -77,13 +77,13 @@ def write(folder: Path, rows: Rows, segments: list[Segment]) -> list[Segment]:
 
 
 def read(segments: list[Segment], rows: Rows) -> None:
-    """Puts the rows of all segments, oldest first, back into `rows`."""
+    """Restores `rows` from all segments, oldest first."""
     for segment in segments:
         rows.write(segment.first, unpack(segment.path))
 
 
 def prune(run_dir: Path, named: set[str]) -> None:
-    """Removes the segments that are not `named`, by their paths in the run folder, and leaves other files alone."""
+    """Removes the segments whose paths in the run folder are not `named`. Other files stay."""
     for path in (run_dir / FOLDER).rglob("rows-*"):
         ours = _NAME.fullmatch(path.name.removesuffix(".partial")) and path.is_file()
         if ours and str(path.relative_to(run_dir)) not in named:

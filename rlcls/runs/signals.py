@@ -1,4 +1,4 @@
-"""Signals that ask a command to end, collected so that it ends between two steps."""
+"""Collects signals that ask a command to end, so that it can end between two steps."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-# A closing terminal and a cluster's warning. Both may come several times, so only the first of them counts.
+# The signals of a closing terminal and of a cluster's warning. They may come several times; only the first counts.
 _WARNINGS = (signal.SIGHUP, signal.SIGUSR1)
 
 
 class Stopped(Exception):
-    """A signal came during work that a tick can stop."""
+    """Raised by a tick after a signal, to interrupt the current work."""
 
 
 def unless_stopped(
     stopped: Callable[[], bool], tick: Callable[[int, int], object]
 ) -> Callable[[int, int], None]:
-    """A tick that raises `Stopped` once a signal has come."""
+    """`tick`, but it raises `Stopped` after a signal."""
 
     def checked(done: int, total: int) -> None:
         if stopped():
@@ -34,11 +34,11 @@ def unless_stopped(
 def collected(reactions: Mapping[int, Callable[[], object]] = MappingProxyType({})) -> Iterator[list[int]]:
     """Collects SIGTERM, Ctrl-C, SIGHUP and SIGUSR1 in the list that it yields.
 
-    A second SIGTERM or Ctrl-C takes its usual course; a second SIGHUP or SIGUSR1 is ignored. Under nohup, SIGHUP stays
+    A second SIGTERM or Ctrl-C has its usual effect. A second SIGHUP or SIGUSR1 is ignored. Under nohup, SIGHUP stays
     ignored.
 
     Args:
-      reactions: what else to do when a signal comes, by its number.
+      reactions: functions to call when a signal comes, by its number.
     """
     received: list[int] = []
 
@@ -70,14 +70,14 @@ def collected(reactions: Mapping[int, Callable[[], object]] = MappingProxyType({
 
 
 def _leave_terminal(descriptors: list[int]) -> None:
-    """Sends output nowhere if its terminal has closed: writing to it would raise, and the run would not be saved."""
+    """Discards output to a closed terminal, because writing there would raise before the run is saved."""
     for number in descriptors:
         if not os.isatty(number):
             discard(number)
 
 
 def discard(number: int) -> None:
-    """Makes a file descriptor discard what is written to it."""
+    """Redirects a file descriptor to /dev/null."""
     descriptor = os.open(os.devnull, os.O_WRONLY)
     os.dup2(descriptor, number)
     os.close(descriptor)

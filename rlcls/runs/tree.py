@@ -1,4 +1,4 @@
-"""Writes a pytree of arrays with Orbax so that what is read back has the same bits."""
+"""Writes a pytree of arrays with Orbax, and checks that it reads back with the same bits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FOLDER = "tree"
 
 
 def reserve(path: Path, tree: PyTree) -> None:
-    """Raises an OSError if the disk has no room for the tree: Orbax would report it in pages of tracebacks."""
+    """Raises an OSError if the tree does not fit on the disk, which Orbax would report in pages of tracebacks."""
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + 1
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):
@@ -33,13 +33,13 @@ def reserve(path: Path, tree: PyTree) -> None:
 
 
 def write(folder: Path, tree: PyTree) -> None:
-    """Writes a tree, and compares what is read back bit for bit.
+    """Writes a tree, reads it back, and compares all bits.
 
-    Several processes of one run write it together, each the parts that its devices hold; each compares its own.
+    The processes of a run write it together. Each writes and compares the parts on its own devices.
 
     Raises:
       OSError: the files cannot be written.
-      NotAsWritten: Orbax cannot write the tree, or other values come back.
+      NotAsWritten: Orbax cannot write the tree, or it reads back with other values.
     """
     import orbax.checkpoint as ocp
 
@@ -48,7 +48,7 @@ def write(folder: Path, tree: PyTree) -> None:
             checkpointer.save(path, args=ocp.args.PyTreeSave(tree))
         except OSError:
             raise
-        except Exception as error:  # Orbax and TensorStore have errors of many types
+        except Exception as error:  # Orbax and TensorStore raise exceptions of many types
             raise NotAsWritten(f"Orbax cannot write the tree: {one_line(error)}") from error
     data = jax.tree.map(_key_data, tree)
     with _orbax(folder) as (checkpointer, path):
@@ -65,14 +65,14 @@ def write(folder: Path, tree: PyTree) -> None:
 
 
 def read(folder: Path, like: PyTree) -> PyTree:
-    """The tree in `folder`, or the part of it that `like` has, with the shapes, dtypes and shardings of `like`.
+    """The part of the tree in `folder` that is in `like`, with the shapes, dtypes and shardings of `like`.
 
     Args:
-      folder: the folder that `write` took.
-      like: a pytree of arrays or `jax.ShapeDtypeStruct`s. Entries of dicts may be missing.
+      folder: the argument of `write`.
+      like: a pytree of arrays or `jax.ShapeDtypeStruct`s. Entries of dicts may be left out.
 
     Raises:
-      UserError: the tree has no such part, or its shapes differ.
+      UserError: the tree lacks a part, or its shapes differ.
     """
     import orbax.checkpoint as ocp
 
@@ -86,8 +86,8 @@ def read(folder: Path, like: PyTree) -> PyTree:
 
 
 def reason(error: Exception) -> str:
-    """What the system says of an error, in a few words."""
-    # TensorStore puts the system's words at the end of its own.
+    """The operating system's message for an error, in a few words."""
+    # TensorStore's messages contain that of the operating system.
     if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
         return "no space left"
     return (isinstance(error, OSError) and error.strerror) or one_line(error)
@@ -95,10 +95,11 @@ def reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _orbax(folder: Path) -> Iterator[tuple[Any, Path]]:
-    """Yields Orbax's checkpointer, and a path to the tree in `folder` for it.
+    """Yields Orbax's checkpointer, and a path to the tree in `folder`.
 
-    The path goes through a link with a plain name: Orbax and TensorStore take characters such as [ and * for patterns,
-    and then write trees that nothing can read. Several processes must give Orbax the same path, so they have no link.
+    The path contains a symbolic link with a plain name, because Orbax and TensorStore treat characters such as [ and *
+    as patterns, and write trees that cannot be read. With several processes there is no link, because all of them must
+    pass the same path.
 
     Raises:
       UserError: the link cannot be made, or several processes would need one.
@@ -122,13 +123,15 @@ def _orbax(folder: Path) -> Iterator[tuple[Any, Path]]:
             link = Path(place, "checkpoint")
             link.symlink_to(folder.resolve(), target_is_directory=True)
         except OSError as error:
-            raise UserError(f"cannot make a temporary folder ({reason(error)}); TMPDIR says where") from error
+            raise UserError(
+                f"cannot make a temporary folder ({reason(error)}); set TMPDIR to another place"
+            ) from error
         yield checkpointer, link / FOLDER
 
 
 @contextlib.contextmanager
 def _without_tracebacks() -> Iterator[None]:
-    """Silences absl's errors: Orbax's threads log the traceback of an exception that the caller gets too."""
+    """Silences absl's errors, because Orbax's threads log tracebacks of exceptions that the caller gets anyway."""
     logger = logging.getLogger("absl")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -139,19 +142,19 @@ def _without_tracebacks() -> Iterator[None]:
 
 
 def _key_data(leaf: Any) -> Any:
-    """The integers of a typed random key, which Orbax stores with its type; any other leaf as it is."""
+    """The integers of a typed random key, which Orbax stores; other leaves are unchanged."""
     if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return leaf
     if isinstance(leaf, jax.ShapeDtypeStruct):
         data = jax.eval_shape(jax.random.key_data, leaf)
-        # Orbax gives the integers their type only where they become an array of a device.
+        # Orbax restores the dtype of these integers only if they have a sharding.
         sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
         return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
     return jax.random.key_data(leaf)
 
 
 def _holds(restored: np.ndarray, leaf: Any) -> bool:
-    """Whether an array on the host has the bits of those parts of a leaf that this process holds."""
+    """Whether an array on the host equals, bit for bit, the parts of a leaf on this process's devices."""
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
         return _same_bits(restored, jax.device_get(leaf))
     return all(
@@ -175,6 +178,6 @@ def _check_shapes(saved: Mapping[str, Any], wanted: PyTree, folder: Path) -> Non
         shape = tuple(present[name].shape)
         if shape != leaf.shape:
             raise UserError(
-                f"{folder} does not fit the run's configuration: {name} has shape {list(shape)} there, and the "
-                f"configuration gives it {list(leaf.shape)}"
+                f"{folder} does not fit the run's configuration: {name} has shape {list(shape)} there, but "
+                f"{list(leaf.shape)} in the configuration"
             )

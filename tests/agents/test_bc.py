@@ -1,4 +1,4 @@
-"""Behavioural cloning learns how often the data takes each action, and nothing about rewards."""
+"""Behavioural cloning learns the share of each action in the data, and ignores rewards."""
 
 import functools
 
@@ -25,7 +25,7 @@ def make(spec=SPEC, **options):
 
 
 def recorded(shares=SHARES):
-    """Both actions in both states, as often as `shares` [2, 2] says; their rewards are no numbers."""
+    """Both actions in both states with weights `shares` [2, 2], and rewards of NaN."""
     states, actions = (a.reshape(-1) for a in np.indices((2, 2)))
     nothing = np.full(4, np.nan, np.float32)
     weights = 2 * shares[states, actions].astype(np.float32)
@@ -41,7 +41,7 @@ def learn(agent, batch, updates=300):
     return run(jax.random.key(0))
 
 
-def test_the_softmax_of_its_logits_is_the_share_of_each_action_in_the_data():
+def test_the_softmax_of_the_logits_is_the_share_of_each_action_in_the_data():
     agent = make()
     assert isinstance(agent, Agent)
     state = learn(agent, recorded())

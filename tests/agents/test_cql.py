@@ -1,4 +1,4 @@
-"""CQL computes what its equation says, and learns the exact values of recorded probe MDPs with every head."""
+"""CQL equals its equation, and learns the exact values of recorded probe MDPs with every head."""
 
 import functools
 
@@ -29,7 +29,7 @@ HEADS = {
     "quantile": {"num_quantiles": 11},
 }
 SPEC = Spec(jax.ShapeDtypeStruct((1,), np.float32), jax.ShapeDtypeStruct((), np.int32), 2, None)
-# The second state's action pays 1 or 0, so the first state's value depends on what is done in the second.
+# The actions of the second state have the rewards 1 and 0, so the first state's value depends on the action there.
 CHAIN = Probe(
     "chain",
     features=(-1.0, 1.0),
@@ -47,9 +47,10 @@ def make(head, **options):
 
 
 def recorded(probe, weight=1.0):
-    """Every state, action and next action of a probe once: eight transitions, so all probes share a compilation.
+    """Every combination of state, action and next action of a probe: eight transitions.
 
-    `weight` [2, 2] is the weight of each state and action. The data of one state or action has it twice.
+    `weight` [2, 2] is the weight of each state and action. The transitions of a probe with one state or one action are
+    repeated, so that all probes share one compilation.
     """
     states, actions, next_actions = (a.reshape(-1) for a in np.indices((2, 2, 2)))
     weights = np.broadcast_to(weight, (2, 2))[states, actions]
@@ -72,7 +73,7 @@ def recorded(probe, weight=1.0):
 
 
 def exact(probe):
-    """The optimal values of both actions in two states."""
+    """The optimal values of both actions in the first and the last state."""
     values = np.broadcast_to(probe.q_values(GAMMA), (probe.num_states, 2))
     return values[[0, -1]]
 
@@ -93,8 +94,8 @@ def values(agent, state, probe):
 
 
 @pytest.mark.parametrize("head", heads.BY_NAME)
-def test_a_softmax_of_the_optimal_values_is_the_data_that_cql_learns_without_bias(head):
-    """The gradient of log sum exp Q - Q(s, a) is softmax(Q) less the share of each action in the data."""
+def test_cql_is_unbiased_if_the_data_is_a_softmax_of_the_optimal_values(head):
+    """The gradient of the gap is softmax(Q) minus the share of each action in the data, so it is 0 for this data."""
     agent = make(head)
     learns = learner(agent)
     for probe in (*PROBES.values(), CHAIN):
@@ -105,7 +106,7 @@ def test_a_softmax_of_the_optimal_values_is_the_data_that_cql_learns_without_bia
 
 @pytest.mark.parametrize("target", ["sarsa", "monte_carlo"])
 @pytest.mark.parametrize("head", ["mse", "hlgauss", "c51", "quantile"])
-def test_sarsa_and_monte_carlo_learn_the_values_of_the_behaviour_and_not_the_optimum(head, target):
+def test_sarsa_and_monte_carlo_learn_the_values_of_the_behaviour_policy(head, target):
     agent = make(head, alpha=0.0, target=target)
     state = learner(agent)(recorded(CHAIN), jax.random.key(0))
     np.testing.assert_allclose(values(agent, state, CHAIN), [[GAMMA / 2] * 2, [1, 0]], atol=0.02)
@@ -113,8 +114,8 @@ def test_sarsa_and_monte_carlo_learn_the_values_of_the_behaviour_and_not_the_opt
 
 
 @pytest.mark.parametrize("head", ["mse", "hlgauss", "c51"])
-def test_an_action_that_the_data_does_not_show_has_a_lower_value_with_every_seed(head):
-    """The only action in the data costs 1, so without the gap the other one looks better."""
+def test_an_action_that_is_not_in_the_data_has_a_lower_value_with_every_seed(head):
+    """The only action in the data costs 1, so without the gap the other action has a higher value."""
     probe, keys = PROBES["probe/action"], jax.random.split(jax.random.key(0), 8)
     batch = recorded(probe, [[2.0, 0.0], [2.0, 0.0]])
     learnt = {}
@@ -129,7 +130,7 @@ def test_an_action_that_the_data_does_not_show_has_a_lower_value_with_every_seed
     assert (learnt[1.0][:, 1] < learnt[1.0][:, 0] - 0.5).all()
 
 
-# The equations in NumPy and float64, written without the library.
+# The equations in NumPy and float64, independent of the library.
 
 
 def centers(head):
@@ -150,7 +151,7 @@ def value(head, outputs):
 
 
 def two_hot(scalars, points):
-    """Each scalar's weights on the two points beside it, [*b, k]."""
+    """The two-hot weights of each scalar, [*b, k]."""
     width = points[1] - points[0]
     return np.maximum(1 - np.abs(np.clip(scalars, points[0], points[-1])[..., None] - points) / width, 0)
 
@@ -188,7 +189,7 @@ def td_loss(head, outputs, next_outputs, rewards, discounts):
 
 
 def objective(head, outputs, next_outputs, batch, target):
-    """The mean weighted loss; outputs [b, a, n] of the online network, next outputs [b, n] of the chosen action."""
+    """The mean weighted loss. Outputs [b, a, n] are the online network's; next outputs [b, n] those of a'."""
     rows = np.arange(len(outputs))
     rewards, discounts = np.float64(batch.reward), np.float64(batch.discount)
     if target == "monte_carlo":
@@ -204,7 +205,7 @@ CASES += [(head, target) for head in ("hlgauss", "c51", "quantile") for target i
 
 
 @pytest.mark.parametrize(("head", "target"), CASES)
-def test_loss_and_gradient_are_those_of_the_equation_in_float64(head, target):
+def test_loss_and_gradient_equal_the_equation_in_float64(head, target):
     agent = make(head, target=target, double=True)
     states = [agent.init(jax.random.key(seed)) for seed in (0, 1)]
     state = states[0]._replace(target_params=states[1].params)
@@ -236,7 +237,7 @@ def test_loss_and_gradient_are_those_of_the_equation_in_float64(head, target):
     np.testing.assert_allclose(gradient, slopes, atol=2e-5)
 
 
-def test_without_the_gap_it_is_dqn():
+def test_with_alpha_zero_cql_is_dqn():
     backbone, head = functools.partial(networks.MLP, hidden=(8,)), heads.make("hlgauss", **HEADS["hlgauss"])
     batch, key = recorded(CHAIN), jax.random.key(0)
     cql, dqn = CQL(SPEC, backbone, head, alpha=0.0), DQN(SPEC, backbone, head)
@@ -250,14 +251,14 @@ def test_a_batch_without_the_field_that_a_target_needs_is_one_line(target, field
     agent, batch = make("mse", target=target), recorded(CHAIN)._replace(**{field: None})
     state = jax.eval_shape(agent.init, jax.random.key(0))
     with pytest.raises(
-        ValueError, match=f"^target={target} needs batches with {field}, and these have none: "
+        ValueError, match=f"^target={target} needs batches with {field}, but these have none: "
     ) as error:
         jax.eval_shape(agent.update, state, batch, jax.random.key(0))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.untyped
-def test_options_out_of_range_are_one_line():
+def test_options_out_of_range_are_refused_in_one_line():
     with pytest.raises(ValueError, match=r"^alpha must be at least 0, not -0.1$"):
         make("mse", alpha=-0.1)
     with pytest.raises(ValueError, match=r"^target must be one of q_learning, sarsa, monte_carlo, not max$"):

@@ -1,4 +1,4 @@
-"""DQN with every head learns the exact values of probe MDPs, and is the pure function it says it is."""
+"""DQN learns the exact values of probe MDPs with every head, and its update is a pure function."""
 
 import functools
 
@@ -42,9 +42,9 @@ def make(head, num_actions=2, **options):
 
 
 def every_transition(probe):
-    """All that a perfect replay of the probe could give: four transitions of two actions, whatever the probe.
+    """Every transition of a probe, as a batch of four transitions with two actions.
 
-    A probe of one action has it twice, and one state is repeated. All probes therefore share one compilation.
+    The transitions of a probe with one action or one state are repeated, so that all probes share one compilation.
     """
     states, actions = (a.reshape(-1) for a in np.indices((probe.num_states, 2)))
     states, actions = np.resize(states, 4), np.resize(actions, 4)
@@ -68,7 +68,7 @@ def exact(probe):
 
 
 def learner(agent, updates=600):
-    """batch -> the state after `updates` updates, compiled: one scan runs much quicker than a Python loop."""
+    """batch -> the state after `updates` updates, in one compiled scan."""
 
     @jax.jit
     def run(batch, key):
@@ -112,19 +112,19 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize("head", VARIANTS, ids=lambda head: "-".join(map(str, head.to_dict().values())))
-def test_dqn_learns_by_other_criteria_and_on_other_supports(head):
-    """At a learning rate of 0.01: at that of the others, 0.03, a bounded criterion can stick."""
+def test_dqn_learns_with_other_criteria_and_supports(head):
+    """The learning rate is 0.01: at 0.03, the rate of the other tests, a bounded criterion can stop learning."""
     probe = PROBES["probe/two_step"]
     agent = make(head, learning_rate=1e-2)
     state = learn(agent, every_transition(probe), updates=400)
     early, late = values(agent, state, probe.observations())[:, 0]
-    # What a value is read back as where bins are unequal and smeared; elsewhere it is itself.
+    # The decoded target. It differs from the value for HL-Gauss on bins of unequal width.
     read = lambda value: head.decode(head.encode(np.float64(value)))  # noqa: E731
     np.testing.assert_allclose([early, late], [read(GAMMA * read(1.0)), read(1.0)], atol=0.01)
     np.testing.assert_allclose([early, late], probe.q_values(GAMMA)[:, 0], atol=0.04)
 
 
-def test_scaled_rewards_teach_the_values_of_a_task_that_the_support_does_not_reach():
+def test_with_scaled_rewards_dqn_learns_values_outside_the_support():
     probe, head = PROBES["probe/two_step"], heads.make("two_hot", **CLASSES)
     returns = 50 * probe.q_values(GAMMA)[:, 0]
     scale = heads.reward_scale(returns, head.support)
@@ -154,7 +154,7 @@ def batch():
     return every_transition(PROBES["probe/policy"])
 
 
-def test_the_target_is_copied_every_period_and_at_no_other_update(batch):
+def test_the_target_is_copied_once_per_period(batch):
     agent = make("hlgauss", target_period=3)
     state = agent.init(jax.random.key(0))
     update = jax.jit(agent.update)
@@ -175,7 +175,7 @@ def test_soft_targets_move_by_tau(batch):
 
 
 class _Noisy(networks.MLP):
-    """A backbone that carries statistics, a random key and a count."""
+    """A backbone with batch statistics, a random key and a counter."""
 
     def __init__(self, *args, rngs, **options):
         super().__init__(*args, rngs=rngs, **options)
@@ -185,7 +185,7 @@ class _Noisy(networks.MLP):
         return self.dropout(self.norm(super().__call__(observations)))
 
 
-def test_soft_targets_average_statistics_and_take_over_random_keys(batch):
+def test_soft_targets_average_statistics_and_copy_random_keys(batch):
     backbone = functools.partial(_Noisy, hidden=(8,))
     agent = DQN(spec(), backbone, heads.make("mse"), target_period=1, target_tau=0.25)
     before = agent.init(jax.random.key(0))
@@ -202,7 +202,7 @@ def test_soft_targets_average_statistics_and_take_over_random_keys(batch):
     assert target["dropout"]["rngs"]["count"] == 1
 
 
-def test_a_transition_of_weight_zero_teaches_nothing(batch):
+def test_a_transition_of_weight_zero_has_no_effect(batch):
     agent = make("hlgauss")
     state = agent.init(jax.random.key(0))
     half = batch._replace(weight=np.array([1, 1, 0, 0], np.float32))
@@ -216,9 +216,8 @@ def test_priorities_are_the_divergences_and_not_the_losses(batch):
     agent = make("hlgauss")
     state = learn(agent, batch)
     _, info = agent.update(state, batch, jax.random.key(0))
-    assert (
-        np.all(info.priorities < 0.1) and float(info.metrics["loss"]) > 1.0
-    )  # the floor of the cross-entropy
+    assert np.all(info.priorities < 0.1)
+    assert float(info.metrics["loss"]) > 1.0  # at least the entropy of the targets
     np.testing.assert_allclose(info.metrics["td_divergence"], np.mean(info.priorities), rtol=1e-6)
 
 
@@ -235,7 +234,7 @@ def test_acting_explores_with_probability_epsilon():
     np.testing.assert_allclose(np.bincount(act(1.0), minlength=4) / 20_000, 0.25, atol=0.02)
 
 
-def test_a_gradient_is_scaled_down_to_the_norm_asked_for(batch):
+def test_a_gradient_is_clipped_to_the_given_norm(batch):
     free, bounded = make("mse"), make("mse", max_gradient_norm=1e-9)
     state = free.init(jax.random.key(0))
     moved = [agent.update(state, batch, jax.random.key(0))[0] for agent in (free, bounded)]
@@ -250,7 +249,7 @@ def test_the_learning_rate_follows_its_schedule(batch):
     update, plain = jax.jit(falling.update), jax.jit(constant.update)
     state, other = falling.init(jax.random.key(0)), constant.init(jax.random.key(0))
     key = jax.random.key(0)
-    for _ in range(3):  # the whole rate, the last time where the fall begins
+    for _ in range(3):  # the rate is constant up to and including the third update
         state, other = update(state, batch, key)[0], plain(other, batch, key)[0]
         chex.assert_trees_all_close(state.params, other.params, rtol=1e-6)
     before = state
@@ -261,7 +260,7 @@ def test_the_learning_rate_follows_its_schedule(batch):
     chex.assert_trees_all_equal(after.params, state.params)
 
 
-def test_the_optimiser_is_any_of_optax(batch):
+def test_the_optimiser_can_be_any_of_optax(batch):
     agent = make("mse", optimizer=optax.sgd, learning_rate=0.1)
     state = agent.init(jax.random.key(0))
     after, _ = agent.update(state, batch, jax.random.key(0))
@@ -284,19 +283,15 @@ def test_the_target_network_can_act():
     assert agent.acting(state).params == "online" and agent.acting(state, target=True).params == "target"
 
 
-def test_what_does_not_fit_is_one_line():
+def test_unsuitable_specs_and_options_are_refused_in_one_line():
     head, backbone = heads.make("mse"), functools.partial(networks.MLP, hidden=(8,))
     continuous = spec()._replace(action=jax.ShapeDtypeStruct((2,), np.float32), num_actions=None)
-    with pytest.raises(
-        ValueError, match=r"^DQN needs one discrete action at a time, and these are float32 \[2\]"
-    ):
+    with pytest.raises(ValueError, match=r"^DQN needs one discrete action at a time, not float32 \[2\]"):
         DQN(continuous, backbone, head)
     tree = spec()._replace(observation={"position": spec().observation, "goal": spec().observation})
-    with pytest.raises(
-        ValueError, match=r"^DQN needs observations that are one array, and these are a tree \("
-    ):
+    with pytest.raises(ValueError, match=r"^DQN needs observations that are one array, not a tree \("):
         DQN(tree, backbone, head)
-    with pytest.raises(ValueError, match="Nature looks at observations of shape"):
+    with pytest.raises(ValueError, match="Nature takes observations of shape"):
         DQN(spec(), networks.Nature, head)
     for option in (
         {"games": -1},
@@ -309,16 +304,14 @@ def test_what_does_not_fit_is_one_line():
             DQN(spec(), backbone, head, **option)
 
 
-def test_games_and_observations_that_do_not_fit_together_are_one_line():
+def test_games_without_suitable_observations_are_refused_in_one_line():
     head, backbone = heads.make("mse"), functools.partial(networks.MLP, hidden=(8,))
     game = jax.ShapeDtypeStruct((), np.int32)
     several = spec()._replace(observation={"frames": spec().observation, "game": game})
-    with pytest.raises(
-        ValueError, match="^games=2 needs observations of frames and game, and these are one array$"
-    ):
+    with pytest.raises(ValueError, match="^games=2 needs observations with frames and game, not one array$"):
         DQN(spec(), backbone, head, games=2)
     with pytest.raises(
-        ValueError, match="^DQN needs the number of games, games=, since these observations are of"
+        ValueError, match="^DQN needs the option games, the number of games, for observations with"
     ):
         DQN(several, backbone, head)
     with pytest.raises(ValueError, match="^dueling=true is not possible with games: "):
@@ -326,15 +319,15 @@ def test_games_and_observations_that_do_not_fit_together_are_one_line():
 
 
 class _Tokens(networks.MLP):
-    """A backbone that gives features for each of two tokens, and does not say so."""
+    """A backbone that returns features for each of two tokens, but has no `yields_tokens`."""
 
     def __call__(self, observations):
         return super().__call__(observations).reshape(len(observations), 2, -1)
 
 
-def test_a_backbone_whose_output_has_the_wrong_rank_is_one_line():
+def test_a_backbone_with_outputs_of_the_wrong_rank_is_refused_in_one_line():
     with pytest.raises(
-        ValueError, match=r"_Tokens gives features of shape \(1, 2, 4\), not \[batch, num_features\]"
+        ValueError, match=r"_Tokens returns features of shape \(1, 2, 4\), not \[batch, num_features\]"
     ):
         DQN(spec(), functools.partial(_Tokens, hidden=(8,)), heads.make("mse"))
 

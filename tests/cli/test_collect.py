@@ -221,7 +221,7 @@ def test_a_recording_is_finished_once_and_not_mixed_with_another(played, tmp_pat
     assert recording.columns.num_rows == 400
     assert collect.main([f"run={played}", f"out={tmp_path}/a"]) == 0
     assert collect.main([f"run={played}", "fraction=0.5", f"out={tmp_path}/a"]) == 2
-    assert "holds a recording of something else; name another folder" in capsys.readouterr().err
+    assert "has a recording with another source or layout; name another folder" in capsys.readouterr().err
 
 
 def test_mistakes_are_one_line_and_write_nothing(replay_run, played, tmp_path, capsys):
@@ -247,7 +247,7 @@ def test_mistakes_are_one_line_and_write_nothing(replay_run, played, tmp_path, c
         "unknown env 'atrai'; did you mean 'atari'?": [out, "policy=random", "env=atrai", "steps=9"],
         "CartPole-v1 has no policy of its own": [out, "policy=scripted", "env=gymnasium", "steps=9"],
         "has observations float32 [4]": [out, "policy=run", f"run={played}", "env=gymnasium", "steps=9"],
-        "mine holds other files, such as frames.bin": [f"out={tmp_path}/mine", *random, "steps=9"],
+        "mine has other files, such as frames.bin": [f"out={tmp_path}/mine", *random, "steps=9"],
     }.items():
         assert collect.main(arguments) == 2, arguments
         error = capsys.readouterr().err

@@ -97,7 +97,7 @@ def test_what_cannot_be_evaluated_is_one_line_and_exit_code_2(run_dir, tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "config.yaml").write_bytes((run_dir / "config.yaml").read_bytes())
     mistakes = {
-        f"run={tmp_path}": f"{tmp_path} is not a run folder: it has no config.yaml; run folders lie in it, such as "
+        f"run={tmp_path}": f"{tmp_path} is not a run folder: it has no config.yaml; it contains run folders, such as "
         f"{tmp_path / 'empty'}",
         f"run={tmp_path / 'empty'}": f"{tmp_path / 'empty'} has no checkpoint yet",
         f"run={run_dir} checkpoint=7": f"{run_dir} has no checkpoint 7 (latest, 48, 96)",

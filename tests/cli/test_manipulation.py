@@ -113,7 +113,7 @@ def test_the_film_of_a_later_episode_begins_with_it(tmp_path, recording, monkeyp
         (["returns.low=0.1"], "agent: minimum_return (0) lies outside the support of HLGauss"),
         (["agent.bins=1"], "agent: bins must be at least 2, not 1"),
         (["agent.conservatism=soft"], "agent: conservatism must be one of unseen, softmax, not soft"),
-        (["agent=cql"], "agent: CQL needs one discrete action at a time, and these are float32 [4]"),
+        (["agent=cql"], "agent: CQL needs one discrete action at a time, not float32 [4]"),
     ],
 )
 def test_a_misfit_is_one_clear_line(options, message, recording, tmp_path, monkeypatch, capsys):

@@ -51,7 +51,7 @@ def train(*argv, cwd):
         (["game=Pnog"], "unknown game 'Pnog'; did you mean 'Pong'?"),
         (
             ["env=gymnasium", "env.id=Pendulum-v1"],
-            "agent: DQN needs one discrete action at a time, and these are float32 [1]",
+            "agent: DQN needs one discrete action at a time, not float32 [1]",
         ),
         (
             ["env=gymnasium", "env.id=CartPol-v1"],
@@ -64,8 +64,8 @@ def train(*argv, cwd):
         (["game=Joust"], "game 'Joust' needs two players"),
         (
             ["env=probe", "game=probe/policy"],
-            "backbone: DataEfficient looks at observations of shape (frames, height, width), at least 25 high and "
-            "wide, not (1,); backbone=mlp or backbone=states looks at vectors\n",
+            "backbone: DataEfficient takes observations of shape (frames, height, width), at least 25 high and "
+            "wide, not (1,); backbone=mlp or backbone=states takes vectors\n",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Recordings for the tests of data sets."""
+"""Recordings for the tests of datasets."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def make_rows():
 
 @pytest.fixture
 def record():
-    """Writes a finished recording of rows."""
+    """A function that writes a finished recording of rows."""
 
     def make(path, rows, layout=LAYOUT) -> Recording:
         with Writer(path, layout, {"made": "for a test"}) as writer:

@@ -21,7 +21,7 @@ def test_inspect_prints_counts_and_draws_frames(tmp_path, record, make_rows, lay
     assert main(["inspect", "data=recording", f"data.path={tmp_path}/a", f"out={picture}"]) == 0
     shown = capsys.readouterr().out
     returns = [rows.rewards[:30].sum(), rows.rewards[30:].sum()]
-    assert "rows          50, of which 48 begin a transition" in shown
+    assert "rows          50, of which 48 start a transition" in shown
     assert "episodes      2, 25.0 rows on average" in shown
     assert f"returns       mean {np.mean(returns):g}, median {np.median(returns):g}" in shown
     for action, count in enumerate(np.bincount(rows.actions, minlength=6)):
@@ -45,7 +45,7 @@ def test_verify_names_every_damaged_chunk(tmp_path, record, make_rows, layout, c
     ]
 
 
-def test_convert_makes_a_recording_and_goes_on_after_a_kill(tmp_path, make_rows, layout):
+def test_convert_makes_a_recording_and_continues_after_a_kill(tmp_path, make_rows, layout):
     rows, reads = make_rows(layout, [300, 100, 200]), []
     killed = True
 
@@ -79,10 +79,10 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, record, make_rows, 
     here = f"data.path={tmp_path}/a"
     for message, arguments in {
         "unknown command 'inspekt'; did you mean 'inspect'?": ["inspekt"],
-        "say which data: data=dqn_replay": ["inspect"],
-        "say where the data are: data.path=FOLDER": ["inspect", "data=dqn_replay"],
-        "data=recording is nothing to convert": ["convert", "data=recording", here, f"out={tmp_path}/b"],
-        "say where to write the recording: out=FOLDER": ["convert", "data=minari", here],
+        "give the kind of data: data=dqn_replay": ["inspect"],
+        "give the folder of the data: data.path=FOLDER": ["inspect", "data=dqn_replay"],
+        "data=recording cannot be converted": ["convert", "data=recording", here, f"out={tmp_path}/b"],
+        "give the folder of the recording: out=FOLDER": ["convert", "data=minari", here],
         "fraction must be above 0": ["convert", "data=minari", here, "data.fraction=2", f"out={tmp_path}/b"],
         f"{tmp_path}/a holds Pong, not Qbert": ["inspect", "data=recording", here, "data.game=Qbert"],
         "data: n_step must be at least 1": ["inspect", "data=recording", here, "data.n_step=0"],
@@ -95,7 +95,7 @@ def test_mistakes_on_the_command_line_are_one_line(tmp_path, record, make_rows, 
     assert not (tmp_path / "b").exists()
 
 
-def test_an_agent_learns_from_a_recording_by_one_command(tmp_path, capsys):
+def test_one_command_trains_an_agent_from_a_recording(tmp_path, capsys):
     probe = PROBES["probe/action"]
     layout = Layout(game="probe/action", frame_shape=(1,), frame_dtype="float32", num_actions=2)
     random, count = np.random.default_rng(0), 500
@@ -116,5 +116,5 @@ def test_an_agent_learns_from_a_recording_by_one_command(tmp_path, capsys):
     assert lines[-1]["return_mean"] == 1.0
 
 
-def test_the_package_shows_its_parts():
+def test_the_package_exports_its_parts():
     assert all(hasattr(datasets, name) for name in datasets.__all__)

@@ -1,4 +1,4 @@
-"""DQN Replay files, written here as Dopamine's logged replay buffer writes them, and read back exactly."""
+"""DQN Replay files, written like those of Dopamine's logged replay buffer, are read back exactly."""
 
 import gzip
 import shutil
@@ -20,7 +20,9 @@ class LoggedReplay:
         self.folder, self.logs, self.add_count = folder, 0, 0
         folder.mkdir(parents=True)
         self.store = {
-            "observation": np.full((CAPACITY, 84, 84), 77, np.uint8),  # never written: not zero
+            "observation": np.full(
+                (CAPACITY, 84, 84), 77, np.uint8
+            ),  # rows that were never written are not zero
             "action": np.zeros(CAPACITY, np.int32),
             "reward": np.zeros(CAPACITY, np.float32),
             "terminal": np.zeros(CAPACITY, np.uint8),
@@ -49,7 +51,7 @@ class LoggedReplay:
 
 
 def play(folder, lengths, seed=0):
-    """Logs episodes of these lengths; returns [frame, action, reward, terminal] of each step and its episode."""
+    """Logs episodes of these lengths. Returns (frame, action, reward, terminal) of each step, and its episode."""
     replay, random, steps = LoggedReplay(folder), np.random.default_rng(seed), []
     for episode, length in enumerate(lengths):
         for t in range(length):
@@ -69,13 +71,13 @@ def published(tmp_path_factory):
     return path, steps
 
 
-def test_every_recorded_row_is_one_that_was_played_and_every_stack_is_what_was_seen(published, tmp_path):
+def test_recorded_rows_and_stacks_equal_those_that_were_played(published, tmp_path):
     path, steps = published
     data = open_dqn_replay(path, "Pong", runs=[1], cache=str(tmp_path), n_step=3, gamma=0.5)
     columns = data.recording.columns
     place = {step[0].tobytes(): i for i, step in enumerate(steps)}
     played = [place[frame.tobytes()] for frame in columns.frames]
-    # One row is lost at the end of each full checkpoint: the one that the file does not hold yet.
+    # The last row of each full checkpoint is lost, because the file was written before it.
     assert len(steps) - len(played) == 2 and played == sorted(played)
     for row, i in enumerate(played):
         _, action, reward, terminal, *_ = steps[i]
@@ -96,7 +98,9 @@ def test_every_recorded_row_is_one_that_was_played_and_every_stack_is_what_was_s
             seen = steps[i - back][0] if t >= back else np.zeros((84, 84), np.uint8)
             np.testing.assert_array_equal(batch.observation[b, 3 - back], seen)
         rest = [step for step in steps[i : i + 3] if step[4] == episode]
-        if played[row : row + len(rest) + 1] == list(range(i, i + len(rest) + 1)):  # not at the end of a file
+        if played[row : row + len(rest) + 1] == list(
+            range(i, i + len(rest) + 1)
+        ):  # the row is not at the end of a file
             assert batch.action[b] == action
             assert batch.reward[b] == sum(0.5**k * step[2] for k, step in enumerate(rest))
             assert batch.discount[b] == (0 if rest[-1][3] else 0.125)
@@ -106,7 +110,7 @@ def test_a_fraction_is_the_first_part_of_each_checkpoint(published, tmp_path):
     path, steps = published
     data = open_dqn_replay(path, "Pong", runs=[1], checkpoints=[0, 1], fraction=0.5, cache=str(tmp_path))
     columns = data.recording.columns
-    # 59 rows of each checkpoint are new; the first file begins with three rows of zeros, and its 25th step is terminal.
+    # Each checkpoint has 59 new rows. The first one starts with three rows of zeros, and its 25th step is terminal.
     assert columns.num_rows == 29 - 3 - 1 + (data.recording.manifest.chunks[1])
     np.testing.assert_array_equal(columns.frames[:25], [step[0] for step in steps[:25]])
 
@@ -153,23 +157,23 @@ DAMAGE = [
     (OBSERVATION, lambda path: path.unlink(), "is missing"),
     (ACTION, lambda path: path.unlink(), "is missing"),
     (ADD_COUNT, lambda path: path.write_bytes(b""), "is empty"),
-    (ACTION, lambda path: rewrite(path, lambda array: array[:-1]), r"and .*action_ckpt\.0\.gz has 59"),
+    (ACTION, lambda path: rewrite(path, lambda array: array[:-1]), r"but .*action_ckpt\.0\.gz has 59"),
     (
         ACTION,
         lambda path: rewrite(path, lambda array: array.astype(np.int64)),
-        "holds int64 .* instead of int32",
+        "has int64 .* instead of int32",
     ),
     (
         OBSERVATION,
         lambda path: rewrite(path, lambda array: array[:, :42]),
-        r"is damaged: it holds uint8 \[60, 42, 84\]",
+        r"is damaged: it has uint8 \[60, 42, 84\]",
     ),
     (OBSERVATION, lambda path: rewrite(path, unpad), "3 rows of zeros must follow every terminal"),
     (ADD_COUNT, lambda path: rewrite(path, lambda _: np.array(120)), "so no row of 60 is new"),
     (
         ACTION,
         lambda path: rewrite(path, lambda array: np.where(array, array + 6, 0).astype("i4")),
-        "action 11 is none of the 6 actions of Pong",
+        "action 11 is not one of the 6 actions of Pong",
     ),
 ]
 
@@ -185,14 +189,14 @@ def test_damage_is_one_line_that_names_the_file(name, damage, message, published
     assert len(line.splitlines()) == 1 and (name in line or "Pong, run 1, checkpoint 0" in line)
 
 
-def test_a_bit_flipped_after_the_fraction_is_noticed_too(published, tmp_path):
+def test_a_flipped_bit_after_the_fraction_is_detected(published, tmp_path):
     shutil.copytree(published[0] / "Pong" / "1", tmp_path / "Pong" / "1")
     flip(tmp_path / "Pong" / "1" / "replay_logs" / OBSERVATION)
     with pytest.raises(UserError, match="is damaged"):
         open_dqn_replay(tmp_path, "Pong", checkpoints=[0], fraction=0.1)
 
 
-def test_a_file_that_grows_while_it_is_read_is_noticed(published, tmp_path, monkeypatch):
+def test_a_file_that_grows_while_it_is_read_is_detected(published, tmp_path, monkeypatch):
     from rlcls.datasets import dqn_replay
 
     shutil.copytree(published[0] / "Pong" / "1", tmp_path / "Pong" / "1")
@@ -209,7 +213,7 @@ def test_a_file_that_grows_while_it_is_read_is_noticed(published, tmp_path, monk
         open_dqn_replay(tmp_path, "Pong", checkpoints=[0])
 
 
-def test_a_checkpoint_of_another_place_is_noticed(published, tmp_path):
+def test_a_checkpoint_with_the_wrong_number_is_detected(published, tmp_path):
     shutil.copytree(published[0] / "Pong" / "1", tmp_path / "Pong" / "1")
     logs = tmp_path / "Pong" / "1" / "replay_logs"
     for path in logs.glob("*_ckpt.1.gz"):
@@ -221,8 +225,8 @@ def test_a_checkpoint_of_another_place_is_noticed(published, tmp_path):
 def test_a_wrong_choice_is_one_line(published):
     path, _ = published
     for message, arguments in {
-        "say where the data are: data.path=FOLDER": {"path": None},
-        "has no folder Breakout; it holds Pong": {"game": "Breakout"},
+        "give the folder of the data: data.path=FOLDER": {"path": None},
+        "has no folder Breakout; it has Pong": {"game": "Breakout"},
         "unknown game 'Pnog'; did you mean 'Pong'": {"game": "Pnog"},
         "replay_logs is missing": {"runs": [5]},
         r"observation_ckpt\.9\.gz is missing": {"checkpoints": [9]},
@@ -233,7 +237,7 @@ def test_a_wrong_choice_is_one_line(published):
         open_dqn_replay(path, "Pong", fraction=10)
 
 
-def test_games_have_the_actions_that_the_emulator_gives_them():
+def test_games_have_the_number_of_actions_of_the_emulator():
     ale = pytest.importorskip("ale_py")
     from rlcls.envs.atari import games
 

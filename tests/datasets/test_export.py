@@ -216,8 +216,8 @@ def test_the_command_exports_and_refuses_to_overwrite(tmp_path, record, capsys):
     assert json.loads((tmp_path / "m-v0/data/metadata.json").read_text())["dataset_id"] == "m-v0"
     for message, arguments in {
         "unknown format 'minary'; did you mean 'minari'? (dqn_replay, minari)": ["format=minary", *here],
-        "say which format: format= (dqn_replay, minari)": here,
-        "say where to write it: out=FOLDER": ["format=minari", *here],
+        "give the format: format= (dqn_replay, minari)": here,
+        "give the output folder: out=FOLDER": ["format=minari", *here],
     }.items():
         assert main(["export", *arguments]) == 2
         assert capsys.readouterr().err == f"error: {message}\n"

@@ -1,4 +1,4 @@
-"""Published files are fetched from a server of this machine that fails in every way that servers do."""
+"""Files are fetched from a local server that simulates the failures of servers."""
 
 import base64
 import contextlib
@@ -22,7 +22,7 @@ NAME = "Pong/1/replay_logs/$store$_action_ckpt.0.gz"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves `server.files`; `server.faults` holds what goes wrong with the next requests for a file's contents."""
+    """Serves `server.files`. `server.faults` lists the failures of the next requests for a file's contents."""
 
     def log_message(self, *_):
         pass
@@ -92,7 +92,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 @pytest.fixture
 def serve():
-    """Starts servers, which end with the test."""
+    """A function that starts a server, which ends with the test."""
     with contextlib.ExitStack() as stack:
 
         def start():
@@ -108,14 +108,14 @@ def serve():
 
 @pytest.fixture
 def pauses(monkeypatch):
-    """The pauses between retries, which take no time."""
+    """The list of pauses between retries, which take no time."""
     pauses = []
     monkeypatch.setattr(download.time, "sleep", pauses.append)
     return pauses
 
 
 @pytest.mark.parametrize("kind", ["md5", "crc32c"])
-def test_a_file_comes_whole_and_checked(kind, serve, tmp_path):
+def test_a_file_is_downloaded_and_checked(kind, serve, tmp_path):
     server, arrived = serve(), []
     server.send_hash(NAME, kind)
     assert download.ask(NAME, [server.url]).size == len(CONTENT)
@@ -129,7 +129,7 @@ def test_without_a_checksum_the_length_is_checked(serve, tmp_path):
     assert (tmp_path / "a").read_bytes() == CONTENT
 
 
-def test_a_dropped_connection_goes_on_where_it_stood(serve, tmp_path, pauses):
+def test_a_download_continues_after_a_dropped_connection(serve, tmp_path, pauses):
     server = serve()
     server.send_hash(NAME)
     server.faults = ["drop", "drop"]
@@ -138,7 +138,7 @@ def test_a_dropped_connection_goes_on_where_it_stood(serve, tmp_path, pauses):
     assert server.contents_sent() == [None, "bytes=100000-", "bytes=200000-"] and pauses == [1, 1]
 
 
-def test_a_killed_download_goes_on_where_it_stood(serve, tmp_path):
+def test_a_killed_download_continues(serve, tmp_path):
     server = serve()
     server.send_hash(NAME)
     (tmp_path / "a.part").write_bytes(CONTENT[:123])
@@ -147,9 +147,9 @@ def test_a_killed_download_goes_on_where_it_stood(serve, tmp_path):
 
 
 @pytest.mark.parametrize("head_refused", [False, True])
-def test_a_part_that_is_whole_is_not_fetched_again(head_refused, serve, tmp_path):
+def test_a_complete_part_is_not_fetched_again(head_refused, serve, tmp_path):
     server = serve()
-    server.head_refused = head_refused  # the size is then known from the answer 416
+    server.head_refused = head_refused  # the answer 416 then gives the size
     (tmp_path / "a.part").write_bytes(CONTENT)
     download.download(NAME, tmp_path / "a", [server.url])
     assert (tmp_path / "a").read_bytes() == CONTENT
@@ -157,7 +157,7 @@ def test_a_part_that_is_whole_is_not_fetched_again(head_refused, serve, tmp_path
 
 
 @pytest.mark.parametrize("head_refused", [False, True])
-def test_a_part_that_is_too_long_is_begun_again(head_refused, serve, tmp_path, pauses):
+def test_a_part_that_is_too_long_is_fetched_again(head_refused, serve, tmp_path, pauses):
     server = serve()
     server.head_refused = head_refused
     (tmp_path / "a.part").write_bytes(CONTENT + b"more")
@@ -165,7 +165,7 @@ def test_a_part_that_is_too_long_is_begun_again(head_refused, serve, tmp_path, p
     assert (tmp_path / "a").read_bytes() == CONTENT
 
 
-def test_a_server_that_ignores_ranges_sends_it_all_again(serve, tmp_path, pauses):
+def test_a_server_that_ignores_ranges_sends_the_whole_file(serve, tmp_path, pauses):
     server = serve()
     server.send_hash(NAME)
     server.faults = ["drop", "ignore range"]
@@ -173,14 +173,14 @@ def test_a_server_that_ignores_ranges_sends_it_all_again(serve, tmp_path, pauses
     assert (tmp_path / "a").read_bytes() == CONTENT
 
 
-def test_a_busy_server_is_asked_again_after_longer_and_longer_pauses(serve, tmp_path, pauses):
+def test_a_busy_server_is_asked_again_after_growing_pauses(serve, tmp_path, pauses):
     server = serve()
     server.faults = [503, 503, 429, 500]
     download.download(NAME, tmp_path / "a", [server.url])
     assert (tmp_path / "a").read_bytes() == CONTENT and pauses == [1, 2, 4, 8]
 
 
-def test_a_server_that_stays_busy_is_given_up_and_the_part_is_kept(serve, tmp_path, pauses):
+def test_a_permanently_busy_server_is_an_error_and_the_part_is_kept(serve, tmp_path, pauses):
     server = serve()
     server.faults = ["drop"] + [503] * 20
     with pytest.raises(UserError, match=r"cannot fetch Pong.*HTTP 503") as error:
@@ -210,7 +210,7 @@ def test_the_next_mirror_is_tried(serve, tmp_path, pauses):
 
 
 @pytest.mark.parametrize("known", ["md5", "crc32c", "sha256"])
-def test_a_wrong_file_is_never_given_its_name(known, serve, tmp_path):
+def test_a_file_with_a_wrong_checksum_is_never_renamed(known, serve, tmp_path):
     server, digest = serve(), None
     if known == "sha256":
         digest = hashlib.sha256(CONTENT).hexdigest()
@@ -225,7 +225,7 @@ def test_a_wrong_file_is_never_given_its_name(known, serve, tmp_path):
     assert download.download(NAME, tmp_path / "a", [server.url], digest)
 
 
-def test_a_beginning_of_another_version_is_dropped(serve, tmp_path):
+def test_a_part_of_another_version_is_fetched_again(serve, tmp_path):
     server = serve()
     server.send_hash(NAME)
     (tmp_path / "a.part").write_bytes(b"older" * 100)
@@ -233,7 +233,7 @@ def test_a_beginning_of_another_version_is_dropped(serve, tmp_path):
     assert (tmp_path / "a").read_bytes() == CONTENT and server.contents_sent() == ["bytes=500-", None]
 
 
-def test_one_process_downloads_a_file(serve, tmp_path):
+def test_only_one_process_downloads_a_file(serve, tmp_path):
     with download._opened(tmp_path / "a.part"), pytest.raises(UserError, match="another process downloads"):
         download.download(NAME, tmp_path / "a", [serve().url])
 
@@ -243,7 +243,7 @@ COLUMNS = ["$store$_observation", "$store$_action", "$store$_reward", "$store$_t
 
 @pytest.fixture
 def bucket(serve):
-    """A server with runs 1 and 2 of Pong, of two checkpoints each."""
+    """A server with runs 1 and 2 of Pong, with two checkpoints each."""
     server = serve()
     server.files = {
         f"Pong/{run}/replay_logs/{column}_ckpt.{number}.gz": f"{run} {column} {number}".encode() * 50
@@ -261,7 +261,7 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-def test_the_command_prints_the_sizes_and_fetches_all_that_is_there(bucket, tmp_path, capsys):
+def test_the_command_prints_the_sizes_and_fetches_all_files(bucket, tmp_path, capsys):
     command = [
         "fetch",
         "data=dqn_replay",
@@ -286,16 +286,16 @@ def test_runs_and_checkpoints_choose_files(bucket, tmp_path, capsys):
     assert contents(tmp_path).keys() == expected
 
 
-def test_rl_unplugged_is_fetched_to_where_it_is_read(serve, tmp_path, capsys):
+def test_rl_unplugged_is_fetched_to_the_folder_that_is_read(serve, tmp_path, capsys):
     server = serve()
     server.files = {f"Qbert/run_{run}-{number:05d}-of-00050": b"x" * 9 for run in (1, 2) for number in (0, 1)}
     command = ["fetch", "data=rl_unplugged", f"data.path={tmp_path}", "game=Qbert", f"mirrors={server.url}"]
     assert main(command) == 0
     assert contents(tmp_path) == server.files
-    assert "no checksum that can be compared of 4 files" in capsys.readouterr().err
+    assert "no usable checksum for 4 files" in capsys.readouterr().err
 
 
-def test_a_list_of_sha256_is_compared(bucket, tmp_path, capsys):
+def test_files_are_compared_with_a_list_of_sha256(bucket, tmp_path, capsys):
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in bucket.files.items()}
     (tmp_path / "sums").write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
     command = ["fetch", "data=dqn_replay", f"data.path={tmp_path}/dqn", f"mirrors=[{bucket.url}]"]
@@ -306,7 +306,7 @@ def test_a_list_of_sha256_is_compared(bucket, tmp_path, capsys):
     (tmp_path / "sums").write_text((tmp_path / "sums").read_text().replace(sums[name], "0" * 64))
     assert main(command) == 2
     assert "its SHA-256 is" in capsys.readouterr().err and not (tmp_path / "dqn" / name).exists()
-    assert main(command[:-1]) == 0  # without the list it is fetched
+    assert main(command[:-1]) == 0  # without the list the files are fetched
     capsys.readouterr()
     assert main(command) == 2
     assert (
@@ -345,8 +345,8 @@ def test_a_server_that_does_not_answer_is_one_line(mirror, message, pauses):
 def test_mistakes_on_the_command_line_are_one_line(tmp_path, capsys):
     here = f"data.path={tmp_path}/dqn"
     for message, arguments in {
-        "say where to put the files: data.path=FOLDER": ["data=dqn_replay"],
-        "data=minari is nothing to fetch (dqn_replay, rl_unplugged)": ["data=minari", here],
+        "give the folder of the files: data.path=FOLDER": ["data=dqn_replay"],
+        "data=minari cannot be fetched (dqn_replay, rl_unplugged)": ["data=minari", here],
     }.items():
         assert main(["fetch", *arguments]) == 2
         assert capsys.readouterr().err == f"error: {message}\n"
@@ -357,7 +357,7 @@ def test_a_file_of_another_size_is_refused_and_left_alone(bucket, tmp_path):
     name = "Pong/1/replay_logs/add_count_ckpt.0.gz"
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / name).write_bytes(b"short")
-    with pytest.raises(UserError, match="has 5 bytes and the server's has 650; move it away"):
+    with pytest.raises(UserError, match="has 5 bytes, but 650 on the server; move it away"):
         fetch.missing(fetch.wanted("dqn_replay", ["Pong"], [1], [0], [bucket.url]), tmp_path)
     assert (tmp_path / name).read_bytes() == b"short"
 
@@ -366,5 +366,5 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_fetched(bucket, 
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(fetch.shutil, "disk_usage", lambda path: usage._replace(free=100))
     files = fetch.wanted("dqn_replay", ["Pong"], [1], [0], [bucket.url])
-    with pytest.raises(UserError, match="are missing and .* has 100 B left"):
+    with pytest.raises(UserError, match="are missing, but .* has only 100 B left"):
         fetch.missing(files, tmp_path / "dqn" / "not there yet")

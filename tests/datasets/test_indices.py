@@ -1,4 +1,4 @@
-"""Which indices a batch holds."""
+"""The indices of a batch."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_permutations_of_different_epochs_are_different():
     assert len(orders) == 20
 
 
-def test_every_place_of_an_epoch_holds_every_index_equally_often():
+def test_every_position_of_an_epoch_has_every_index_equally_often():
     images = np.stack([permute(np.arange(7), 7, (3, epoch)) for epoch in range(2100)])
     counts = np.stack([np.bincount(column, minlength=7) for column in images.T])
     assert np.abs(counts - 300).max() < 80  # five standard deviations
@@ -40,7 +40,7 @@ def test_each_epoch_holds_each_index_once_and_no_two_hosts_share_one(n, size, ho
 
 
 @pytest.mark.parametrize("sampling", ["replacement", "epochs"])
-def test_hosts_share_out_the_batch_of_one_host(sampling):
+def test_hosts_divide_the_batch_of_one_host(sampling):
     whole = Indices(1000, sampling).draw(12, 5, 7)
     for host in range(3):
         np.testing.assert_array_equal(

@@ -1,4 +1,4 @@
-"""Minari data sets, written here as Minari 0.5 lays them out, and read back."""
+"""Minari datasets, written in the layout of Minari 0.5, are read back exactly."""
 
 import dataclasses
 import io
@@ -121,7 +121,7 @@ def write_arrow(folder, episodes, jpeg_encoding):
 
 @pytest.mark.parametrize("data_format", ["hdf5", "arrow"])
 @pytest.mark.parametrize("action", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
-def test_vectors_come_back_as_they_were_written(data_format, action, tmp_path):
+def test_vectors_are_read_as_they_were_written(data_format, action, tmp_path):
     episodes = random_episodes(VECTORS, action)
     write(tmp_path / "a", VECTORS, action, episodes, data_format=data_format)
     data = open_minari(tmp_path / "a")
@@ -155,7 +155,7 @@ def test_console_images_become_stacks_of_grey_frames(data_format, jpeg_encoding,
     assert error.max() == 0 if not jpeg_encoding else 0 < error.mean() < 2
 
 
-def test_grey_frames_are_those_of_the_emulator():
+def test_grey_frames_equal_those_of_the_emulator():
     pytest.importorskip("ale_py")
     from rlcls.envs.atari import PROTOCOLS, Atari, rgb_twin
 
@@ -204,7 +204,7 @@ DAMAGE = {
     lambda path: edit(
         path, observation_space=json.dumps(box((4,), "float64"))
     ): r"episode 0 is damaged: observations",
-    shorten: "episode 1 is damaged: its lengths do not fit together",
+    shorten: "episode 1 is damaged: its lengths do not match",
 }
 
 
@@ -227,5 +227,5 @@ def test_a_damaged_arrow_file_is_named(damage, message, tmp_path):
     with pytest.raises(UserError, match=message):
         open_minari(tmp_path / "a")
     file.unlink()
-    with pytest.raises(UserError, match="holds 0 .arrow files instead of one"):
+    with pytest.raises(UserError, match="has 0 .arrow files instead of one"):
         open_minari(tmp_path / "a")

@@ -20,7 +20,7 @@ def folder(tmp_path, record, make_rows, layout):
     return tmp_path
 
 
-def test_each_transition_comes_from_the_game_whose_number_it_bears(folder):
+def test_each_transition_is_from_the_game_with_its_number(folder):
     data = open_recording(folder, games=list(GAMES), n_step=2)
     assert isinstance(data, Dataset) and data.spec.num_actions == 6
     batch, (games, rows) = data.sample(200, 3, 4)
@@ -64,7 +64,7 @@ def test_each_game_has_its_own_noise(tmp_path, record, make_rows, layout):
 
 def test_the_behaviour_is_the_mean_return_of_whole_episodes(tmp_path, record, make_rows, layout):
     rows = make_rows(layout, [30, 20, 10])
-    rows.terminals[58] = False  # the third episode was not played to its end
+    rows.terminals[58] = False  # the third episode is not complete
     expected = (rows.rewards[:30].sum() + rows.rewards[30:50].sum()) / 2
     for game in ("Pong", "Breakout"):
         record(
@@ -85,7 +85,7 @@ def test_hosts_draw_different_transitions(folder):
     assert (parts[0][1] != parts[1][1]).any()
 
 
-def test_what_cannot_be_mixed_is_refused(folder):
+def test_unsuitable_games_and_weights_are_refused(folder):
     for message, options in {
         "weights must be 2 numbers": {"weights": [1]},
         "need sampling=replacement": {"sampling": "epochs"},
@@ -94,7 +94,7 @@ def test_what_cannot_be_mixed_is_refused(folder):
             open_recording(folder, games=["Pong", "Breakout"], **options)
     with pytest.raises(UserError, match=r"Pong holds Pong, not Qbert"):
         open_recording(folder / "Pong", game="Qbert")
-    with pytest.raises(ValueError, match="weights are of games"):
+    with pytest.raises(ValueError, match="weights need games"):
         open_recording(folder / "Pong", weights=[1.0])
 
 

@@ -1,4 +1,4 @@
-"""What noisy experts play."""
+"""The actions of noisy experts."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from rlcls.datasets.noise import NOISES, NoisyExpert
 
 
 class Counting:
-    """Environments whose expert answers with the number of steps since its last look."""
+    """Environments whose expert's action is the number of steps since its last look."""
 
     def __init__(self, num_envs):
         self.since = np.zeros(num_envs)
@@ -22,7 +22,7 @@ def generator(part, step, stream):
 
 
 def played(noise, levels, *, num_envs=200, length=20, episodes=3):
-    """Actions [steps, N] of episodes of that length."""
+    """The actions [steps, N] of episodes with this length."""
     random_actions = np.full((num_envs, 1), -1.0, np.float32)
     expert = Counting(num_envs).scripted_actions
     policy = NoisyExpert(expert, noise, levels, lambda random: random_actions, generator)
@@ -30,7 +30,7 @@ def played(noise, levels, *, num_envs=200, length=20, episodes=3):
     return np.array([policy(None, start, 0, step)[:, 0] for step, start in enumerate(starts)])
 
 
-def test_an_expert_looks_as_often_as_its_noise_says():
+def test_an_expert_looks_at_the_period_of_its_noise():
     assert (played("closed_loop", [0.0]) == 0).all()
     replayed = played("replay", [0.0])
     np.testing.assert_array_equal(replayed, np.tile(np.arange(20), 3)[:, None] * np.ones((1, 200)))
@@ -38,7 +38,7 @@ def test_an_expert_looks_as_often_as_its_noise_says():
     periods = mixed.max(axis=1) + 1
     values, counts = np.unique(periods, return_counts=True)
     np.testing.assert_array_equal(values, [1, 4, 8, 20])
-    assert (counts > 100).all()  # of 600 episodes, equally likely
+    assert (counts > 100).all()  # 600 episodes, four equally likely periods
     assert (periods[0] != periods[1]).any()
 
 

@@ -1,4 +1,4 @@
-"""Recordings: plain files that are whole, unfinished or damaged, and say which."""
+"""Recordings are plain files, and unfinished or damaged ones are detected."""
 
 import errno
 import hashlib
@@ -45,7 +45,7 @@ def test_the_files_are_the_plain_columns_and_the_manifest_has_their_checksums(
     assert verify(tmp_path / "a") == []
 
 
-def test_rows_may_come_in_pieces_of_any_size(tmp_path, record, make_rows, layout):
+def test_rows_can_be_appended_in_pieces_of_any_size(tmp_path, record, make_rows, layout):
     rows, random, first = make_rows(layout, [300, 40, 400]), np.random.default_rng(0), 0
     record(tmp_path / "a", rows)
     with Writer(tmp_path / "b", layout, {"made": "for a test"}) as writer:
@@ -58,7 +58,7 @@ def test_rows_may_come_in_pieces_of_any_size(tmp_path, record, make_rows, layout
     assert recording.identity == Recording(tmp_path / "a").identity
 
 
-def test_a_killed_writer_goes_on_after_its_last_commit(tmp_path, make_rows, layout):
+def test_a_killed_writer_continues_after_its_last_commit(tmp_path, make_rows, layout):
     rows, ends = make_rows(layout, [300, 40, 400]), []
     for killed in (False, True):
         path = tmp_path / str(killed)
@@ -78,7 +78,7 @@ def test_a_killed_writer_goes_on_after_its_last_commit(tmp_path, make_rows, layo
     assert ends[0] == ends[1]
 
 
-def test_what_a_kill_leaves_between_bytes_and_manifest_is_dropped(tmp_path, make_rows, layout):
+def test_bytes_that_a_kill_left_after_the_last_commit_are_dropped(tmp_path, make_rows, layout):
     rows = make_rows(layout, [300, 40])
     with Writer(tmp_path / "a", layout, {}) as writer:
         writer.append(rows.part(0, 300))
@@ -155,11 +155,11 @@ def test_damage_is_one_line_that_names_the_file(damage, tmp_path, record, make_r
 
 def test_a_writer_does_not_mix_recordings(tmp_path, record, make_rows, layout):
     record(tmp_path / "a", make_rows(layout, [300]))
-    with pytest.raises(UserError, match="holds a recording of something else"):
+    with pytest.raises(UserError, match="has a recording with another source or layout"):
         Writer(tmp_path / "a", layout, {"made": "elsewhere"})
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "thesis.tex").touch()
-    with pytest.raises(UserError, match=r"holds other files, such as thesis\.tex"):
+    with pytest.raises(UserError, match=r"has other files, such as thesis\.tex"):
         Writer(tmp_path / "b", layout, {})
 
 
@@ -167,12 +167,12 @@ def test_a_writer_does_not_mix_recordings(tmp_path, record, make_rows, layout):
 def test_rows_of_another_layout_are_refused(tmp_path, make_rows, layout):
     rows = make_rows(layout, [30])
     wrong = {
-        r"action 6 is none of the 6 actions of Pong": rows._replace(
+        r"action 6 is not one of the 6 actions of Pong": rows._replace(
             actions=rows.actions + 6 - rows.actions.max()
         ),
         r"frames are float32 \[30, 2, 3\], not uint8": rows._replace(frames=rows.frames.astype(np.float32)),
         r"actions are int32 \[29\], not int32 \[30\]": rows._replace(actions=rows.actions[:-1]),
-        r"must begin an episode": rows.part(1, 30),
+        r"must start an episode": rows.part(1, 30),
         r"a reward is not finite": rows._replace(rewards=np.full(30, np.nan, np.float32)),
     }
     with Writer(tmp_path / "a", layout, {}) as writer:
@@ -209,8 +209,8 @@ def test_a_full_disk_is_one_line(tmp_path, make_rows, layout, monkeypatch):
             writer.commit()
 
 
-def test_columns_without_a_manifest_are_somebody_elses(tmp_path, layout):
+def test_columns_without_a_manifest_are_other_files(tmp_path, layout):
     (tmp_path / "frames.bin").write_bytes(b"mine")
-    with pytest.raises(UserError, match=r"holds other files, such as frames\.bin"):
+    with pytest.raises(UserError, match=r"has other files, such as frames\.bin"):
         Writer(tmp_path, layout, {})
     assert (tmp_path / "frames.bin").read_bytes() == b"mine"

@@ -1,4 +1,4 @@
-"""RL Unplugged files, written here with protobuf's and tensorboardX's own code, and read back exactly."""
+"""RL Unplugged files, written with the code of protobuf and tensorboardX, are read back exactly."""
 
 import gzip
 import io
@@ -53,7 +53,7 @@ def png(frame):
 
 
 def episode(length, seed, *, terminal=True, **changes):
-    """An episode's columns, and the Example that holds them."""
+    """An episode's columns, and their Example."""
     random = np.random.default_rng(seed)
     frames = random.integers(0, 256, (length, 84, 84), np.uint8)
     actions, rewards = random.integers(0, 6, length), random.integers(-4, 5, length).astype(np.float32)
@@ -108,7 +108,7 @@ def published(tmp_path):
     return tmp_path, [columns for columns, _ in episodes]
 
 
-def test_episodes_come_back_as_they_were_written(published):
+def test_episodes_are_read_as_they_were_written(published):
     path, episodes = published
     columns = open_rl_unplugged(path, "Pong").recording.columns
     first = 0
@@ -117,14 +117,14 @@ def test_episodes_come_back_as_they_were_written(published):
         np.testing.assert_array_equal(columns.frames[first:last], frames)
         np.testing.assert_array_equal(columns.actions[first:last], actions)
         np.testing.assert_array_equal(columns.rewards[first:last], rewards)
-        # The last observation is the one after the action that ended the episode.
+        # The last observation follows the action that ended the episode.
         assert columns.terminals[first:last].tolist() == [False] * (len(actions) - 2) + [terminal, False]
         assert columns.starts[first] == BEGINS and not columns.starts[first + 1 : last].any()
         first = last
     assert first == columns.num_rows
 
 
-def test_the_last_step_starts_no_transition(published):
+def test_no_transition_starts_at_the_last_step(published):
     path, episodes = published
     data = open_rl_unplugged(path, "Pong", sampling="epochs")
     assert data.count == sum(len(actions) - 1 for _, actions, *_ in episodes)
@@ -139,7 +139,7 @@ def test_a_fraction_is_the_first_episodes_of_each_checkpoint(published):
     np.testing.assert_array_equal(columns.frames, np.concatenate([frames for frames, *_ in first_two]))
 
 
-def test_numbers_may_be_packed_or_not_and_negative():
+def test_numbers_can_be_packed_or_unpacked_and_negative():
     _, data = episode(3, 5)
     assert example(data)["episode_idx"].tolist() == [-5]
     # Feature {int64_list {value: 7 value: -1}} with one field for each number: keys 0x08.
@@ -151,7 +151,7 @@ def test_numbers_may_be_packed_or_not_and_negative():
 
 
 def raw_flip(path):
-    """Flips a bit of the records, so that only their own checksum can tell."""
+    """Flips a bit of the records, which only the checksum of the record detects."""
     data = bytearray(gzip.decompress(path.read_bytes()))
     data[len(data) // 2] ^= 1
     path.write_bytes(gzip.compress(data))
@@ -177,12 +177,12 @@ DAMAGE = {
     lambda path: path.write_bytes(path.read_bytes()[:-30]): "is truncated",
     lambda path: path.write_bytes(b"not gzip"): "is damaged: Not a gzipped file",
     lambda path: path.write_bytes(b""): "is empty",
-    lambda path: path.write_bytes(gzip.compress(b"")): "holds no episode",
+    lambda path: path.write_bytes(gzip.compress(b"")): "has no episodes",
     lambda path: path.unlink(): "is missing",
     one(actions=np.zeros(4, int)): "the lengths of episode 0 differ",
-    one(observations=[b"not a picture"] * 5): "a picture cannot be decoded",
+    one(observations=[b"not a picture"] * 5): "an image cannot be decoded",
     one(observations=[png(np.zeros((42, 42), np.uint8))] * 5): r"frames are uint8 \[5, 42, 42\]",
-    one(actions=np.full(5, 6)): "action 6 is none of the 6 actions of Pong",
+    one(actions=np.full(5, 6)): "action 6 is not one of the 6 actions of Pong",
     without_rewards: "episode 0 has no unclipped_rewards, but actions",
     lambda path: (
         path.parent / "run_1-00000-of-00100"
@@ -206,7 +206,7 @@ def test_a_wrong_choice_is_one_line(published):
     for message, options in {
         r"run_1-00007-of-00002 is missing": {"checkpoints": [7]},
         r"run_4-\* is missing": {"runs": [4]},
-        r"has no folder Qbert; it holds Pong": {"game": "Qbert"},
+        r"has no folder Qbert; it has Pong": {"game": "Qbert"},
     }.items():
         with pytest.raises(UserError, match=message):
             open_rl_unplugged(**{"path": path, "game": "Pong", **options})

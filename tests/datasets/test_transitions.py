@@ -1,4 +1,4 @@
-"""Transitions of a recording against a slow, obvious oracle that walks lists of episodes."""
+"""Transitions of a recording against a slow and simple reference with loops over episodes."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ CASES = st.fixed_dictionaries(
 
 
 def random_episodes(case):
-    """[start, [[frame, action, reward, terminal], ...]] of each episode: cut at either end, terminal, lives lost."""
+    """[start, [[frame, action, reward, terminal], ...]] of each episode, with cuts, terminals and lost lives."""
     random, frame, episodes = np.random.default_rng(case["seed"]), 1, []
     for length in case["lengths"]:
         steps = [
@@ -51,7 +51,7 @@ def as_rows(episodes):
 
 
 def learnt_rewards(episodes, clip, eta, scale, seed):
-    """The reward of each step of each episode: clipped, then noisy, then scaled; the noise is drawn row by row."""
+    """The reward of each step of each episode: clipped, with noise, and scaled."""
     random = np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, 0, 2]))
     rewards = []
     for _, steps in episodes:
@@ -100,7 +100,7 @@ def oracle(episodes, stack, n_step, rewards):
 
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=CASES)
-def test_transitions_are_those_of_the_oracle(case, tmp_path_factory, record):
+def test_transitions_equal_the_reference(case, tmp_path_factory, record):
     episodes = random_episodes(case)
     stack, n_step, seed = case["stack"], case["n_step"], case["seed"]
     rewarding = {name: case[name] for name in ("reward_clip", "reward_noise", "reward_scale")}
@@ -109,7 +109,7 @@ def test_transitions_are_those_of_the_oracle(case, tmp_path_factory, record):
     expected = oracle(episodes, stack, n_step, learnt_rewards(episodes, *rewarding.values(), seed))
     options = {"n_step": n_step, "gamma": GAMMA, "seed": seed, **rewarding}
     if not expected:
-        with pytest.raises(UserError, match="holds no transition"):
+        with pytest.raises(UserError, match="has no transition"):
             Transitions(recording, **options)
         return
     data = Transitions(recording, **options, sampling="epochs")
@@ -130,7 +130,7 @@ def test_transitions_are_those_of_the_oracle(case, tmp_path_factory, record):
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
-def test_what_streams_record_is_sampled_as_the_replay_samples_it(n_step, tmp_path):
+def test_a_recording_of_streams_is_sampled_like_a_replay(n_step, tmp_path):
     random, streams, steps = np.random.default_rng(0), 3, 200
     options = {"n_step": n_step, "gamma": GAMMA, "reward_clip": 1.0}
     replay = FrameReplay(streams, 10_000, frame_shape=(1,), frame_dtype=np.int64, stack=4, **options)
@@ -213,7 +213,7 @@ def test_an_option_out_of_range_is_refused(options, tmp_path, record, make_rows,
         Transitions(record(tmp_path / "a", make_rows(layout, [9])), **options)
 
 
-def test_only_episodes_with_a_return_above_zero_are_sampled_if_successes_are_wanted(
+def test_with_successes_only_all_sampled_episodes_have_a_return_above_zero(
     record, make_rows, layout, tmp_path
 ):
     lengths = [4, 6, 3, 8, 5, 7]
@@ -231,5 +231,5 @@ def test_only_episodes_with_a_return_above_zero_are_sampled_if_successes_are_wan
         set(data.draw(2000, 0, 0).tolist()) == expected and 0 < len(expected) == data.count < sum(lengths) - 6
     )
     failures = rows._replace(rewards=-np.abs(rows.rewards))
-    with pytest.raises(UserError, match="holds no transition of an episode with a return above 0"):
+    with pytest.raises(UserError, match="has no transition of an episode with a return above 0"):
         Transitions(record(tmp_path / "b", failures), successes_only=True)

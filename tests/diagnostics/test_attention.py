@@ -1,4 +1,4 @@
-"""The entropy of attention against plain numpy, and the bound below it."""
+"""The entropy of attention against NumPy, and its lower bound."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ bound = jax.jit(diagnostics.attention_entropy_bound)
 
 
 def oracle_entropy(queries, keys, causal, scale):
-    """[B, H, T] by loops, in float64."""
+    """The entropy [B, H, T], with loops in float64."""
     batch, length, heads, _ = queries.shape
     found = np.zeros((batch, heads, length))
     for b, h, t in np.ndindex(batch, heads, length):
@@ -44,13 +44,13 @@ def test_the_entropy_is_that_of_the_softmax(causal, size, scale, seed):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_equal_keys_are_attended_alike(causal):
+def test_equal_keys_have_the_entropy_of_a_uniform_distribution(causal):
     queries, keys = np.ones((2, 5, 1, 3), np.float32), np.full((2, 5, 1, 3), 2, np.float32)
     most = np.log(np.arange(1, 6) if causal else np.full(5, 5))
     np.testing.assert_allclose(entropy(queries, keys, causal=causal)[1, 0], most, rtol=1e-6, atol=1e-7)
 
 
-def test_one_key_far_above_the_others_takes_it_all_without_nan():
+def test_the_entropy_is_zero_and_not_nan_if_one_key_dominates():
     queries, keys = np.full((4, 1, 2), 1e4, np.float32), np.zeros((3, 1, 2), np.float32)
     keys[1] = 1e4
     np.testing.assert_array_equal(entropy(queries, keys), np.zeros((1, 4)))
@@ -74,7 +74,7 @@ def test_queries_and_keys_may_differ_in_number_and_lead_with_any_dimensions():
     seed=st.integers(0, 2**31),
 )
 @settings(max_examples=40)
-def test_no_attention_lies_below_the_bound_of_its_spectral_norms(causal, length, spread, width, seed):
+def test_no_entropy_is_below_the_bound_from_spectral_norms(causal, length, spread, width, seed):
     random = np.random.default_rng(seed)
     tokens = random.normal(size=(length, width))
     query_weights, key_weights = spread * random.normal(size=(2, width, 4))
@@ -84,7 +84,7 @@ def test_no_attention_lies_below_the_bound_of_its_spectral_norms(causal, length,
     num_keys = np.arange(1, length + 1) if causal else np.full(length, length)
     least = np.asarray(bound(np.float32(norm), num_keys))
     assert (found >= least - 1e-5).all()
-    # As tight as the norm is: with the query's own, less its mean, the bound is higher and still holds.
+    # The bound also holds for the smaller norm of the query's own logits minus their mean, where it is higher.
     for t, keys_seen in enumerate(num_keys):
         logits = (queries[t] @ keys[:keys_seen, 0].T)[0] * 4**-0.5
         own = bound(np.float32(np.linalg.norm(logits - logits.mean())), keys_seen)
@@ -103,15 +103,15 @@ def test_the_bound_is_reached_by_one_logit_above_equal_others(norm, num_keys):
 @pytest.mark.parametrize(
     ("norm", "least"), [(0, np.log(64)), (2, 4.0411), (5, 1.8026), (10, 0.0292), (1e6, 0)]
 )
-def test_the_bound_falls_from_uniform_to_nothing_as_the_norm_grows(norm, least):
+def test_the_bound_falls_from_log_n_to_zero_as_the_norm_grows(norm, least):
     np.testing.assert_allclose(bound(norm, 64), least, atol=5e-5)
 
 
-def test_a_single_key_leaves_no_choice():
+def test_the_bound_of_a_single_key_is_zero():
     np.testing.assert_array_equal(bound(np.float32([0, 3]), 1), [0, 0])
 
 
-def test_what_modules_show_is_told_by_name():
+def test_sown_scalars_are_averaged_by_name():
     sown = {
         "first": {"overlap": (jnp.float32(1), jnp.float32(2)), "map": (jnp.ones((2, 3)),)},
         "second": {"inner": {"overlap": (jnp.float32(6),), "largest": (jnp.bfloat16(0.5),)}},
@@ -121,14 +121,14 @@ def test_what_modules_show_is_told_by_name():
     assert diagnostics.shown({}) == {}
 
 
-def test_dormant_units_are_those_of_all_layers_together():
+def test_the_dormant_ratio_is_over_the_units_of_all_layers():
     layers = {"first": {"activity": (jnp.array([0.0, 0.09, 1.0, 3.0]), jnp.zeros(1))}}
     found = diagnostics.shown(layers | {"second": {"activity": (jnp.array([10.0, 20.0, 30.0]),)}})
     assert found.keys() == {"dormant_ratio"} and found["dormant_ratio"] == 3 / 8
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_entropy_is_told_of_all_heads_and_of_the_one_that_is_sure(causal):
+def test_attention_entropy_is_the_mean_and_the_lowest_of_the_heads(causal):
     uniform, sure = np.zeros((2, 4, 1, 3), np.float32), np.float32(50 * np.ones((2, 4, 1, 3)))
     keys = np.float32(np.arange(24).reshape(2, 4, 1, 3))
     layers = {0: {"queries": (uniform,), "keys": (keys,)}, 1: {"queries": (sure,), "keys": (keys,)}}

@@ -1,4 +1,4 @@
-"""Rank, spectrum, dormant units and norms of features against numpy and scipy in float64."""
+"""Rank, spectrum, dormant units and norms of features against NumPy and SciPy in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ matrices = st.builds(
 
 
 def features(shape, seed=0, decay=0.5, offset=0.0, dead=0.0):
-    """Features as after a ReLU: of unequal size, off centre, some of them dead."""
+    """Features like those after a ReLU, with unequal scales, nonzero means and dead units."""
     random = np.random.default_rng(seed)
     sizes = (1 + np.arange(shape[1])) ** -decay
     x = np.maximum(random.normal(size=shape) * sizes + offset * sizes, 0)
@@ -36,7 +36,7 @@ def values(x, **options):
     return np.asarray(diagnostics.singular_values(x, **options))
 
 
-# The same numbers written as the papers define them, in float64.
+# The definitions in the papers, in float64.
 
 
 def oracle_rankme(x):
@@ -45,7 +45,7 @@ def oracle_rankme(x):
 
 
 def oracle_sranks(x, delta):
-    """The rank, and those that rounding may turn it into."""
+    """The rank, and the other ranks that rounding can give."""
     s = np.linalg.svd(x.astype(np.float64), compute_uv=False)
     if s[0] == 0:
         return {0}
@@ -68,7 +68,7 @@ def oracle_dormant(x, tau):
 
 
 @given(x=matrices)
-def test_singular_values_are_numpys_and_centring_is_the_covariances(x):
+def test_singular_values_equal_numpy_and_centred_ones_those_of_the_covariance(x):
     exact = np.linalg.svd(x.astype(np.float64), compute_uv=False)
     scale = max(np.linalg.norm(x), 1e-30)
     np.testing.assert_allclose(values(x), exact, atol=1e-5 * scale)
@@ -80,7 +80,7 @@ def test_singular_values_are_numpys_and_centring_is_the_covariances(x):
 
 
 @given(x=matrices)
-def test_metrics_are_those_of_the_papers(x):
+def test_metrics_equal_their_published_definitions(x):
     found = METRICS(x)
     np.testing.assert_allclose(found["rankme"], oracle_rankme(x), rtol=1e-3, atol=1e-6)
     assert int(found["srank"]) in oracle_sranks(x, 0.01)
@@ -98,7 +98,7 @@ def test_srank_is_the_least_number_of_directions_that_hold_the_share(x, delta):
 
 
 @given(x=matrices, scale=st.sampled_from([1e-15, 1e-3, 7.0, 1e15]))
-def test_ranks_decay_and_dormant_units_do_not_see_the_scale(x, scale):
+def test_ranks_decay_and_dormant_units_are_invariant_to_scale(x, scale):
     found, scaled = METRICS(x), METRICS(x * np.float32(scale))
     for name in ("rankme", "alpha_req", "dormant_ratio"):
         np.testing.assert_allclose(scaled[name], found[name], rtol=1e-2, atol=1e-3, err_msg=name)
@@ -107,7 +107,7 @@ def test_ranks_decay_and_dormant_units_do_not_see_the_scale(x, scale):
 
 
 @given(x=matrices, seed=st.integers(0, 2**31))
-def test_no_metric_sees_the_order_of_observations_or_features(x, seed):
+def test_metrics_are_invariant_to_the_order_of_observations_and_features(x, seed):
     random = np.random.default_rng(seed)
     shuffled = x[random.permutation(len(x))][:, random.permutation(x.shape[1])]
     found, other = METRICS(x), METRICS(shuffled)
@@ -157,7 +157,7 @@ def test_a_dead_network_has_rank_0_and_only_dormant_units_and_no_nan(shape):
     }
 
 
-def test_a_network_of_nan_has_neither_rank_nor_dormant_units():
+def test_nan_features_give_nan():
     found = METRICS(np.full((7, 3), np.nan, np.float32))
     assert all(np.isnan(value) for value in found.values())
     activity = {"activity": (np.ones(5, np.float32), np.full(5, np.nan, np.float32))}
@@ -165,7 +165,7 @@ def test_a_network_of_nan_has_neither_rank_nor_dormant_units():
 
 
 @pytest.mark.parametrize("constant", [0, 3, 30, 48])
-def test_constant_columns_are_one_direction_and_none_once_centred(constant):
+def test_constant_columns_have_rank_one_and_rank_zero_after_centring(constant):
     x = features((16, 48), seed=1, decay=0.0)
     x[:, :constant] = 0.7
     rest = np.zeros((16, 48), np.float32)
@@ -189,7 +189,7 @@ def test_dead_units_are_dormant_and_change_no_rank(dead):
 
 @given(alpha=st.floats(0.1, 4), first=st.integers(1, 20), scale=st.sampled_from([1e-20, 1.0, 1e8]))
 @settings(max_examples=30)
-def test_the_exponent_of_a_power_law_is_found(alpha, first, scale):
+def test_alpha_is_the_exponent_of_a_power_law(alpha, first, scale):
     spectrum = scale * np.arange(1, 129) ** (-alpha / 2)
     found = diagnostics.alpha_req(spectrum.astype(np.float32), first, 100)
     np.testing.assert_allclose(found, alpha, rtol=1e-3)
@@ -197,7 +197,7 @@ def test_the_exponent_of_a_power_law_is_found(alpha, first, scale):
 
 @given(seed=st.integers(0, 2**31), first=st.integers(1, 20), last=st.integers(25, 80))
 @settings(max_examples=30)
-def test_the_fit_is_numpys_weighted_one(seed, first, last):
+def test_the_fit_equals_the_weighted_fit_of_numpy(seed, first, last):
     spectrum = np.sort(np.random.default_rng(seed).lognormal(size=60))[::-1].astype(np.float32)
     found = diagnostics.alpha_req(spectrum, first, last)
     exact = oracle_alpha(spectrum.astype(np.float64) ** 2, first, last)
@@ -205,7 +205,7 @@ def test_the_fit_is_numpys_weighted_one(seed, first, last):
 
 
 @pytest.mark.parametrize("left", [0, 1, 4, 5])
-def test_a_spectrum_too_short_to_fit_decays_at_once(left):
+def test_alpha_is_infinite_for_a_spectrum_too_short_to_fit(left):
     spectrum = np.where(np.arange(30) < left, 2.0, 0).astype(np.float32)
     found = diagnostics.alpha_req(spectrum)
     assert found == (0 if left in (0, 5) else np.inf)
@@ -229,14 +229,14 @@ def test_the_norm_of_a_tree_is_that_of_all_its_numbers(shapes, seed):
     np.testing.assert_allclose(found, np.linalg.norm(flat), rtol=1e-5)
 
 
-def test_td_error_is_a_weighted_mean_and_nothing_where_nothing_was_measured():
+def test_td_error_is_a_weighted_mean_and_infinite_without_weights():
     values, backups = np.float32([1, 2, 4]), np.float32([0, 4, 1])
     assert diagnostics.td_error(values, backups) == 2
     assert diagnostics.td_error(values, backups, np.float32([1, 1, 0])) == 1.5
     assert diagnostics.td_error(values, backups, np.zeros(3, np.float32)) == np.inf
 
 
-def test_half_precision_is_computed_in_single_and_double_stays_double():
+def test_bfloat16_is_computed_in_float32_and_float64_stays_float64():
     x = features((16, 48), seed=3)
     half = jnp.asarray(x, jnp.bfloat16)
     found = METRICS(half)

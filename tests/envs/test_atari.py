@@ -9,7 +9,7 @@ from rlcls._errors import UserError
 from rlcls.envs import atari, base
 
 GAMES = ("Pong", "Breakout")
-SEEDS = base.environment_seeds((0, 0), 4)  # uint32: half of them exceed a C int
+SEEDS = base.environment_seeds((0, 0), 4)  # uint32, half of which exceed a C int
 
 
 def play(env, steps, seed=0):
@@ -38,7 +38,7 @@ def test_a_protocol_leaves_no_argument_of_the_emulator_to_its_default(name):
     assert set(atari.PROTOCOLS[name].emulator_arguments()) == arguments - execution
 
 
-def test_all_games_have_the_same_18_actions_if_asked_for():
+def test_with_the_full_action_space_all_games_have_18_actions():
     for game, own in (("Pong", 6), ("Breakout", 4)):
         assert atari.make(game, 1).spec.num_actions == own
         env = atari.make(game, 1, full_action_space=True)
@@ -46,7 +46,7 @@ def test_all_games_have_the_same_18_actions_if_asked_for():
         assert "all 18 actions" in env.describe()
 
 
-def test_the_protocols_are_those_of_the_literature():
+def test_the_protocols_have_the_published_values():
     dopamine, nature, atari100k = (atari.PROTOCOLS[name] for name in ("dopamine", "nature", "atari100k"))
     assert dopamine.repeat_action_probability == 0.25
     assert (dopamine.noop_max, dopamine.use_fire_reset, dopamine.life_loss_info) == (0, False, False)
@@ -84,7 +84,7 @@ def test_single_frames_and_zeros_before_the_first_rebuild_the_stack_of_every_pro
     env.close()
 
 
-def test_a_lost_life_is_terminal_and_the_game_goes_on():
+def test_a_lost_life_is_terminal_and_the_game_continues():
     env = atari.make("Breakout", 4, "nature")
     _, info = env.reset(seed=SEEDS)
     lives, lost = info["lives"], 0
@@ -97,7 +97,7 @@ def test_a_lost_life_is_terminal_and_the_game_goes_on():
     env.close()
 
 
-def test_a_lost_life_is_nothing_under_dopamine_and_in_every_evaluation():
+def test_a_lost_life_has_no_effect_under_dopamine_and_in_evaluations():
     for protocol in (atari.PROTOCOLS["dopamine"], atari.PROTOCOLS["nature"].evaluation()):
         env = atari.Atari("Breakout", 4, protocol)
         env.reset(seed=SEEDS)
@@ -108,7 +108,7 @@ def test_a_lost_life_is_nothing_under_dopamine_and_in_every_evaluation():
 
 @pytest.mark.parametrize("limit", (4, 8, 40))
 def test_the_frame_limit_truncates_and_the_next_step_starts_an_episode(limit):
-    # With a limit below the number of no-ops, the episode's frame counter may rise across a reset.
+    # If the limit is below the number of no-ops, the frame counter of an episode can increase across a reset.
     protocol = dataclasses.replace(atari.PROTOCOLS["nature"], max_num_frames_per_episode=limit)
     env = atari.Atari("Pong", 4, protocol)
     env.reset(seed=SEEDS)
@@ -131,7 +131,7 @@ def test_no_op_starts_differ_and_stay_below_the_maximum():
 
 @pytest.mark.parametrize("name", atari.PROTOCOLS)
 @pytest.mark.parametrize("game", GAMES)
-def test_a_reset_with_seeds_is_a_fresh_environment_bit_for_bit(game, name):
+def test_a_reset_with_seeds_equals_a_new_environment_bit_for_bit(game, name):
     used, fresh = atari.make(game, 2, name), atari.make(game, 2, name)
     used.reset(seed=1)
     for _ in play(used, 250, seed=1):
@@ -144,7 +144,7 @@ def test_a_reset_with_seeds_is_a_fresh_environment_bit_for_bit(game, name):
 
 
 @pytest.mark.parametrize("game", GAMES)
-def test_one_thread_and_two_give_the_same_streams(game):
+def test_one_thread_and_two_give_the_same_trajectories(game):
     one, two = (atari.make(game, 3, "dopamine", num_threads=threads) for threads in (1, 2))
     one.reset(seed=3)
     two.reset(seed=3)
@@ -153,7 +153,7 @@ def test_one_thread_and_two_give_the_same_streams(game):
     two.close()
 
 
-def test_neighbouring_seeds_share_no_stream():
+def test_neighbouring_seeds_share_no_environment():
     env = atari.make("Pong", 2, "dopamine")
     screens = []
     for seed in (0, 1):
@@ -174,7 +174,7 @@ def test_rewards_are_raw():
     env.close()
 
 
-def test_send_and_recv_are_step():
+def test_send_and_recv_equal_step():
     one, other = atari.make("Pong", 2), atari.make("Pong", 2)
     one.reset(seed=0)
     other.reset(seed=0)

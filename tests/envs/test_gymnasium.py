@@ -11,12 +11,12 @@ from rlcls.envs import gymnasium as registry
 
 
 def balance(observation):
-    """Keeps CartPole's pole up for longer than its time limit."""
+    """A policy that balances CartPole longer than its time limit."""
     x, speed, angle, turning = observation
     return int(angle + 0.5 * turning + 0.05 * x + 0.1 * speed > 0)
 
 
-def test_cartpole_is_gymnasiums_own_step_by_step_across_episodes():
+def test_cartpole_equals_gymnasium_across_episodes():
     seeds = base.environment_seeds(0, 3)
     env, singles = registry.make("CartPole-v1", 3), [gymnasium.make("CartPole-v1") for _ in range(3)]
     observations, _ = env.reset(seed=seeds)
@@ -58,7 +58,7 @@ def test_the_time_limit_of_cartpole_truncates_at_500_steps():
         (gymnasium.spaces.Box(0, 9, (3,), np.int64), (3,)),
     ),
 )
-def test_pictures_have_their_channels_first_and_other_arrays_keep_their_shape(space, shape):
+def test_images_have_channels_first_and_other_arrays_keep_their_shape(space, shape):
     picture = space.sample()
 
     def make_env():
@@ -136,7 +136,7 @@ BYTES = gymnasium.spaces.Box(0, 255, (5,), np.uint8)
     ],
 )
 @pytest.mark.parametrize("first", [0, 1])
-def test_an_observation_that_its_space_cannot_hold_is_one_line(space, observation, shown, first):
+def test_an_observation_outside_its_space_is_one_line(space, observation, shown, first):
     class Misfit(gymnasium.Env):
         observation_space, action_space = space, gymnasium.spaces.Discrete(2)
 
@@ -149,11 +149,11 @@ def test_an_observation_that_its_space_cannot_hold_is_one_line(space, observatio
     with pytest.raises(UserError) as error:
         base.as_host_env(registry.GymnasiumEnv(Misfit, 2))
     assert str(error.value) == (
-        f"Misfit: environment 0 gave the observation {shown}, and its observation_space is {space}"
+        f"Misfit: environment 0 returned the observation {shown}, but its observation_space is {space}"
     )
 
 
-def test_an_exception_of_an_environments_own_is_not_taken_for_a_misfit():
+def test_an_exception_inside_an_environment_is_not_replaced():
     class Broken(gymnasium.Env):
         observation_space, action_space = BOX, gymnasium.spaces.Discrete(2)
 
@@ -161,9 +161,9 @@ def test_an_exception_of_an_environments_own_is_not_taken_for_a_misfit():
             return BOX.sample(), {}
 
         def step(self, action):
-            raise ValueError("a bug of its author's")
+            raise ValueError("a bug in the environment")
 
     env = registry.GymnasiumEnv(Broken, 2)
     env.reset()
-    with pytest.raises(ValueError, match="a bug of its author's"):
+    with pytest.raises(ValueError, match="a bug in the environment"):
         env.step(np.zeros(2, np.int64))

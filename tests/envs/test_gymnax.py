@@ -1,4 +1,4 @@
-"""Environments of gymnax as pure functions: its own steps without its restarts."""
+"""Environments of gymnax as pure functions without autoreset."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ GAMES = {"Breakout": (4, 3), "SpaceInvaders": (6, 4), "Asterix": (4, 5), "Freewa
 
 
 @pytest.mark.parametrize("game", GAMES)
-def test_a_game_of_minatar_is_a_host_and_a_jax_environment(game):
+def test_a_game_of_minatar_is_a_host_env_and_a_jax_env(game):
     env = adapter.minatar(game, num_envs=2)
     channels, actions = GAMES[game]
     assert isinstance(env, HostEnv) and isinstance(env.env, JaxEnv)
@@ -26,7 +26,7 @@ def test_a_game_of_minatar_is_a_host_and_a_jax_environment(game):
     check_host_env(env)
 
 
-def test_steps_are_those_of_gymnax_without_the_restart():
+def test_steps_equal_those_of_gymnax_without_the_autoreset():
     import gymnax
 
     theirs, params = gymnax.make("Breakout-MinAtar")
@@ -58,7 +58,7 @@ def test_a_time_limit_truncates_and_does_not_terminate():
     assert outcome.starts and outcome.reward == 0 and not after.over
 
 
-def test_sticky_actions_repeat_the_action_before():
+def test_sticky_actions_repeat_the_previous_action():
     env = adapter.minatar("Breakout", 1, sticky_actions=0.25).env
     state, _ = env.reset(jax.random.key(0))
     state = state._replace(action=jnp.asarray(2))
@@ -73,7 +73,7 @@ def test_continuous_actions_have_their_range():
     assert spec.num_actions is None and spec.action_range[0].tolist() == [-2.0]
 
 
-def test_a_state_is_drawn_in_colours():
+def test_each_channel_is_drawn_in_its_own_colour():
     env = adapter.minatar("Breakout", 1).env
     state, seen = env.reset(jax.random.key(0))
     picture = env.draw(state)
@@ -102,7 +102,7 @@ def test_an_unknown_name_is_one_line(make, words):
 
 
 class Corridor:
-    """One state; the reward is the action."""
+    """An environment with one state, whose reward is the action."""
 
     spec = Spec(jax.ShapeDtypeStruct((1,), np.float32), jax.ShapeDtypeStruct((), np.int32), 2, None)
 
@@ -114,7 +114,7 @@ class Corridor:
 
 
 @pytest.mark.untyped
-def test_ones_own_environment_is_checked_in_one_line():
+def test_a_wrong_jax_env_is_refused_in_one_line():
     assert isinstance(adapter.as_jax_env(Corridor()), Corridor)
     assert adapter.as_jax_env(object()) is None
     assert adapter.as_jax_env(adapter.minatar("Breakout", 1)) is None

@@ -1,4 +1,4 @@
-"""Every environment that runs on the host keeps the same contract."""
+"""Every environment that runs on the host follows `HostEnv`."""
 
 import importlib.util
 import json
@@ -18,7 +18,7 @@ from rlcls.spec import Spec
 
 
 class Picture(gymnasium.Env):
-    """A random 12 x 10 colour picture whose episodes last three to five steps; its time limit is four."""
+    """Random 12 x 10 colour images. Episodes last three to five steps; the registered time limit is four."""
 
     observation_space: Any = gymnasium.spaces.Box(0, 255, (12, 10, 3), np.uint8)
     action_space: Any = gymnasium.spaces.Discrete(3, start=1)
@@ -38,7 +38,7 @@ class Picture(gymnasium.Env):
 
 
 class Parts(Picture):
-    """A dict of a grey picture, float64 numbers and a count; its actions are a vector of three choices of four."""
+    """Observations are a dict of a grey image, float64 numbers and an integer; actions are MultiDiscrete([4, 4, 4])."""
 
     observation_space = gymnasium.spaces.Dict(
         screen=gymnasium.spaces.Box(0, 255, (12, 10), np.uint8),
@@ -66,7 +66,7 @@ def _registered(monkeypatch):
 
 
 def flat_probe(num_envs):
-    """A wrapper that holds an array for its number of environments."""
+    """A probe in a wrapper that has arrays for a fixed number of environments."""
     return FlattenObservation(probe.make("probe/two_step", num_envs, pixels=True))
 
 
@@ -100,14 +100,14 @@ def actions_of(env, steps, seed=0):
 
 
 def assert_equal_rows(one, other, rows):
-    """Two steps agree in observations, rewards, terminated, truncated and `episode_start` of some environments."""
+    """Asserts that two steps have equal observations, rewards, ends and `episode_start` in these rows."""
     for a, b in zip(jax.tree.leaves(one[:-1]), jax.tree.leaves(other[:-1]), strict=True):
         np.testing.assert_array_equal(a[rows], b[rows])
     np.testing.assert_array_equal(one[-1]["episode_start"][rows], other[-1]["episode_start"][rows])
 
 
 @every_env
-def test_an_environment_says_what_it_is(name):
+def test_an_environment_describes_itself(name):
     env = ENVS[name](2)
     assert isinstance(env, base.HostEnv) and isinstance(env.spec, Spec)
     base.check_host_env(env)
@@ -125,7 +125,7 @@ def test_an_environment_says_what_it_is(name):
 
 
 @every_env
-def test_the_step_after_an_end_ignores_its_action_and_starts_an_episode(name):
+def test_the_step_after_an_end_ignores_its_action_and_starts_a_new_episode(name):
     env = ENVS[name](3)
     observations, info = env.reset(seed=0)
     assert info["episode_start"].dtype == bool and info["episode_start"].all()
@@ -148,7 +148,7 @@ def test_the_step_after_an_end_ignores_its_action_and_starts_an_episode(name):
 
 
 @every_env
-def test_single_environments_are_reset_without_a_trace_in_the_others(name):
+def test_a_reset_of_single_environments_does_not_affect_the_others(name):
     env, untouched, fresh = (ENVS[name](3) for _ in range(3))
     seeds, others = base.environment_seeds(0, 3), base.environment_seeds(1, 3)
     env.reset(seed=seeds)
@@ -204,7 +204,7 @@ def test_send_and_recv_take_turns(name):
     with pytest.raises(RuntimeError, match="between send and recv"):
         env.reset(options={"reset_mask": np.array([True, False])})
     assert_equal_rows(env.recv(), other.step(actions), [0, 1])
-    env.send(actions)  # a step that a whole reset drops
+    env.send(actions)  # a reset of all environments drops this step
     first, again = env.reset(seed=1), other.reset(seed=1)
     nothing = (np.zeros(2), np.zeros(2), np.zeros(2))
     assert_equal_rows((first[0], *nothing, first[1]), (again[0], *nothing, again[1]), [0, 1])
@@ -214,7 +214,7 @@ def test_send_and_recv_take_turns(name):
 
 @pytest.mark.untyped
 @every_env
-def test_an_action_that_does_not_exist_is_refused_and_plays_nothing(name):
+def test_an_unknown_action_is_refused_and_nothing_is_played(name):
     env, other = ENVS[name](2), ENVS[name](2)
     env.reset(seed=0)
     other.reset(seed=0)
@@ -230,7 +230,7 @@ def test_an_action_that_does_not_exist_is_refused_and_plays_nothing(name):
         wrong += [good * np.nan, good.astype(str)]
     for actions in wrong:
         with pytest.raises(
-            UserError, match=r"must be|must have shape|has \d+ actions, 0 to \d+, and the agent sent"
+            UserError, match=r"must be|must have shape|has \d+ actions, 0 to \d+, but the agent sent"
         ):
             env.send(actions)
     assert_equal_rows(env.step(good), other.step(good), [0, 1])
@@ -238,12 +238,12 @@ def test_an_action_that_does_not_exist_is_refused_and_plays_nothing(name):
     other.close()
 
 
-def test_an_agent_with_more_outputs_than_actions_is_told_so():
+def test_an_agent_with_more_outputs_than_actions_is_refused():
     env = atari.make("Breakout", 2)
     env.reset(seed=0)
     with pytest.raises(UserError) as error:
         env.send(np.array([0, 17]))
-    assert str(error.value) == "Breakout has 4 actions, 0 to 3, and the agent sent 17"
+    assert str(error.value) == "Breakout has 4 actions, 0 to 3, but the agent sent 17"
     env.close()
 
 
@@ -260,13 +260,13 @@ def test_an_agent_with_more_outputs_than_actions_is_told_so():
         ({"seed": np.zeros(1, int)}, "reset needs a seed for each of 2 environments, not (1,)"),
     ),
 )
-def test_a_reset_that_does_not_fit_is_refused(arguments, message):
+def test_unsuitable_arguments_of_reset_are_refused(arguments, message):
     with pytest.raises(ValueError) as error:
         probe.make("probe/policy", 2).reset(**arguments)
     assert str(error.value).startswith(message)
 
 
-def test_a_wrapped_game_is_scored_by_the_evaluation_protocol_under_its_wrappers():
+def test_the_evaluation_of_a_wrapped_game_has_the_evaluation_protocol_and_the_wrappers():
     env = base.as_host_env(ClipReward(atari.make("Breakout", 2, "nature"), -0.5, 0.5))
     evaluation = env.evaluation(3)
     assert evaluation.env.env.protocol == atari.PROTOCOLS["nature"].evaluation()
@@ -279,7 +279,7 @@ def test_a_wrapped_game_is_scored_by_the_evaluation_protocol_under_its_wrappers(
     env.close()
 
 
-def test_a_wrapper_that_changes_observations_has_them_stored_whole():
+def test_with_a_wrapper_that_changes_observations_whole_stacks_are_stored():
     env = base.as_host_env(flat_probe(2))
     assert (env.frame_stack, env.spec.observation.shape) == (0, (4 * 84 * 84,))
     with pytest.raises(
@@ -288,7 +288,7 @@ def test_a_wrapper_that_changes_observations_has_them_stored_whole():
         env.evaluation(3)
 
 
-def test_a_wrapper_that_computes_in_float64_shows_float32():
+def test_observations_of_a_wrapper_in_float64_become_float32():
     env = base.as_host_env(NormalizeObservation(registry.make("CartPole-v1", 1)))
     assert env.reset(seed=0)[0].dtype == env.step(np.zeros(1, int))[0].dtype == np.float32
 
@@ -301,7 +301,7 @@ def test_a_wrapper_that_cannot_reset_single_environments_is_refused_before_train
         base.as_host_env(NormalizeObservation(registry.make("CartPole-v1", 2)))
 
 
-def test_numbers_that_are_not_finite_are_named_with_their_environment_and_step():
+def test_the_error_for_a_nan_names_the_environment_and_the_step():
     zeros, pictures = np.zeros((3, 2), np.float32), np.zeros((3, 4, 4), np.uint8)
     wrong = zeros.copy()
     wrong[2, 1] = np.inf
@@ -313,7 +313,7 @@ def test_numbers_that_are_not_finite_are_named_with_their_environment_and_step()
 
 
 @pytest.mark.untyped
-def test_what_an_environment_lacks_is_one_clear_line():
+def test_an_environment_that_breaks_the_interface_is_refused_in_one_line():
     class Mute(probe.ProbeVectorEnv):
         send = property()
         evaluation = property()
@@ -354,18 +354,18 @@ def test_what_an_environment_lacks_is_one_clear_line():
         def recv(self):
             return *super().recv()[:-1], {}
 
-    prefix = f"env: {__name__}.test_what_an_environment_lacks_is_one_clear_line.<locals>"
+    prefix = f"env: {__name__}.test_an_environment_that_breaks_the_interface_is_refused_in_one_line.<locals>"
     for kind, message in (
         (Mute, f"{prefix}.Mute has no send and evaluation; rlcls.envs.base.HostEnv lists what it needs"),
-        (Unmarked, f"{prefix}.Unmarked has no episode_start in the info of reset; "),
+        (Unmarked, f"{prefix}.Unmarked has no episode_start in the info of reset: "),
         (
             Wide,
-            f"{prefix}.Wide.reset returns observations float64 [2, 1], and its spec says float32 [2, 1] for 2 "
+            f"{prefix}.Wide.reset returns observations float64 [2, 1], but its spec says float32 [2, 1] for 2 "
             "environments",
         ),
         (
             Flat,
-            f"{prefix}.Flat.step returns observations float32 [2], and its spec says float32 [2, 1] for 2 ",
+            f"{prefix}.Flat.step returns observations float32 [2], but its spec says float32 [2, 1] for 2 ",
         ),
         (
             Single,
@@ -378,7 +378,7 @@ def test_what_an_environment_lacks_is_one_clear_line():
             "[True, False] episode_start is [True, True] and should be [True, False]",
         ),
         (Plain, f"{prefix}.Plain.reset fails with options={{'reset_mask': bool [2]}}, which resets only "),
-        (Started, f"{prefix}.Started has no episode_start in the info of step; "),
+        (Started, f"{prefix}.Started has no episode_start in the info of step: "),
     ):
         with pytest.raises(UserError) as error:
             base.as_host_env(kind(probe.PROBES["probe/policy"], 2))

@@ -22,7 +22,7 @@ TASKS = ("pick-place-v3", "drawer-open-v3", "stick-push-v3")
 
 
 def play(env, steps, *, look=lambda step: None, disturb=lambda step, actions: actions):
-    """Steps with the expert; returns the results of `steps` steps, stacked."""
+    """The stacked results of `steps` steps with the expert's actions."""
     results = []
     for step in range(steps):
         actions = disturb(step, env.scripted_actions(look(step)))
@@ -36,7 +36,7 @@ def random_actions(steps, num_envs, seed=0):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_expert_succeeds_with_reward_1_which_terminates(task):
+def test_the_expert_succeeds_and_success_gives_reward_1_and_terminates(task):
     env = metaworld.make(task, 4)
     env.reset(seed=0)
     _, rewards, terminated, truncated, starts, actions = play(env, 40)
@@ -47,7 +47,7 @@ def test_the_expert_succeeds_with_reward_1_which_terminates(task):
     assert np.abs(actions).max() <= 1
 
 
-def test_there_are_50_tasks_and_all_show_14_or_21_numbers():
+def test_observations_of_the_50_tasks_have_14_or_21_numbers():
     assert len(metaworld.tasks()) == 50
     sizes = {task: metaworld.make(task, 1).spec.observation.shape for task in ("hammer-v3", "reach-v3")}
     assert sizes == {"hammer-v3": (21,), "reach-v3": (14,)}
@@ -61,7 +61,7 @@ def test_actions_beyond_the_range_are_clipped():
         np.testing.assert_array_equal(env.step(action)[0], clipped.step(np.clip(action, -1, 1))[0])
 
 
-def test_observations_are_the_packages_own_at_every_decision():
+def test_observations_equal_those_of_the_package():
     env = metaworld.make("pick-place-v3", 1, action_repeat=3)
     observations, _ = env.reset(seed=7)
     own = env._arms[0].env
@@ -89,9 +89,9 @@ def state_of(env):
     return arm._remembered.copy()
 
 
-# The package moves the bodies of these tasks from one episode to the next.
+# In these tasks the package leaves bodies where the previous episode moved them.
 @pytest.mark.parametrize("task", ("pick-place-v3", "window-open-v3", "handle-press-v3"))
-def test_an_environment_is_a_function_of_its_last_seed_and_the_actions_since(task):
+def test_a_state_is_a_function_of_the_last_seed_and_the_actions_since(task):
     seeds = base.environment_seeds(1, 2)
     new, used = metaworld.make(task, 2, horizon=6), metaworld.make(task, 2, horizon=6)
     used.reset(seed=99)
@@ -105,7 +105,7 @@ def test_an_environment_is_a_function_of_its_last_seed_and_the_actions_since(tas
     assert not np.array_equal(first[0], first[1])
 
 
-def test_each_episode_has_a_new_goal_and_a_new_place_of_the_object():
+def test_each_episode_has_a_new_goal_and_a_new_position_of_the_object():
     env = metaworld.make("pick-place-v3", 1, horizon=1)
     first = [env.reset(seed=0)[0][0]]
     for step in range(16):
@@ -150,7 +150,7 @@ def test_the_horizon_truncates_and_success_at_the_horizon_terminates():
     assert terminated[-1] and not truncated.any()
 
 
-def test_a_blind_expert_without_noise_acts_as_a_seeing_one():
+def test_without_noise_a_blind_expert_acts_like_one_that_looks():
     seeing, blind, odd = (metaworld.make("pick-place-v3", 3) for _ in range(3))
     for env in (seeing, blind, odd):
         env.reset(seed=4)
@@ -196,7 +196,7 @@ def test_a_history_is_the_last_observations_with_zeros_before_the_first():
         np.testing.assert_array_equal(stack, np.concatenate([previous[:, 1:], frame[:, None]], 1))
 
 
-def test_the_evaluation_and_the_records_have_all_options():
+def test_the_evaluation_and_the_facts_have_all_options():
     env = metaworld.make("push-v3", 2, horizon=20, action_repeat=2, history=2)
     other = env.evaluation(1)
     assert (other.num_envs, other.facts(), other.name) == (1, env.facts(), "metaworld/push-v3")
@@ -213,7 +213,7 @@ def test_the_evaluation_and_the_records_have_all_options():
         ({"horizon": 0}, "env.horizon must be at least 1, not 0"),
         ({"action_repeat": 0}, "env.action_repeat must be at least 1, not 0"),
         ({"history": 0}, "env.history must be at least 1, not 0"),
-        ({"image_size": 500}, "env.image_size must be 0 (no pictures) to 480 pixels, not 500"),
+        ({"image_size": 500}, "env.image_size must be 0 (no images) to 480 pixels, not 500"),
     ),
 )
 def test_a_mistake_is_one_clear_line(arguments, message):
@@ -242,14 +242,14 @@ def test_a_missing_package_is_one_line_that_says_what_to_install(monkeypatch):
 
 @pytest.fixture
 def opengl():
-    """Skips where this machine cannot draw."""
+    """Skips the test on a machine that cannot draw."""
     try:
         metaworld.make("reach-v3", 1, image_size=8).close()
     except UserError as error:
         pytest.skip(str(error))
 
 
-def test_pictures_show_the_arm_move_and_the_goal(opengl):
+def test_images_show_the_moving_arm_and_the_goal(opengl):
     env, numbers = metaworld.make("push-v3", 2, image_size=84), metaworld.make("push-v3", 2)
     assert (env.spec.observation.shape, env.spec.observation.dtype) == ((3, 84, 84), np.uint8)
     first, _ = env.reset(seed=0)
@@ -264,7 +264,7 @@ def test_pictures_show_the_arm_move_and_the_goal(opengl):
     env.close()
 
 
-def test_a_film_repeats_episodes_in_pictures(opengl, tmp_path):
+def test_a_film_repeats_recorded_episodes(opengl, tmp_path):
     env, seeds = metaworld.make("reach-v3", 2), np.array([5, 6])
     env.reset(seed=seeds)
     *_, terminated, _, _, actions = play(env, 20)
@@ -273,7 +273,7 @@ def test_a_film_repeats_episodes_in_pictures(opengl, tmp_path):
     assert film(tmp_path / "film.mp4", env, seed=seeds[1:], actions=episode) == 1
     facts = imageio.immeta(tmp_path / "film.mp4")
     assert facts["size"] == (720, 720)
-    assert facts["fps"] == 16  # decisions a second
+    assert facts["fps"] == 16  # decisions per second
     count, _ = imageio_ffmpeg.count_frames_and_secs(tmp_path / "film.mp4")
     assert count == lengths[1] + 1
 
@@ -285,4 +285,4 @@ def test_opengl_that_cannot_draw_is_one_line(monkeypatch):
     monkeypatch.setattr(metaworld, "_draw_without_window", refuse)
     with pytest.raises(UserError) as error:
         metaworld.make("reach-v3", 1, image_size=84)
-    assert str(error.value) == ("pictures need OpenGL: apt-get install libegl1 libgl1-mesa-dri (no display)")
+    assert str(error.value) == ("images need OpenGL: apt-get install libegl1 libgl1-mesa-dri (no display)")

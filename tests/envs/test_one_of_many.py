@@ -1,4 +1,4 @@
-"""A game that says which of several games it is."""
+"""A wrapper that adds the number of the game to observations."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from rlcls.envs import base, probe
 from rlcls.envs.one_of_many import OneOfMany
 
 
-def test_every_observation_stands_beside_the_number_of_the_game_and_is_unchanged():
+def test_observations_are_unchanged_and_have_the_number_of_the_game():
     env, plain = base.as_host_env(OneOfMany(probe.make("probe/policy", 3), 7)), probe.make("probe/policy", 3)
     for numbered, alone in ((env, plain), (env.evaluation(2), plain.evaluation(2))):
         observations, _ = numbered.reset(seed=5)
@@ -25,13 +25,9 @@ def test_every_observation_stands_beside_the_number_of_the_game_and_is_unchanged
 
 
 @pytest.mark.untyped
-def test_what_has_no_number_is_one_line():
+def test_unsuitable_arguments_are_refused_in_one_line():
     for number in (-1, 0.5, "Pong"):
-        with pytest.raises(
-            UserError, match=f"^env.number must be a whole number of at least 0, not {number}$"
-        ):
+        with pytest.raises(UserError, match=f"^env.number must be an integer of at least 0, not {number}$"):
             OneOfMany(probe.make("probe/policy", 1), number)
-    with pytest.raises(
-        UserError, match="^env.number needs a gymnasium vector environment, and object is none$"
-    ):
+    with pytest.raises(UserError, match="^env.number needs a gymnasium vector environment, not object$"):
         OneOfMany(object(), 0)

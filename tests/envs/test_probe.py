@@ -10,7 +10,7 @@ probes = pytest.mark.parametrize("game", probe.PROBES)
 
 @probes
 @pytest.mark.parametrize("gamma", (0.0, 0.5, 0.99))
-def test_value_iteration_over_the_pure_step_finds_the_closed_form(game, gamma):
+def test_value_iteration_gives_the_closed_form(game, gamma):
     mdp = probe.PROBES[game]
     key = jax.random.key(0)
     q_values = np.zeros((mdp.num_states, mdp.num_actions))
@@ -40,7 +40,7 @@ def test_the_pure_functions_run_under_jit_and_vmap(game):
 
 @probes
 @pytest.mark.parametrize("pixels", (False, True))
-def test_the_vector_environment_plays_the_pure_functions(game, pixels):
+def test_the_vector_environment_equals_the_pure_functions(game, pixels):
     mdp = probe.PROBES[game]
     env = probe.make(game, 3, pixels=pixels)
     shown, rng = mdp.observations(pixels=pixels), np.random.default_rng(0)
@@ -70,7 +70,7 @@ def test_the_vector_environment_plays_the_pure_functions(game, pixels):
     assert env.single_observation_space.contains(observations[0])
 
 
-def test_a_stack_of_pixels_begins_with_zeros_as_on_atari():
+def test_a_stack_of_frames_begins_with_zeros_as_on_atari():
     env = probe.make("probe/two_step", 1, pixels=True)
     env.reset(seed=0)
     for _ in range(2):  # two episodes
@@ -81,7 +81,7 @@ def test_a_stack_of_pixels_begins_with_zeros_as_on_atari():
         assert [int(frame.max()) for frame in first] == [0, 0, 0, 85]
 
 
-def test_a_reset_with_seeds_is_a_fresh_environment():
+def test_a_reset_with_seeds_equals_a_new_environment():
     used, fresh = (probe.make("probe/policy", 8) for _ in range(2))
     used.reset(seed=1)
     for _ in range(7):

@@ -1,4 +1,4 @@
-"""An evaluation plays the episodes it was asked for, whole, whichever end first."""
+"""An evaluation plays whole episodes, a fixed number in each environment."""
 
 import functools
 
@@ -16,9 +16,9 @@ from rlcls.evaluation import EpisodeEvaluator, evaluate
 
 
 class Scripted(gymnasium.vector.VectorEnv):
-    """Environment i plays episodes of the lengths that `lengths[i]` repeats; the reward is the action taken.
+    """The episodes of environment i have the lengths `lengths[i]`, in turn. The reward is the action.
 
-    An observation is (environment, episode, step in it, seed). Ends alternate between the two kinds.
+    An observation is (environment, episode, step in the episode, seed). Episodes are terminated and truncated in turn.
     """
 
     def __init__(self, lengths):
@@ -45,7 +45,9 @@ class Scripted(gymnasium.vector.VectorEnv):
         limit = np.array([row[k % len(row)] for row, k in zip(self.lengths, self.episode, strict=True)])
         self.over = self.at == limit
         terminated, truncated = self.over & (self.episode % 2 == 0), self.over & (self.episode % 2 == 1)
-        rewards = np.where(start, 1000.0, actions).astype(np.float32)  # nobody may count that 1000
+        rewards = np.where(start, 1000.0, actions).astype(
+            np.float32
+        )  # a reward of 1000 at a reset must not be counted
         return self.observe(), rewards, terminated, truncated, {"episode_start": start}
 
 
@@ -53,7 +55,7 @@ def one_each(observations, step):
     return np.ones(len(observations), np.int32)
 
 
-def test_every_environment_plays_its_share_though_others_are_quicker():
+def test_every_environment_plays_the_same_number_of_episodes():
     result = evaluate(one_each, Scripted([[2], [50], [3, 7]]), episodes=6, seed=0)
     assert result.lengths.tolist() == [2, 50, 3, 2, 50, 7]
     assert result.returns.tolist() == [2, 50, 3, 2, 50, 7]
@@ -68,7 +70,7 @@ def test_fewer_episodes_than_environments_are_played_by_the_first_ones():
     lengths=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3), min_size=1, max_size=4),
     episodes=st.integers(1, 9),
 )
-def test_the_episodes_are_those_of_a_loop_over_environments_one_by_one(lengths, episodes):
+def test_the_episodes_equal_those_of_a_loop_over_environments(lengths, episodes):
     result = evaluate(
         lambda observations, _: observations[:, 2] + 1, Scripted(lengths), episodes=episodes, seed=1
     )
@@ -78,7 +80,7 @@ def test_the_episodes_are_those_of_a_loop_over_environments_one_by_one(lengths, 
     assert result.returns.tolist() == [n * (n + 1) / 2 for n in expected]
 
 
-def test_environments_get_seeds_of_their_own_that_no_other_evaluation_shares():
+def test_every_environment_of_every_evaluation_has_its_own_seed():
     seen = []
     for seed in (0, 1, 0, [0, 1]):
         env = Scripted([[1]] * 8)
@@ -89,7 +91,7 @@ def test_environments_get_seeds_of_their_own_that_no_other_evaluation_shares():
     assert not first & second and not first & sequence
 
 
-def test_the_policy_is_told_the_step():
+def test_the_policy_gets_the_number_of_the_step():
     steps = []
 
     def act(observations, step):
@@ -97,28 +99,28 @@ def test_the_policy_is_told_the_step():
         return one_each(observations, step)
 
     evaluate(act, Scripted([[3]]), episodes=2, seed=0)
-    assert steps == list(range(3 + 1 + 3))  # the step between is the reset
+    assert steps == list(range(3 + 1 + 3))  # one step is the reset
 
 
-def test_a_report_tells_of_every_episode_that_counts():
+def test_reports_give_the_number_of_finished_episodes():
     reports = []
     evaluate(one_each, Scripted([[1], [4]]), episodes=2, seed=0, report=reports.append)
     assert reports == [1, 1, 1, 2]
 
 
-def test_the_summary_is_what_metrics_keep():
+def test_the_summary_has_means_and_the_returns():
     summary = evaluate(one_each, Scripted([[1, 3]]), episodes=2, seed=0).summary()
     assert summary == {"return_mean": 2.0, "return_std": 1.0, "returns": [1.0, 3.0], "length_mean": 2.0}
 
 
-def test_no_episode_is_no_evaluation():
+def test_an_evaluation_of_no_episodes_is_refused():
     with pytest.raises(ValueError, match="episodes must be at least 1, not 0"):
         evaluate(one_each, Scripted([[1]]), episodes=0, seed=0)
 
 
 @pytest.mark.parametrize("episodes", (5, 40))
 @pytest.mark.parametrize("history", (1, 3))
-def test_episodes_inside_a_compiled_program_are_those_played_step_by_step(episodes, history):
+def test_episodes_inside_a_compiled_program_equal_those_played_step_by_step(episodes, history):
     pytest.importorskip("gymnax")
     env = minatar("Breakout", 2, history=history)
     backbone = functools.partial(networks.MLP, hidden=(8,))
@@ -133,7 +135,7 @@ def test_episodes_inside_a_compiled_program_are_those_played_step_by_step(episod
         np.testing.assert_array_equal(quick.lengths, plain.lengths)
     assert reports[-1] == (episodes, episodes)
     other = evaluator.with_seed(4)
-    if episodes == 40:  # five of the shortest episodes can be equally long
+    if episodes == 40:  # five episodes can have equal lengths
         assert other.play(acting, 0, lambda *_: None).lengths.tolist() != quick.lengths.tolist()
     fresh = EpisodeEvaluator(agent, env, seed=4, episodes=episodes, epsilon=0.3)
     np.testing.assert_array_equal(

@@ -1,4 +1,4 @@
-"""Values are scored on held-out transitions, and those are never trained on."""
+"""Values are evaluated on held-out transitions, which are never sampled."""
 
 import types
 
@@ -9,13 +9,13 @@ import pytest
 from rlcls.datasets import BEGINS, CONTINUES, Layout, Rows, Transitions, Writer, open_recording
 from rlcls.evaluation import Evaluator, HeldOutEvaluator
 
-pytestmark = pytest.mark.untyped  # `Values` has only what is scored
+pytestmark = pytest.mark.untyped  # `Values` has only `q_values`
 
 GAMMA, EPISODES, LENGTH = 0.9, 60, 5
 
 
 def record(path, game="test"):
-    """Episodes of five rows, whose frames are (episode, row in the episode)."""
+    """A recording of episodes of five rows, whose frames are (episode, row in the episode)."""
     layout = Layout(game=game, frame_shape=(2,), frame_dtype="float32", num_actions=3)
     episode, row = np.divmod(np.arange(EPISODES * LENGTH), LENGTH)
     random = np.random.default_rng(0)
@@ -40,7 +40,7 @@ class Values:
 
 
 def expected(recording, rows, weights):
-    """The three means, one transition after another."""
+    """The three means, computed with a loop over transitions."""
     sums = np.zeros(3)
     for row in rows:
         values = recording.columns.frames[row] @ weights
@@ -59,7 +59,7 @@ def expected(recording, rows, weights):
 
 
 @pytest.mark.parametrize("batch_size", [7, 512])
-def test_the_means_are_those_of_a_walk_over_the_transitions(batch_size, tmp_path):
+def test_the_means_equal_those_of_a_loop_over_transitions(batch_size, tmp_path):
     recording = record(tmp_path / "a")
     data = Transitions(recording, gamma=GAMMA, held_out=0.3, seed=1)
     evaluator = HeldOutEvaluator(Values(), None, seed=0, data=data, transitions=20, batch_size=batch_size)
@@ -96,7 +96,7 @@ def test_several_games_are_scored_in_equal_parts(tmp_path):
     assert evaluator(jnp.ones((2, 3)), 0, lambda done, total: None)["td_error"] > 0
 
 
-def test_what_cannot_be_scored_is_refused(tmp_path):
+def test_agents_and_data_without_values_or_held_out_episodes_are_refused(tmp_path):
     data = Transitions(record(tmp_path / "a"))
     for message, agent, source in (
         ("data.held_out keeps no episode out of training; give data.held_out=0.05", Values(), data),

@@ -1,4 +1,4 @@
-"""The examples learn and are short, and those of the heads import nothing else of rlcls."""
+"""The examples learn and are short. The examples of heads import only rlcls.heads."""
 
 import ast
 import importlib.util
@@ -10,14 +10,14 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-WHOLE = ("nnx_steps_to_success", "online_dqn")  # these use recordings and loops too
+WHOLE = ("nnx_steps_to_success", "online_dqn")  # these also use recordings and loops
 OF_HEADS = [example for example in EXAMPLES if example.stem not in WHOLE]
 
 
 def load(name, monkeypatch):
     spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / "examples" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look their module up
+    monkeypatch.setitem(sys.modules, spec.name, module)  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 
@@ -55,7 +55,7 @@ def test_every_head_fits_the_values_behind_noisy_returns(monkeypatch, capsys):
     assert "hlgauss" in capsys.readouterr().out
 
 
-def test_a_value_function_tells_steps_to_success_and_failures(monkeypatch, capsys):
+def test_a_value_function_of_steps_to_success_explains_the_returns(monkeypatch, capsys):
     results = load("nnx_steps_to_success", monkeypatch).main(["--episodes=400", "--updates=300"])
     assert results["explained_variance"] > 0.7
     assert results["cross_entropy"] < 0.7 * results["marginal_cross_entropy"]
@@ -64,12 +64,12 @@ def test_a_value_function_tells_steps_to_success_and_failures(monkeypatch, capsy
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["one_hot", "two_hot", "hlgauss"])
-def test_a_value_function_explains_nine_tenths_of_the_returns_of_episodes_held_out(target, monkeypatch):
+def test_a_value_function_explains_nine_tenths_of_the_variance_of_held_out_returns(target, monkeypatch):
     results = load("nnx_steps_to_success", monkeypatch).main([f"--target={target}"])
     assert results["explained_variance"] > 0.9
     assert results["cross_entropy"] < 0.6 * results["marginal_cross_entropy"]
 
 
-def test_a_loop_is_stepped_from_python_and_learns_the_exact_values(monkeypatch, capsys):
+def test_a_loop_advanced_from_python_learns_the_exact_values(monkeypatch, capsys):
     assert load("online_dqn", monkeypatch).main() < 0.1
     assert "exact [[1.0, -1.0], [-1.0, 1.0]]" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The notebook runs from top to bottom, and shows what it says it does."""
+"""The notebook runs from top to bottom and gives the stated results."""
 
 import json
 import re
@@ -12,7 +12,7 @@ TOUR = Path(__file__).parents[2] / "examples" / "tour.ipynb"
 CELLS = json.loads(TOUR.read_text())["cells"]
 
 
-def test_the_notebook_is_stored_as_it_was_run_and_is_small():
+def test_the_notebook_is_stored_with_its_outputs_and_is_small():
     assert TOUR.stat().st_size < 200_000
     for cell in CELLS:
         if cell["cell_type"] == "code":

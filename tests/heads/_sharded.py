@@ -1,4 +1,4 @@
-"""Every head on four devices: a program, since JAX takes their number when it starts."""
+"""Every head on four devices. test_sharded.py runs this as a program: JAX fixes the number of devices at its start."""
 
 import jax
 import numpy as np
@@ -6,14 +6,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rlcls import heads
 
-QUICK = {"xla_backend_optimization_level": 0}  # for the compiler: every program runs once
+QUICK = {"xla_backend_optimization_level": 0}  # every compiled program runs once
 RANGE = {"vmin": -3, "vmax": 3, "num_bins": 11}
 
 
 def all_heads():
     for name, kind in heads.BY_NAME.items():
         yield heads.make(name, **(RANGE if issubclass(kind, heads.CategoricalHead) else {}))
-    # Enough bins for another implementation.
+    # The CPU uses another implementation from 65 bins on.
     yield heads.make("hlgauss", **RANGE | {"num_bins": 101})
     yield heads.make("two_hot", **RANGE | {"num_bins": 101}, implementation="xla")
     yield heads.make("c51", **RANGE, bin_transform="symlog", criterion="ordinal")
@@ -47,7 +47,7 @@ def main():
             for result, wanted in zip(compiled(*spread), expected, strict=True):
                 assert result.sharding.is_equivalent_to(sharding, result.ndim), (head, form, result.sharding)
                 np.testing.assert_allclose(result, wanted, rtol=2e-6, atol=1e-6, err_msg=f"{head} {form}")
-            # Rows are independent: no device may wait for what another has.
+            # Rows are independent, so devices exchange nothing.
             for operation in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
                 assert operation not in compiled.as_text(), (head, form, operation)
         print(head.name)

@@ -1,4 +1,4 @@
-"""The numbers of the categorical heads, against the paper's and against float64."""
+"""Categorical heads against published numbers and against float64."""
 
 import functools
 
@@ -65,7 +65,7 @@ def test_moving_a_target_by_a_bin_moves_its_histogram_by_one(head, targets):
     np.testing.assert_allclose(moved[:, 1:], head.encode(targets)[:, :-1], atol=1e-9)
 
 
-def test_hl_gauss_tends_to_one_hot_as_sigma_tends_to_nothing():
+def test_hl_gauss_tends_to_one_hot_as_sigma_tends_to_zero():
     targets = np.random.default_rng(0).uniform(-10, 10, 50)
     encoded = heads.HLGauss(SUPPORT, sigma_ratio=1e-6).encode(targets)
     np.testing.assert_allclose(encoded.max(-1), 1, atol=1e-9)
@@ -140,7 +140,7 @@ def test_extreme_logits_have_finite_losses_and_gradients(head):
     assert np.isfinite(value).all()
 
 
-def test_decode_takes_numpy_and_gives_it_back():
+def test_decode_of_numpy_is_numpy():
     head = heads.HLGauss(SUPPORT)
     for dtype, kept in ((np.float16, np.float32), (np.float32, np.float32), (np.float64, np.float64)):
         decoded = head.decode(head.encode(np.zeros((2, 3))).astype(dtype))
@@ -148,7 +148,7 @@ def test_decode_takes_numpy_and_gives_it_back():
     assert isinstance(jax.jit(head.decode)(np.full((2, 51), 1 / 51)), jax.Array)
 
 
-def test_an_untrained_head_loses_the_logarithm_of_its_bins():
+def test_the_loss_of_equal_logits_is_the_logarithm_of_the_number_of_bins():
     for head in HEADS:
         np.testing.assert_allclose(jax.jit(head.loss)(jnp.zeros(51), 0.0), np.log(51), rtol=1e-6)
 
@@ -157,7 +157,7 @@ def test_an_untrained_head_loses_the_logarithm_of_its_bins():
 
 
 def projected_in_float64(probs, rewards, discounts, atoms):
-    """Algorithm 1 of Bellemare et al., in loops."""
+    """Algorithm 1 of Bellemare et al. 2017, in loops."""
     width, target = atoms[1] - atoms[0], np.zeros_like(probs)
     for row, (reward, discount) in enumerate(zip(rewards, discounts, strict=True)):
         for j, atom in enumerate(atoms):
@@ -168,7 +168,7 @@ def projected_in_float64(probs, rewards, discounts, atoms):
     return target
 
 
-def test_c51_projects_as_the_definition_says():
+def test_the_td_target_of_c51_is_its_definition():
     head, rng = heads.C51(ATOMS), np.random.default_rng(0)
     outputs = rng.normal(size=(8, 51)).astype(np.float32)
     rewards = np.r_[rng.uniform(-12, 12, 6), 0.4, 0].astype(np.float32)
@@ -178,7 +178,7 @@ def test_c51_projects_as_the_definition_says():
     expected = projected_in_float64(probs, rewards, discounts, ATOMS.centers)
     np.testing.assert_allclose(target, expected, atol=2e-6)
     np.testing.assert_allclose(target.sum(-1), 1, atol=1e-6)
-    # On the atoms: a discount of 1 and no reward leave the distribution as it is.
+    # The last row has discount 1 and reward 0, which do not move any atom.
     np.testing.assert_allclose(target[-1], probs[-1], atol=5e-7)
 
 
@@ -188,7 +188,7 @@ def test_c51_projects_as_the_definition_says():
     discounts=hnp.arrays(np.float32, 6, elements=st.floats(0, 0.875, width=32)),
 )
 @modest
-def test_c51_keeps_the_mean_of_what_it_backs_up(outputs, rewards, discounts):
+def test_the_td_target_of_c51_has_the_mean_of_the_backup(outputs, rewards, discounts):
     head = heads.C51(ATOMS)
     target = np.asarray(_c51_target(outputs, rewards, discounts), np.float64)
     expected = rewards + discounts * (softmax(outputs.astype(np.float64), -1) @ ATOMS.centers)
@@ -199,7 +199,7 @@ _c51_target = jax.jit(heads.C51(ATOMS).td_target)
 
 
 @pytest.mark.parametrize("support", [ATOMS, heads.Support.symexp(-3, 3, 31)], ids=["even", "symexp"])
-def test_c51_puts_an_end_s_reward_on_its_atom_and_one_beyond_on_the_last(support):
+def test_c51_puts_a_terminal_reward_on_its_atom_or_the_outermost_one(support):
     atoms, k = support.centers, support.num_bins
     rewards = np.r_[atoms, atoms[0], atoms[-1], -1e30, 1e30].astype(np.float32)
     outputs = np.random.default_rng(0).normal(size=(len(rewards), k)).astype(np.float32)
@@ -217,12 +217,12 @@ def test_c51_equals_rlax_between_atoms():
     np.testing.assert_allclose(_c51_target(outputs, rewards, discounts), expected, atol=2e-6)
 
 
-def test_c51_at_a_nan_reward_spoils_its_own_row_only():
+def test_a_nan_reward_makes_only_its_own_row_of_the_c51_target_nan():
     target = _c51_target(jnp.zeros((2, 51)), jnp.array([jnp.nan, 0.0]), jnp.ones(2))
     assert np.isnan(target[0]).all() and np.isfinite(target[1]).all()
 
 
-def test_the_td_divergence_of_c51_is_the_loss_less_the_entropy_of_the_target():
+def test_the_td_divergence_of_c51_is_the_loss_minus_the_entropy_of_the_target():
     head = heads.C51(ATOMS)
     outputs, next_outputs = jax.random.normal(jax.random.key(0), (2, 5, 51))
     target = np.asarray(_c51_target(next_outputs, jnp.ones(5), jnp.full(5, 0.9)), np.float64)

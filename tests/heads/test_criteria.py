@@ -19,7 +19,7 @@ modest = settings(max_examples=20)
 
 @given(logits=logits, q=st.sampled_from([0.1, 0.5, 0.7]))
 @modest
-def test_the_generalised_criterion_is_bounded_and_least_at_the_target(logits, q):
+def test_the_generalised_criterion_is_its_definition_and_bounded(logits, q):
     head = heads.make("hlgauss", **RANGE, criterion="generalised", q=q)
     target = np.asarray(head.encode(jnp.asarray(TARGETS)), np.float64)
     predicted = softmax(logits.astype(np.float64), -1)
@@ -30,14 +30,14 @@ def test_the_generalised_criterion_is_bounded_and_least_at_the_target(logits, q)
     np.testing.assert_array_equal(head.divergence(logits, TARGETS), loss)
 
 
-def test_of_a_one_hot_target_it_is_the_generalised_cross_entropy():
+def test_the_generalised_criterion_of_a_one_hot_target_is_the_generalised_cross_entropy():
     head = heads.make("one_hot", **RANGE, criterion="generalised", q=0.7)
     logits = np.random.default_rng(0).normal(size=(6, 51)).astype(np.float32)
     chosen = np.take_along_axis(softmax(logits, -1), head.encode(TARGETS).argmax(-1)[:, None], -1)[:, 0]
     np.testing.assert_allclose(head.loss(logits, TARGETS), (1 - chosen**0.7) / 0.7, rtol=1e-5)
 
 
-def test_as_q_vanishes_it_is_the_excess_of_the_cross_entropy():
+def test_the_generalised_criterion_tends_to_the_kullback_leibler_divergence_as_q_tends_to_zero():
     logits = np.random.default_rng(0).normal(size=(6, 51)).astype(np.float32)
     plain = heads.make("hlgauss", **RANGE)
     head = heads.make("hlgauss", **RANGE, criterion="generalised", q=1e-3)
@@ -55,7 +55,7 @@ def test_the_ordinal_criterion_is_the_squared_distance_of_cumulative_distributio
     np.testing.assert_allclose(head.loss(logits, TARGETS), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_ordinal_criterion_alone_counts_how_far_a_miss_is():
+def test_only_the_ordinal_criterion_grows_with_the_distance_of_a_miss():
     certain = 50 * np.eye(51, dtype=np.float32)[[26, 30, 45]]
     target = np.zeros(3, np.float32)
     ordinal = heads.make("one_hot", **RANGE, criterion="ordinal").loss(certain, target)
@@ -65,7 +65,7 @@ def test_the_ordinal_criterion_alone_counts_how_far_a_miss_is():
 
 
 @pytest.mark.parametrize("criterion", ["cross_entropy", "generalised", "ordinal"])
-def test_every_criterion_has_no_slope_at_its_target_and_one_away_from_it(criterion):
+def test_the_gradient_of_every_criterion_is_zero_at_the_target_only(criterion):
     head = heads.make("hlgauss", **RANGE, criterion=criterion)
     slope = jax.jit(jax.grad(lambda outputs: head.loss(outputs, TARGETS).sum()))
     right = np.log(np.maximum(head.encode(TARGETS), 1e-30))
@@ -84,7 +84,7 @@ def test_every_criterion_has_no_slope_at_its_target_and_one_away_from_it(criteri
         ({"criterion": "ordinal"}, 1),
     ],
 )
-def test_where_a_prediction_is_certain_and_wrong_a_bounded_criterion_stops_teaching(options, rate):
+def test_the_gradient_of_a_bounded_criterion_vanishes_where_a_prediction_is_certain_and_wrong(options, rate):
     head = heads.make("two_hot", **RANGE, **options)
     margins = np.array([9.0, 11.0, 13.0], np.float32)
     certain = margins[:, None] * np.eye(51, dtype=np.float32)[20]  # the target is bin 30

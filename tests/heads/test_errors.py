@@ -1,4 +1,4 @@
-"""Wrong arrays are refused when a function is traced, in one line that says what would be right."""
+"""Wrong arrays raise an error when a function is traced. Its message is one line that says what would be right."""
 
 import inspect
 
@@ -66,13 +66,13 @@ def test_td_targets_that_do_not_fit(head):
     refused(ValueError, message, head.td_divergence, outputs, wrong)
     if target.ndim == 2:
         message = (
-            f"target of shape (4,) holds scalars, which loss takes: the td_loss of {head.name} takes what its "
-            f"td_target gives, of shape {outputs.shape}"
+            f"target of shape (4,) holds scalars: the td_loss of {head.name} takes the distribution that its "
+            f"td_target returns, of shape {outputs.shape}; use loss for scalars"
         )
         refused(ValueError, message, head.td_loss, outputs, jnp.zeros(4))
 
 
-def test_what_is_not_a_real_number(head):
+def test_arrays_that_are_not_real(head):
     outputs = jnp.zeros((4, head.num_outputs))
     refused(TypeError, "scalars must be real, not complex64", head.loss, outputs, jnp.zeros(4, jnp.complex64))
     refused(TypeError, "scalars must be real, not complex64", head.clip_fraction, jnp.zeros(4, jnp.complex64))
@@ -84,7 +84,7 @@ def test_what_is_not_a_real_number(head):
             head.decode(np.zeros((4, head.num_outputs), np.int64))
 
 
-def test_a_support_that_is_none(head):
+def test_an_argument_that_is_not_a_support(head):
     if isinstance(head, heads.CategoricalHead):
         with pytest.raises(TypeError) as raised:
             type(head)(51)

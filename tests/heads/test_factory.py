@@ -1,4 +1,4 @@
-"""Heads by name, and what is said when a name or an option is wrong."""
+"""Heads by name, and the errors for a wrong name or option."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from rlcls import heads
 RANGE = {"vmin": -10, "vmax": 10, "num_bins": 51}
 
 
-def test_each_head_stands_on_the_grid_of_its_paper():
+def test_each_head_has_the_grid_of_its_paper():
     assert heads.make("hlgauss", **RANGE) == heads.HLGauss(
         heads.Support.uniform(-10, 10, 51), sigma_ratio=0.75
     )

@@ -1,4 +1,4 @@
-"""The heads as functions: the same numbers, for whoever keeps a support of their own."""
+"""The heads as functions of arrays equal the heads, the published listing and rlax."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ LOGITS = np.random.default_rng(1).normal(size=(4, 3, 51)).astype(np.float32)
 
 
 @pytest.mark.parametrize("edges", [EDGES, EDGES.tolist(), np.asarray(jnp.linspace(-10, 10, 52))], ids=type)
-def test_hl_gauss_is_the_paper_s_listing_without_its_nan(edges):
+def test_hl_gauss_is_the_published_listing_but_finite_outside_the_support(edges):
     mass = np.diff(norm.cdf(EDGES, TARGETS[..., None].astype(np.float64), 0.3))
     expected = mass / mass.sum(-1, keepdims=True)
     probs = heads.hl_gauss_probs(TARGETS, edges, 0.3)
@@ -31,7 +31,7 @@ def test_hl_gauss_is_the_paper_s_listing_without_its_nan(edges):
     assert np.isfinite(heads.hl_gauss_probs(np.array([12.0, -1e30]), edges, 0.3)).all()
 
 
-def test_even_edges_are_the_uniform_support():
+def test_even_edges_give_the_uniform_support():
     head = heads.HLGauss(heads.Support.uniform(-10, 10, 51), sigma=0.3)
     np.testing.assert_array_equal(heads.hl_gauss_probs(TARGETS, EDGES, 0.3), head.encode(TARGETS))
 
@@ -48,13 +48,13 @@ def test_two_hot_and_back():
     )
 
 
-def test_two_hot_is_rlax_s_where_rlax_is_right():
+def test_two_hot_equals_rlax_inside_the_support():
     theirs = jax.vmap(jax.vmap(lambda t: rlax.transform_to_2hot(t, -10.0, 10.0, 51)))(TARGETS)
     np.testing.assert_allclose(heads.two_hot(TARGETS, BINS), np.asarray(theirs).reshape(4, 3, 51), atol=1e-4)
 
 
 @pytest.mark.parametrize("bins", [BINS, np.sort(np.random.default_rng(2).uniform(-10, 10, 30))], ids=len)
-def test_the_categorical_projection_is_rlax_s(bins):
+def test_the_categorical_projection_equals_rlax(bins):
     rng = np.random.default_rng(3)
     values = np.sort(rng.uniform(-12, 12, (5, 40)), -1).astype(np.float32)
     probs = rng.dirichlet(np.ones(40), 5).astype(np.float32)
@@ -99,7 +99,7 @@ def test_impossible_arguments_are_refused(call, error, message):
     assert message in str(raised.value)
 
 
-def test_under_shard_map_nothing_changes():
+def test_td_losses_are_the_same_under_shard_map():
     mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("batch")
     for name, options in (("hlgauss", {}), ("c51", {}), ("hlgauss", {"bin_transform": "symlog"})):

@@ -28,7 +28,7 @@ def dense(head, outputs, scalars):
 
 @pytest.mark.parametrize("head", UNIFORM, ids=lambda head: f"{head.name}-{head.num_outputs}")
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_fused_loss_is_the_dense_one_gradient_and_all(head, dtype):
+def test_the_fused_loss_and_its_gradient_equal_the_dense_ones(head, dtype):
     rng = np.random.default_rng(0)
     outputs = jnp.asarray(3 * rng.normal(size=(2, 7, head.num_outputs)), dtype)
     scalars = jnp.asarray([*rng.uniform(-10, 10, 9), -10.0, 10.0, 1e30, -1e30, 0.0], jnp.float32).reshape(
@@ -60,7 +60,7 @@ def test_an_implementation_can_be_named_and_comes_back_from_a_dict():
 
 
 @pytest.mark.untyped
-def test_an_implementation_that_cannot_be_is_refused():
+def test_an_unknown_or_unsuitable_implementation_is_refused():
     with pytest.raises(
         ValueError, match="hlgauss: implementation must be one of reference, xla, .*, not cuda"
     ):

@@ -1,4 +1,4 @@
-"""Choosing a support from data, and growing it under a trained layer."""
+"""A support chosen from data, and more bins for a trained layer."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from rlcls import heads
 
 
 @pytest.mark.parametrize("name", ["two_hot", "hlgauss", "c51"])
-def test_a_padded_layer_has_the_values_it_had(name):
+def test_padding_a_layer_does_not_change_its_values(name):
     head = heads.make(name, vmin=-10, vmax=10, num_bins=51)
     support = head.support.extend(7, 20)
     wider = type(head)(support)
@@ -30,7 +30,7 @@ def test_a_padded_layer_has_the_values_it_had(name):
         )
 
 
-def test_a_grown_head_compiles_its_functions_once_more():
+def test_an_extended_head_compiles_its_functions_once_more():
     head = heads.make("hlgauss", vmin=-10, vmax=10, num_bins=51)
     wider = heads.HLGauss(head.support.extend(2, 3))
     loss = jax.jit(lambda head, outputs, scalars: head.loss(outputs, scalars), static_argnums=0)
@@ -105,7 +105,7 @@ def test_scaled_rewards_have_returns_of_one_size_inside_the_support():
     ],
 )
 @pytest.mark.untyped
-def test_data_that_say_nothing_are_refused(call, message):
+def test_data_without_a_range_are_refused(call, message):
     with pytest.raises(ValueError) as raised:
         call()
     assert message in str(raised.value)

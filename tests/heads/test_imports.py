@@ -17,7 +17,7 @@ assert "flax" in sys.modules
 """
 
 
-def test_heads_load_nothing_but_what_they_need(pytestconfig):
+def test_heads_load_only_jax_numpy_and_jaxtyping(pytestconfig):
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=pytestconfig.rootpath, capture_output=True, text=True, check=True
     )

@@ -1,4 +1,4 @@
-"""What holds for every head: one agent takes them all."""
+"""Facts that hold for every head."""
 
 import functools
 import inspect
@@ -11,14 +11,16 @@ import pytest
 
 from rlcls import heads
 
-QUICK = {"xla_backend_optimization_level": 0}  # for the compiler: every program here runs a few times
+QUICK = {"xla_backend_optimization_level": 0}  # every compiled program runs a few times
 RANGE = {"vmin": -10, "vmax": 10, "num_bins": 51}
 ALL_HEADS = [
     heads.make("mse"),
     heads.make("huber", delta=2.0),
     heads.make("two_hot", **RANGE),
     heads.make("hlgauss", **RANGE),
-    heads.make("hlgauss", vmin=-10, vmax=10, num_bins=101),  # enough for another implementation on a CPU
+    heads.make(
+        "hlgauss", vmin=-10, vmax=10, num_bins=101
+    ),  # a CPU uses another implementation from 65 bins on
     heads.make("hlgauss", vmin=-3, vmax=8, num_bins=20, sigma_ratio=2.0, on="centers"),
     heads.make("c51", **RANGE),
     heads.make("mse_softmax", **RANGE),
@@ -122,7 +124,7 @@ def test_bfloat16_outputs_are_computed_on_in_float32(head):
     outputs = outputs.astype(jnp.bfloat16)
     low = compute(head, outputs, *rest)
     high = compute(head, outputs.astype(jnp.float32), *rest)
-    # Not to the last bit: the compiler fuses a conversion into what follows, and contracts differently there.
+    # The last bits differ, because XLA fuses the conversion and then contracts other operations.
     chex.assert_trees_all_close(low, high, rtol=1e-6, atol=1e-6)
     gradient = jax.eval_shape(jax.grad(lambda o: head.loss(o, rest[1]).sum()), outputs)
     assert gradient.dtype == jnp.bfloat16
@@ -147,7 +149,7 @@ def test_the_td_target_of_a_terminal_is_the_reward(head):
 
 
 @every_head
-def test_a_divergence_is_never_negative_and_loss_orders_like_it(head):
+def test_a_divergence_is_not_negative_and_not_above_a_categorical_loss(head):
     results = compute(head, *batch(head))
     divergence, loss = results["td_divergence"], results["td_loss"]
     assert (divergence >= 0).all()
@@ -208,7 +210,7 @@ def test_the_whole_interface_is_documented(head):
 
 
 @every_head
-def test_nan_and_huge_scalars_stay_in_their_rows(head):
+def test_nan_and_huge_scalars_affect_only_their_own_rows(head):
     outputs = batch(head, (4,))[0]
     scalars = jnp.array([0.5, jnp.nan, 1e30, -1e30])
 
@@ -220,7 +222,7 @@ def test_nan_and_huge_scalars_stay_in_their_rows(head):
     losses, gradient = both(outputs)
     assert np.isnan(losses[1]) and np.isfinite(losses[0])
     assert np.isnan(gradient[1]).any() and np.isfinite(gradient[jnp.array([0, 2, 3])]).all()
-    if head.name != "mse":  # whose square overflows
+    if head.name != "mse":  # the square overflows
         assert np.isfinite(losses[2:]).all()
 
 
@@ -280,7 +282,7 @@ def test_float16_outputs_are_computed_on_in_float32(head):
     assert gradient.dtype == jnp.float16
 
 
-def test_heads_are_told_apart():
+def test_different_heads_are_not_equal():
     assert len(set(ALL_HEADS)) == len(ALL_HEADS)
     assert heads.make("two_hot", **RANGE) != heads.make("c51", **RANGE)
 
@@ -308,7 +310,7 @@ def test_select_takes_the_outputs_of_the_actions():
     assert np.isnan(heads.select(many, jnp.array([-1], jnp.int8))).all()
 
 
-def test_mse_and_huber_are_what_they_say():
+def test_mse_and_huber_equal_their_formulas():
     outputs, scalars = jnp.array([[0.0], [1.0], [5.0]]), jnp.array([0.5, 1.0, 1.0])
     np.testing.assert_allclose(heads.MSE().loss(outputs, scalars), [0.25, 0, 16])
     np.testing.assert_allclose(heads.Huber().loss(outputs, scalars), [0.125, 0, 3.5])

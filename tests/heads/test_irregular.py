@@ -37,14 +37,14 @@ def test_two_hot_keeps_the_mean_on_any_bins(targets):
         np.testing.assert_allclose(single @ support.centers, targets, atol=3e-6)
 
 
-def test_two_hot_on_a_center_is_that_center_alone():
+def test_two_hot_at_a_center_has_all_mass_there():
     encoded = heads.TwoHot(heads.Support.arbitrary(POINTS, on="centers")).encode(np.array(POINTS))
     np.testing.assert_allclose(encoded, np.eye(len(POINTS)), atol=1e-15)
 
 
 @given(targets=inside)
 @modest
-def test_one_sigma_for_all_bins_is_a_truncated_normal(targets):
+def test_hl_gauss_with_one_sigma_for_all_bins_is_a_truncated_normal(targets):
     support, sigma = heads.Support.arbitrary(POINTS), 1.3
     head = heads.HLGauss(support, sigma=sigma)
     mass = np.diff(norm.cdf(support.edges, targets[:, None], sigma))
@@ -73,7 +73,7 @@ def test_local_sigma_is_monotone_on_any_bins(targets):
     assert (np.diff(head.decode(encoded)) >= -1e-12).all()
 
 
-def test_local_sigma_has_one_shape_wherever_the_target_is():
+def test_with_a_local_sigma_the_histogram_has_the_same_shape_everywhere():
     head = heads.HLGauss(heads.Support.symexp(-20, 20, 255))
     assert isinstance(head.projection, kernels.LocalGaussian)
     centers = head.support.centers[40:-40]
@@ -93,7 +93,7 @@ def test_hl_gauss_after_symlog_is_hl_gauss_of_symlog():
     np.testing.assert_allclose(squashed.decode(squashed.encode(targets)), targets, atol=2e-5)
 
 
-def test_the_biased_form_averages_squashed_values_and_the_unbiased_one_does_not():
+def test_a_scalar_transform_averages_squashed_values_and_a_bin_transform_does_not():
     options = {"vmin": -3, "vmax": 3, "num_bins": 7}
     logits = np.random.default_rng(0).normal(size=(4, 7))
     probs = softmax(logits, -1)
@@ -131,7 +131,7 @@ def test_the_mean_on_bins_that_are_not_mirrored():
         )
 
 
-def test_the_gradient_is_softmax_less_target_on_any_bins():
+def test_the_gradient_is_softmax_minus_target_on_any_bins():
     for head in (
         heads.HLGauss(heads.Support.arbitrary(POINTS), sigma=1.0),
         heads.HLGauss(heads.Support.symexp(-3, 3, 21)),
@@ -146,7 +146,7 @@ def test_the_gradient_is_softmax_less_target_on_any_bins():
         np.testing.assert_allclose(gradient, expected, atol=2e-6)
 
 
-def test_c51_on_symexp_atoms_keeps_the_mean_of_what_it_backs_up():
+def test_the_td_target_of_c51_on_symexp_atoms_has_the_mean_of_the_backup():
     head = heads.C51(heads.Support.symexp(-3, 3, 31))
     outputs = np.random.default_rng(0).normal(size=(4, 31)).astype(np.float32)
     rewards, discounts = np.full(4, 0.3, np.float32), np.full(4, 0.8, np.float32)
@@ -155,7 +155,7 @@ def test_c51_on_symexp_atoms_keeps_the_mean_of_what_it_backs_up():
     np.testing.assert_allclose(target @ head.support.centers, expected, atol=1e-5)
 
 
-def test_a_nan_spoils_its_own_row_only():
+def test_a_nan_affects_only_its_own_row():
     targets = np.array([0.5, np.nan, np.inf], np.float32)
     for p in (
         kernels.IrregularTwoHot.between(POINTS),

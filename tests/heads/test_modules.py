@@ -134,7 +134,7 @@ def test_a_head_without_bins_starts_without_bias(framework):
 
 
 @every_framework
-def test_a_dueling_head_has_the_state_s_outputs_as_its_mean_over_actions(framework):
+def test_the_mean_of_a_dueling_head_over_actions_is_the_state_output(framework):
     made = make(framework, "QHead", HEAD, 3, dueling=True, bias_slope=0.2)
     outputs = made.apply(made.weights, FEATURES)
     state, advantage = (FEATURES @ made.weights[name]["kernel"] for name in ("state", "advantage"))
@@ -177,7 +177,7 @@ def test_impossible_sizes_are_refused(framework):
 
 
 @pytest.mark.parametrize(("framework", "other"), [("haiku", "rlax"), ("linen", "haiku"), ("nnx", "haiku")])
-def test_a_framework_is_loaded_alone_and_when_it_is_used(framework, other, pytestconfig):
+def test_a_framework_is_imported_alone_and_at_its_first_use(framework, other, pytestconfig):
     program = f"""
 import sys
 from rlcls import heads

@@ -1,4 +1,4 @@
-"""Targets that a data loader encodes in NumPy are to the last bit those that a device encodes."""
+"""`portable_encode` gives the same bits in NumPy, in a data loader, as on a device."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ HEADS = [
 ]
 every_head = pytest.mark.parametrize("head", HEADS, ids=lambda head: f"{head.name}-{head.num_outputs}")
 
-# The compiler of a user, who has no flags, may fuse products and sums.
+# Runs with the compiler's default flags, unlike this test process. XLA may then fuse products and sums.
 PROGRAM = """
 import jax
 import numpy as np
@@ -44,7 +44,7 @@ print(len(targets))
 """
 
 
-def test_returns_of_every_length_have_the_same_bits_as_a_user_compiles_them(pytestconfig):
+def test_returns_of_every_length_have_the_same_bits_with_default_compiler_flags(pytestconfig):
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         cwd=pytestconfig.rootpath,
@@ -69,14 +69,14 @@ def test_any_float_has_the_same_bits(head, targets):
 
 
 @every_head
-def test_a_histogram_is_that_of_the_target_rounded_to_a_place_in_its_bin(head):
+def test_a_histogram_is_that_of_the_target_rounded_to_a_place(head):
     grid = head.projection.grid
     places = np.random.default_rng(0).integers(0, grid.count * 1024 - 1, 2000)
     exact = grid.low + grid.width * places / 1024
     encoded = heads.portable_encode(head, exact.astype(np.float32))
     rounding = 4 * np.finfo(np.float32).eps * max(abs(grid.low), abs(grid.high)) / grid.width
     if rounding < 1 / 2048:  # else float32 is coarser than a place
-        # The edge of a one-hot bin may come out just below itself in float64.
+        # Rounding in float64 can put a target at an edge into the bin below.
         above = 1e-7 * grid.width if head.name == "one_hot" else 0.0
         np.testing.assert_allclose(encoded, head.encode(exact + above), atol=3e-7)
     np.testing.assert_allclose(encoded.sum(-1), 1, atol=3e-7)

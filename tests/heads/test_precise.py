@@ -1,4 +1,4 @@
-"""HL-Gauss against two hundred digits, where a float64 oracle might itself be doubted: wide, narrow, at the edges."""
+"""HL-Gauss against arithmetic with 200 digits, for sigmas and targets where a float64 reference may be inaccurate."""
 
 import decimal
 import itertools
@@ -12,7 +12,7 @@ from rlcls import heads
 
 
 def erf(x: Decimal) -> Decimal:
-    """Its Taylor series, which at 200 digits can afford to cancel; from 16 on it is 1 to 110 digits."""
+    """The Taylor series of erf, whose cancellation 200 digits can absorb. Beyond 16, erf is 1 to 110 digits."""
     if abs(x) > 16:
         return Decimal(1).copy_sign(x)
     term, total, n = x, x, 0
@@ -20,7 +20,6 @@ def erf(x: Decimal) -> Decimal:
         n += 1
         term *= -x * x / n
         total += term / (2 * n + 1)
-    # pi, to 60 digits.
     pi = Decimal("3.14159265358979323846264338327950288419716939937510582097494")
     return 2 * total / pi.sqrt()
 

@@ -32,7 +32,7 @@ def test_the_quantile_huber_loss_is_its_definition(predicted, target, kappa):
 
 
 def dense(predicted, target, kappa):
-    """All pairs in one array, differentiated by JAX."""
+    """The loss with all pairs in one array, which JAX differentiates."""
     n = predicted.shape[-1]
     levels = jnp.asarray((np.arange(n) + 0.5) / n, predicted.dtype)
     errors = target[..., :, None] - predicted[..., None, :]
@@ -46,7 +46,7 @@ WAYS = {"in_blocks": quantile._in_blocks, "at_once": quantile._at_once, "chosen"
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("num_targets", [1, 15, 16, 17, 50])
-def test_loss_and_gradient_are_those_of_the_dense_form_in_float64(monkeypatch, way, num_targets):
+def test_loss_and_gradient_equal_the_dense_form_in_float64(monkeypatch, way, num_targets):
     if WAYS[way] is not None:
         monkeypatch.setattr(quantile, "_in_blocks", WAYS[way])
         monkeypatch.setattr(quantile, "_FEW_PAIRS", 0)
@@ -71,7 +71,7 @@ def _with_gradient(loss):
     return jax.jit(both, static_argnums=2)
 
 
-def test_derivatives_forwards_twice_and_by_batch():
+def test_forward_second_and_batched_derivatives_equal_the_dense_form():
     predicted, target = np.random.default_rng(0).normal(size=(2, 4, 20)).astype(np.float32)
     ours, theirs = (lambda p: heads.quantile_huber(p, target).sum()), (lambda p: dense(p, target, 1.0).sum())
     direction = np.random.default_rng(1).normal(size=(4, 20)).astype(np.float32)
@@ -85,7 +85,7 @@ def test_derivatives_forwards_twice_and_by_batch():
     np.testing.assert_allclose(rows, jax.grad(theirs)(predicted), rtol=1e-5, atol=1e-6)
 
 
-def test_a_nan_spoils_its_own_row_and_infinity_pulls_with_all_it_may():
+def test_a_nan_target_affects_only_its_own_row_and_an_infinite_target_has_the_largest_slope():
     predicted, target = np.zeros((3, 2), np.float32), np.zeros((3, 40), np.float32)
     target[1, 17], target[2, 3] = np.nan, np.inf
     loss, gradient = _with_gradient(lambda p, t, kappa: heads.quantile_huber(p, t))(predicted, target, 1.0)
@@ -93,21 +93,21 @@ def test_a_nan_spoils_its_own_row_and_infinity_pulls_with_all_it_may():
     np.testing.assert_allclose(gradient[2], [-0.25 / 40, -0.75 / 40])
 
 
-def test_the_memory_does_not_grow_with_the_pairs():
+def test_the_memory_does_not_grow_with_the_number_of_pairs():
     shape = jax.ShapeDtypeStruct((64, 501), jnp.float32)
     learning = jax.jit(jax.value_and_grad(lambda p, t: heads.quantile_huber(p, t).sum()))
     compiled = learning.lower(shape, shape).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 16 * 64 * 501 * 4
 
 
-def test_rlax_has_the_same():
+def test_the_loss_equals_rlax():
     predicted, target = np.random.default_rng(0).normal(size=(2, 5, 9)).astype(np.float32)
     levels = jnp.asarray((np.arange(9) + 0.5) / 9, jnp.float32)
     theirs = jax.vmap(lambda p, t: rlax.quantile_regression_loss(p, levels, t, 1.0))(predicted, target)
     np.testing.assert_allclose(heads.quantile_huber(predicted, target), theirs, rtol=1e-5)
 
 
-def test_the_loss_is_least_at_the_quantiles():
+def test_the_loss_is_lowest_at_the_quantiles():
     samples = np.sort(np.random.default_rng(0).exponential(size=4001)).astype(np.float32)
     head = heads.Quantile(num_quantiles=5, kappa=1e-3)
     outputs = np.quantile(samples, (np.arange(5) + 0.5) / 5).astype(np.float32)
@@ -116,7 +116,7 @@ def test_the_loss_is_least_at_the_quantiles():
     assert head.value(outputs) == pytest.approx(1, abs=0.1)
 
 
-def test_without_a_quadratic_part_the_slopes_are_those_of_quantile_regression():
+def test_with_kappa_zero_the_gradient_is_that_of_quantile_regression():
     predicted, target = np.random.default_rng(0).normal(size=(2, 4, 20)).astype(np.float32)
     predicted[:, 0] = target[:, 0]  # an error of exactly 0
     levels = (np.arange(20) + 0.5) / 20

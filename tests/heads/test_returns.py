@@ -1,4 +1,4 @@
-"""RECAP's value function: the returns of episodes that succeed or fail, and the bins for them."""
+"""RECAP's value function: returns of successful and failed episodes, and the bins for them."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_steps_of_several_tasks_are_normalised_each_by_its_own_longest_episode()
 
 
 @pytest.mark.parametrize("name", ["one_hot", "two_hot", "hlgauss"])
-def test_recap_has_201_bins_that_read_every_return_back(name):
+def test_recap_has_201_bins_that_decode_every_return(name):
     head = heads.recap(name)
     assert (head.name, head.num_outputs) == (name, 201)
     assert heads.make(**head.to_dict()) == head
@@ -87,6 +87,6 @@ def test_impossible_episodes_are_refused_in_one_line(changes, error, message):
     assert str(raised.value) == message
 
 
-def test_recap_has_three_targets():
+def test_recap_refuses_an_unknown_name():
     with pytest.raises(ValueError, match="recap: name must be one of one_hot, two_hot, hlgauss, not hlgaus"):
         heads.recap("hlgaus")

@@ -11,7 +11,7 @@ from rlcls import heads
 
 
 @pytest.mark.slow
-def test_every_head_is_the_same_on_four_devices_which_exchange_nothing(pytestconfig):
+def test_every_head_gives_the_same_on_four_devices_without_communication(pytestconfig):
     result = subprocess.run(
         [sys.executable, Path(__file__).with_name("_sharded.py")],
         cwd=pytestconfig.rootpath,

@@ -31,7 +31,7 @@ def test_a_symmetric_range_has_mirrored_bins_to_the_last_bit(limit, num_bins, on
     np.testing.assert_array_equal(support.edges, -support.edges[::-1])
 
 
-def test_supports_are_values():
+def test_equal_supports_are_equal_and_hash_equal():
     support = heads.Support.uniform(-1, 1, 3, on="centers")
     assert support == heads.Support(-1.0, 1.0, 3, "centers")
     assert hash(support) == hash(heads.Support(-1.0, 1.0, 3, "centers"))
@@ -73,7 +73,7 @@ def test_an_array_without_axes_is_a_number(make):
 
 
 @pytest.mark.untyped
-def test_a_traced_number_is_no_support():
+def test_a_traced_number_is_refused():
     with pytest.raises(TypeError, match="support: vmin must be a number"):
         jax.jit(lambda low: heads.Support.uniform(low, 10, 51).vmax)(-10.0)
 
@@ -81,7 +81,7 @@ def test_a_traced_number_is_no_support():
 # Bins of unequal width
 
 
-def test_symexp_bins_are_dreamer_s():
+def test_symexp_bins_are_those_of_dreamer():
     support = heads.Support.symexp(-20, 20, 255)
     steps = np.linspace(-20, 20, 255)
     np.testing.assert_allclose(
@@ -109,12 +109,12 @@ def test_a_scalar_transform_moves_scalars_and_a_bin_transform_moves_bins():
     np.testing.assert_allclose(biased.values[-1], np.expm1(biased.centers[-1]))
 
 
-# Room for more
+# Wider supports and more bins
 
 
 @pytest.mark.parametrize("on", ["edges", "centers"])
 @pytest.mark.parametrize("ratio", [0.5, 0.75, 2.0])
-def test_a_widened_support_has_three_sigma_to_spare(on, ratio):
+def test_a_widened_support_has_a_margin_of_three_sigma(on, ratio):
     support = heads.Support.uniform(-10, 6, 51, on=on)
     wide = support.widen(ratio)
     assert wide.num_bins == 51 and wide.on == on
@@ -152,7 +152,7 @@ def test_an_extended_support_keeps_its_bins(support):
         (lambda: heads.Support.arbitrary([0.0, float("nan")]), "points must be finite, not nan"),
         (lambda: heads.Support(0, 2, 3, points=(0.0, 1.0, 2.0)), "points must be num_bins"),
         (lambda: heads.Support.uniform(0, 1, 4).widen(0.75), "num_bins must be above 4.5, not 4"),
-        (lambda: heads.Support.arbitrary([0, 1, 3]).widen(), "arbitrary bins have no one width"),
+        (lambda: heads.Support.arbitrary([0, 1, 3]).widen(), "arbitrary bins have no common width"),
         (
             lambda: heads.Support.uniform(0, 1, 9, scalar_transform="log"),
             "scalar_transform must be one of identity, symlog, signed_hyperbolic, arcsinh, not log",

@@ -5,11 +5,18 @@ from scipy.special import erfc, logsumexp
 
 from rlcls import kernels
 
-SPECIAL = (-10.7, 9.3, 1e30, -1e30, np.inf, np.nan)  # the ends of `projections`, far outside, and no number
+SPECIAL = (
+    -10.7,
+    9.3,
+    1e30,
+    -1e30,
+    np.inf,
+    np.nan,
+)  # targets: the ends of `projections`, far outside, and NaN
 
 
 def projections(num_bins):
-    """Some on [-10.7, 9.3], whose edges are not dyadic; the last has a wide band, where that fits."""
+    """Projections on [-10.7, 9.3], whose edges are not dyadic. With many bins, the last one has a wide band."""
     width = 20 / num_bins
     found = [
         kernels.Gaussian(-10.7, 9.3, num_bins, 0.75 * width),
@@ -24,7 +31,7 @@ def projections(num_bins):
 
 
 def histogram(projection, targets):
-    """The histogram of each target [B, K]; NaN for NaN."""
+    """The histogram of each target [B, K]; the row of a NaN is NaN."""
     num_bins, targets = projection.num_bins, np.asarray(targets, np.float64)[:, None]
     columns = np.arange(num_bins)
     if isinstance(projection, kernels.TwoHot):
@@ -40,13 +47,15 @@ def histogram(projection, targets):
         return np.where(np.isnan(place), np.nan, columns == place)
     u = (edges - np.clip(targets, low, high)) / projection.sigma / np.sqrt(2)
     below, above = u[:, :-1], u[:, 1:]
-    flip = below + above < 0  # each difference on the side where it has its digits
+    flip = (
+        below + above < 0
+    )  # each difference is taken in the tail where erfc is small, which keeps its digits
     mass = erfc(np.where(flip, -above, below)) - erfc(np.where(flip, -below, above))
     return mass / mass.sum(1, keepdims=True)
 
 
 def cross_entropy(logits, probs):
-    """Loss [B] and log-sum-exp [B], and the gradient of each row's loss and softmax [B, K]."""
+    """Loss [B], log-sum-exp [B], the gradient of each row's loss [B, K], and the softmax [B, K]."""
     logits = np.asarray(logits, np.float64)
     lse = logsumexp(logits, axis=1)
     log_probs = logits - lse[:, None]

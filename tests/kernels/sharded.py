@@ -1,4 +1,4 @@
-"""Run by test_histogram_sharded.py, with four CPU devices: fused losses sharded over rows, and over bins."""
+"""Fused losses sharded over rows and over bins of four CPU devices. test_histogram_sharded.py runs this program."""
 
 import functools
 from unittest import mock
@@ -21,7 +21,7 @@ mesh = jax.make_mesh((2, 2), ("data", "bins"), axis_types=(AxisType.Auto,) * 2)
 
 
 def check(projection, padding, rows, columns, implementation):
-    """Loss, lse and gradient under shard_map are those of one device."""
+    """Asserts that loss, lse and gradient under shard_map are those of one device."""
     num_bins = projection.num_bins
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(6, num_bins + padding)).astype(np.float32) * 3
@@ -52,7 +52,7 @@ def check(projection, padding, rows, columns, implementation):
 
 
 def check_linear(projection, implementation, rows, columns=None, padding=0):
-    """The same of a linear layer: gradients of what several devices have are summed over them."""
+    """`check` for a linear layer, where gradients of replicated arguments are summed over devices."""
     rng, width = np.random.default_rng(0), projection.num_bins + padding
     shapes = (8, 16), (16, width), width, 8
     features, kernel, bias, targets = (jnp.float32(rng.normal(size=shape)) for shape in shapes)
@@ -84,20 +84,20 @@ for implementation in ("xla", "cpu"):
 for rows, columns in ((None, "bins"), ("data", "bins"), (None, ("data", "bins"))):
     check(gaussian, 3, rows, columns, None)
 check(kernels.TwoHot(-10.7, 9.3, 64), 0, "data", "bins", "xla")
-check(gaussian, 303, None, ("data", "bins"), "xla")  # three of four devices hold padding alone
+check(gaussian, 303, None, ("data", "bins"), "xla")  # three of four devices have only padding
 for function in ("forward", "backward"):
     original = getattr(mosaic_tpu, function)
     setattr(mosaic_tpu, function, functools.partial(original, interpret=pltpu.InterpretParams()))
 for implementation in ("xla", "mosaic_tpu"):
     check_linear(gaussian, implementation, ("data", "bins"))
-linear_xla.CHUNK = 32  # of several chunks a device, the last of which begins early
+linear_xla.CHUNK = 32  # several chunks per device, whose last slice overlaps the one before
 check_linear(gaussian, None, None, "bins", padding=3)
 check_linear(gaussian, "xla", "data", "bins", padding=99)
 check_linear(gaussian, None, None, ("data", "bins"), padding=303)
 
 
 def check_projected(rows, columns=None, *, few=2**14, padding=0, dense=False):
-    """So it is with a distribution that moves, in blocks of few rows or at once, looked up or compared."""
+    """`check` for a projected distribution. `few` sets the size of a block; `dense` compares instead of gathering."""
     projection, rng = kernels.TwoHot(-10.7, 9.3, 51), np.random.default_rng(0)
     logits = rng.normal(size=(64, 51 + padding)).astype(np.float32)
     probs = rng.dirichlet(np.ones(51), 64).astype(np.float32)
@@ -114,10 +114,10 @@ def check_projected(rows, columns=None, *, few=2**14, padding=0, dense=False):
 
     xla._FEW = few
 
-    def this_one(*arrays, cpu, tpu, default):
+    def one_branch(*arrays, cpu, tpu, default):
         return (tpu if dense else cpu)(*arrays)
 
-    with mock.patch.object(xla.lax, "platform_dependent", this_one):
+    with mock.patch.object(xla.lax, "platform_dependent", one_branch):
         sharded = jax.shard_map(
             functools.partial(loss, axis_name=columns),
             mesh=mesh,
@@ -134,11 +134,11 @@ check_projected("data", few=1)
 check_projected(("data", "bins"))
 for dense in (False, True):
     check_projected("data", "bins", padding=1, dense=dense)
-    check_projected(None, ("data", "bins"), few=1, padding=153, dense=dense)  # devices of padding alone
+    check_projected(None, ("data", "bins"), few=1, padding=153, dense=dense)  # some devices have only padding
 
 
 def check_refused(loss, words, **options):
-    """What needs all bins on one device says so."""
+    """Asserts that a loss that needs all bins on one device raises an error with these words."""
     shapes = jax.eval_shape(lambda: (jnp.zeros((8, 64)), jnp.zeros((8, 51)), jnp.zeros(8)))
     whole = jax.shard_map(
         lambda x, p, t: loss(x, p, t, axis_name="bins", **options), mesh=mesh, in_specs=P(), out_specs=P()
@@ -148,7 +148,7 @@ def check_refused(loss, words, **options):
     except ValueError as error:
         assert words in str(error), error
     else:
-        raise AssertionError(f"{options} were taken")
+        raise AssertionError(f"{options} raised no error")
 
 
 uneven = heads.TwoHot(heads.Support.arbitrary((-1.0, 0.0, 2.0), on="centers")).projection

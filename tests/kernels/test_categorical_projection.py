@@ -24,7 +24,7 @@ def sample(num_bins, batch=7, seed=0):
 
 
 def projected(p, next_probs, rewards, discounts):
-    """The distribution of each row, atom after atom, in float64."""
+    """The projected distribution of each row, added up atom by atom in float64."""
     steps = p.num_bins - 1
     atoms = p.first_center + (p.last_center - p.first_center) * np.arange(p.num_bins) / steps
     moved = rewards[:, None].astype(np.float64) + discounts[:, None].astype(np.float64) * atoms
@@ -39,7 +39,7 @@ def projected(p, next_probs, rewards, discounts):
 
 
 def run(name, p, logits, *rest):
-    """Loss, lse, and the gradient of the sum of losses, each weighed by its row's number, and of lse / 2."""
+    """Loss, lse, and the gradient of the sum of (row number * loss + lse / 2)."""
     factors = jnp.arange(1, len(logits) + 1, dtype=jnp.float32)
 
     @jax.jit
@@ -55,7 +55,7 @@ def run(name, p, logits, *rest):
 
 @pytest.fixture(params=["cpu", "tpu"])
 def name(request, monkeypatch):
-    """An implementation; of "xla" what it does on a platform, whatever is at hand."""
+    """The name of an implementation. "cpu" and "tpu" select the branch that "xla" takes on that platform."""
     if request.param == "reference":
         return "reference"
     monkeypatch.setattr(
@@ -63,7 +63,7 @@ def name(request, monkeypatch):
         "platform_dependent",
         lambda *arrays, **branches: branches.get(request.param, branches["default"])(*arrays),
     )
-    # A few rows at a time, as of thousands.
+    # Blocks of a few rows, so that a small batch has several blocks.
     monkeypatch.setattr(xla, "_FEW", 1)
     monkeypatch.setattr(xla, "_MANY", 1)
     return "xla"
@@ -77,7 +77,7 @@ def test_values_and_gradients_are_those_of_float64(name, num_bins, batch):
     loss, lse, gradient, softmax = cross_entropy(logits, projected(p, *rest))
     factors = np.arange(1, batch + 1)[:, None]
     found = run(name, p, logits, *rest)
-    # Atoms are moved in float32: by 1e-6, or 5e-5 of a bin of 1000.
+    # Atoms are moved in float32, with an error of 1e-6, which is 5e-5 of a bin if there are 1000.
     np.testing.assert_allclose(found[0], loss, rtol=1e-5, atol=1e-5 * num_bins**0.5)
     np.testing.assert_allclose(found[1], lse, rtol=1e-6)
     np.testing.assert_allclose(
@@ -124,7 +124,7 @@ def test_padding_leading_dimensions_and_vmap(name):
     np.testing.assert_allclose(jax.jit(jax.vmap(loss))(*shaped).reshape(12), bare[0], rtol=1e-6)
 
 
-def test_of_no_discount_it_is_two_hot(name):
+def test_a_discount_of_zero_is_the_two_hot_loss(name):
     p = kernels.TwoHot(-10.7, 9.3, 51)
     logits, next_probs, _, _ = sample(51)
     rewards = np.linspace(-12, 12, 7, dtype=np.float32)
@@ -134,7 +134,7 @@ def test_of_no_discount_it_is_two_hot(name):
 
 
 @with_reference
-def test_a_nan_spoils_its_own_row_only(name):
+def test_a_nan_affects_only_its_own_row(name):
     p = kernels.TwoHot(-10.7, 9.3, 51)
     logits, next_probs, rewards, discounts = sample(51)
     rewards[1], discounts[3], next_probs[5, 7] = np.nan, np.nan, np.nan
@@ -144,7 +144,7 @@ def test_a_nan_spoils_its_own_row_only(name):
     assert name == "reference" or np.isnan(gradient[[1, 3, 5]]).all()
 
 
-def test_a_logit_of_minus_infinity_costs_nothing_where_there_is_no_mass(name):
+def test_a_logit_of_minus_infinity_adds_nothing_where_the_target_has_no_mass(name):
     p = kernels.TwoHot(-1.0, 1.0, 5)
     logits = np.zeros((9, 5), np.float32)
     logits[:, 0] = -np.inf
@@ -156,7 +156,7 @@ def test_a_logit_of_minus_infinity_costs_nothing_where_there_is_no_mass(name):
 
 
 @pytest.mark.parametrize(("batch", "num_bins"), [(4096, 51), (4096, 1001), (512, 8192)])
-def test_places_and_shares_of_a_few_rows_at_a_time_are_in_memory(batch, num_bins):
+def test_memory_is_needed_for_one_block_of_rows_at_a_time(batch, num_bins):
     p, one = kernels.TwoHot(-10.0, 10.0, num_bins), jax.ShapeDtypeStruct((batch,), jnp.float32)
     whole = jax.ShapeDtypeStruct((batch, num_bins), jnp.float32)
 
@@ -169,7 +169,7 @@ def test_places_and_shares_of_a_few_rows_at_a_time_are_in_memory(batch, num_bins
     assert temporary <= 8 * block + 32 * batch < 4 * batch * num_bins
 
 
-def test_nothing_but_the_logits_has_a_gradient():
+def test_only_the_logits_get_a_gradient():
     p, arguments = kernels.TwoHot(-10.7, 9.3, 51), sample(51)
     for name in ("reference", "xla"):
 

@@ -28,7 +28,7 @@ FUSED = [parameter for parameter in EVERY if parameter.values != ("reference",)]
 
 
 def run(name, projection, logits, targets):
-    """Loss and lse; the gradient of the sum of losses, each weighed by its row's number, and of lse / 2."""
+    """Loss, lse, and the gradient of the sum of (row number * loss + lse / 2)."""
     factors = jnp.arange(1, len(targets) + 1, dtype=jnp.float32)
 
     @jax.jit
@@ -73,7 +73,7 @@ def test_values_and_gradients_are_those_of_float64(name, num_bins):
 
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("num_bins", [1000])
-def test_bfloat16_logits_cost_the_rounding_of_the_gradient_and_no_more(name, num_bins):
+def test_with_bfloat16_logits_only_the_gradient_is_rounded(name, num_bins):
     logits, targets = sample(num_bins, 7)
     logits = jnp.asarray(logits, jnp.bfloat16)
     for projection in projections(num_bins):
@@ -99,7 +99,7 @@ def test_float64_logits_stay_float64(name, num_bins):
 
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("num_bins", [51, 101])
-def test_columns_beyond_the_bins_are_padding_whatever_they_hold(name, num_bins):
+def test_columns_beyond_the_bins_are_ignored(name, num_bins):
     logits, targets = sample(num_bins, 5)
     for projection in projections(num_bins)[:: num_bins // 50]:
         bare = run(name, projection, logits, targets)
@@ -112,7 +112,7 @@ def test_columns_beyond_the_bins_are_padding_whatever_they_hold(name, num_bins):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_bin_that_may_not_be_predicted_costs_nothing_where_the_target_has_no_mass(name):
+def test_a_masked_bin_adds_nothing_where_the_target_has_no_mass(name):
     logits, _ = sample(101, 1)
     logits[:, :20] = -np.inf
     for projection in projections(101):
@@ -123,7 +123,7 @@ def test_a_bin_that_may_not_be_predicted_costs_nothing_where_the_target_has_no_m
 
 
 @pytest.mark.parametrize("name", FUSED)
-def test_vmap_and_leading_dimensions_change_nothing(name):
+def test_vmap_and_leading_dimensions_give_the_same(name):
     logits, targets = sample(101, 24, seed=1)
     logits, targets = logits.reshape(2, 3, 4, 101), targets.reshape(2, 3, 4)
     projection = projections(101)[0]
@@ -143,7 +143,7 @@ def test_vmap_and_leading_dimensions_change_nothing(name):
     np.testing.assert_allclose(one_by_one, jax.jit(gradient)(logits, targets), atol=1e-6)
 
 
-def test_no_gradient_goes_to_targets_and_any_real_number_is_a_target():
+def test_targets_get_no_gradient_and_can_have_any_real_dtype():
     logits, projection = jnp.ones((2, 51)), projections(51)[0]
     for name in ("reference", "xla", "cpu"):
 
@@ -177,16 +177,16 @@ def test_implementations_agree_and_no_loss_is_below_the_entropy(projection, targ
     entropy = -np.sum(probs * np.log(np.where(probs > 0, probs, 1)), axis=-1)
     for name in ("xla", "cpu"):
         found = jitted[name, projection](logits, targets)
-        # The log-softmax of logits around 1000 is known to 1e-4; the fused forms keep to differences.
+        # The reference computes the log-softmax of logits around 1000 with an error of 1e-4.
         np.testing.assert_allclose(found[0], loss, rtol=1e-5, atol=3e-4 if offset else 1e-5)
         np.testing.assert_allclose(found[1], lse, rtol=1e-6, atol=1e-6)
-        # lse is kept in float32, so the softmax of the backward pass is known to 1e-7 of it.
+        # The backward pass uses lse in float32, so its softmax has a relative error of 1e-7 * |lse|.
         np.testing.assert_allclose(found[2], gradient, atol=1e-5 + 1e-6 * abs(np.asarray(lse)).max())
         assert (found[0] > entropy - 1e-4).all()
 
 
 @pytest.mark.parametrize(("num_bins", "batch"), [(1001, 256), (8192, 64)])
-def test_the_banded_form_needs_memory_for_its_rows_only(num_bins, batch):
+def test_the_cpu_implementation_needs_no_memory_for_bins(num_bins, batch):
     projection = kernels.Gaussian(-10.0, 10.0, num_bins, 0.75 * 20 / num_bins)
     logits = jax.ShapeDtypeStruct((batch, num_bins), jnp.float32)
     targets = jax.ShapeDtypeStruct((batch,), jnp.float32)
@@ -195,7 +195,7 @@ def test_the_banded_form_needs_memory_for_its_rows_only(num_bins, batch):
         return kernels.histogram_cross_entropy(logits, targets, projection, implementation="cpu").mean()
 
     compiled = jax.jit(jax.value_and_grad(loss)).lower(logits, targets).compile()
-    # Twelve columns of the band, a few times.
+    # A few arrays of the band's twelve columns.
     assert compiled.memory_analysis().temp_size_in_bytes <= 300 * batch
 
 
@@ -203,7 +203,7 @@ def test_the_banded_form_needs_memory_for_its_rows_only(num_bins, batch):
     "projection",
     [*projections(51)[:2], *projections(101)[:1], kernels.IrregularTwoHot.between([0.0, 1.0, 5.0])],
 )
-def test_what_is_chosen_is_chosen_again_by_name(projection):
+def test_the_default_equals_the_chosen_implementation_by_name(projection):
     logits, targets = jnp.ones((3, projection.num_bins)), jnp.zeros(3)
     chosen = dispatch.choose(None, logits.shape, logits.dtype, projection)
     assert chosen == ("cpu" if projection.num_bins > 64 else "reference")
@@ -212,7 +212,7 @@ def test_what_is_chosen_is_chosen_again_by_name(projection):
     np.testing.assert_array_equal(by_default, by_name)
 
 
-def test_the_table_sends_large_logits_to_the_kernel_and_small_ones_to_xla(monkeypatch):
+def test_a_threshold_selects_the_kernel_for_large_logits_and_xla_for_small_ones(monkeypatch):
     rows = (dispatch.Threshold("tpu", "cpu", bins=2048, bytes=64e6),)
     monkeypatch.setattr(dispatch, "THRESHOLDS", rows)
     monkeypatch.setattr(dispatch, "_platform", lambda: "tpu")
@@ -227,7 +227,7 @@ def test_the_table_sends_large_logits_to_the_kernel_and_small_ones_to_xla(monkey
         dispatch.choose("cpu", (2048, 8192), dtype, projection)
 
 
-def test_the_platform_is_where_unplaced_arrays_go():
+def test_the_platform_is_that_of_the_default_device():
     assert dispatch._platform() == jax.default_backend()
     with jax.default_device(jax.devices("cpu")[0]):
         assert dispatch._platform() == "cpu"
@@ -266,7 +266,7 @@ def test_bad_arguments_are_refused(arguments, options, error, message):
 
 
 @pytest.mark.untyped
-def test_unequal_bins_are_for_the_reference():
+def test_unequal_bins_need_the_reference():
     uneven = kernels.IrregularTwoHot.between([0.0, 1.0, 5.0])
     with pytest.raises(ValueError, match="'xla' cannot serve: IrregularTwoHot is for 'reference'"):
         kernels.histogram_cross_entropy(np.zeros((3, 3), np.float32), TARGETS, uneven, implementation="xla")

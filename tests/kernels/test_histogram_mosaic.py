@@ -1,6 +1,6 @@
 """The Pallas backends of the fused cross-entropy, run by Pallas's interpreters on the CPU, against float64.
 
-What the compilers for the chips make of them is in `aot/`; that the chips do the same, no test here can know.
+The tests in `aot/` compile them for the chips. No test runs them on a chip.
 """
 
 import functools
@@ -20,7 +20,7 @@ from rlcls.kernels.histogram import dispatch, mosaic_gpu, mosaic_tpu
 
 from .oracle import SPECIAL, cross_entropy, histogram, projections
 
-# Each interpreted kernel is compiled for one run.
+# Each interpreted kernel runs once, so it is compiled quickly.
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 GPU_IS_INTERPRETED = jax.__version_info__ >= (0, 11)
 BOTH = [
@@ -29,7 +29,7 @@ BOTH = [
         mosaic_gpu,
         id="mosaic_gpu",
         marks=pytest.mark.skipif(
-            not GPU_IS_INTERPRETED, reason=f"JAX {jax.__version__} cannot interpret Mosaic GPU: 0.11 can"
+            not GPU_IS_INTERPRETED, reason=f"JAX {jax.__version__} cannot interpret Mosaic GPU; JAX 0.11 can"
         ),
     ),
 ]
@@ -37,9 +37,9 @@ NARROW, WIDE = kernels.Gaussian(-10.7, 9.3, 300, 0.05), kernels.Gaussian(-10.7, 
 
 
 def run(backend, projection, logits, targets, interpret=True):
-    """Loss, lse, and the gradient for cotangents of 1, 2, ... of the losses and 1/2 of lse."""
+    """Loss, lse, and the gradient of the sum of (row number * loss + lse / 2)."""
     columns = logits.shape[1]
-    # Each backend's own padding, of the worst kind: any number of columns for the one, a multiple of 128 for the other.
+    # Padding of NaN: any number of columns for the TPU, and a row length that is a multiple of 128 for the GPU.
     more = 3 if backend is mosaic_tpu else -columns % 128
     logits = jnp.pad(logits, ((0, 0), (0, more)), constant_values=jnp.nan)
     assert backend.unsupported(*logits.shape, logits.dtype, projection) is None
@@ -63,7 +63,7 @@ def check(found, projection, logits, targets, *, rounding=0.0):
 
 
 def sample(num_bins, batch, seed=0):
-    """Logits, and targets of which the first are the ends, far outside, and a NaN."""
+    """Logits, and targets that begin with `SPECIAL`."""
     rng = np.random.default_rng(seed)
     logits = rng.normal(size=(batch, num_bins)).astype(np.float32) * 3
     return logits, np.r_[SPECIAL, rng.uniform(-11, 10, batch)][:batch].astype(np.float32)
@@ -72,7 +72,7 @@ def sample(num_bins, batch, seed=0):
 @pytest.mark.parametrize("backend", BOTH)
 @pytest.mark.parametrize(
     ("num_bins", "batch"),
-    # 67 rows are two blocks of the TPU's, 9001 bins several blocks and tiles and a rest in both directions.
+    # 67 rows are two blocks on a TPU. 9001 bins are several blocks and tiles, the last of them not full.
     [
         (2, 7),
         (51, 67),
@@ -94,7 +94,7 @@ def test_values_and_gradients_are_those_of_float64(backend, num_bins, batch):
 
 @pytest.mark.parametrize("backend", BOTH)
 @pytest.mark.parametrize("projection", [NARROW, WIDE], ids=["narrow", "wide"])
-def test_bfloat16_logits_cost_the_rounding_of_the_gradient_and_no_more(backend, projection):
+def test_with_bfloat16_logits_only_the_gradient_is_rounded(backend, projection):
     logits, targets = sample(300, 7)
     logits = jnp.asarray(logits, jnp.bfloat16)
     found = run(backend, projection, logits, targets)
@@ -103,21 +103,21 @@ def test_bfloat16_logits_cost_the_rounding_of_the_gradient_and_no_more(backend, 
 
 @pytest.mark.parametrize("backend", BOTH)
 @pytest.mark.parametrize("projection", [NARROW, WIDE], ids=["narrow", "wide"])
-def test_a_loss_is_known_as_well_where_logits_are_large(backend, projection):
-    """Logits less 3 * 2**8 or 3 * 2**12 are exact, so the loss should be the same to the last digits."""
+def test_a_loss_of_large_logits_is_as_accurate(backend, projection):
+    """Logits plus these offsets are exact in float32, so the loss should be equal up to rounding."""
     logits, targets = sample(300, 5)
     logits = (np.round(logits * 2**9) / 2**9).astype(np.float32)
     loss, _, gradient = run(backend, projection, logits, targets)
     for offset in (-768.0, 12288.0):
         moved = run(backend, projection, logits + np.float32(offset), targets)
         np.testing.assert_allclose(moved[0], loss, rtol=2e-6, atol=2e-6)
-        # The softmax is made of lse, which has no more digits than the logits.
+        # The softmax is computed from lse, whose rounding error grows with the logits.
         np.testing.assert_allclose(moved[2], gradient, atol=abs(offset) * 1e-7)
 
 
 @pytest.mark.parametrize("backend", BOTH)
 @pytest.mark.parametrize("projection", [NARROW, WIDE], ids=["narrow", "wide"])
-def test_a_logit_of_minus_infinity_costs_nothing_where_there_is_no_mass(backend, projection):
+def test_a_logit_of_minus_infinity_adds_nothing_where_the_target_has_no_mass(backend, projection):
     logits, _ = sample(300, 2)
     logits[:, :40] = -np.inf
     targets = np.array([9.0, -10.5], np.float32)
@@ -127,7 +127,7 @@ def test_a_logit_of_minus_infinity_costs_nothing_where_there_is_no_mass(backend,
 
 
 @pytest.mark.parametrize("backend", BOTH)
-def test_a_row_of_nan_is_no_other_row_s_trouble(backend):
+def test_a_nan_affects_only_its_own_row(backend):
     logits, targets = sample(300, 5)
     targets[:] = 1.0
     for projection in (NARROW, WIDE):
@@ -142,7 +142,7 @@ def test_a_row_of_nan_is_no_other_row_s_trouble(backend):
 
 
 @pytest.mark.parametrize("backend", BOTH)
-def test_through_the_door_under_vmap_it_is_what_xla_computes(backend, monkeypatch):
+def test_the_public_function_under_vmap_equals_xla(backend, monkeypatch):
     name = backend.__name__.rpartition(".")[2]
     for function in ("forward", "backward"):
         monkeypatch.setattr(backend, function, functools.partial(getattr(backend, function), interpret=True))
@@ -174,7 +174,9 @@ def test_nothing_is_read_before_it_is_written_and_there_are_no_races(projection)
     logits, targets = sample(300, 18)
     for backend, interpreter in interpreters():
         check(run(backend, projection, logits, targets, interpreter), projection, logits, targets)
-        if not hasattr(interpreter, "on_race"):  # else a race has raised; older JAX has no public way to ask
+        if not hasattr(
+            interpreter, "on_race"
+        ):  # newer JAX raises an error at a race; older JAX has no public way to ask
             from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
             assert not interpret_pallas_call.races.races_found
@@ -217,7 +219,7 @@ SHARDED = """
 """
 
 
-def test_a_shard_map_over_the_batch_changes_nothing():
+def test_a_shard_map_over_the_batch_gives_the_same():
     names = ["mosaic_tpu"] + ["mosaic_gpu"] * GPU_IS_INTERPRETED
     command = [sys.executable, "-c", textwrap.dedent(SHARDED), *names]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -226,7 +228,7 @@ def test_a_shard_map_over_the_batch_changes_nothing():
     assert list(errors) == names and max(map(max, errors.values())) < 2e-6
 
 
-def test_what_cannot_be_served_is_said_in_one_line(monkeypatch):
+def test_unsupported_arguments_have_a_reason_in_one_line(monkeypatch):
     float32 = np.dtype(np.float32)
     assert mosaic_tpu.unsupported(5, 51, float32, NARROW) is None
     assert "float32 or bfloat16, not float64" in mosaic_tpu.unsupported(5, 51, np.dtype(np.float64), NARROW)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 
-def test_sharding_over_rows_and_over_bins_changes_nothing(pytestconfig):
+def test_sharding_over_rows_and_over_bins_gives_the_same(pytestconfig):
     program = Path(__file__).parent / "sharded.py"
     result = subprocess.run(
         [sys.executable, "-c", program.read_text()], cwd=pytestconfig.rootpath, capture_output=True, text=True

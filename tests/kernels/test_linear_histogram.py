@@ -1,4 +1,4 @@
-"""The cross-entropy from the features on against the one from the logits on, in float64."""
+"""The cross-entropy of a linear layer against the same from its logits, in float64."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ def layer(num_bins, padding=0, batch=9, width=16, seed=0):
 
 
 def run(name, projection, features, kernel, bias, targets):
-    """Loss, lse, and the gradients of the sum of losses, each weighed by its row's number, and of lse / 2."""
+    """Loss, lse, and the gradients of the sum of (row number * loss + lse / 2)."""
     factors = jnp.arange(1, len(targets) + 1, dtype=jnp.float32)
 
     @jax.jit
@@ -55,7 +55,7 @@ def test_chunks_of_any_size_give_values_and_gradients_of_float64(monkeypatch, ch
         np.testing.assert_allclose(found, right, rtol=2e-5, atol=1e-4)
 
 
-def test_the_reference_and_many_bins_too():
+def test_the_reference_and_many_bins_equal_float64():
     for name, num_bins in (("reference", 101), (None, 20_000)):
         arguments, projection = layer(num_bins), projections(num_bins)[0]
         truth = expected(projection, *arguments)
@@ -68,7 +68,7 @@ def test_padding_and_a_missing_bias(monkeypatch):
     projection = projections(101)[0]
     features, kernel, _, targets = layer(101, padding=50)
     bare = run("xla", projection, features, kernel[:, :101], None, targets)
-    kernel[:, 101:] = np.nan  # whatever padding holds
+    kernel[:, 101:] = np.nan  # the contents of padding are ignored
     *padded, d_bias = run("xla", projection, features, kernel, None, targets)
     assert d_bias is None and bare[-1] is None
     for found, right in zip(padded[:3], bare[:3], strict=True):
@@ -91,7 +91,7 @@ def test_bfloat16_layers_sum_in_float32():
         )
 
 
-def test_a_nan_target_has_a_nan_loss_and_no_other_row_has():
+def test_a_nan_target_makes_only_its_own_loss_nan():
     features, kernel, bias, targets = layer(101)
     targets[4] = np.nan
     loss, lse, d_features, *_ = run("xla", projections(101)[0], features, kernel, bias, targets)
@@ -99,7 +99,7 @@ def test_a_nan_target_has_a_nan_loss_and_no_other_row_has():
     assert np.isnan(d_features[4]).all() and np.isfinite(np.delete(d_features, 4, 0)).all()
 
 
-def test_vmap_and_leading_dimensions_change_nothing():
+def test_vmap_and_leading_dimensions_give_the_same():
     features, kernel, bias, targets = layer(101, batch=12)
     projection = projections(101)[0]
 
@@ -167,7 +167,7 @@ def test_bad_arguments_are_refused(arguments, options, error, message):
 
 
 @pytest.mark.untyped
-def test_unequal_bins_are_for_the_reference():
+def test_unequal_bins_need_the_reference():
     uneven = kernels.IrregularTwoHot.between([0.0, 1.0, 5.0])
     arguments = FEATURES, KERNEL[:, :3], None, TARGETS
     assert kernels.linear_histogram_cross_entropy(*arguments, uneven).shape == (9,)

@@ -1,6 +1,6 @@
 """The Pallas backend of the loss of a linear layer, run by Pallas's interpreter on the CPU, against float64.
 
-What the compiler for the chips makes of it is in `aot/`; that the chips do the same, no test here can know.
+The tests in `aot/` compile it for the chips. No test runs it on a chip.
 """
 
 import functools
@@ -19,13 +19,13 @@ from .oracle import projections
 from .test_linear_histogram import expected, layer, run
 
 NARROW, WIDE = kernels.Gaussian(-10.7, 9.3, 300, 0.05), kernels.Gaussian(-10.7, 9.3, 300, 1.0)
-# Of 300 bins several blocks, the last with padding; of 37 rows three, the last not full.
+# Small blocks: 300 bins are several blocks, the last with padding; 37 rows are three, the last not full.
 SMALL = {"forward": (16, 128, 2**20), "backward": (16, 128, 2**19)}
 
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    """Has the kernels interpreted; called with blocks or an interpreter, with these."""
+    """A function that makes the kernels run interpreted, with these sizes of blocks and this interpreter."""
 
     def use(blocks=None, interpret=True):
         for function in ("forward", "backward"):
@@ -38,7 +38,7 @@ def interpreted(monkeypatch):
 
 
 def check(projection, arguments):
-    """Loss, lse and every gradient are those of float64, and padding has none."""
+    """Asserts that loss, lse and every gradient are those of float64, and that the gradient of padding is 0."""
     bins = projection.num_bins
     features, kernel, bias, targets = arguments
     found = run("mosaic_tpu", projection, *arguments)
@@ -95,7 +95,7 @@ def test_bfloat16_layers_sum_in_float32(interpreted, narrow):
         np.testing.assert_allclose(found, right, rtol=0.02, atol=0.02 * abs(right).max())
 
 
-def test_a_row_of_nan_is_no_other_row_s_trouble(interpreted):
+def test_a_nan_affects_only_its_own_row(interpreted):
     interpreted(SMALL)
     features, kernel, bias, targets = layer(300, batch=18)
     targets[4], features[7, 3] = np.nan, np.nan
@@ -110,13 +110,15 @@ def test_nothing_is_read_before_it_is_written_and_there_are_no_races(interpreted
     interpreter = pltpu.InterpretParams(detect_races=True, uninitialized_memory="nan")
     interpreted(SMALL, interpreter)
     check(NARROW, layer(300, padding=3, batch=18))
-    if not hasattr(interpreter, "on_race"):  # else a race has raised; older JAX has no public way to ask
+    if not hasattr(
+        interpreter, "on_race"
+    ):  # newer JAX raises an error at a race; older JAX has no public way to ask
         from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 
         assert not interpret_pallas_call.races.races_found
 
 
-def test_under_vmap_it_is_what_xla_computes(interpreted):
+def test_the_kernel_under_vmap_equals_xla(interpreted):
     interpreted()
     features, kernel, bias, targets = layer(300, batch=12)
     features, targets = features.reshape(2, 6, 16), targets.reshape(2, 6)
@@ -135,16 +137,16 @@ def test_under_vmap_it_is_what_xla_computes(interpreted):
         np.testing.assert_allclose(found, truth, rtol=2e-5, atol=2e-5)
 
 
-def test_what_cannot_be_served_is_said_in_one_line():
+def test_unsupported_arguments_have_a_reason_in_one_line():
     def reason(batch=9, width=16, bins=300, dtype=np.float32):
         return mosaic_tpu.unsupported(batch, width, bins, np.dtype(dtype), NARROW)
 
     assert reason() is reason(8192, 1024, 131_072) is reason(2048, 4096, 131_072, jnp.bfloat16) is None
     assert "float32 or bfloat16, not float64" in reason(dtype=np.float64)
     assert "2**24" in reason(bins=2**24 + 1)
-    assert reason(batch=0) == "mosaic_tpu needs a row and a feature, not 0 x 16"
-    assert "up to 4096 wide, not 4097" in reason(width=4097)
-    assert reason(8193, 1024).endswith("on the chip, up to 32 MiB of float32: 8193 x 1024 take 33")
+    assert reason(batch=0) == "mosaic_tpu needs at least one row and one feature, not 0 x 16"
+    assert "at most 4096 wide, not 4097" in reason(width=4097)
+    assert reason(8193, 1024).endswith("in VMEM, at most 32 MiB of float32: 8193 x 1024 take 33")
     features, kernel, bias, targets = layer(300)
     with pytest.raises(ValueError, match="'mosaic_tpu' cannot serve: mosaic_tpu takes .* not float16"):
         kernels.linear_histogram_cross_entropy(
@@ -157,9 +159,9 @@ def test_what_cannot_be_served_is_said_in_one_line():
         )
 
 
-def test_it_is_chosen_from_a_threshold_on_where_it_can_serve(interpreted, monkeypatch):
+def test_the_kernel_is_chosen_above_a_threshold_if_it_supports_the_arguments(interpreted, monkeypatch):
     def chosen(kernel):
-        program = jax.make_jaxpr(  # of a new function each time: it remembers
+        program = jax.make_jaxpr(  # a new function each time, because make_jaxpr caches by function
             lambda *a: kernels.linear_histogram_cross_entropy(*a, NARROW)
         )
         return "pallas_call" in str(program(features, kernel, None, targets))

@@ -1,4 +1,4 @@
-"""Weighted targets in one histogram: every way of adding them against the definition in float64."""
+"""Sums of weighted targets in one histogram: every implementation against the definition in float64."""
 
 import chex
 import hypothesis.extra.numpy as hnp
@@ -40,7 +40,7 @@ def pairs_of(p, probs, targets):
     weights=hnp.arrays(np.float32, (2, 3, 10), elements=st.floats(0, 1, width=32)),
 )
 @settings(max_examples=25)
-def test_the_sum_is_that_of_the_dense_form(add, places, weights):
+def test_the_sum_equals_the_dense_form(add, places, weights):
     for p in (kernels.TwoHot(-3.0, 3.0, 7), kernels.IrregularTwoHot.between([-3.0, -1, 0, 0.5, 1, 2, 3])):
         added = np.asarray(add(*pairs_of(p, weights, places), p.num_bins))
         assert added.shape == (2, 3, 7) and added.dtype == np.float32
@@ -49,7 +49,7 @@ def test_the_sum_is_that_of_the_dense_form(add, places, weights):
 
 @every_way
 @pytest.mark.parametrize("discount", [0.0, 0.3, 0.99, 1.0])
-def test_single_precision_is_enough_for_a_thousand_bins_of_which_all_fall_in_one(add, discount):
+def test_float32_is_accurate_if_a_thousand_atoms_fall_into_one_bin(add, discount):
     p, rng = kernels.TwoHot(-10.0, 10.0, 1001), np.random.default_rng(0)
     probs = rng.dirichlet(np.ones(1001), 8).astype(np.float32)
     targets = rng.uniform(-1, 1, (8, 1)) + discount * np.linspace(-10, 10, 1001)
@@ -59,7 +59,7 @@ def test_single_precision_is_enough_for_a_thousand_bins_of_which_all_fall_in_one
 
 
 @pytest.mark.parametrize("spoilt", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_spoils_its_own_row_whole(spoilt):
+def test_a_mass_that_is_not_finite_makes_its_whole_row_nan(spoilt):
     lower = np.full((3, 4), 0.25, np.float32)
     lower[1, 2] = spoilt
     bins, upper = np.zeros((3, 4), np.int32), np.zeros((3, 4), np.float32)
@@ -68,7 +68,7 @@ def test_what_is_not_finite_spoils_its_own_row_whole(spoilt):
         assert np.isnan(added[1]).all() and np.isfinite(added[[0, 2]]).all()
 
 
-def test_a_nan_target_spoils_its_own_row_whole():
+def test_a_nan_target_makes_its_whole_row_nan():
     p = kernels.TwoHot(-1.0, 1.0, 5)
     targets = np.array([[0.5, np.inf], [np.nan, 0.5], [1e30, -1e30]], np.float32)
     probs = np.full((3, 2), 0.5, np.float32)
@@ -93,14 +93,14 @@ def test_jit_vmap_float64_mixed_arguments_and_strict_ranks():
     np.testing.assert_allclose(single, expected, atol=1e-6)
 
 
-def test_the_gradient_by_the_masses_is_the_share_of_each_bin():
+def test_the_gradient_by_a_mass_is_its_histogram():
     p, rng = kernels.TwoHot(-3.0, 3.0, 7), np.random.default_rng(0)
     probs, targets = rng.dirichlet(np.ones(6)).astype(np.float32), rng.uniform(-4, 4, 6).astype(np.float32)
     shares = jax.jit(jax.jacobian(p.project))(probs, targets)
     np.testing.assert_allclose(shares.T, p.encode(targets), atol=1e-6)
 
 
-def test_no_more_memory_than_the_histograms_need():
+def test_projecting_needs_memory_for_the_histograms_only():
     p, shape = kernels.TwoHot(-10.0, 10.0, 1001), jax.ShapeDtypeStruct((64, 1001), jnp.float32)
     compiled = jax.jit(p.project).lower(shape, shape).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 16 * 64 * 1001 * 4

@@ -22,7 +22,7 @@ def exact_place(low, high, cells, target):
 
 
 def gaussian_in_float64(p, targets):
-    """Differences of the distribution function, each on the side where it has its digits, renormalised."""
+    """Renormalised differences of the distribution function, each taken in the tail where it keeps its digits."""
     edges = p.low_edge + (p.high_edge - p.low_edge) * np.arange(p.num_bins + 1) / p.num_bins
     inside = np.clip(np.asarray(targets, np.float64), p.low_edge, p.high_edge)
     u = (edges - inside[:, None]) / p.sigma / np.sqrt(2)
@@ -34,7 +34,7 @@ def gaussian_in_float64(p, targets):
 
 @pytest.mark.parametrize("ends", ENDS)
 @pytest.mark.parametrize("num_bins", [2, 51, 8192, 131_072])
-def test_a_split_target_is_where_exact_arithmetic_puts_it(ends, num_bins):
+def test_splitting_a_target_equals_exact_arithmetic(ends, num_bins):
     low, high = ends
     p = kernels.Gaussian(low, high, num_bins, 1.0)
     targets = np.random.default_rng(0).uniform(low, high, 200).astype(FLOAT32)
@@ -56,7 +56,7 @@ def test_a_float64_target_is_split_in_float64(target, num_bins):
     assert abs(place - exact_place(-10.5, 10.5, num_bins, target)) < 5e-16
 
 
-def test_float64_comes_out_where_float64_goes_in():
+def test_float64_targets_have_float64_histograms():
     p = kernels.Gaussian(-10.7, 9.3, 131_072, 0.75 * 20 / 131_072)
     targets = np.random.default_rng(0).uniform(-10, 9, 4)
     truth = gaussian_in_float64(p, targets)
@@ -71,7 +71,7 @@ def test_float64_comes_out_where_float64_goes_in():
     ("num_bins", "ratio"),
     [(51, 0.25), (51, 0.75), (1000, 2.0), (8192, 50.0), (131_072, 0.75), (131_072, 9.9), (131_072, 1000.0)],
 )
-def test_float32_histograms_are_right_whatever_the_number_of_bins(num_bins, ratio):
+def test_float32_histograms_are_accurate_for_any_number_of_bins(num_bins, ratio):
     low, high = -10.7, 9.3
     p = kernels.Gaussian(low, high, num_bins, ratio * (high - low) / num_bins)
     rng = np.random.default_rng(0)
@@ -98,7 +98,7 @@ any_float32 = hnp.arrays(FLOAT32, 8, elements=st.floats(width=32, allow_nan=Fals
 @pytest.mark.parametrize("p", PROJECTIONS, ids=str)
 @given(targets=any_float32)
 @settings(max_examples=25)
-def test_every_target_becomes_a_distribution(p, targets):
+def test_every_histogram_is_a_distribution(p, targets):
     encoded = np.asarray(p.encode(targets))
     assert encoded.shape == (8, p.num_bins)
     assert (encoded >= 0).all()
@@ -108,14 +108,14 @@ def test_every_target_becomes_a_distribution(p, targets):
 @given(targets=hnp.arrays(FLOAT32, 8, elements=st.floats(-10, 10, width=32)))
 @example(targets=np.linspace(-10, 10, 51, dtype=FLOAT32)[[0, 1, 2, 24, 25, 26, 49, 50]])
 @settings(max_examples=100)
-def test_two_hot_keeps_the_mean_on_centers_and_ends_too(targets):
+def test_two_hot_keeps_the_mean_also_at_centers_and_ends(targets):
     p = kernels.TwoHot(-10.0, 10.0, 51)
     encoded = p.encode(targets).astype(np.float64)
     np.testing.assert_allclose(encoded @ np.linspace(-10, 10, 51), targets, atol=2e-7)
     assert ((encoded > 0).sum(-1) <= 2).all()
 
 
-def test_a_nan_spoils_its_own_row_only():
+def test_a_nan_affects_only_its_own_row():
     for p in PROJECTIONS:
         targets = np.array([0.5, np.nan, 0.25], FLOAT32)
         for encoded in (p.encode(targets), np.asarray(jax.jit(p.encode)(targets))):

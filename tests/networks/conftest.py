@@ -1,4 +1,4 @@
-"""Networks without the seconds that compiling the drawing of their weights takes."""
+"""Networks whose weights are drawn with NumPy, which is faster than compiling their initialisation."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from rlcls import networks
 
 @pytest.fixture(scope="session")
 def drawn():
-    """(a function that makes a network, seed) -> `networks.functional` of it, every number drawn by NumPy."""
+    """(function that makes a network, seed) -> `networks.functional` of it, with all variables drawn by NumPy."""
 
     def functional(make, seed=0):
         random = np.random.default_rng(seed)

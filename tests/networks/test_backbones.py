@@ -1,4 +1,4 @@
-"""Every backbone is chosen by its name, says in one line what it cannot look at, and learns a probe MDP from pixels."""
+"""Every backbone can be chosen by name, refuses unsuitable observations in one line, and learns a probe from pixels."""
 
 import functools
 
@@ -16,7 +16,7 @@ from rlcls.envs.probe import Probe
 from rlcls.transition import Transition
 
 PIXELS = ["env=probe", "game=probe/policy", "+env.pixels=true"]
-# What makes one of 84 x 84 pixels quick on a CPU. Those for tokens of chess take pixels with no vocabulary.
+# Options that make each backbone fast on a CPU. The backbones for chess take pixels if they have no vocabulary.
 SMALL = {
     "nature": [],
     "data_efficient": [],
@@ -41,17 +41,17 @@ def agent(*overrides: str) -> DQN:
     return build.agent(config, build.environment(config).spec)
 
 
-def test_every_backbone_for_pixels_is_among_them():
+def test_every_backbone_for_pixels_is_tested():
     assert sorted([*SMALL, "minatar", "mlp", "states"]) == sorted(choices("backbone"))
 
 
 @pytest.mark.parametrize("backbone", SMALL)
-def test_every_backbone_fits_pixels(backbone):
+def test_every_backbone_takes_pixels(backbone):
     agent(f"backbone={backbone}", *SMALL[backbone])
 
 
 @pytest.mark.parametrize("loss", choices("loss"))
-def test_a_backbone_fits_every_loss(loss):
+def test_a_backbone_works_with_every_loss(loss):
     agent("backbone=soft_moe", f"loss={loss}", "agent.double=true", "agent.dueling=true")
 
 
@@ -60,39 +60,39 @@ def test_a_backbone_fits_every_loss(loss):
     [
         (
             [*PIXELS, "backbone=mlp"],
-            "agent: MLP looks at vectors, not at pictures of bytes of shape (4, 84, 84); the other "
-            "backbones look at pictures",
+            "agent: MLP takes vectors, not uint8 images of shape (4, 84, 84); the other "
+            "backbones take images",
         ),
         (
             ["env=probe", "game=probe/policy", "backbone=resnet18"],
-            "backbone: ResNet looks at observations of shape (frames, height, width), at least 1 high and "
-            "wide, not (1,); backbone=mlp or backbone=states looks at vectors",
+            "backbone: ResNet takes observations of shape (frames, height, width), at least 1 high and "
+            "wide, not (1,); backbone=mlp or backbone=states takes vectors",
         ),
         (
             ["env=probe", "game=probe/policy", "backbone=soft_moe"],
-            "backbone: IMPALATokens looks at observations of shape (frames, height, width), at least 1 high and "
-            "wide, not (1,); backbone=mlp or backbone=states looks at vectors",
+            "backbone: IMPALATokens takes observations of shape (frames, height, width), at least 1 high and "
+            "wide, not (1,); backbone=mlp or backbone=states takes vectors",
         ),
         (
             ["env=probe", "game=probe/policy", "backbone=transformer"],
-            "backbone: Transformer looks at observations of shape (tokens,) with a vocabulary, (tokens, features) or "
+            "backbone: Transformer takes observations of shape (tokens,) with a vocabulary, (tokens, features) or "
             "(frames, height, width), not (1,) without a vocabulary",
         ),
         (
             ["env=probe", "game=probe/policy", "backbone=transformer", "backbone.vocabulary=9"],
-            "agent: tokens must be whole numbers, not float32",
+            "agent: tokens must be integers, not float32",
         ),
         (
             [*PIXELS, "backbone=transformer_9m"],
-            "backbone: a vocabulary (1968) is for observations of shape (tokens,), and these have (4, 84, 84)",
+            "backbone: a vocabulary (1968) needs observations of shape (tokens,), not (4, 84, 84)",
         ),
         (
             [*PIXELS, "backbone=transformer", "backbone.patch=13"],
-            "backbone: Transformer cuts frames into patches of 13 x 13: (4, 84, 84) leaves a rest",
+            "backbone: Transformer cuts frames into patches of 13 x 13, which does not divide (4, 84, 84)",
         ),
         (
             [*PIXELS, "backbone=transformer", "backbone.pool=none"],
-            "agent: a Q-network needs one vector of features, and Transformer gives one for every token: pool them",
+            "agent: a Q-network needs one vector of features, but Transformer returns one for every token: pool them",
         ),
         (
             [*PIXELS, "backbone=resnet18", "backbone.dtype=half"],
@@ -121,8 +121,8 @@ LEARNERS = {
     "transformer sigma": [*SMALL["transformer"], "backbone.sigma_reparam=true", "backbone.layer_norm=false"],
 }
 GAMMA = 0.5
-# Action 1 costs half in the first state and ends badly in the last: a wrong maximum or a mixed-up action shows. No
-# brightness alone tells the pictures of the two apart, which group norm would take out.
+# Action 1 is worse in both states, so a wrong maximum or a swapped action gives wrong values. The images of the states
+# differ by more than brightness, which group norm would remove.
 PROBE = Probe(
     "two steps and two actions",
     features=(-1.0, 1.0),
@@ -159,7 +159,7 @@ def test_dqn_learns_a_probe_through_pixels(name):
         if np.abs(found - exact).max() < 0.05:
             break
     np.testing.assert_allclose(found, exact, atol=0.05)
-    # Power iterations move in training, and their target network's with its parameters.
+    # Training changes the vectors of the power iterations.
     for before, after in zip(*map(jax.tree.leaves, (start, state.network_state)), strict=True):
         assert not np.array_equal(before, after)
     chex.assert_trees_all_equal_shapes(state.target_network_state, state.network_state)

@@ -1,4 +1,4 @@
-"""bfloat16 and rematerialisation change memory and speed, and results within tolerance only."""
+"""bfloat16 and rematerialisation change results only within tolerance, and layers show their activity."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from flax import nnx
 from rlcls import diagnostics, heads, networks
 
 SHAPE = (2, 16, 24)
-QUICK = {"xla_backend_optimization_level": 0}  # to compile: nothing here runs twice
+QUICK = {"xla_backend_optimization_level": 0}  # every compiled program runs once
 BACKBONES = {
     "nature": lambda shape, **options: networks.Nature((2, 36, 44), **options),
     "data_efficient": lambda shape, **options: networks.DataEfficient((2, 29, 31), **options),
@@ -21,7 +21,7 @@ BACKBONES = {
         shape, layers=2, width=16, heads=4, patch=8, sigma_reparam=True, **options
     ),
 }
-NUMBERS = {"mlp": jnp.float32}  # it takes no pictures of bytes
+NUMBERS = {"mlp": jnp.float32}  # it takes no uint8 images
 NOTHING_TO_COMPUTE_AGAIN = ("nature", "data_efficient", "mlp")
 
 
@@ -33,7 +33,7 @@ def test_results_stay_within_tolerance(name, drawn):
         pictures = np.float32(pictures / 255)
 
     def run(**options):
-        """Features, the network's state after them, and a gradient."""
+        """Features, the network's new state, and a gradient."""
         apply, params, state = drawn(lambda: BACKBONES[name](SHAPE, rngs=nnx.Rngs(0), **options))
 
         def loss(params):
@@ -62,8 +62,8 @@ def test_results_stay_within_tolerance(name, drawn):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", BACKBONES)
-def test_parameters_features_and_gradients_are_float32_whatever_else_is_allowed(name, dtype):
-    """Also where 64 bits are, and where no array may be stretched to another's number of dimensions."""
+def test_parameters_features_and_gradients_are_float32(name, dtype):
+    """This also holds with 64-bit dtypes enabled and with rank promotion forbidden."""
     head = heads.make("hlgauss", vmin=-1, vmax=1, num_bins=5)
     with jax.enable_x64(True), jax.numpy_rank_promotion("raise"):
 
@@ -90,7 +90,7 @@ def test_parameters_features_and_gradients_are_float32_whatever_else_is_allowed(
         assert leaf.dtype == jnp.float32
 
 
-# Units of all hidden layers of networks with the sizes above, ReLU by ReLU.
+# Number of units of all hidden layers of the networks above.
 UNITS = {
     "nature": 32 + 64 + 64 + 512,
     "data_efficient": 32 + 64 + 256,
@@ -103,7 +103,7 @@ UNITS = {
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_every_hidden_layer_shows_how_active_its_units_are(name):
+def test_every_hidden_layer_sows_the_activity_of_its_units(name):
     options = {} if name in NOTHING_TO_COMPUTE_AGAIN else {"remat": True}
     network = nnx.eval_shape(lambda: BACKBONES[name](SHAPE, rngs=nnx.Rngs(0), **options))
     apply, params, state = networks.functional(network)
@@ -119,8 +119,8 @@ def test_every_hidden_layer_shows_how_active_its_units_are(name):
 
 
 @pytest.mark.parametrize("network", [networks.Nature, networks.IMPALATokens])
-def test_activity_is_the_mean_of_what_comes_out_of_a_layer(network, drawn):
-    """A picture shown twice, and beside another: activities are means over observations and places."""
+def test_activity_is_the_mean_over_observations(network, drawn):
+    """The activity for two images is the mean of their activities."""
     shape = (1, 36, 36)
     apply, params, state = drawn(lambda: network(shape, rngs=nnx.Rngs(0)))
     one, other = np.random.default_rng(0).integers(0, 256, (2, 1, *shape), dtype=np.uint8)

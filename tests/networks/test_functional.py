@@ -18,7 +18,7 @@ def q_network(seed=0, **options):
 
 
 class Stateful(nnx.Module):
-    """Has everything that is not a parameter: statistics, random streams, intermediates."""
+    """A module with variables that are not parameters: statistics, random streams and intermediates."""
 
     def __init__(self, rngs):
         self.linear = nnx.Linear(3, 4, rngs=rngs)
@@ -30,7 +30,7 @@ class Stateful(nnx.Module):
 
 
 @pytest.mark.parametrize("dueling", [False, True])
-def test_the_function_computes_what_the_module_does(dueling):
+def test_the_function_equals_the_module(dueling):
     network = q_network(dueling=dueling)
     observations = jnp.linspace(-1, 1, 12).reshape(4, 3)
     apply, params, network_state = networks.functional(network)
@@ -72,7 +72,7 @@ def test_the_function_differentiates_maps_over_seeds_and_traces_once():
     assert not np.allclose(*gradients(population)["backbone"]["layers"][0]["kernel"])
 
 
-def test_what_is_not_a_parameter_is_state_that_the_caller_keeps():
+def test_variables_that_are_not_parameters_are_returned_as_state():
     apply, params, start = networks.functional(Stateful(nnx.Rngs(0)))
     x = jnp.linspace(-1, 3, 24).reshape(8, 3)
     assert set(params) == {"linear", "norm"}
@@ -80,10 +80,10 @@ def test_what_is_not_a_parameter_is_state_that_the_caller_keeps():
     outputs, state, _ = jitted(params, start, x, train=True)
     assert not np.allclose(state["norm"]["mean"], start["norm"]["mean"])
     chex.assert_trees_all_equal_structs(state, start)
-    # The same state gives the same dropout, the state that came out another.
+    # The same state gives the same dropout; the new state gives another one.
     chex.assert_trees_all_equal(jitted(params, start, x, train=True)[0], outputs)
     assert not np.allclose(jitted(params, state, x, train=True)[0], outputs)
-    # Evaluation changes nothing and drops nothing.
+    # Evaluation changes no state and drops nothing.
     evaluated, same, _ = jitted(params, start, x, train=False)
     np.testing.assert_array_equal(same["norm"]["mean"], start["norm"]["mean"])
     assert (evaluated != 0).all()

@@ -1,4 +1,4 @@
-"""MinAtar's network: its matrix product is the convolution that it stands for."""
+"""MinAtar's network: its matrix product equals a convolution."""
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,12 @@ def test_the_network_is_a_convolution_and_a_dense_layer(shape):
     assert network.num_features == 8
 
 
-def test_its_parameters_are_those_of_the_paper():
+def test_the_number_of_parameters_is_that_of_the_paper():
     _, params, _ = networks.functional(networks.MinAtar((10, 10, 4), rngs=nnx.Rngs(0)))
     assert networks.count_parameters(params) == (9 * 4 * 16 + 16) + (1024 * 128 + 128)
 
 
-def test_bfloat16_is_close():
+def test_bfloat16_is_close_to_float32():
     exact, rough = (
         networks.MinAtar((10, 10, 4), dtype=dtype, rngs=nnx.Rngs(0)) for dtype in ("float32", "bfloat16")
     )
@@ -58,6 +58,6 @@ def test_bfloat16_is_close():
         ),
     ],
 )
-def test_what_does_not_fit_is_one_line(make, words):
+def test_unsuitable_sizes_and_observations_are_refused(make, words):
     with pytest.raises(ValueError, match=words):
         make()

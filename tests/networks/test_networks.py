@@ -1,4 +1,4 @@
-"""The networks: sizes, inputs, and what is said when they do not fit."""
+"""Sizes and inputs of the networks, and their errors."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ HEAD = heads.make("hlgauss", vmin=-10, vmax=10, num_bins=51)
 
 
 def parameters(make):
-    """The parameters a network would have; nothing is computed."""
+    """The shapes of a network's parameters, without computing them."""
     return nnx.state(nnx.eval_shape(make), nnx.Param)
 
 
@@ -26,7 +26,7 @@ def q_network(backbone, head=HEAD, num_actions=18, **options):
     return make
 
 
-# Worked out by hand: (inputs * kernel area + 1) * outputs, layer by layer.
+# The number of parameters: (inputs * kernel area + 1) * outputs, summed over layers.
 DATA_EFFICIENT = (4 * 25 + 1) * 32 + (32 * 25 + 1) * 64 + (64 * 3 * 3 + 1) * 256
 NATURE = (4 * 64 + 1) * 32 + (32 * 16 + 1) * 64 + (64 * 9 + 1) * 64 + (64 * 7 * 7 + 1) * 512
 IMPALA_STACKS = sum(
@@ -47,11 +47,11 @@ IMPALA = IMPALA_STACKS + (11 * 11 * 32 + 1) * 512
     ],
     ids=["nature", "nature dueling", "nature mse", "data-efficient", "impala"],
 )
-def test_a_network_has_as_many_parameters_as_its_paper_says(make, expected):
+def test_a_network_has_the_published_number_of_parameters(make, expected):
     assert networks.count_parameters(parameters(make)) == expected
 
 
-def test_the_numbers_of_the_two_atari_networks():
+def test_the_sizes_of_the_two_atari_networks():
     assert networks.count_parameters(parameters(q_network(networks.Nature))) == 2_155_062
     assert networks.count_parameters(parameters(q_network(networks.IMPALA))) == 2_551_654
 
@@ -64,7 +64,7 @@ def test_width_multiplies_the_channels_of_impala():
 
 @pytest.mark.parametrize("network", [networks.Nature, networks.DataEfficient, networks.IMPALA])
 def test_frames_are_channels(network):
-    """Frame f of the observation is channel f: moving a frame and its weights together changes nothing."""
+    """Frame f is channel f: permuting frames and the weights of the channels alike does not change the features."""
     backbone = network((2, 36, 40), rngs=nnx.Rngs(0))
     observations = np.random.default_rng(0).integers(0, 256, (3, 2, 36, 40), dtype=np.uint8)
     forward = nnx.jit(lambda backbone, x: backbone(x))
@@ -76,10 +76,10 @@ def test_frames_are_channels(network):
 
 
 @pytest.mark.parametrize(
-    ("kernel", "stride"), [(4, 2), (5, 5), (2, 2)], ids=["overlapping", "patches and a rest", "patches"]
+    ("kernel", "stride"), [(4, 2), (5, 5), (2, 2)], ids=["overlapping", "patches and a remainder", "patches"]
 )
-def test_a_convolution_is_flax_s_own(kernel, stride):
-    """Values, and gradients of the input, the kernel and the bias."""
+def test_a_convolution_equals_that_of_flax(kernel, stride):
+    """The outputs, and the gradients of the input, the kernel and the bias, are equal."""
     ours = Convolution(3, 5, kernel, stride, kernel_init=nnx.initializers.lecun_normal(), rngs=nnx.Rngs(0))
     plain = nnx.Conv(3, 5, (kernel, kernel), stride, padding="VALID", rngs=nnx.Rngs(0))
     plain.kernel[...] = ours.window.kernel[...]
@@ -97,7 +97,7 @@ def test_a_convolution_is_flax_s_own(kernel, stride):
     np.testing.assert_allclose(gradient["bias"][...], plain_gradient["bias"][...], atol=1e-4)
 
 
-def test_the_scale_of_nature_s_weights_is_their_variance_times_the_inputs():
+def test_init_scale_is_the_variance_of_weights_times_the_number_of_inputs():
     nature = networks.Nature(ATARI, init_scale=2.0, rngs=nnx.Rngs(0))
     for kernel in (nature.convolutions[1].window.kernel[...], nature.dense.kernel[...]):
         assert np.var(kernel) * np.prod(kernel.shape[:-1]) == pytest.approx(2.0, rel=0.05)
@@ -120,23 +120,23 @@ def test_the_same_seed_draws_the_same_weights():
     [
         (
             lambda rngs: networks.Nature((4, 84), rngs=rngs),
-            "Nature looks at observations of shape (frames, height, width), "
+            "Nature takes observations of shape (frames, height, width), "
             "at least 36 high and wide, not (4, 84)",
         ),
         (
             lambda rngs: networks.Nature((84, 84, 4), rngs=rngs),
-            "Nature looks at observations of shape (frames, height, width), "
+            "Nature takes observations of shape (frames, height, width), "
             "at least 36 high and wide, not (84, 84, 4)",
         ),
         (
             lambda rngs: networks.DataEfficient((4, 24, 84), rngs=rngs),
-            "DataEfficient looks at observations of shape (frames, height, width), "
+            "DataEfficient takes observations of shape (frames, height, width), "
             "at least 25 high and wide, not (4, 24, 84)",
         ),
         (
             lambda rngs: networks.IMPALA((128,), rngs=rngs),
-            "IMPALA looks at observations of shape (frames, height, width), "
-            "at least 1 high and wide, not (128,); backbone=mlp or backbone=states looks at vectors",
+            "IMPALA takes observations of shape (frames, height, width), "
+            "at least 1 high and wide, not (128,); backbone=mlp or backbone=states takes vectors",
         ),
         (
             lambda rngs: networks.Nature(ATARI, init_scale=0, rngs=rngs),
@@ -145,7 +145,7 @@ def test_the_same_seed_draws_the_same_weights():
         (lambda rngs: networks.IMPALA(ATARI, width=0, rngs=rngs), "width must be a positive integer, not 0"),
         (
             lambda rngs: networks.MLP((3,), hidden=(), rngs=rngs),
-            "hidden must be whole numbers of at least 1, not ()",
+            "hidden must be integers of at least 1, not ()",
         ),
         (
             lambda rngs: networks.MLP((3,), rngs=rngs)(jnp.zeros((2, 4))),

@@ -1,4 +1,4 @@
-"""ResNets: sizes and operations counted independently, and what their parts compute."""
+"""ResNets: independent counts of parameters and operations, and facts about their features."""
 
 import functools
 
@@ -11,16 +11,16 @@ from flax import nnx
 from rlcls import heads, networks
 
 ATARI = (4, 84, 84)
-# Parameters of the standard networks for three channels, without their last layer: torchvision 0.20's totals less
-# 1000 * (inputs + 1). Group norm has as many as batch norm.
+# Parameters of the standard networks for three channels, without their last layer: torchvision 0.20's totals minus
+# 1000 * (inputs + 1). Group norm has as many parameters as batch norm.
 BODIES = {18: 11_176_512, 34: 21_284_672, 50: 23_508_032, 101: 42_500_160}
-# Multiplications and additions, in billions, for a picture of 224 x 224, as torchvision 0.20 publishes them.
+# Multiply-adds in billions for an image of 224 x 224, as published with torchvision 0.20.
 GIGA = {18: 1.814, 34: 3.664, 50: 4.089, 101: 7.801}
 
 
 @functools.cache
 def abstract(shape, **options):
-    """A pure function of the network and its parameters' shapes; nothing is computed."""
+    """The network as a pure function, and the shapes of its parameters."""
     network = nnx.eval_shape(lambda: networks.ResNet(shape, rngs=nnx.Rngs(0), **options))
     graphdef, params, state = nnx.split(network, nnx.Param, ...)
     return lambda params, x: nnx.merge(graphdef, params, state)(x), params
@@ -101,8 +101,8 @@ def test_features_have_length_one(forward):
     np.testing.assert_allclose(np.linalg.norm(features, axis=1), 1, atol=1e-5)
 
 
-def test_brightness_alone_cannot_be_seen_and_where_something_is_can(forward):
-    """The first norm divides by what a convolution without bias multiplies with."""
+def test_features_depend_on_position_but_not_on_brightness(forward):
+    """Brightness scales the output of a convolution without bias, and the norm removes this scale."""
     pictures = np.zeros((3, 2, 36, 41), np.uint8)
     pictures[0, :, :20, :20], pictures[1, :, :20, :20], pictures[2, :, 16:, 21:] = 254, 127, 254
     features = forward(pictures)
@@ -128,8 +128,8 @@ def test_an_option_out_of_range_is_refused_in_one_line(options, message):
 
 
 @pytest.mark.untyped
-def test_a_vector_is_no_picture():
-    with pytest.raises(ValueError, match=r"^ResNet looks at observations of shape \(frames, height, width\)"):
+def test_a_vector_is_refused():
+    with pytest.raises(ValueError, match=r"^ResNet takes observations of shape \(frames, height, width\)"):
         networks.ResNet((128,), rngs=nnx.Rngs(0))
 
 
@@ -150,7 +150,7 @@ def test_each_game_has_its_own_head():
     np.testing.assert_array_equal(outputs, np.asarray(everything)[np.arange(5), game])
     _, params, _ = networks.functional(network)
     assert networks.count_parameters(params) == 3 * 16 + 17 * 4 * 3 * 5
-    # What one game's samples teach changes no other game's head.
+    # The gradient from one game's samples changes only the head of that game.
     graphdef, state = nnx.split(network)
     gradient = jax.grad(
         lambda state: nnx.merge(graphdef, state)({"frames": x, "game": jnp.full(5, 2)}).sum()
@@ -170,13 +170,13 @@ def test_a_game_embedding_tells_games_apart_beyond_a_constant():
 
 @pytest.mark.parametrize("game", [4, -1])
 @pytest.mark.parametrize("form", ["heads", "embedding"])
-def test_a_game_that_there_is_not_gives_nan(form, game):
+def test_an_unknown_game_gives_nan(form, game):
     outputs = multi_game(form)({"frames": jnp.ones((1, 2)), "game": jnp.array([game])})
     assert np.isnan(outputs).all()
 
 
 @pytest.mark.untyped
-def test_a_form_that_there_is_not_is_refused():
+def test_an_unknown_form_is_refused():
     with pytest.raises(ValueError, match="^form must be one of heads, embedding, not head$"):
         multi_game("head")
     with pytest.raises(ValueError, match="^num_games must be a positive integer, not 0$"):
@@ -184,8 +184,8 @@ def test_a_form_that_there_is_not_is_refused():
 
 
 @pytest.mark.parametrize(("depth", "published"), [(34, 31e6), (50, 60e6), (101, 79e6)])
-def test_the_multi_game_networks_are_of_the_published_order(depth, published, record_property):
-    """The paper's head and embeddings are not known well enough to count: this is beside it, not equal to it."""
+def test_the_multi_game_networks_have_about_the_published_size(depth, published, record_property):
+    """The paper does not specify its head and embeddings, so the counts are only close to the published ones."""
 
     def make():
         rngs = nnx.Rngs(0)

@@ -15,7 +15,7 @@ ATARI = (4, 84, 84)
 
 
 def by_loops(params, tokens):
-    """Puigcerver et al. 2023: dispatch, experts, combine; in float64, an element at a time."""
+    """The equations of Puigcerver et al. 2023 with loops over single elements, in float64."""
     phi, scale = np.float64(params["phi"]), float(params["scale"])
     first, first_bias, second, second_bias = (
         np.float64(params["experts"][name]) for name in ("first", "first_bias", "second", "second_bias")
@@ -43,14 +43,14 @@ def by_loops(params, tokens):
 
 
 def soft_moe(num_tokens, size, num_experts, **options):
-    """What makes one; biases and the scale are drawn too, and not the neutral ones that they start as."""
+    """A function that makes a SoftMoE."""
     return lambda: networks.SoftMoE(
         num_tokens, size, num_experts=num_experts, hidden=7, rngs=nnx.Rngs(0), **options
     )
 
 
 @pytest.mark.parametrize(("num_tokens", "num_experts"), [(1, 1), (1, 8), (6, 1), (6, 4), (7, 3)])
-def test_it_is_the_three_equations(num_tokens, num_experts, drawn):
+def test_a_soft_moe_equals_its_equations(num_tokens, num_experts, drawn):
     make = soft_moe(num_tokens, 5, num_experts)
     apply = jax.jit(drawn(make)[0], static_argnames="train")
     for seed in range(10):
@@ -73,7 +73,7 @@ def layer():
     return soft_moe(6, 4, 2)()
 
 
-def test_experts_begin_as_dense_layers_would_and_apart(layer):
+def test_experts_are_initialised_like_dense_layers_and_differ(layer):
     assert float(layer.scale[...]) == 1 and (layer.experts.first_bias[...] == 0).all()
     limit = np.sqrt(6 / (4 + 7))
     for weights in (layer.experts.first[...], layer.experts.second[...]):
@@ -93,7 +93,7 @@ def test_weights_sum_to_one_over_tokens_and_over_slots(layer):
     np.testing.assert_allclose(combine.sum(axis=(2, 3)), 1, atol=1e-6)
 
 
-def test_random_slots_are_state_and_no_parameter(drawn):
+def test_random_slots_are_state_and_not_parameters(drawn):
     apply, params, state = drawn(soft_moe(5, 4, 2, learned_slots=False))
     learned, every, nothing = drawn(soft_moe(5, 4, 2))
     assert "phi" not in params and set(every) == {"phi", *params} and nothing == {}
@@ -103,7 +103,7 @@ def test_random_slots_are_state_and_no_parameter(drawn):
     np.testing.assert_array_equal(outputs, learned(params | state, {}, tokens, train=True)[0])
 
 
-def test_what_is_captured_tells_a_collapse(drawn):
+def test_captured_similarities_show_a_collapse(drawn):
     apply, params, state = drawn(soft_moe(6, 4, 2))
     tokens = jax.random.normal(jax.random.key(1), (3, 6, 4))
     layer = soft_moe(6, 4, 2)()
@@ -164,7 +164,7 @@ def test_parameters_of_the_placements_and_controls(options, features, layer):
     assert networks.count_parameters(params) == STACKS + layer
 
 
-def test_the_dense_control_as_wide_as_impala_is_impala(drawn):
+def test_the_dense_control_with_the_width_of_impala_is_impala(drawn):
     observations = np.random.default_rng(0).integers(0, 256, (2, 2, 20, 21), dtype=np.uint8)
     _, control, _ = drawn(lambda: networks.IMPALATokens((2, 20, 21), penultimate="dense", rngs=nnx.Rngs(0)))
     apply, impala, _ = drawn(lambda: networks.IMPALA((2, 20, 21), rngs=nnx.Rngs(0)))
@@ -178,7 +178,7 @@ def test_the_dense_control_as_wide_as_impala_is_impala(drawn):
 
 
 @pytest.mark.parametrize("penultimate", ["per_token", "average"])
-def test_the_other_controls_do_what_their_names_say(penultimate, drawn):
+def test_the_other_controls_equal_their_definitions(penultimate, drawn):
     make = lambda: networks.IMPALATokens(  # noqa: E731
         (2, 16, 24), penultimate=penultimate, hidden=7, rngs=nnx.Rngs(0)
     )
@@ -200,7 +200,7 @@ def test_the_other_controls_do_what_their_names_say(penultimate, drawn):
 
 
 @pytest.mark.parametrize("tokens", ["per_conv", "per_feat", "per_samp"])
-def test_what_a_token_is(tokens):
+def test_tokens_are_positions_channels_or_samples(tokens):
     make = lambda: networks.IMPALATokens((2, 16, 24), tokens=tokens, rngs=nnx.Rngs(0))  # noqa: E731
     network = nnx.eval_shape(make)
     encoded = np.arange(2 * 2 * 3 * 32, dtype=np.float32).reshape(2, 2, 3, 32)  # 2 x 3 positions, 32 channels

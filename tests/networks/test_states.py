@@ -8,7 +8,7 @@ from flax import nnx
 from rlcls.networks import States
 
 
-def test_a_state_is_one_token_and_a_history_is_one_token_for_each_state_with_its_place():
+def test_each_state_of_a_history_is_one_token_with_its_position():
     one = States((3,), rngs=nnx.Rngs(0))
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     np.testing.assert_array_equal(one(jnp.asarray(x)), x[:, None])
@@ -19,9 +19,9 @@ def test_a_state_is_one_token_and_a_history_is_one_token_for_each_state_with_its
     assert several.num_features == 5 and several.yields_tokens
 
 
-def test_a_misfit_is_one_clear_line():
+def test_an_unsuitable_shape_is_refused():
     for shape in ((), (2, 3, 4), (0,)):
-        with pytest.raises(ValueError, match="States looks at observations of shape"):
+        with pytest.raises(ValueError, match="States takes observations of shape"):
             States(shape, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"observations must have shape \(batch, 3\), not \(2, 4\)"):
         States((3,), rngs=nnx.Rngs(0))(jnp.zeros((2, 4)))

@@ -1,4 +1,4 @@
-"""The transformer against one written in numpy, the published sizes, and spectral norms against LAPACK."""
+"""The transformer against NumPy and the published sizes, and spectral norms against LAPACK."""
 
 import functools
 
@@ -35,9 +35,9 @@ def test_the_published_sizes(name):
 
 @functools.cache
 def small(shape, **options):
-    """A small one, shared by the tests: none of them changes it."""
+    """A small transformer, which the tests share because none of them changes it."""
     make = abstract(shape, **options)
-    if options.get("sigma_reparam"):  # its first vectors belong to its first weights
+    if options.get("sigma_reparam"):  # the initial vectors belong to the initial weights
         return nnx.jit(make)()
     graphdef, state = nnx.split(nnx.eval_shape(make))
     random = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def norm(x, layer):
 
 
 def weight(layer):
-    """W_hat by a singular value decomposition, where the layer has one."""
+    """The weight; W_hat of a spectral layer is computed with a singular value decomposition."""
     kernel = np.float64(layer.kernel[...])
     if isinstance(layer, networks.SpectralLinear):
         kernel = kernel * float(layer.gamma[...]) / np.linalg.svd(kernel, compute_uv=False)[0]
@@ -67,7 +67,7 @@ def weight(layer):
 
 
 def by_numpy(network, x, causal):
-    """One token, head and layer after another; x [B, T, D] are what the layers get."""
+    """The transformer with loops over layers, tokens and heads; x [B, T, D] is the input of the first layer."""
     for layer in network.layers:
         y = norm(x, layer.attention_norm)
         query, key, value = (y @ weight(each) for each in (layer.query, layer.key, layer.value))
@@ -97,7 +97,7 @@ def by_numpy(network, x, causal):
         (False, {"sigma_reparam": True, "gamma_init": "norm"}),
     ],
 )
-def test_it_is_the_transformer_written_in_numpy(causal, options):
+def test_the_transformer_equals_one_in_numpy(causal, options):
     network = small((5, 3), causal=causal, pool="none", **options)
     vectors = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
     x = vectors @ weight(network.tokeniser.projection) + np.float64(network.positions[...])
@@ -109,7 +109,7 @@ def test_it_is_the_transformer_written_in_numpy(causal, options):
         np.testing.assert_allclose(network(jnp.asarray(vectors))[:, :3], outputs[:, :3], atol=1e-5)
 
 
-def test_what_is_read_of_each_kind_of_observation():
+def test_tokens_of_each_kind_of_observation():
     tokens = np.array([[0, 6, 2], [5, 5, 1]], np.uint8)
     lookup = small((3,), vocabulary=7).tokeniser
     expected = np.asarray(lookup.embedding[...])[tokens] * 4
@@ -134,7 +134,7 @@ def test_features_are_the_last_tokens_or_the_mean():
         np.testing.assert_allclose(small((5, 3), pool=pool)(vectors), expected, atol=1e-6)
 
 
-def test_queries_and_keys_are_shown_when_asked_for():
+def test_queries_and_keys_are_sown_if_captured():
     network = small((5, 3), causal=True, remat=True)
     apply, params, state = networks.functional(network)
     vectors = jnp.asarray(np.random.default_rng(0).normal(size=(2, 5, 3)), jnp.float32)
@@ -167,7 +167,7 @@ def test_the_spectral_norm_is_gamma(sizes, gamma_init):
     np.testing.assert_allclose(layer(x), x @ hat, rtol=1e-5)
 
 
-def test_one_power_iteration_a_training_step_finds_the_spectral_norm_of_a_weight_that_moved():
+def test_one_power_iteration_per_training_step_finds_the_spectral_norm_of_a_changed_weight():
     apply, params, state = networks.functional(networks.SpectralLinear(8, 5, rngs=nnx.Rngs(0)))
     random = np.random.default_rng(1)
     params = params | {"kernel": jnp.asarray(random.normal(size=(8, 5)), jnp.float32)}
@@ -180,7 +180,7 @@ def test_one_power_iteration_a_training_step_finds_the_spectral_norm_of_a_weight
         v = kernel @ u / np.linalg.norm(kernel @ u)
         sigma = np.linalg.norm(v @ kernel)
         u = v @ kernel / sigma
-        if number < 5:  # exactly one iteration, and W_hat is of the vectors after it
+        if number < 5:  # one iteration, and W_hat uses the vectors after it
             np.testing.assert_allclose(after["power"], u, atol=1e-5)
             np.testing.assert_allclose(hat, kernel / sigma, atol=1e-5)
         state = after
@@ -188,7 +188,7 @@ def test_one_power_iteration_a_training_step_finds_the_spectral_norm_of_a_weight
     assert np.linalg.svd(hat, compute_uv=False)[0] == pytest.approx(1, rel=1e-5)
     _, evaluated, _ = step(params, state, x, train=False)
     np.testing.assert_array_equal(evaluated["power"], state["power"])
-    # The derivative of the largest singular value is the outer product of its vectors.
+    # The derivative of the largest singular value is the outer product of its singular vectors.
     loss = lambda params: 1 / apply(params, state, x[:1], train=False)[0].sum()  # noqa: E731
     gradient = jax.grad(loss)(params)["kernel"]
     row = kernel[0].sum()
@@ -197,8 +197,8 @@ def test_one_power_iteration_a_training_step_finds_the_spectral_norm_of_a_weight
     np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
 
 
-def test_an_average_of_vectors_has_the_spectral_norm_too():
-    """A target network that follows slowly averages the vectors, which do not keep their length."""
+def test_an_averaged_vector_gives_the_same_spectral_norm():
+    """A Polyak average of unit vectors, in a target network, is shorter than 1."""
     apply, params, state = networks.functional(networks.SpectralLinear(8, 5, rngs=nnx.Rngs(0)))
     half = jax.tree.map(lambda vector: vector / 2, state)
     one, other = (apply(params, each, jnp.eye(8), train=False)[0] for each in (state, half))
@@ -221,13 +221,13 @@ def test_vectors_are_state_and_every_linear_layer_has_one():
         (
             (4, 83, 84),
             {},
-            "Transformer cuts frames into patches of 12 x 12: (4, 83, 84) leaves a rest",
+            "Transformer cuts frames into patches of 12 x 12, which does not divide (4, 83, 84)",
         ),
-        ((4, 84, 84), {"vocabulary": 9}, "a vocabulary (9) is for observations of shape (tokens,), "
-         "and these have (4, 84, 84)"),
-        ((1,), {}, "Transformer looks at observations of shape (tokens,) with a vocabulary, "
+        ((4, 84, 84), {"vocabulary": 9}, "a vocabulary (9) needs observations of shape (tokens,), "
+         "not (4, 84, 84)"),
+        ((1,), {}, "Transformer takes observations of shape (tokens,) with a vocabulary, "
          "(tokens, features) or (frames, height, width), not (1,) without a vocabulary"),
-        ((), {}, "Transformer looks at observations of shape (tokens,) with a vocabulary, "
+        ((), {}, "Transformer takes observations of shape (tokens,) with a vocabulary, "
          "(tokens, features) or (frames, height, width), not ()"),
         ((4, 84, 84), {"width": 30}, "width must be a multiple of heads (8), not 30"),
         ((4, 84, 84), {"pool": "first"}, "pool must be one of last, mean, none, not first"),
@@ -238,7 +238,7 @@ def test_vectors_are_state_and_every_linear_layer_has_one():
     ],
 )  # fmt: skip
 @pytest.mark.untyped
-def test_what_does_not_fit_is_refused_in_one_line(shape, options, message):
+def test_unsuitable_options_and_shapes_are_refused_in_one_line(shape, options, message):
     with pytest.raises(ValueError) as raised:
         networks.Transformer(shape, rngs=nnx.Rngs(0), **options)
     assert str(raised.value) == message
@@ -254,10 +254,10 @@ def test_tokens_where_a_vector_is_needed_are_refused():
         lambda rngs: networks.MultiGameQNetwork(backbone, heads.MSE(), 2, 3, rngs=rngs),
     ):
         with pytest.raises(
-            ValueError, match="^a Q-network needs one vector of features, and Transformer gives"
+            ValueError, match="^a Q-network needs one vector of features, but Transformer returns"
         ):
             make(nnx.Rngs(0))
-    with pytest.raises(TypeError, match="^tokens must be whole numbers, not float32$"):
+    with pytest.raises(TypeError, match="^tokens must be integers, not float32$"):
         backbone(jnp.zeros((1, 3)))
     with pytest.raises(ValueError, match=r"^observations must have shape \(batch, 3\), not \(1, 4\)$"):
         backbone(jnp.zeros((1, 4), jnp.int32))

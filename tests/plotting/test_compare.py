@@ -1,4 +1,4 @@
-"""`python -m rlcls.compare` prints what a statistician would."""
+"""`python -m rlcls.compare` prints tables of scores with intervals."""
 
 import csv
 
@@ -104,7 +104,7 @@ def make_runs_of_two_games(tmp_path, drop=()):
     }  # games in their order by name
 
 
-def test_games_are_compared_together_in_units_of_a_person(tmp_path, capsys):
+def test_games_are_compared_together_in_human_scores(tmp_path, capsys):
     folders, scores = make_runs_of_two_games(tmp_path)
     low, high = np.array([SCORES[game][:2] for game in ("Breakout", "Pong")]).T
     normalised = {label: (values - low) / (high - low) for label, values in scores.items()}
@@ -130,7 +130,7 @@ def test_aggregates_and_profiles_of_all_games_are_drawn_and_written(tmp_path, ca
     assert plot.main(command) == 0
     out, err = capsys.readouterr()
     assert out == f"{tmp_path}/all.svg\n" and (tmp_path / "all.svg").stat().st_size > 10_000
-    assert err == "note: mse: the first 2 seeds of each game count, since one has no more\n"
+    assert err == "note: mse: only the first 2 seeds of each game are used, because one game has no more\n"
     with open(tmp_path / "all.csv") as file:
         rows = list(csv.DictReader(file))
     (gap,) = (row for row in rows if row["aggregate"] == "optimality gap" and row["setting"] == "mse")
@@ -149,15 +149,15 @@ def test_aggregates_and_profiles_of_all_games_are_drawn_and_written(tmp_path, ca
     [
         (
             ["scores=hlgaus"],
-            "scores=hlgaus is no unit and no setting; did you mean 'hlgauss'? (dqn, hlgauss, human, mse)",
+            "scores=hlgaus is neither a unit nor a setting; did you mean 'hlgauss'? (dqn, hlgauss, human, mse)",
         ),
-        (["scores=mse"], "scores=mse: its mean on Pong is 0, and a unit must be above 0"),
+        (["scores=mse"], "scores=mse: its mean on Pong is 0, but a unit must be above 0"),
         (["scores=human", "smooth=3"], "smooth= applies to curves, and scores= draws none"),
         (["last=3"], "last= needs scores=; smooth=N averages the points of curves"),
         (["scores=human", "last=9"], "no run has 9 evaluations yet"),
     ],
 )
-def test_what_cannot_be_aggregated_is_one_line(options, message, tmp_path, capsys):
+def test_scores_that_cannot_be_aggregated_are_refused_in_one_line(options, message, tmp_path, capsys):
     folders, _ = make_runs_of_two_games(tmp_path)
     assert plot.main([*folders, *options]) == 2
     assert capsys.readouterr().err == f"error: {message}\n"

@@ -1,4 +1,4 @@
-"""Pictures of runs: what is in them, and what cannot be drawn."""
+"""The contents of plots of runs, and errors for runs that cannot be drawn."""
 
 import json
 
@@ -45,7 +45,7 @@ def make_run_of_two_games(folder, *overrides):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The axes of the pictures made in the test."""
+    """The axes of the figures that the test saves."""
     from matplotlib.figure import Figure
 
     figures, save = [], Figure.savefig
@@ -78,7 +78,7 @@ def test_a_learning_curve_shows_returns_loss_and_the_time_taken(tmp_path, drawn)
     assert minutes.get_xlabel() == "wall-clock minutes"
 
 
-def test_what_was_seen_inside_the_network_has_panels_below(tmp_path, drawn):
+def test_diagnostics_have_panels_below_the_learning_curve(tmp_path, drawn):
     seen = {
         "rankme": 20.0,
         "srank": 30,
@@ -102,7 +102,7 @@ def test_what_was_seen_inside_the_network_has_panels_below(tmp_path, drawn):
     assert panels["norm"].get_yscale() == "log" and panels["dormant units"].get_ylim() == (0, 1)
 
 
-def test_what_only_some_backbones_show_has_a_panel_where_it_was_shown(tmp_path, drawn):
+def test_diagnostics_of_some_backbones_have_panels_only_if_measured(tmp_path, drawn):
     seen = {
         "rankme": 20.0,
         "attention_entropy": 2.0,
@@ -114,11 +114,11 @@ def test_what_only_some_backbones_show_has_a_panel_where_it_was_shown(tmp_path, 
     assert titles == ["effective rank", "attention entropy", "slot similarity"]
 
 
-def test_a_run_stopped_before_it_measured_anything_is_an_empty_picture(tmp_path):
+def test_a_run_without_measurements_gives_an_empty_plot(tmp_path):
     assert curves.learning_curve(make_run(tmp_path / "a", steps=0)).exists()
 
 
-def test_seeds_are_one_line_that_is_dashed_where_fewer_are_left(tmp_path, drawn):
+def test_seeds_are_one_line_that_is_dashed_where_only_some_have_data(tmp_path, drawn):
     runs = [
         make_run(tmp_path / "a", "seed=0", slope=1e-3),
         make_run(tmp_path / "b", "seed=1", "steps=9999", slope=3e-3, steps=2000),
@@ -149,7 +149,7 @@ def test_copies_of_a_run_are_one_seed_and_the_longest_is_drawn(tmp_path, drawn, 
     assert capsys.readouterr().err == note
 
 
-def test_other_options_are_never_averaged_but_named(tmp_path, drawn):
+def test_runs_with_different_options_are_separate_lines_with_labels(tmp_path, drawn):
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", "agent.learning_rate=2e-3")]
     runs.append(make_run(tmp_path / "c", "game=Breakout"))
     curves.compare(runs, tmp_path / "out.svg")
@@ -186,7 +186,7 @@ def test_a_single_point_is_drawn(tmp_path, drawn):
     assert all(line.get_marker() in ("o", ".") for line in single)
 
 
-def test_the_axis_counts_frames_if_asked(tmp_path, drawn):
+def test_the_axis_can_count_frames(tmp_path, drawn):
     run = make_run(tmp_path / "a")
     curves.compare([run], tmp_path / "x.png", axis="frames")
     curves.learning_curve(run, axis="frames")
@@ -206,9 +206,7 @@ def test_a_smooth_line_is_the_mean_of_the_last_points(tmp_path, drawn):
     assert returns.get_ylabel() == "return, mean of 3 points"
 
 
-def test_the_command_draws_one_run_into_its_folder_and_several_where_it_is_told(
-    tmp_path, capsys, monkeypatch
-):
+def test_the_command_writes_one_run_to_its_folder_and_several_to_a_given_file(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     make_run(tmp_path / "runs" / "a"), make_run(tmp_path / "runs" / "b", "seed=1"), make_run(tmp_path / "c")
@@ -252,7 +250,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, ar
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_run_that_has_only_begun_is_left_out_beside_others(tmp_path, capsys):
+def test_a_run_without_metrics_is_left_out_of_a_comparison(tmp_path, capsys):
     runs = [
         make_run(tmp_path / "one"),
         make_run(tmp_path / "two", "seed=1"),
@@ -267,7 +265,7 @@ def test_a_run_that_has_only_begun_is_left_out_beside_others(tmp_path, capsys):
     assert capsys.readouterr().err.endswith("error: no run has a metrics.jsonl yet\n")
 
 
-def test_a_folder_without_metrics_is_no_run(tmp_path):
+def test_a_folder_without_metrics_is_refused(tmp_path):
     (make_run(tmp_path / "a") / "metrics.jsonl").unlink()
     with pytest.raises(UserError, match=r"it has no metrics\.jsonl"):
         curves.learning_curve(tmp_path / "a")
@@ -278,7 +276,7 @@ def test_help_is_readable(capsys):
     assert "usage: python -m rlcls.plot" in capsys.readouterr().out
 
 
-def test_the_numbers_of_a_comparison_are_written_with_the_interval_of_three_seeds(tmp_path):
+def test_the_csv_of_a_comparison_has_the_interval_of_three_seeds(tmp_path):
     slopes = {0: 1e-3, 1: 2e-3, 2: 3e-3}
     runs = [make_run(tmp_path / f"s{seed}", f"seed={seed}", slope=slope) for seed, slope in slopes.items()]
     runs.append(make_run(tmp_path / "mse", "loss=mse"))
@@ -303,7 +301,7 @@ def test_the_evaluations_of_each_game_of_one_network_are_a_line_of_its_learning_
     assert returns["Breakout, mean and standard deviation"] == [[4000, 2]]
 
 
-def test_each_game_of_one_network_has_its_panel_beside_runs_of_that_game(tmp_path, drawn):
+def test_each_game_of_one_network_is_drawn_in_the_panel_of_that_game(tmp_path, drawn):
     both = make_run_of_two_games(tmp_path / "both")
     curves.compare([both, make_run(tmp_path / "one", "game=Breakout", "seed=3")], tmp_path / "out.png")
     panels = {axes.get_title(loc="left"): lines(axes) for axes in drawn()}

@@ -1,4 +1,4 @@
-"""The ring against a slow, obvious oracle that keeps whole episodes in lists."""
+"""The replay against a slow and simple reference that keeps whole episodes in lists."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ GAMMA = 0.9
 
 @dataclasses.dataclass
 class Look:
-    """One row of one stream: what was seen and what came of it."""
+    """One row of one stream: the frame and the outcome of the action."""
 
     row: int
     frame: int
@@ -24,7 +24,7 @@ class Look:
 
 
 class Oracle:
-    """Keeps each stream as a list of episodes, and walks them."""
+    """A reference replay that stores each stream as a list of episodes."""
 
     def __init__(self, num_streams, length, stack, n_step, reward_clip, delay):
         self.episodes = [[] for _ in range(num_streams)]
@@ -52,10 +52,10 @@ class Oracle:
                 ended = number + 1 < len(episodes)
                 for i, look in enumerate(episode):
                     if i == len(episode) - 1 and ended:
-                        continue  # its action was never carried out in this episode
+                        continue  # its action was not played in this episode
                     if look.row + self.n_step + self.delay > self.rows - 1:
                         continue
-                    # The rows about to be overwritten, or whose older frames are, are given up a little early.
+                    # The replay drops rows slightly before they, or their older frames, are overwritten.
                     if look.row < self.rows - self.length + max(self.stack - 1, 0):
                         continue
                     reward, discount, j = 0.0, 1.0, i
@@ -79,7 +79,7 @@ class Oracle:
 
 
 def random_history(random, num_streams, rows, life_losses):
-    """Rows as a next-step-autoreset environment makes them, with terminals, truncations and lost lives."""
+    """Rows of an environment with next-step autoreset, with terminals, truncations and lost lives."""
     frame = 1
     pending = np.zeros(num_streams, bool)
     starts = np.ones(num_streams, bool)
@@ -129,7 +129,7 @@ def build(case):
 
 
 def observations(case, frames):
-    """Frames of one number as the environment gives them; of a stack the replay keeps the newest."""
+    """Observations whose frames are one number each, stacked if the case has stacks."""
     stack = case["stack"]
     return np.repeat(frames[:, None, None], stack, axis=1) if stack else frames[:, None]
 
@@ -143,7 +143,7 @@ def fill(case, replay, oracle):
 
 @settings(deadline=None, max_examples=150)
 @given(SETTINGS)
-def test_the_ring_gives_the_transitions_of_whole_episodes(case):
+def test_transitions_equal_those_of_whole_episodes(case):
     replay, oracle = build(case)
     fill(case, replay, oracle)
     expected = oracle.transitions()
@@ -174,7 +174,7 @@ def test_the_ring_gives_the_transitions_of_whole_episodes(case):
 
 @settings(deadline=None, max_examples=40)
 @given(SETTINGS)
-def test_a_ring_put_back_from_its_rows_samples_the_same(case):
+def test_a_replay_restored_from_its_rows_samples_the_same(case):
     replay, oracle = build(case)
     fill(case, replay, oracle)
     copy, _ = build(case)
@@ -198,7 +198,7 @@ def test_a_ring_put_back_from_its_rows_samples_the_same(case):
 
 @settings(deadline=None, max_examples=100)
 @given(SETTINGS)
-def test_the_smallest_ring_holds_a_transition_of_every_stream_once_it_is_full(case):
+def test_the_smallest_replay_has_a_transition_of_every_stream_when_full(case):
     replay, _ = build(case)
     replay = replay.like(capacity=replay.least_rows * case["num_streams"])
     random = np.random.default_rng(case["seed"])
@@ -208,8 +208,8 @@ def test_the_smallest_ring_holds_a_transition_of_every_stream_once_it_is_full(ca
             assert (replay.priorities.weights.reshape(case["num_streams"], -1) > 0).any(axis=1).all()
 
 
-def test_a_ring_one_row_shorter_can_be_without_a_transition(monkeypatch):
-    """Episodes of one step: every second row is a final observation."""
+def test_a_replay_one_row_shorter_can_have_no_transition(monkeypatch):
+    """In episodes of one step, every second row is a final observation."""
     least = FrameReplay(1, 10, frame_shape=(1,), stack=0).least_rows
     monkeypatch.setattr(FrameReplay, "least_rows", least - 1)
     replay = FrameReplay(1, least - 1, frame_shape=(1,), stack=0)
@@ -233,7 +233,7 @@ def add_rows(replay, count):
         replay.add(np.full((n, 2), replay.rows), np.zeros(n, np.int32), np.zeros(n), flags, flags)
 
 
-def test_a_high_priority_is_drawn_in_proportion_and_weighed_down():
+def test_transitions_are_drawn_in_proportion_to_priority_with_importance_weights():
     replay = make(priority_exponent=1.0, importance_exponent=1.0)
     add_rows(replay, 12)
     _, sampled = replay.sample(256, 0, 0)
@@ -247,7 +247,7 @@ def test_a_high_priority_is_drawn_in_proportion_and_weighed_down():
 
 
 def test_raw_weights_of_two_replays_become_those_of_one_batch_when_divided_by_their_maximum():
-    """Each transition was drawn with the probability p / (sum of its replay), so the weight is a power of that."""
+    """The weight is a power of p / (sum of its replay), the probability with which the transition was drawn."""
     weights, shares = [], []
     for low in (1.0, 3.0):
         replay = make(priority_exponent=1.0, importance_exponent=0.5)
@@ -264,7 +264,7 @@ def test_raw_weights_of_two_replays_become_those_of_one_batch_when_divided_by_th
     np.testing.assert_allclose(together / together.max(), expected, rtol=1e-5)
 
 
-def test_priorities_of_rows_that_left_the_ring_are_passed_over():
+def test_priorities_of_rows_that_left_the_ring_are_skipped():
     replay = make()
     add_rows(replay, 10)
     _, sampled = replay.sample(8, 0, 0)
@@ -296,7 +296,7 @@ def test_a_transition_of_atari_costs_the_bytes_of_one_frame_and_19_more():
     assert sum(array.nbytes for array in arrays) + replay.priorities.weights.nbytes == 400 * (84 * 84 + 19)
 
 
-def test_a_ring_too_small_for_one_transition_says_what_would_do():
+def test_the_error_for_a_small_capacity_gives_the_smallest_one():
     with pytest.raises(
         ValueError, match=r"the replay's capacity \(10\) must hold at least 8 steps of each of 4"
     ):
@@ -305,7 +305,7 @@ def test_a_ring_too_small_for_one_transition_says_what_would_do():
 
 @settings(max_examples=40)
 @given(SETTINGS)
-def test_what_is_held_out_was_never_sampled_and_taking_it_changes_nothing(case):
+def test_held_out_transitions_were_never_sampled_and_do_not_change_the_replay(case):
     replay, oracle = build(case)
     fill(case, replay, oracle)
     expected = oracle.transitions()
@@ -326,7 +326,7 @@ def test_what_is_held_out_was_never_sampled_and_taking_it_changes_nothing(case):
         drawn |= set(zip(sampled.streams.tolist(), sampled.rows.tolist(), strict=True))
 
 
-def test_every_fresh_transition_is_held_out_alike_and_new_rows_are_fresh_again():
+def test_all_fresh_transitions_are_equally_likely_and_new_rows_are_fresh():
     replay = make()
     add_rows(replay, 60)  # the ring of 20 rows is full
     for update in range(200):
@@ -339,7 +339,7 @@ def test_every_fresh_transition_is_held_out_alike_and_new_rows_are_fresh_again()
     np.testing.assert_allclose(counts, 10_000, rtol=0.05)
 
 
-def test_a_held_out_batch_is_a_function_of_seed_and_update_and_no_sample_of_the_update():
+def test_a_held_out_batch_is_a_function_of_seed_and_update():
     replay = make(prioritized=False)
     add_rows(replay, 20)
     once, again, other = (replay.sample_held_out(8, 3, u).observation.tolist() for u in (7, 7, 8))
@@ -347,14 +347,14 @@ def test_a_held_out_batch_is_a_function_of_seed_and_update_and_no_sample_of_the_
     assert once != replay.sample(8, 3, 7)[0].observation.tolist()
 
 
-def test_nothing_can_be_held_out_of_an_empty_ring():
+def test_an_empty_replay_has_no_held_out_transitions():
     with pytest.raises(ValueError):
         make().sample_held_out(8, 0, 0)
 
 
 def test_episode_returns_are_discounted_sums_to_the_end_of_each_episode():
     replay = FrameReplay(1, 20, frame_shape=(2,), stack=0, gamma=0.5, reward_clip=2.0)
-    # Three steps to a terminal, a cut after two steps, and one step of an episode that still goes on.
+    # Three steps to a terminal, two steps to a truncation, and one step of an unfinished episode.
     for reward, terminal, start in [(1, 0, 1), (4, 0, 0), (1, 1, 0), (1, 0, 1), (1, 0, 0), (1, 0, 1)]:
         replay.add(
             np.zeros((1, 2), np.uint8),

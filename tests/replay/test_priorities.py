@@ -11,7 +11,7 @@ from rlcls.replay import Priorities
     weights=st.lists(st.sampled_from([0.0, 1e-12, 0.3, 1.0, 7.0, 1e6]), min_size=1, max_size=300),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_a_draw_lands_where_the_cumulated_weights_say(weights, seed):
+def test_draws_equal_a_search_in_the_cumulative_weights(weights, seed):
     weights = np.asarray(weights)
     table = Priorities(len(weights))
     table.assign_all(weights)
@@ -22,7 +22,7 @@ def test_a_draw_lands_where_the_cumulated_weights_say(weights, seed):
     uniforms = np.random.default_rng(seed).random(200)
     drawn = table.draw(uniforms)
     assert (weights[drawn] > 0).all()
-    # The block sums round otherwise than one long sum does: compare where the point is clear of a boundary.
+    # Block sums round differently from one long sum, so points near a boundary are not compared.
     cumulated = np.cumsum(weights)
     points = uniforms * cumulated[-1]
     clear = np.abs(cumulated[None] - points[:, None]).min(1) > 1e-9 * cumulated[-1]
@@ -40,7 +40,7 @@ def test_draws_follow_the_weights():
 
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 99), st.floats(0, 10)), min_size=1, max_size=200))
-def test_draws_depend_on_the_weights_and_not_on_how_they_were_written(writes):
+def test_draws_do_not_depend_on_the_order_of_writes(writes):
     one_by_one, at_once = Priorities(100), Priorities(100)
     for slot, weight in writes:
         one_by_one.assign(np.array([slot]), weight)
@@ -51,7 +51,7 @@ def test_draws_depend_on_the_weights_and_not_on_how_they_were_written(writes):
         np.testing.assert_array_equal(one_by_one.draw(uniforms), at_once.draw(uniforms))
 
 
-def test_a_point_next_to_one_still_finds_a_weighted_slot():
+def test_a_point_just_below_one_draws_a_slot_of_positive_weight():
     table = Priorities(100)
     table.assign(np.array([3, 40]), np.array([1e-300, 0.1]))
     assert table.draw(np.array([np.nextafter(1, 0)]))[0] == 40
@@ -59,7 +59,7 @@ def test_a_point_next_to_one_still_finds_a_weighted_slot():
 
 
 @pytest.mark.parametrize("weight", [np.nan, np.inf, -np.inf, -1.0])
-def test_a_weight_that_nothing_can_be_drawn_by_is_refused_and_changes_none(weight):
+def test_a_negative_or_nonfinite_weight_is_refused_and_changes_nothing(weight):
     table = Priorities(4)
     table.assign_all(np.arange(4.0))
     with pytest.raises(ValueError, match="priorities must be finite and at least 0"):

@@ -281,7 +281,7 @@ def test_a_tree_that_orbax_refuses_and_a_full_temporary_folder_are_one_line_each
             checkpoint.trees.tempfile,
             "TemporaryDirectory",
             full,
-            r"cannot make a temporary folder \(no space left\); TMPDIR says where",
+            r"cannot make a temporary folder \(no space left\); set TMPDIR to another place",
         ),
     ):
         with (
@@ -374,7 +374,7 @@ def test_a_typed_random_key_in_the_tree_comes_back_equal_and_typed(impl, tmp_pat
 def test_a_tree_of_another_shape_is_one_line(two):
     run_dir, _, _ = two
     for like, problem in (
-        ({"weights": np.zeros(7)}, r"weights has shape \[6\] there, and the configuration gives it \[7\]"),
+        ({"weights": np.zeros(7)}, r"weights has shape \[6\] there, but \[7\] in the configuration"),
         ({"bias": np.zeros(6)}, "it has no bias"),
     ):
         with pytest.raises(UserError, match=f"{20:012d} does not fit the run's configuration: {problem}"):

@@ -1,4 +1,4 @@
-"""What a run folder refuses, and what is left where a run could not be made."""
+"""Errors of run folders, and the files that remain if a run cannot start."""
 
 import contextlib
 import dataclasses
@@ -41,7 +41,7 @@ SHORT = [
 
 
 def train(*overrides, cwd):
-    """The command in this process, which has imported everything already."""
+    """Runs the command in this process, which has already imported everything."""
     out, err, before = io.StringIO(), io.StringIO(), Path.cwd()
     os.chdir(cwd)
     try:
@@ -86,8 +86,8 @@ def test_a_file_in_the_way_is_named(tmp_path):
 def test_a_folder_with_a_config_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "site").mkdir()
     for content, why in {
-        "title: home": "is not a run folder: its config.yaml is not of a run",
-        "- 1": "is not a run folder: its config.yaml is not of a run",
+        "title: home": "is not a run folder: its config.yaml is not that of a run",
+        "- 1": "is not a run folder: its config.yaml is not that of a run",
         "": "site/config.yaml is empty; the command that began the run prints",
         "a: [1": "cannot read .*site/config.yaml: while parsing a flow sequence",
     }.items():
@@ -112,14 +112,14 @@ def test_a_replay_larger_than_the_memory_is_refused_with_one_that_fits(tmp_path)
 
 
 def test_a_backbone_that_cannot_see_the_observations_is_one_line(tmp_path):
-    assert_refused(train("backbone=nature", cwd=tmp_path), "Nature looks at observations of shape")
+    assert_refused(train("backbone=nature", cwd=tmp_path), "Nature takes observations of shape")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(tmp_path):
     assert train("run_dir=run", "loss=mse", "agent.learning_rate=0.001", cwd=tmp_path).returncode == 0
     good = checkpoint.load(tmp_path / "run")[0]
-    # The same run goes on, at a learning rate that no float survives.
+    # The same run continues with a learning rate that makes it diverge.
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace("learning_rate: 0.001", "learning_rate: 1.0e+30"))
     done = train("run_dir=run", "loss=mse", "agent.learning_rate=1e30", "steps=900", cwd=tmp_path)
@@ -186,7 +186,7 @@ def test_a_signal_ends_a_sweep_and_the_run_under_way_saves(number, tmp_path):
     while not list(tmp_path.glob("runs/*/metrics.jsonl")) and time.monotonic() < deadline:
         time.sleep(0.1)
     if number == signal.SIGINT:
-        os.killpg(sweep.pid, number)  # as a terminal does
+        os.killpg(sweep.pid, number)  # like a terminal
     else:
         sweep.send_signal(number)
     output = sweep.communicate(timeout=120)[0]
@@ -205,11 +205,11 @@ def test_ctrl_c_ends_a_command_that_only_starts(tmp_path):
         env=os.environ | {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        # A shell has its background jobs ignore Ctrl-C, and so what they start.
+        # A shell makes its background jobs, and their children, ignore Ctrl-C.
         preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
-        time.sleep(1)  # it imports
+        time.sleep(1)  # time for imports
         starting.send_signal(signal.SIGINT)
         assert starting.wait(timeout=60) == -signal.SIGINT
         assert not list(tmp_path.iterdir())
@@ -238,7 +238,7 @@ def test_a_replay_that_could_be_without_a_transition_is_refused(option):
 
 @pytest.mark.parametrize("lag", [0, 3])
 def test_the_smallest_run_that_is_not_refused_always_has_a_transition(lag):
-    """Every second row of episodes of one step begins no transition; each episode has a new seed."""
+    """In episodes of one step, every second row cannot start a transition."""
     least = [
         "env.num_envs=1",
         f"training.lag={lag}",
@@ -321,7 +321,7 @@ def test_a_file_system_without_locks_is_a_note(tmp_path, monkeypatch, capsys):
     config = build.plain_dict(compose(SHORT))
     folder.RunFolder(tmp_path / "run", config, environment="probe/two_step", protocol={}).close()
     assert capsys.readouterr().err == (
-        f"note: {tmp_path / 'run'} cannot be locked (Operation not supported): see to it that no other process trains "
+        f"note: {tmp_path / 'run'} cannot be locked (Operation not supported): make sure that no other process trains "
         "in it\n"
     )
 
@@ -352,7 +352,7 @@ def test_a_folder_that_is_no_run_is_answered_with_the_runs_near_it(tmp_path):
     (tmp_path / "dqn-mse-Pong-s0-12345678" / "config.yaml").touch()
     for name, ending in {
         "dqn-mse-Pong-s0-12345679": "; did you mean 'dqn-mse-Pong-s0-12345678'? (dqn-mse-Pong-s0-12345678)",
-        ".": f"; run folders lie in it, such as {tmp_path}/dqn-mse-Pong-s0-12345678",
+        ".": f"; it contains run folders, such as {tmp_path}/dqn-mse-Pong-s0-12345678",
         "zzz": "",
     }.items():
         with pytest.raises(UserError) as error:

@@ -1,4 +1,4 @@
-"""What a run measured survives kills, resumes and strange numbers."""
+"""Metrics survive kills, resumes and unusual numbers."""
 
 import json
 import math
@@ -27,7 +27,7 @@ def counts(step):
 
 
 def tensorboard_points(run_dir):
-    """{tag: [(step, value)]} as TensorBoard shows them: files in the order of their names, purges obeyed."""
+    """{tag: [(step, value)]} as TensorBoard shows them, from files in the order of their names, with purges."""
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     points = {}
@@ -81,7 +81,7 @@ def test_lines_after_the_position_are_cut_at_a_resume(tmp_path):
         write_train(log, step, loss=step / 2)
     position = json.loads(json.dumps(log.position()))
     for step in (12, 16):
-        write_train(log, step, loss=-1.0)  # and here the process dies
+        write_train(log, step, loss=-1.0)  # the process dies here
     resumed = open_metrics(tmp_path, position, tensorboard=True)
     assert resumed.position()["lines"] == position["lines"] == 2
     write_train(resumed, 12, loss=6.0)
@@ -96,7 +96,7 @@ def test_a_run_resumed_anywhere_leaves_the_same_lines_as_one_that_never_was(tmp_
     for step in range(0, 40, 4):
         write_train(log, step, loss=math.sin(step))
     position = None
-    # Each time the work since the checkpoint is lost.
+    # Each kill loses the work since the last checkpoint.
     for begin, saved, end in [(0, 12, 16), (12, 20, 36), (20, 28, 40)]:
         log = open_metrics(broken, position)
         for step in range(begin, end, 4):
@@ -124,7 +124,7 @@ def test_a_checkpoint_that_counts_on_missing_lines_is_refused(tmp_path):
     text = (tmp_path / "metrics.jsonl").read_text()
     (tmp_path / "metrics.jsonl").write_text(text[:-1])
     for use in (open_metrics, metrics.check):
-        with pytest.raises(UserError, match=r"metrics.jsonl has 1 lines where the checkpoint counts on 2"):
+        with pytest.raises(UserError, match=r"metrics.jsonl has 1 lines, but the checkpoint needs 2"):
             use(tmp_path, position)
     assert (tmp_path / "metrics.jsonl").read_text() == text[:-1]
 
@@ -137,7 +137,7 @@ def test_the_clock_goes_on_where_the_position_left_it(tmp_path, monkeypatch):
     write_train(log, 1000)
     now += 5
     position = log.position()
-    now += 3600  # the machine is away
+    now += 3600  # an hour passes before the resume
     resumed = open_metrics(tmp_path, position)
     assert resumed.seconds() == 15
     now += 5
@@ -218,8 +218,11 @@ def test_a_value_may_have_any_name_that_no_line_has_already(tmp_path):
     assert (row["counts"], row["self"]) == ([1, 2], 3)
     log.close()
     for values, line in (
-        ({"kind": "x"}, "the evaluator eval returned kind, a name that every line of metrics has"),
-        ({"frames": math.nan}, "the evaluator eval returned frames, a name that every line of metrics has"),
+        ({"kind": "x"}, "the evaluator eval returned kind, a name that every line of metrics already has"),
+        (
+            {"frames": math.nan},
+            "the evaluator eval returned frames, a name that every line of metrics already has",
+        ),
         ({"return_mean": [1.0]}, "the evaluator eval returned return_mean=[1.0]; it must be a number"),
     ):
         with pytest.raises(UserError) as error:
@@ -228,7 +231,7 @@ def test_a_value_may_have_any_name_that_no_line_has_already(tmp_path):
     metrics.check_values("eval", counts(4), {"return_mean": math.inf, "returns": [1.0]})
 
 
-def test_a_folder_without_metrics_is_no_run(tmp_path):
+def test_a_folder_without_metrics_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not a run folder"):
         metrics.read(tmp_path / "nowhere")
 
@@ -303,7 +306,7 @@ def test_wandb_gets_the_scalars_and_a_resume_goes_on_in_the_same_run(tmp_path, m
     log.write("eval", counts(4), return_mean=2.0, returns=[2.0])
     position = log.position()
     log.close(), wandb.close()
-    without = open_metrics(tmp_path, position)  # a resume without W&B does not forget the W&B run
+    without = open_metrics(tmp_path, position)  # a resume without W&B keeps the id of the W&B run
     position = without.position()
     without.close()
     open_metrics(tmp_path, position, wandb=open_wandb(tmp_path, position["wandb"]))

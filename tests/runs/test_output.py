@@ -1,4 +1,4 @@
-"""A run goes on, and saves, when nobody reads its output any more."""
+"""A run continues and saves if its output cannot be written."""
 
 import os
 import sys
@@ -10,14 +10,14 @@ from rlcls.train import main
 
 
 def unread():
-    """The standard output of a command whose reader, such as `head`, has ended."""
+    """A stream whose reader has ended, as `head` does."""
     read, write = os.pipe()
     os.close(read)
     return os.fdopen(write, "w")
 
 
 def full():
-    """The standard output of a command whose log lies on a full disk."""
+    """A stream to a file on a full disk."""
     return open("/dev/full", "w")
 
 

@@ -1,4 +1,4 @@
-"""What a command says while it runs is readable in a log and costs the loop next to nothing."""
+"""The progress of a command is readable in a log and takes almost no time."""
 
 import contextlib
 import io
@@ -29,7 +29,7 @@ class Terminal(io.StringIO):
 
 
 def open_terminal(monkeypatch):
-    # Not a fixture: pytest sets its own stdout between those and the test.
+    # This is not a fixture, because pytest replaces stdout after fixtures.
     monkeypatch.setattr(sys, "stdout", Terminal())
     for name, value in {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}.items():
         monkeypatch.setenv(name, value)
@@ -85,7 +85,7 @@ def test_before_the_first_update_the_time_left_is_what_the_updates_measured_befo
         for count in (4000, 4600):
             clock.now += 30
             display.update(count)
-        assert "  4:30 left" in capsys.readouterr().out.splitlines()[-1]  # 5,400 at 20 a second
+        assert "  4:30 left" in capsys.readouterr().out.splitlines()[-1]  # 5,400 at 20 per second
 
 
 def test_an_evaluation_says_what_is_done_and_when_it_ends_and_is_left_out_of_the_rates(clock, capsys):
@@ -101,10 +101,10 @@ def test_an_evaluation_says_what_is_done_and_when_it_ends_and_is_left_out_of_the
         display.update(1001)
     *during, last = capsys.readouterr().out.splitlines()
     assert len(during) == 4 and all("91 agent steps/s" in line for line in during)
-    # Training and a tenth take 0:36 more; nothing predicts an evaluation before its first game has ended.
+    # Training and a tenth take 0:36 more; an evaluation cannot be predicted before its first episode has ended.
     assert "  > 0:36 left" in during[0] and during[0].endswith("  evaluating: 0 of 10 done (0:30)")
     assert "  2:06 left" in during[2] and during[2].endswith("  evaluating: 5 of 10 done (1:30)")
-    # 2,999 steps at 91 a second, and three more evaluations of two minutes.
+    # 2,999 steps at 91 per second, and three more evaluations of two minutes.
     assert "91 agent steps/s" in last and "  6:33 left" in last and "evaluating" not in last
 
 

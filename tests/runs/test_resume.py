@@ -1,4 +1,4 @@
-"""A run killed anywhere and resumed ends in the same bits as one that never was."""
+"""A run that is killed anywhere and resumed ends with the same bits as one that is not."""
 
 import contextlib
 import io
@@ -52,7 +52,7 @@ def run_in_a_process(run_dir: Path, *overrides: str) -> subprocess.CompletedProc
 
 
 def run(run_dir: Path, *overrides: str) -> subprocess.CompletedProcess:
-    """The command in this process, which has imported everything already."""
+    """Runs the command in this process, which has already imported everything."""
     out, err = io.StringIO(), io.StringIO()
     arguments = train(run_dir, *overrides)[3:]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -70,7 +70,7 @@ def whole(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory) -> Path:
-    """A run that is far from its end; copy it before it goes on."""
+    """A run that is far from its end. Tests continue a copy."""
     run_dir = tmp_path_factory.mktemp("begun") / "run"
     assert run(run_dir, "steps=300").returncode == 0
     return run_dir
@@ -78,7 +78,7 @@ def begun(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def shorter(tmp_path_factory) -> Path:
-    """A run that has finished half of the steps, with an evaluation there as in `whole`; copy it before it goes on."""
+    """A finished run with half of the steps of `whole`, and an evaluation there. Tests continue a copy."""
     run_dir = tmp_path_factory.mktemp("shorter") / "run"
     assert run(run_dir, "steps=800").returncode == 0
     return run_dir
@@ -104,14 +104,14 @@ def leaves(saved: checkpoint.Checkpoint) -> list[np.ndarray]:
     path = (saved.folder / "tree").resolve()
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         tree = checkpointer.metadata(path).item_metadata.tree
-        # Arrays on the host: the run may have had more devices than this process.
+        # The arrays are restored on the host, because the run may have had more devices than this process.
         on_the_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         restored = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=on_the_host))
     return [np.asarray(leaf) for leaf in jax.tree.leaves(restored)]
 
 
 def test_a_run_stopped_by_sigterm_and_killed_by_sigkill_resumes_to_the_same_bits(whole, tmp_path):
-    """tests/training/test_online.py has every lag, in one process."""
+    """tests/training/test_online.py tests every lag, in one process."""
     moments = random.Random(1)
     for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL):
         process = subprocess.Popen(
@@ -131,7 +131,7 @@ def test_a_run_stopped_by_sigterm_and_killed_by_sigkill_resumes_to_the_same_bits
 
 @pytest.mark.slow
 def test_soft_moe_with_hl_gauss_goes_on_to_the_same_bits(tmp_path):
-    """Also what the diagnostics see of the experts' routing."""
+    """The diagnostics, including those of the routing, are also equal."""
     overrides = ["env=probe", "game=probe/two_step", "+env.pixels=true", "env.num_envs=2", "loss=hlgauss"]
     overrides += ["backbone=soft_moe", "backbone.num_experts=2", "replay.capacity=200", "replay.min_size=20"]
     overrides += ["training.batch_size=2", "training.update_period=2"]
@@ -172,7 +172,7 @@ def test_a_signal_during_an_evaluation_ends_it_and_the_resume_repeats_it(whole, 
         return play(self, acting, number, tick_and_signal, record)
 
     monkeypatch.setattr(EpisodeEvaluator, "play", interrupted)
-    # The second signal comes when the resume repeats the evaluation.
+    # The second signal comes while the resume repeats the evaluation.
     for _ in range(2):
         done = run(tmp_path / "run")
         assert done.returncode == 128 + signal.SIGTERM, done.stderr
@@ -199,7 +199,7 @@ def test_a_run_on_two_devices_that_is_killed_resumes_to_the_same_bits(tmp_path, 
     done = run_in_a_process(tmp_path / "run", *overrides)
     assert done.returncode == 0 and "resuming" in done.stdout, done.stderr
     assert_same_end(tmp_path / "whole", tmp_path / "run")
-    # A mesh is no part of what a run learns: another one continues it, and one device evaluates it.
+    # The result does not depend on the mesh: another mesh can continue the run, and one device can evaluate it.
     done = run_in_a_process(tmp_path / "run", *overrides[:-1], "mesh.data=4", "steps=1800")
     assert done.returncode == 0, done.stderr
     assert "restored from a mesh of data=2, model=1 on one of data=4, model=1" in done.stderr
@@ -210,7 +210,7 @@ def test_a_run_on_two_devices_that_is_killed_resumes_to_the_same_bits(tmp_path, 
 
 
 def wait_for_lines(run_dir: Path, process: subprocess.Popen, more: int) -> None:
-    """Until the run has written some lines since it was started."""
+    """Waits until the run has written `more` lines."""
     path = run_dir / "metrics.jsonl"
     had, deadline = None, time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
@@ -289,7 +289,7 @@ def test_an_emulator_that_plays_differently_is_named(begun, tmp_path):
 
 
 def test_no_room_for_a_checkpoint_is_one_line_and_keeps_the_one_before(begun, tmp_path):
-    """A file-size limit stands in for a full disk."""
+    """A limit on file sizes simulates a full disk."""
     run_dir = shutil.copytree(begun, tmp_path / "run")
     before = checkpoint.load(run_dir)[0].steps
     code = "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "

@@ -1,4 +1,4 @@
-"""The driver of a loop: what it shows, and what it warns of."""
+"""The driver of a loop: its display, warnings and checkpoints."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ from rlcls.training import Diverged, Saved
 
 
 class Loop:
-    """Ten agent steps and one "train" line in every step."""
+    """A loop with ten agent steps and one "train" line in every step."""
 
     unit = "agent_steps"
 
@@ -25,7 +25,7 @@ class Loop:
 
     def advance(self):
         if self.number == self.fails_after:
-            raise ZeroDivisionError("a bug of the user's own")
+            raise ZeroDivisionError("a bug in user code")
         self.number += 1
         train = {"loss": 0.5, "clip_fraction": self.clipped[self.number - 1], "episode_return": -20.5}
         return [("train", train)]
@@ -48,7 +48,7 @@ class Loop:
 
 
 class NoCheckpoints(Checkpoints):
-    """Notes what a checkpoint would hold."""
+    """Records the contents of checkpoints instead of writing them."""
 
     def __init__(self, run_dir, keep):
         super().__init__(run_dir, keep)
@@ -198,7 +198,7 @@ def test_a_list_where_the_display_shows_a_number_is_a_dash():
 
 
 def broken(acting, number, tick):
-    raise KeyError("a bug of the user's own")
+    raise KeyError("a bug in user code")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_where_nothing_can_be_saved_an_exception_names_the_last_checkpoint(drive
             raise RuntimeError("the last step ended halfway")
 
     for checkpoint in (
-        "there was no checkpoint yet",
+        "there is no checkpoint yet",
         f"{tmp_path}/checkpoints/{10:012d} is the last good checkpoint",
     ):
         with pytest.raises(ZeroDivisionError) as error:
@@ -255,7 +255,7 @@ def test_divergence_is_answered_with_the_options_that_may_prevent_it(drive):
     with pytest.raises(Diverged) as error:
         drive([0.0] * 4, loop=Diverging([0.0] * 4))
     assert error.value.__notes__ == [
-        "there was no checkpoint yet",
+        "there is no checkpoint yet",
         "a lower learning rate may help, or gradients clipped to a smaller norm (agent.max_gradient_norm)",
     ]
 

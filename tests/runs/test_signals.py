@@ -1,4 +1,4 @@
-"""Signals ask a command to end, and none ends a command that saves."""
+"""Signals ask a command to end, and do not end it while it saves."""
 
 import fcntl
 import importlib.util

@@ -1,4 +1,4 @@
-"""A run goes on from what is whole, says what is not, and loses no result."""
+"""A run continues from whole files, names damaged ones, and loses no results."""
 
 import json
 import os
@@ -36,13 +36,13 @@ SHORT = [
     "logging.every=100",
     "logging.tensorboard=false",
 ]
-PROMISED = "the checkpoints of run are gone, the last of which was 600"
-RESTART = "resume=restart (all results are set aside, and the run begins again)"
+PROMISED = "the checkpoints of run are gone; the last one was 600"
+RESTART = "resume=restart (all results are set aside, and the run starts again)"
 
 
 @pytest.fixture
 def call(monkeypatch, tmp_path, capsys):
-    """Runs a command in this process, in the test's folder; returns its exit code and what it wrote."""
+    """A function that runs a command in this process, in the test's folder: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def run(command, *arguments):
@@ -55,7 +55,7 @@ def call(monkeypatch, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run of 600 agent steps, with checkpoints of 400 and 600."""
+    """A finished run of 600 agent steps, with checkpoints at 400 and 600."""
     path = tmp_path_factory.mktemp("finished") / "run"
     assert train.main([*SHORT, f"run_dir={path}"]) == 0
     return path
@@ -90,7 +90,7 @@ def test_a_run_without_its_replay_is_refused_evaluated_and_goes_on_from_its_weig
     shutil.rmtree(run_dir / "replay")
     before = contents(run_dir)
     segment = json.loads((run_dir / f"checkpoints/{600:012d}/manifest.json").read_text())["segments"][0]
-    weights = "resume=weights (on from the weights at 600, the replay is filled again)"
+    weights = "resume=weights (continues from the weights at 600 and fills the replay again)"
     damage = f"checkpoint run/checkpoints/{600:012d} is damaged ({segment} is missing)"
     refused(resume(call), f"{damage}; put the files back, or give {weights} or {RESTART}")
     assert contents(run_dir) == before
@@ -98,7 +98,7 @@ def test_a_run_without_its_replay_is_refused_evaluated_and_goes_on_from_its_weig
 
     code, out, err = resume(call, "resume=weights")
     assert code == 0 and "resuming run at agent step 600" in out
-    goes_on = f"the run goes on from the weights of run/checkpoints/{600:012d}; the replay is filled again"
+    goes_on = f"the run continues from the weights of run/checkpoints/{600:012d}; the replay is filled again"
     assert err.splitlines() == [f"note: {damage}", f"note: {goes_on}"]
     assert steps_of(run_dir) == [100, 200, 300, 400, 500, 600, 700, 800] and steps_of(run_dir, "refill") == [
         600
@@ -122,7 +122,7 @@ def test_a_run_without_its_checkpoints_is_refused_and_begins_again_with_its_resu
     assert contents(run_dir) == before
     code, out, err = resume(call, "resume=restart", "steps=200")
     assert code == 0 and "resuming" not in out
-    again = "the run begins again; run/set_aside_1 holds its old results"
+    again = "the run starts again; run/set_aside_1 holds its old results"
     assert err.splitlines() == [f"note: {PROMISED}", f"note: {again}"]
     assert steps_of(run_dir) == [100, 200]
     aside = run_dir / "set_aside_1"
@@ -173,7 +173,7 @@ def test_a_checkpoint_of_another_version_is_one_line(call, run_dir, monkeypatch)
     monkeypatch.setitem(metrics._BEGINNING, "new", 0)
     refused(
         resume(call),
-        f"another version of rlcls wrote run/checkpoints/{600:012d}; go on with that version, or give {RESTART}",
+        f"another version of rlcls wrote run/checkpoints/{600:012d}; continue with that version, or give {RESTART}",
     )
 
 
@@ -211,7 +211,7 @@ def garbled(run_dir):
 def shortened(run_dir):
     lines = (run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
     (run_dir / "metrics.jsonl").write_text("".join(lines[:5]))
-    return f"run/metrics.jsonl has 5 lines where the checkpoint counts on {len(lines)}"
+    return f"run/metrics.jsonl has 5 lines, but the checkpoint needs {len(lines)}"
 
 
 def deleted(run_dir):
@@ -230,7 +230,7 @@ def test_damaged_metrics_are_named_at_the_start_with_the_ways_to_go_on(harm, cal
     damage = harm(run_dir)
     before = contents(run_dir)
     ways = f"resume=weights (it is set aside, and new lines begin) or {RESTART}"
-    refused(resume(call), f"{damage}; correct it or put it back, or give {ways}")
+    refused(resume(call), f"{damage}; repair it or put it back, or give {ways}")
     assert contents(run_dir) == before
     assert call(evaluate, "run=run")[0] == 0
 
@@ -242,7 +242,7 @@ def test_damaged_metrics_are_set_aside_and_the_run_goes_on(call, run_dir):
     aside = "run/set_aside_1 holds metrics.jsonl"
     assert code == 0 and err == f"note: {damage}; new lines begin\nnote: {aside}\n"
     assert steps_of(run_dir) == [700, 800] and (run_dir / "set_aside_1/metrics.jsonl").read_bytes() == lines
-    assert not steps_of(run_dir, "refill")  # the replay was whole
+    assert not steps_of(run_dir, "refill")  # the replay is whole
 
 
 def test_missing_metrics_are_not_said_to_be_set_aside(call, run_dir):
@@ -268,7 +268,7 @@ def test_a_damaged_record_of_versions_is_named_at_the_start(text, call, run_dir)
         code, _, err = result
         assert code == 2 and len(err.splitlines()) == 1
         assert err.startswith("error: cannot read run/run.json: ")
-        assert err.endswith("; remove it, and the next training in this folder writes it\n")
+        assert err.endswith("; remove it, and the next training in this folder writes it again\n")
     (run_dir / "run.json").unlink()
     assert resume(call)[0] == 0 and folder.read_facts(run_dir)["environment"] == "probe/two_step"
 
@@ -298,7 +298,7 @@ def test_a_damaged_configuration_is_named_by_every_command(change, problem, call
     text = change(config)
     path.write_text(text if isinstance(text, str) else OmegaConf.to_yaml(config))
     for result in (resume(call), call(evaluate, "run=run"), call(plot, "run")):
-        refused(result, f"{problem}; the command that began the run prints what belongs there, with --config")
+        refused(result, f"{problem}; the command that began the run prints its contents, with --config")
 
 
 def test_changed_sizes_in_a_configuration_are_named(call, run_dir):
@@ -377,7 +377,7 @@ def test_a_signal_at_a_checkpoint_saves_once_and_ends_the_run(call, tmp_path, mo
         written = write(self, kind, counts, **values)
         if kind == "train" and counts["agent_steps"] == stop_at:
             os.kill(os.getpid(), number)
-            os.kill(os.getpid(), number)  # it comes twice, as from a terminal that closes
+            os.kill(os.getpid(), number)  # the signal comes twice, as from a closing terminal
         return written
 
     monkeypatch.setattr(Checkpoints, "save", counted)

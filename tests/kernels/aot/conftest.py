@@ -1,4 +1,4 @@
-"""Where the compilers are: beside the benchmarks, which count what they make."""
+"""Makes `benchmarks/_chips.py`, which compiles for chips, importable."""
 
 import sys
 from pathlib import Path

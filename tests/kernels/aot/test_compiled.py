@@ -1,4 +1,4 @@
-"""The fused cross-entropy compiled for TPUs and the H100, on a machine that has neither.
+"""The fused losses compiled for TPUs and the H100, on a machine that has neither.
 
 python -m pip install -r tests/kernels/aot/requirements.txt
 python -m pytest tests/kernels/aot
@@ -33,7 +33,7 @@ def on(chip, *values):
 
 OWN = {"H100": "mosaic_gpu"} | dict.fromkeys(_chips.TPUS, "mosaic_tpu")
 PALLAS = [on(chip) for chip in _chips.CHIPS]
-# XLA's own compilation takes 5 s on a TPU, and one TPU stands for the others there.
+# Compiling plain XLA for a TPU takes 5 s, so it is done for one TPU only.
 EVERY = [*(on(chip, OWN[chip]) for chip in _chips.CHIPS), on("v5e", "xla"), on("H100", "xla")]
 
 
@@ -59,10 +59,10 @@ def shapes(batch, columns, dtype):
     [(8192, gaussian(8192, 0.75)), (1024, gaussian(131_072, 0.75)), (1024, gaussian(131_072, 1000.0))],
     ids=["8192", "131072", "131072-wide"],
 )
-def test_memory_is_needed_for_rows_and_not_for_bins(chip, name, dtype, batch, projection):
+def test_temporary_memory_does_not_grow_with_bins(chip, name, dtype, batch, projection):
     arguments = shapes(batch, projection.num_bins, jnp.dtype(dtype))
     memory = _chips.compile_for(chip, value_and_gradient(projection, name), *arguments).memory_analysis()
-    # On a TPU a few numbers for each row are stored as a row of 128, 512 bytes, and there are some such tables.
+    # On a TPU a table of a few numbers per row is padded to 128 numbers, 512 bytes; there are at most six tables.
     assert memory.temp_size_in_bytes <= 6 * 512 * batch + 2**18
     logits = batch * projection.num_bins * jnp.dtype(dtype).itemsize
     assert logits <= memory.output_size_in_bytes <= logits + 2**16
@@ -98,7 +98,7 @@ def test_an_ensemble_under_vmap(chip):
 
 
 @pytest.mark.parametrize("chip", [on(chip) for chip in _chips.TPUS])
-def test_rows_sharded_over_four_chips_meet_only_in_the_mean(chip):
+def test_rows_sharded_over_four_chips_communicate_only_for_the_mean(chip):
     mesh = jax.sharding.Mesh(np.array(_chips.devices(chip)), ("batch",))
     spec = P("batch")
     run = value_and_gradient(gaussian(8192, 0.75), OWN[chip])
@@ -135,7 +135,7 @@ def linear_shapes(batch, width, columns, dtype):
     ("chip", "dtype", "batch", "width", "deviations"),
     [
         on("v5e", "float32", 1024, 512, 0.75),
-        # As many rows, and as wide ones, as the kernel takes.
+        # The largest number of rows, and the widest rows, that the kernel supports.
         on("v5p", "float32", 8192, 1024, 0.75),
         on("v5p", "bfloat16", 2048, 4096, 1000.0),
         on("v6e", "bfloat16", 4096, 1024, 0.75),
@@ -145,7 +145,7 @@ def test_the_logits_of_a_linear_layer_are_never_in_memory(chip, dtype, batch, wi
     run = linear_value_and_gradient(gaussian(131_072, deviations), "mosaic_tpu")
     arguments = linear_shapes(batch, width, 131_072, jnp.dtype(dtype))
     memory = _chips.compile_for(chip, run, *arguments).memory_analysis()
-    # Tables of rows as above, and the gradients of features and bias in float32: no logits, no second kernel.
+    # Tables as above, and the gradients of features and bias in float32, but no logits and no copy of the kernel.
     assert memory.temp_size_in_bytes <= 6 * 512 * batch + 4 * batch * width + 2**22
     results = sum(math.prod(x.shape) * x.dtype.itemsize for x in arguments[:3])
     assert results <= memory.output_size_in_bytes <= results + 2**20
@@ -156,7 +156,7 @@ def test_a_linear_layer_by_plain_xla_takes_chunks_of_logits(chip):
     run = linear_value_and_gradient(gaussian(131_072, 0.75), "xla")
     arguments = linear_shapes(1024, 1024, 131_072, jnp.bfloat16)
     memory = _chips.compile_for(chip, run, *arguments).memory_analysis()
-    assert memory.temp_size_in_bytes <= 4 * 4 * 1024 * 8192  # of a float32 chunk
+    assert memory.temp_size_in_bytes <= 4 * 4 * 1024 * 8192  # a few float32 chunks of [1024, 8192]
 
 
 @pytest.mark.parametrize("chip", [on(chip) for chip in _chips.TPUS])
@@ -177,7 +177,7 @@ def test_a_linear_layer_of_any_size_precision_and_ensemble(chip):
 
 @pytest.mark.parametrize("chip", [on("v5e"), on("H100")])
 @pytest.mark.parametrize(("batch", "num_bins"), [(4096, 51), (4096, 1001), (1024, 8192)])
-def test_a_projected_distribution_is_in_memory_for_some_rows_at_a_time(chip, batch, num_bins):
+def test_a_projected_distribution_needs_memory_for_one_block_of_rows(chip, batch, num_bins):
     projection = kernels.TwoHot(-10.0, 10.0, num_bins)
 
     def mean(*arguments):
@@ -186,7 +186,7 @@ def test_a_projected_distribution_is_in_memory_for_some_rows_at_a_time(chip, bat
     logits, scalars = shapes(batch, num_bins, jnp.float32)
     run = jax.value_and_grad(mean)
     memory = _chips.compile_for(chip, run, logits, logits, scalars, scalars).memory_analysis()
-    # Three arrays of 2**18 floats, and a few numbers for each row; on a TPU such are in the memory on the chip.
+    # Three arrays of 2**18 floats and a few numbers per row. On a TPU the arrays stay in VMEM, which is not counted.
     assert memory.temp_size_in_bytes <= (3 * 2**20 if chip == "H100" else 2**19) + 64 * batch
 
 
@@ -205,7 +205,7 @@ SPILLS = """
 
 @pytest.mark.parametrize("chip", [on("H100")])
 def test_no_register_is_spilled(chip, tmp_path):
-    # The compiler looks for this variable once per process.
+    # The compiler reads MOSAIC_GPU_DUMP_TO once per process, so this needs a new process.
     paths = [Path(_chips.__file__).parent, Path(__file__).parent, *sys.path]
     environment = {
         **os.environ,
