@@ -6,6 +6,7 @@ RLCLS_CHECK_TYPES=0 leaves the check out altogether. Subprocesses run without it
 """
 
 import atexit
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -61,6 +62,13 @@ hypothesis.settings.load_profile("rlcls")
 
 if hasattr(signal, "SIGHUP"):  # nohup ignores it, and a run that it does not reach has nothing to save
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Gives all tests of a file to one worker, so that what they share is made once and not by every worker."""
+    if config.option.dist == "load":  # what -n means by itself
+        return importlib.import_module("xdist.scheduler").LoadFileScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)
