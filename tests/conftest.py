@@ -6,6 +6,7 @@ RLCLS_CHECK_TYPES=0 leaves the check out altogether. Subprocesses run without it
 """
 
 import atexit
+import gc
 import importlib
 import importlib.metadata
 import importlib.util
@@ -15,6 +16,9 @@ import signal
 import sys
 import tempfile
 import types
+
+# Imports and tracing make many objects that stay, so there is little garbage to look for.
+gc.set_threshold(20_000, 20, 100)
 
 # Before jax, matplotlib or rlcls are imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
