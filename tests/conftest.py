@@ -17,9 +17,6 @@ import sys
 import tempfile
 import types
 
-# Imports and tracing make many objects that stay, so there is little garbage to look for.
-gc.set_threshold(20_000, 20, 100)
-
 # Before jax, matplotlib or rlcls are imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -47,6 +44,9 @@ import jaxtyping
 import pytest
 from beartype import BeartypeConf, beartype
 from jax._src.interpreters import partial_eval
+
+# Tracing makes many objects that stay, so there is little garbage to look for.
+gc.set_threshold(20_000, 20, 100)
 
 if os.environ.get("RLCLS_CHECK_TYPES", "1") != "0":
     # The hook takes its checker by an import path, and beartype's own refuses 1 where a float is annotated.
