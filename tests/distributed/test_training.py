@@ -17,7 +17,6 @@ import pytest
 
 from rlcls import files
 from rlcls.runs import checkpoint
-from rlcls.train import main
 
 OPTIONS = [
     *("agent=dqn", "loss=hlgauss", "env=gymnasium", "env.id=CartPole-v1", "recipe=vector", "env.num_envs=4"),
@@ -117,7 +116,7 @@ def test_a_training_whose_process_was_killed_ends_in_the_same_bits(launch, tmp_p
     assert_equal(contents(tmp_path / "whole"), contents(tmp_path / "killed"))
 
 
-def test_a_signal_to_any_process_saves_all_and_the_same_command_goes_on(launch, tmp_path, capsys):
+def test_a_signal_to_any_process_saves_all_and_the_same_command_goes_on(launch, tmp_path):
     training = launch("stopped", "steps=1000000")
     wait_for_checkpoint(tmp_path / "stopped", 300)
     begun = time.monotonic()
@@ -129,8 +128,16 @@ def test_a_signal_to_any_process_saves_all_and_the_same_command_goes_on(launch, 
     assert launch("stopped", f"steps={newest.steps + 40}").wait(timeout=120) == 0
     assert "resuming" in (tmp_path / "stopped.txt").read_text()
     # One process alone cannot go on with it, and says so.
-    assert main([*OPTIONS, "steps=1000000", f"run_dir={tmp_path / 'stopped'}"]) == 2
-    assert "2 processes wrote checkpoint" in capsys.readouterr().err
+    command = [
+        sys.executable,
+        "-m",
+        "rlcls.train",
+        *OPTIONS,
+        "steps=1000000",
+        f"run_dir={tmp_path / 'stopped'}",
+    ]
+    alone = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert alone.returncode == 2 and "2 processes wrote checkpoint" in alone.stderr
 
 
 @pytest.mark.slow
