@@ -6,6 +6,8 @@ RLCLS_CHECK_TYPES=0 leaves the check out altogether. Subprocesses run without it
 """
 
 import atexit
+import gc
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -43,6 +45,9 @@ import pytest
 from beartype import BeartypeConf, beartype
 from jax._src.interpreters import partial_eval
 
+# Tracing makes many objects that stay, so there is little garbage to look for.
+gc.set_threshold(20_000, 20, 100)
+
 if os.environ.get("RLCLS_CHECK_TYPES", "1") != "0":
     # The hook takes its checker by an import path, and beartype's own refuses 1 where a float is annotated.
     checker = types.ModuleType("rlcls_type_checker")
@@ -61,6 +66,13 @@ hypothesis.settings.load_profile("rlcls")
 
 if hasattr(signal, "SIGHUP"):  # nohup ignores it, and a run that it does not reach has nothing to save
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Gives all tests of a file to one worker, so that what they share is made once and not by every worker."""
+    if config.option.dist == "load":  # what -n means by itself
+        return importlib.import_module("xdist.scheduler").LoadFileScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -104,8 +104,17 @@ def test_cql_is_unbiased_if_the_data_is_a_softmax_of_the_optimal_values(head):
         np.testing.assert_allclose(values(agent, state, probe), exact(probe), atol=0.05, err_msg=probe.name)
 
 
-@pytest.mark.parametrize("target", ["sarsa", "monte_carlo"])
-@pytest.mark.parametrize("head", ["mse", "hlgauss", "c51", "quantile"])
+@pytest.mark.parametrize(
+    ("head", "target"),
+    [
+        ("mse", "sarsa"),
+        ("hlgauss", "sarsa"),
+        ("quantile", "sarsa"),
+        ("c51", "sarsa"),
+        ("hlgauss", "monte_carlo"),
+        ("c51", "monte_carlo"),
+    ],
+)
 def test_sarsa_and_monte_carlo_learn_the_values_of_the_behaviour_policy(head, target):
     agent = make(head, alpha=0.0, target=target)
     state = learner(agent)(recorded(CHAIN), jax.random.key(0))

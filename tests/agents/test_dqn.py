@@ -137,9 +137,15 @@ def test_with_scaled_rewards_dqn_learns_values_outside_the_support():
 
 
 @pytest.mark.parametrize(
-    "options", [{"double": True}, {"dueling": True}, {"target_period": 1, "target_tau": 0.1}]
+    ("head", "options"),
+    [
+        ("hlgauss", {"double": True}),
+        ("c51", {"double": True}),
+        ("hlgauss", {"dueling": True}),
+        ("mse", {"dueling": True}),
+        ("hlgauss", {"target_period": 1, "target_tau": 0.1}),
+    ],
 )
-@pytest.mark.parametrize("head", ["mse", "hlgauss", "c51"])
 def test_double_dueling_and_soft_targets_learn_the_same_values(head, options):
     agent = make(head, **options)
     learns = learner(agent)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from rlcls import evaluate, evaluation, runs
+from rlcls import evaluate, evaluation, runs, train
 from rlcls.runs import metrics
 
 TINY = [
@@ -45,8 +45,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("evaluate") / "run"
-    done = python("-m", "rlcls.train", *TINY, f"run_dir={folder}")
-    assert done.returncode == 0, done.stderr
+    assert train.main([*TINY, f"run_dir={folder}"]) == 0
     return folder
 
 

@@ -1,6 +1,8 @@
-"""Facts about meshes as one line of JSON: a program, since JAX takes the number of devices when it starts.
+"""Facts about meshes: a program, since JAX takes the number of devices when it starts.
 
-XLA_FLAGS=--xla_force_host_platform_device_count=8 python _on_a_mesh.py updates
+Each line of JSON that it reads names one of its functions and the arguments; the answer is a line of JSON.
+
+echo '["updates"]' | XLA_FLAGS=--xla_force_host_platform_device_count=8 python _on_a_mesh.py
 """
 
 import contextlib
@@ -85,7 +87,8 @@ def learn(made, updates, diagnoses=False, **shapes):
     seen = {}
     for number in range(updates):
         held_out = batch(1000, **shapes) if diagnoses and number == 2 else None
-        made.submit(batch(number, **shapes), (np.arange(BATCH),), held_out)
+        rows = batch(number, **shapes)
+        made.submit(rows, (np.arange(len(rows.reward)),), held_out)
         (result,) = made.end_round()
         seen = result.diagnostics or seen
     made.close()
@@ -184,20 +187,35 @@ def bfloat16():
     return {"all_reduces": reduced, "computes_in_bfloat16": "xbf16>" in text}
 
 
+# The last column is the size of a batch. Convolutions that are compiled without optimisation are slow.
 NETWORKS = {
-    "transformer": (DQN, functools.partial(networks.Transformer, layers=2, width=32, heads=4), PICTURE, ONE),
-    "soft_moe": (DQN, functools.partial(networks.IMPALATokens, num_experts=4, hidden=32), PICTURE, ONE),
-    "resnet": (DQN, functools.partial(networks.ResNet, width=8), PICTURE, ONE),
-    "qtransformer": (QTransformer, MLP, VECTOR, SEVERAL),
-    "nature": (DQN, networks.Nature, PICTURE, ONE),
+    "transformer": (
+        DQN,
+        functools.partial(networks.Transformer, layers=2, width=32, heads=4),
+        PICTURE,
+        ONE,
+        8,
+    ),
+    "soft_moe": (
+        DQN,
+        functools.partial(networks.IMPALATokens, num_experts=4, hidden=32),
+        PICTURE,
+        ONE,
+        BATCH,
+    ),
+    "resnet": (DQN, functools.partial(networks.ResNet, width=8), PICTURE, ONE, 8),
+    "qtransformer": (QTransformer, MLP, VECTOR, SEVERAL, BATCH),
+    "nature": (DQN, networks.Nature, PICTURE, ONE, 8),
 }
 
 
 def model(name):
-    kind, backbone, observation, actions = NETWORKS[name]
-    of, shapes = agent(kind, backbone, observation, actions), {"observation": observation, "actions": actions}
-    begun = digest(jax.tree.map(np.array, learner(of)._state))
-    first, result, _ = learn(learner(of), 5, **shapes)
+    kind, backbone, observation, actions, size = NETWORKS[name]
+    of = agent(kind, backbone, observation, actions)
+    shapes = {"observation": observation, "actions": actions, "size": size}
+    alone = learner(of)
+    begun = digest(jax.tree.map(np.array, alone._state))
+    first, result, _ = learn(alone, 5, **shapes)
     facts = {}
     for sizes in ((1, 2), (2, 2)):
         made = learner(of, Placement(*sizes))
@@ -380,5 +398,8 @@ def refused(*commands):
 
 
 if __name__ == "__main__":
-    name, *arguments = sys.argv[1:]
-    print(json.dumps(globals()[name](*arguments)))
+    for line in sys.stdin:
+        name, *arguments = json.loads(line)
+        with contextlib.redirect_stdout(sys.stderr):
+            answer = globals()[name](*arguments)
+        print(json.dumps(answer), flush=True)

@@ -61,9 +61,16 @@ def run(loop, until):
     return lines
 
 
-@pytest.mark.parametrize("prioritized", (False, True), ids=("uniform", "prioritized"))
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("game", ("probe/two_step", "probe/policy"))
+# Every head with a uniform and every game with a prioritized replay; heads and replays do not know of each other.
+@pytest.mark.parametrize(
+    ("game", "head", "prioritized"),
+    [
+        *(("probe/policy", head, False) for head in HEADS),
+        *((game, "hlgauss", True) for game in ("probe/two_step", "probe/policy")),
+        ("probe/two_step", "mse", False),
+        ("probe/two_step", "quantile", True),
+    ],
+)
 def test_every_lane_learns_the_exact_values(game, head, prioritized):
     setting = program(game, head, prioritized=prioritized)
     loop = Compiled([setting], [0, 1], log_every=8000)

@@ -18,22 +18,35 @@ PROGRAM = Path(__file__).with_name("_on_a_mesh.py")
 FORCED = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 
 
-def facts(*arguments, cwd=None):
-    """What the program finds with eight forced devices."""
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), *arguments],
-        env=os.environ | {"XLA_FLAGS": FORCED, "PYTHONPATH": str(PROGRAM.parents[2])},
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory):
+    """What the program finds with eight forced devices; it starts, imports and builds once for all tests."""
+    folder = tmp_path_factory.mktemp("on_a_mesh")
+    with (folder / "errors.txt").open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, str(PROGRAM)],
+            env=os.environ | {"XLA_FLAGS": FORCED, "PYTHONPATH": str(PROGRAM.parents[2])},
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+
+    def facts(*arguments):
+        if process.poll() is None:
+            print(json.dumps(arguments), file=process.stdin, flush=True)
+        answer = process.stdout.readline()
+        assert answer, (folder / "errors.txt").read_text()
+        return json.loads(answer)
+
+    facts.folder = folder
+    yield facts
+    process.communicate()
 
 
 @pytest.fixture(scope="module")
-def updates():
+def updates(facts):
     return facts("updates")
 
 
@@ -61,7 +74,7 @@ def test_an_update_on_a_data_mesh_sends_its_gradients_and_metrics_in_one_all_red
                 assert mesh["sent"] == mesh["averaged"], (agent, devices)
 
 
-def test_a_mesh_of_one_device_gives_the_bits_of_no_mesh(updates):
+def test_a_mesh_of_one_device_gives_the_bits_of_no_mesh(facts, updates):
     assert updates["dqn"]["1"]["same_bits"]
     assert updates["dqn"]["1"]["collectives"] == {}
     plain = facts("plain")
@@ -70,7 +83,7 @@ def test_a_mesh_of_one_device_gives_the_bits_of_no_mesh(updates):
         assert two == pytest.approx(one, rel=1e-4), name
 
 
-def test_gradients_of_a_network_in_bfloat16_are_averaged_in_float32():
+def test_gradients_of_a_network_in_bfloat16_are_averaged_in_float32(facts):
     fact = facts("bfloat16")
     assert fact["computes_in_bfloat16"]
     (averaged,) = fact["all_reduces"]
@@ -78,7 +91,7 @@ def test_gradients_of_a_network_in_bfloat16_are_averaged_in_float32():
 
 
 @pytest.mark.parametrize("kind", ["online", "offline"])
-def test_a_loop_on_a_mesh_learns_the_same_compiles_once_and_resumes_to_the_same_bits(kind):
+def test_a_loop_on_a_mesh_learns_the_same_compiles_once_and_resumes_to_the_same_bits(facts, kind):
     fact = facts("loop", kind)
     assert fact["updates"] > 50 and fact["compiled_after_the_warm_up"] == 0
     assert fact["same_bits"] and fact["mesh"] == {"data": 2, "model": 1}
@@ -86,14 +99,14 @@ def test_a_loop_on_a_mesh_learns_the_same_compiles_once_and_resumes_to_the_same_
     assert max(fact["distance"]) < 1e-5
 
 
-def test_lanes_in_turns_on_two_devices_have_the_bits_of_one_device():
+def test_lanes_in_turns_on_two_devices_have_the_bits_of_one_device(facts):
     fact = facts("lanes", "alone")
     assert fact["same_bits"] and fact["resumed_same_bits"]
     assert fact["devices"] == ["cpu:0", "cpu:1"] and fact["acting_devices"] == ["cpu:0"]
     assert fact["compiled_after_the_first_line"] == 0
 
 
-def test_batched_lanes_are_divided_over_the_devices_without_any_communication():
+def test_batched_lanes_are_divided_over_the_devices_without_any_communication(facts):
     fact = facts("lanes", "vmap")
     assert fact["distance"] < 1e-3 and fact["resumed_same_bits"]
     assert fact["devices"] == ["cpu:0", "cpu:1"] and fact["acting_devices"] == ["cpu:0"]
@@ -135,7 +148,7 @@ DIVIDED = {
 
 
 @pytest.mark.parametrize("network", [pytest.param(name, marks=pytest.mark.slow) for name in DIVIDED])
-def test_a_network_that_several_devices_share_learns_the_same_and_sends_what_is_listed(network):
+def test_a_network_that_several_devices_share_learns_the_same_and_sends_what_is_listed(facts, network):
     pattern, *expected = DIVIDED[network]
     fact = facts("model", network)
     for sizes, most in zip(("1x2", "2x2"), expected, strict=True):
@@ -174,13 +187,13 @@ REFUSED = {
 }
 
 
-def test_a_mesh_that_does_not_fit_is_one_line(tmp_path):
-    answers = facts("refused", *(f"{PROBE} {options}" for options in REFUSED), cwd=tmp_path)
+def test_a_mesh_that_does_not_fit_is_one_line(facts):
+    answers = facts("refused", *(f"{PROBE} {options}" for options in REFUSED))
     for (options, words), (code, said) in zip(REFUSED.items(), answers, strict=True):
         assert code == 2, (options, said)
         assert words in said.splitlines()[-1], (options, said)
         assert said.count("\n") == 1, (options, said)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in facts.folder.iterdir()] == ["errors.txt"]
 
 
 def test_a_mesh_larger_than_the_machine_names_what_it_needs():
