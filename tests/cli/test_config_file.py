@@ -51,6 +51,22 @@ def test_the_configuration_of_a_run_can_be_read_as_a_file(argv, tmp_path):
     assert compose(config_file.overrides(tmp_path / "config.yaml", ["game=Breakout"])).env.game == "Breakout"
 
 
+def test_the_settings_of_a_compiled_run_can_be_read_and_overridden(tmp_path):
+    path = tmp_path / "config.yaml"
+    lists = ["agent.learning_rate=[1e-4,1e-3]", "returns.high=[5,9]"]
+    run = compose(["env=probe", "game=probe/policy", "loop=compiled", "recipe=minatar", *lists])
+    OmegaConf.save(run, path)
+    assert compose(config_file.overrides(path, [])) == run
+    one_rate = compose(config_file.overrides(path, ["agent.learning_rate=0.5"]))
+    assert one_rate.agent.learning_rate == 0.5
+    assert one_rate.settings == [
+        {"returns.high": 5.0, "loss.vmax": 5.0},
+        {"returns.high": 9.0, "loss.vmax": 9.0},
+    ]
+    alone = ["agent.learning_rate=0.5", "returns.high=4", "loss=mse"]
+    assert "settings" not in compose(config_file.overrides(path, alone))
+
+
 @pytest.fixture(scope="module")
 def config_of_a_run(tmp_path_factory):
     path = tmp_path_factory.mktemp("run") / "config.yaml"

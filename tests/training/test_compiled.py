@@ -159,7 +159,7 @@ def test_the_program_writes_in_place_and_branches():
     loop = Compiled([program(capacity=200_000, vmap=True)], [0, 1], log_every=400)
     group = loop._groups[0]
     ends = jnp.zeros((), jnp.int32)
-    compiled = group._shared.run.lower(group.state, [], group._seeds, ends, ends).compile()
+    compiled = group._shared.run.lower(group.state, [], group._seeds, {}, {}, ends, ends).compile()
     ring = 2 * program(capacity=200_000).replay.nbytes
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes >= ring
