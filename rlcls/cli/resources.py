@@ -25,7 +25,7 @@ _EPISODE = 100  # bytes of one evaluation episode: its return and length, as num
 _TRANSITION = (
     37  # bytes of one transition besides its frame: columns, priority, and copies while a checkpoint is made
 )
-_ROW = 10  # bytes of a row of a recording besides its columns, in a compiled loop: return to go, place, two flags
+_ROW = 9  # bytes of a row of a recording besides its columns, in a compiled loop: return to go, place, a flag
 _FILES = 256  # files that a run may have open at once; most of them are of a checkpoint that is being written
 
 

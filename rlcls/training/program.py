@@ -64,6 +64,7 @@ class Keys(NamedTuple):
     act: Key[Array, ""]
     update: Key[Array, ""]
     sample: Key[Array, ""]
+    noise: Key[Array, ""]
 
 
 class Program:
@@ -166,7 +167,7 @@ class Program:
     def keys(self, seed: UInt32[Array, ""]) -> Keys:
         """The keys of a seed's lane."""
         key = jax.random.key(seed)
-        uses = (xla.Use.ACT, xla.Use.UPDATE, xla.Use.SAMPLE)
+        uses = (xla.Use.ACT, xla.Use.UPDATE, xla.Use.SAMPLE, xla.Use.NOISE)
         return Keys(*(jax.random.fold_in(key, int(use)) for use in uses))
 
     def iterate(self, lane: Lane, keys: Keys, iteration: Int32[Array, ""], columns: dict[str, Array]) -> Lane:
@@ -207,9 +208,8 @@ class Program:
         key = jax.random.fold_in(keys.act, number)
         actions = self.agent.act(self.acting(lane), observations, key, epsilon)
         playing, outcome = jax.vmap(self._episodes.step)(lane.playing, actions)
-        ring = self.replay.add(
-            lane.ring, number, observations, actions, outcome.reward, outcome.terminated, lane.starts
-        )
+        row = observations, actions, outcome.reward, outcome.terminated, lane.starts
+        ring = self.replay.add(lane.ring, number, *row, jax.random.fold_in(keys.noise, number))
         returns, lengths = lane.episodes.returns + outcome.reward, lane.episodes.lengths + ~outcome.starts
         over = outcome.terminated | outcome.truncated
         count, total, steps = lane.episodes.recent
