@@ -130,7 +130,7 @@ def _settings(overrides: list[Override], known: DictConfig) -> list[dict[str, An
       overrides: the user's own values.
       known: the configuration without them.
     """
-    lists: dict[str, list[Any]] = {}
+    lists: dict[str, Any] = {}
     changes: Any = None
     for override in overrides:
         option = override.key_or_group
@@ -152,15 +152,14 @@ def _settings(overrides: list[Override], known: DictConfig) -> list[dict[str, An
         raise UserError(
             "settings: expected options and their numbers, [{agent.learning_rate:1e-4},...], and no other list"
         )
-    for option in {option: None for each in changes for option in each}:
+    for option in dict.fromkeys(option for each in changes for option in each):
+        numbers = list(dict.fromkeys(each[option] for each in changes if option in each))
         if "seeds" not in known:
-            values = ",".join(str(each[option]) for each in changes if option in each)
             raise UserError(
-                f"{option}: a list of values needs loop=compiled; --multirun {option}={values} makes runs one after "
-                "another"
+                f"{option}: a list of values needs loop=compiled; --multirun {option}={','.join(map(str, numbers))} "
+                "makes runs one after another"
             )
         if option.partition(".")[0] in _SHARED:
-            numbers = [each[option] for each in changes if option in each]
             raise UserError(f"{option}: expected one number, not {numbers}; all that train together share it")
     return changes
 

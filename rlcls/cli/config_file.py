@@ -72,7 +72,11 @@ def overrides(path: Path, argv: list[str]) -> list[str]:
         raise UserError(f"{path}: choices: expected groups and their names, not {plain(chosen)!r}")
     # The other choices are the names of the user's own classes, which the options `_target_` choose.
     options = {group: name for group, name in chosen.items() if group in GROUPS and name in choices(group)}
-    options |= {str(name): value for name, value in leaves(tree) if not (chosen and name in FIXED)}
+    # An evaluator of one's own is an option that is added.
+    leaves_of_file = {
+        f"+{name}" if str(name).startswith("evals.") else str(name): value for name, value in leaves(tree)
+    }
+    options |= {name: value for name, value in leaves_of_file.items() if not (chosen and name in FIXED)}
     given = {argument.partition("=")[0].lstrip("+~") for argument in argv}
     settings = options.pop("settings", None)
     if chosen and "recipe" in given:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -32,7 +33,7 @@ def lanes(config: DictConfig) -> list[DictConfig]:
         return [config]
     made = []
     for setting, seed in itertools.product(settings(config), seeds(config)):
-        own = {"seed": seed, "seeds": 1}
+        own: dict[str, Any] = {"seed": seed, "seeds": 1}
         if "seed" in setting.get("data", {}):
             own["data"] = {"seed": setting.data.seed + seed - config.seed}
         made.append(OmegaConf.merge(setting, own))

@@ -57,7 +57,7 @@ class Compiled:
 
     def __init__(
         self,
-        settings: Sequence[Program] | Sequence[OfflineProgram],
+        settings: Sequence[Program | OfflineProgram],
         seeds: Sequence[int],
         *,
         log_every: int,

@@ -7,9 +7,9 @@ import pytest
 
 from rlcls import collect, compare, evaluate, plot, train, trained
 from rlcls._errors import UserError
-from rlcls.cli import config_file, resources
+from rlcls.cli import build, config_file, resources
 from rlcls.cli.compose import compose
-from rlcls.datasets import Recording
+from rlcls.datasets import Mixture, Recording
 from rlcls.plotting import load, load_each
 from rlcls.runs import metrics
 from rlcls.runs.folder import read_config
@@ -106,8 +106,6 @@ def test_settings_can_be_named_one_by_one():
 
 
 def test_the_default_folder_names_the_seeds():
-    from rlcls.cli import build
-
     config = compose(["env=minatar", "game=Breakout", "seeds=10", "seed=5"])
     assert build.run_dir(config, "Breakout-MinAtar").name.startswith("dqn-hlgauss-Breakout-MinAtar-s5-14-")
 
@@ -159,8 +157,6 @@ def test_seeds_learn_from_a_recording_and_go_on(options, recorded, tmp_path):
 
 
 def test_each_seed_has_the_noise_and_the_held_out_episodes_of_a_run_of_its_own(recorded):
-    from rlcls.cli import build
-
     options = [*OFFLINE, f"data.path={recorded}", "data.reward_noise=0.5", "data.held_out=0.3", "seed=4"]
     config = compose(options)
     of_seeds = build._data_of_seeds(config, config, build.dataset(config))
@@ -197,7 +193,7 @@ MISFITS_OF_DATA = {
     "data.held_out=[0.1,0.2] eval.every=[1,2]": "eval.every: expected one number, not [1, 2]",
     "data.games=[probe/policy,probe/policy]": "rows/probe/policy is not a recording",
     "data.successes_only=true data.held_out=0.999999": "holds no transition",
-    "agent.target=monte": "unknown target 'monte'",
+    "agent.target=monte": "target must be one of q_learning, sarsa, monte_carlo, not monte",
 }
 
 
@@ -222,20 +218,34 @@ def test_a_recording_that_does_not_fit_into_the_memory_is_one_line(recorded, tmp
     )
 
 
-@pytest.mark.untyped
-def test_data_that_is_no_recording_is_refused(tmp_path, capsys):
-    command = [
-        *OFFLINE,
-        "data._target_=rlcls.testing_data.Nothing",
-        "steps=40",
-        f"run_dir={tmp_path / 'run'}",
-    ]
-    assert train.main([each for each in command if each != "data=recording"]) == 2
-    assert "data._target_=rlcls.testing_data.Nothing: No module named" in capsys.readouterr().err
-    with pytest.raises(UserError, match="loop=compiled samples one recording, as of data=recording"):
-        from rlcls.cli import build
+COIN = """
+import jax
+import numpy as np
+from rlcls.spec import Spec
+from rlcls.transition import Transition
 
-        build._check_is_on_device(object())
+
+class Coin:
+    spec = Spec(jax.ShapeDtypeStruct((1,), np.float32), jax.ShapeDtypeStruct((), np.int32), 2, None)
+
+    def sample(self, size, seed, number):
+        zeros = np.zeros(size, np.float32)
+        return Transition(zeros[:, None], zeros.astype(int), zeros, zeros, zeros[:, None], zeros), ()
+"""
+
+
+@pytest.mark.untyped
+def test_data_that_is_not_one_recording_is_one_line(tmp_path, capsys, monkeypatch):
+    (tmp_path / "coin_for_lanes.py").write_text(COIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    command = [each for each in OFFLINE if each != "data=recording"] + ["data._target_=coin_for_lanes.Coin"]
+    assert train.main([*command, "steps=40", f"run_dir={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and error[0].startswith(
+        "error: data: loop=compiled samples one recording, as of data=recording, minari, dqn_replay or rl_unplugged"
+    )
+    with pytest.raises(UserError, match="samples one recording, not a mixture of games, as of"):
+        build._check_is_on_device(Mixture.__new__(Mixture))
 
 
 MISFITS = {

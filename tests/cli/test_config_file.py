@@ -43,7 +43,10 @@ def test_the_command_line_overrides_the_file(write):
     assert (run.seed, run.choices.loss, run.backbone.hidden, run.replay.n_step) == (1, "huber", [8], 5)
 
 
-@pytest.mark.parametrize("argv", [[], ["loss=c51", "recipe=paper"], ["backbone=impala", "seed=4"]])
+EVALS = ["+evals.held_out._target_=rlcls.evaluation.HeldOutEvaluator", "+evals.held_out.every=9"]
+
+
+@pytest.mark.parametrize("argv", [[], ["loss=c51", "recipe=paper"], ["backbone=impala", "seed=4"], EVALS])
 def test_the_configuration_of_a_run_can_be_read_as_a_file(argv, tmp_path):
     run = compose(argv)
     OmegaConf.save(run, tmp_path / "config.yaml")
