@@ -15,10 +15,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import _report
 from _bare_update import MARK
+
+if TYPE_CHECKING:
+    from rlcls.training import Program
 
 SETTINGS = {
     "MLP, MSE, 10 seeds": {"seeds": 10},
@@ -69,22 +72,17 @@ def _child(command: list[str]) -> dict[str, Any]:
     return json.loads(lines[-1].removeprefix(MARK))
 
 
-def _measure(
-    seconds: float,
-    *,
-    game: str = "Breakout",
-    seeds: int = 1,
-    loss: str = "mse",
-    backbone: str = "mlp",
-    vmap: bool | None = None,
-) -> dict[str, Any]:
+def program(
+    *, game: str = "Breakout", loss: str = "mse", backbone: str = "mlp", vmap: bool | None = None
+) -> "Program":
+    """The program that is measured."""
     import optax
 
     from rlcls import heads, networks
     from rlcls.agents import DQN
     from rlcls.envs.gymnax import minatar
     from rlcls.replay import ArrayReplay
-    from rlcls.training import Compiled, LinearDecay, Program
+    from rlcls.training import LinearDecay, Program
 
     env = minatar(game, 8)
     support = {} if loss == "mse" else {"vmin": -1.0, "vmax": 20.0, "num_bins": 51}
@@ -98,7 +96,7 @@ def _measure(
         max_gradient_norm=0.5,
         target_period=250,
     )
-    program = Program(
+    return Program(
         agent,
         env,
         ArrayReplay.of(env, 100_000, min_size=2000),
@@ -107,8 +105,13 @@ def _measure(
         update_period=4,
         vmap=vmap,
     )
+
+
+def _measure(seconds: float, *, seeds: int = 1, **options: Any) -> dict[str, Any]:
+    from rlcls.training import Compiled
+
     begun = time.perf_counter()
-    loop = Compiled([program], range(seeds), log_every=2000)
+    loop = Compiled([program(**options)], range(seeds), log_every=2000)
     loop.advance()
     loop.advance()
     compiled = time.perf_counter() - begun

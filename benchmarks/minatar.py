@@ -11,6 +11,9 @@ bins     HL-Gauss on Breakout: bins times widths of the histogram, 500,000 agent
 sticky   HL-Gauss and MSE on Breakout, sticky actions 0 and 0.25, 500,000 agent steps
 softmax  MSE on a softmax beside MSE and HL-Gauss on Breakout, 500,000 agent steps
 width    HL-Gauss and MSE on Breakout, 1, 2 and 4 times as many units, 500,000 agent steps
+noise    HL-Gauss and MSE on Breakout, uniform noise of up to 0, 0.3 and 1 on each learnt reward, 500,000 agent steps
+offline  HL-Gauss and MSE on Breakout from a recording: targets of Q-learning and SARSA, with and without such noise,
+         200,000 updates of CQL; the recording is of one DQN that plays 200,000 steps, a quarter of them at random
 
 A run is one command of rlcls.train with `loop=compiled`, which trains all its seeds at once on a core of its own.
 --minutes stops the runs after that time, and they save: the same command goes on. Runs that have ended, here or among
@@ -33,6 +36,8 @@ RATE, CANDIDATES = 2.5e-4, (1e-4, 2.5e-4, 1e-3)
 # The best rates of `rates`, by loss.
 RATES: dict[str, float] = {}
 LAST = 3  # evaluations in a score
+NOISES = (0.0, 0.3, 1.0)
+RECORDING = "offline-recording"
 
 
 class Run(NamedTuple):
@@ -42,7 +47,7 @@ class Run(NamedTuple):
       part: the part of the benchmark that makes it.
       label: names it in tables.
       game: the game of MinAtar that it learns.
-      steps: agent steps of each seed.
+      steps: agent steps of each seed; updates from a recording.
       seeds: how many.
       options: further options of rlcls.train.
     """
@@ -81,7 +86,23 @@ def runs() -> list[Run]:
     for loss, times in itertools.product(("mse", "hlgauss"), (1, 2, 4)):
         options = [f"loss={loss}", f"backbone.hidden=[{128 * times}]"]
         made.append(Run("width", f"{loss}, width {times}", "Breakout", 500_000, 10, options))
+    for loss, noise in itertools.product(("mse", "hlgauss"), NOISES):
+        options = [f"loss={loss}", f"replay.reward_noise={noise:g}", *_support(noise)]
+        made.append(Run("noise", f"{loss}, noise {noise:g}", "Breakout", 500_000, 10, options))
+    for loss, target, noise in itertools.product(("mse", "hlgauss"), ("q_learning", "sarsa"), NOISES[::2]):
+        options = ["agent=cql", f"loss={loss}", f"agent.target={target}", f"data.reward_noise={noise:g}"]
+        options += ["data=recording", "checkpoint.every=50000", "logging.every=5000", *_support(noise)]
+        made.append(Run("offline", f"{loss}, {target}, noise {noise:g}", "Breakout", 200_000, 10, options))
     return made
+
+
+def _support(noise: float) -> list[str]:
+    """The support for rewards that are `noise` / 2 larger in the mean, which at a discount of 0.99 is 50 * noise.
+
+    The bins stay as wide as those of the recipe, 51 on [-1, 20].
+    """
+    high = 20 + 55 * noise
+    return [f"returns.high={high:g}", f"returns.num_bins={round(51 * (high + 1) / 21)}"] if noise else []
 
 
 PARTS = tuple(dict.fromkeys([run.part for run in runs()] + ["own"]))
@@ -111,16 +132,29 @@ def main() -> None:
             and (arguments.losses is None or run.label in arguments.losses)
             and _result(run, arguments.runs, known) is None
         ]
-        _runs.make(jobs, arguments.runs, processes=arguments.jobs, minutes=arguments.minutes)
+        limits: dict[str, Any] = {"processes": arguments.jobs, "minutes": arguments.minutes}
+        if arguments.part != "offline" or not jobs or _record(arguments.runs, limits):
+            _runs.make(jobs, arguments.runs, **limits)
     results = [result for run in runs() if (result := _result(run, arguments.runs, known)) is not None]
     if not results:
         raise SystemExit(f"no run in {arguments.runs} has ended yet")
     _write(results, arguments.out)
 
 
+def _record(folder: Path, limits: dict[str, Any]) -> bool:
+    """Trains one seed and records what it plays with noise; returns whether that has ended."""
+    trained = Run("offline", "behaviour", "Breakout", 500_000, 1, ["loss=mse"])
+    played = ["policy=run", f"run={folder / trained.name}", "epsilon=0.25", "steps=200000"]
+    collect = ["-m", "rlcls.collect", *played, f"out={folder / RECORDING}"]
+    jobs = _job(trained, folder), _runs.Job(RECORDING, collect)
+    return all(_runs.make([job], folder, **limits) for job in jobs)
+
+
 def _job(run: Run, folder: Path) -> _runs.Job:
     command = ["-m", "rlcls.train", "agent=dqn", "env=minatar", f"game={run.game}", f"seeds={run.seeds}"]
     command += [f"steps={run.steps}", f"agent.learning_rate={RATE:g}", "eval.every=50000", "eval.episodes=30"]
+    if "data=recording" in run.options:
+        command.append(f"data.path={folder / RECORDING}")
     # A run may replace one of the options above.
     options = {option.partition("=")[0]: option for option in [*command[2:], *run.options]}
     return _runs.Job(
@@ -138,7 +172,8 @@ def _result(run: Run, folder: Path, known: list[dict[str, Any]]) -> dict[str, An
     path = folder / run.name / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     evaluations = [line for line in lines if line["kind"] == "eval"]
-    if not evaluations or evaluations[-1]["agent_steps"] < run.steps:
+    unit = "updates" if "data=recording" in run.options else "agent_steps"
+    if not evaluations or evaluations[-1][unit] < run.steps:
         return None
     machine = _report.machine()
     return {
@@ -146,7 +181,7 @@ def _result(run: Run, folder: Path, known: list[dict[str, Any]]) -> dict[str, An
         "cpu": machine["cpu"],
         "revision": machine["revision"],
         "minutes": evaluations[-1]["seconds"] / 60,
-        "steps_of_evaluations": [line["agent_steps"] for line in evaluations],
+        "steps_of_evaluations": [line[unit] for line in evaluations],
         "returns": [line["return_mean_each"] for line in evaluations],
     }
 
@@ -222,7 +257,7 @@ def _picture(results: list[dict[str, Any]], path: Path) -> None:
             axes.plot(steps, curve.points, color=colour, linewidth=1.8, label=result["label"])
             axes.fill_between(steps, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
         axes.set_title(game)
-        axes.set_xlabel("thousand agent steps")
+        axes.set_xlabel("thousand updates" if results[0]["part"] == "offline" else "thousand agent steps")
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel("return (IQM and 95 % interval)")
     panels[0][-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)

@@ -18,13 +18,15 @@ from rlcls._errors import UserError, command, nearest
 from rlcls.cli.arguments import parse, probability, whole_number
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from rlcls.datasets import Recording, Writer
     from rlcls.datasets.playing import Act
     from rlcls.envs.base import HostEnv
     from rlcls.runs.segments import Segment
 
 _POLICIES = ("random", "run", "scripted")
-_PLAYING = ("policy", "steps", "episodes", "seed", "epsilon", "checkpoint", "noise", "levels")
+_PLAYING = ("policy", "steps", "episodes", "seed", "epsilon", "checkpoint", "lane", "noise", "levels")
 _LEVELS = "0,0.1,0.2,0.35,0.5"
 _OPTIONS = ("run", "out", "fraction", *_PLAYING)
 _MOST = 10**12
@@ -49,6 +51,7 @@ episodes=N        whole episodes, instead of steps=
 seed=N            determines the environments and the random actions; default: 0
 epsilon=P         with policy=run: the probability of a random action; default: that of the environment's evaluation
 checkpoint=STEP   with policy=run: latest (the default), best, or agent steps (offline: updates)
+lane=K            with policy=run: which of the seeds and settings of a run that trained several; default: 0
 noise=NAME        with policy=scripted: closed_loop (the policy sees every state), replay (it sees only the first one of
                   an episode), or mixed (it looks every 1, 4 or 8 steps or never again); default: no noise
 levels=P,P,...    with noise=: probabilities of a random action, one of them for each episode; default:
@@ -100,7 +103,7 @@ def _play(options: dict[str, str], environment: list[str]) -> Recording:
     from rlcls.datasets import Writer
     from rlcls.datasets.playing import layout_of, play
     from rlcls.envs.base import environment_seeds
-    from rlcls.runs import Progress, read_config
+    from rlcls.runs import Progress
     from rlcls.training.xla import Use
 
     policy = options["policy"]
@@ -108,7 +111,7 @@ def _play(options: dict[str, str], environment: list[str]) -> Recording:
         raise UserError(f"unknown policy {policy!r}{nearest(policy, _POLICIES)}")
     if "fraction" in options:
         raise UserError("fraction= applies only to run= without policy=")
-    for name in ("run", "epsilon", "checkpoint", "noise", "levels"):
+    for name in ("run", "epsilon", "checkpoint", "lane", "noise", "levels"):
         needed = "scripted" if name in ("noise", "levels") else "run"
         if name in options and policy != needed:
             raise UserError(f"{name}= applies only to policy={needed}, not to policy={policy}")
@@ -122,7 +125,7 @@ def _play(options: dict[str, str], environment: list[str]) -> Recording:
 
     resources.allow_open_files()
     own = policy == "run" and not environment
-    config = read_config(Path(options["run"])) if own else compose(environment, trains=False)
+    config = _run_config(options) if own else compose(environment, trains=False)
     with contextlib.closing(build.environment(config)) as env:
         act, facts = _policy(policy, options, env, seed, epsilon)
         source = {
@@ -163,7 +166,7 @@ def _policy(
         sample = _random_actions(env)
         return lambda observations, starts, part, step: sample(_generator(seed, part, step)), {}
     if name == "run":
-        return _run_policy(Path(options["run"]), options.get("checkpoint", "latest"), env, seed, epsilon)
+        return _run_policy(options, env, seed, epsilon)
     return _scripted_policy(options, env, seed)
 
 
@@ -216,8 +219,20 @@ def _random_actions(env: HostEnv) -> Callable[[np.random.Generator], np.ndarray]
     return sample
 
 
+def _run_config(options: dict[str, str]) -> DictConfig:
+    """The configuration of the run that plays, or of one of its lanes."""
+    from rlcls import trained
+    from rlcls.runs import read_config
+
+    return trained.lane_config(read_config(Path(options["run"])), _lane(options))
+
+
+def _lane(options: dict[str, str]) -> int:
+    return whole_number(options, "lane", 0, _MOST) or 0
+
+
 def _run_policy(
-    run_dir: Path, wanted: str, env: HostEnv, seed: int, epsilon: float | None
+    options: dict[str, str], env: HostEnv, seed: int, epsilon: float | None
 ) -> tuple[Act, dict[str, Any]]:
     """A trained run acts; also returns the facts on which its actions depend."""
     import jax
@@ -226,16 +241,17 @@ def _run_policy(
     from rlcls.cli import build
     from rlcls.files import Seal
     from rlcls.phases import phase
-    from rlcls.runs import read_config
     from rlcls.runs.checkpoint import MANIFEST
+    from rlcls.runs.lanes import is_compiled
     from rlcls.training import xla
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of files that training removes meanwhile
     xla.choose_device(None)
     xla.cache_compilations()
-    config = read_config(run_dir)
+    run_dir, wanted, lane = Path(options["run"]), options.get("checkpoint", "latest"), _lane(options)
+    config = _run_config(options)
     with contextlib.closing(build.one_environment(config)) as learnt_in, phase("reading the checkpoint"):
-        (agent, acting, spec), chosen, remarks = trained.read(config, learnt_in, run_dir, wanted)
+        (agent, acting, spec), chosen, remarks = trained.read(config, learnt_in, run_dir, wanted, lane)
         _, digest = Seal.of(chosen.folder / MANIFEST)
     for line in remarks:
         print(f"note: {line}", file=sys.stderr)
@@ -255,7 +271,7 @@ def _run_policy(
         return np.array(jax.device_get(compiled(acting, *arguments)))
 
     facts = {"run": run_dir.name, "checkpoint": chosen.steps, "checkpoint_sha256": digest, "epsilon": epsilon}
-    return policy, facts
+    return policy, facts | ({"lane": lane} if is_compiled(config) else {})
 
 
 def _record_replay(run_dir: Path, options: dict[str, str], out: Path) -> Recording:
@@ -265,6 +281,7 @@ def _record_replay(run_dir: Path, options: dict[str, str], out: Path) -> Recordi
     from rlcls.datasets.playing import layout_of
     from rlcls.phases import phase
     from rlcls.runs import checkpoint, read_config
+    from rlcls.runs.lanes import is_compiled
 
     fraction = probability(options, "fraction")
     if fraction == 0:
@@ -277,6 +294,11 @@ def _record_replay(run_dir: Path, options: dict[str, str], out: Path) -> Recordi
         print(f"note: {each}; falling back to the one before", file=sys.stderr)
     if chosen is None:
         raise UserError(f"{run_dir} has no checkpoint that is whole")
+    if is_compiled(config) and "replay" in config:
+        raise UserError(
+            f"{run_dir}: the replays of loop=compiled cannot be recorded; policy=run lane=K epsilon=P records what a "
+            "lane plays"
+        )
     if not chosen.segments:
         raise UserError(f"{run_dir} has no replay: it learnt from recorded data")
     with contextlib.closing(build.one_environment(config)) as env:

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from rlcls import networks
 from rlcls._errors import UserError, one_line
 from rlcls.agents.base import Agent, check_agent
+from rlcls.datasets import Mixture, Transitions
 from rlcls.envs.base import HostEnv, as_host_env
 from rlcls.envs.gymnax import as_jax_env
 from rlcls.envs.jax_vector import JaxVectorEnv
@@ -27,7 +28,7 @@ from rlcls.evaluation import EachLane, EpisodeEvaluator, Periodic
 from rlcls.runs.identity import identity, leaves
 from rlcls.runs.lanes import is_compiled, seeds, settings
 from rlcls.spec import Spec
-from rlcls.training import Compiled, Placement, Program
+from rlcls.training import Compiled, OfflineProgram, Placement, Program
 from rlcls.training.batches import check_structure
 from rlcls.training.loop import Dataset, Loop
 
@@ -254,7 +255,9 @@ def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | No
     Raises:
       UserError: the parts do not fit together, or do not fit into the memory.
     """
-    resources.check(config, agent, data.spec if data else env.spec, env.frame_stack)
+    if is_compiled(config) and data is not None:
+        _check_is_on_device(data)
+    resources.check(config, agent, data.spec if data else env.spec, env.frame_stack, data)
     common: dict[str, Any] = {"seed": config.seed, "log_every": config.logging.every}
     place = placement(config)
     if len(place.devices) > 1:  # a loop of the user's own need not know of meshes
@@ -264,12 +267,14 @@ def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | No
             raise UserError("a data set needs loop=offline; loop=online learns from what it plays")
         _check_batches(agent, data)
         _check_support(agent, data)
-        return build(config, "training", agent, data, **common)
-    if "replay" not in config:
+        if not is_compiled(config):
+            return build(config, "training", agent, data, **common)
+    elif "replay" not in config:
         raise UserError(f"loop={config.choices.loop} needs a data set: data= or data._target_=")
     if is_compiled(config):
         programs = [
-            _program(each, agent if not number else None, env) for number, each in enumerate(settings(config))
+            _program(each, agent if not number else None, env, _data_of_seeds(config, each, data))
+            for number, each in enumerate(settings(config))
         ]
         try:
             return Compiled(programs, seeds(config), log_every=config.logging.every, placement=place)
@@ -288,12 +293,17 @@ def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | No
     )
 
 
-def _program(config: DictConfig, made: Agent[Any] | None, env: HostEnv) -> Program:
+def _program(
+    config: DictConfig, made: Agent[Any] | None, env: HostEnv, data: Mapping[int, Transitions]
+) -> Program | OfflineProgram:
     """The program of one setting; the first setting has its agent and environment already.
 
     Raises:
       UserError: the environment is not pure, or the parts do not fit together.
     """
+    if data:
+        spec = next(iter(data.values())).spec
+        return build(config, "training", made or agent(config, spec), data)
     if made is None:
         env = environment(config)
     pure = getattr(env, "pure", None)
@@ -305,6 +315,38 @@ def _program(config: DictConfig, made: Agent[Any] | None, env: HostEnv) -> Progr
     agent_ = made or agent(config, pure.spec)
     replay, exploration = build(config, "replay", pure), build(config, "exploration")
     return build(config, "training", agent_, pure, replay, exploration=exploration)
+
+
+def _check_is_on_device(data: Dataset) -> None:
+    """Raises a UserError if a compiled loop cannot sample the data."""
+    if not isinstance(data, Transitions):
+        several = ", not a mixture of games" if isinstance(data, Mixture) else ""
+        raise UserError(
+            f"data: loop=compiled samples one recording{several}, as of data=recording, minari, dqn_replay or "
+            "rl_unplugged; loop=offline samples any data set"
+        )
+    if data.sampling != "replacement":
+        raise UserError(
+            f"data.sampling={data.sampling} needs loop=offline; loop=compiled draws with replacement"
+        )
+
+
+def _data_of_seeds(config: DictConfig, setting: DictConfig, data: Dataset | None) -> dict[int, Transitions]:
+    """What each seed of a setting samples; empty where the run learns from what it plays.
+
+    The seed after the first has the noise and the held-out episodes of the data's seed plus 1, and so on.
+
+    Args:
+      config: the run's configuration.
+      setting: one of its settings.
+      data: the data of the first setting.
+    """
+    if data is None:
+        return {}
+    if setting.data != config.data:
+        data = dataset(setting)
+    assert isinstance(data, Transitions)
+    return {seed: data.with_seed(data.seed + seed - config.seed) for seed in seeds(config)}
 
 
 def evaluators(
@@ -490,12 +532,14 @@ def _of_each_lane(
     for number, setting in enumerate(settings(config)):
         if number:
             env = environment(setting)
-            agent_ = agent(setting, env.spec)
-        first = _evaluator(setting, section, agent_, env, data)
+            agent_ = agent(setting, data.spec if data else env.spec)
+        of_seeds = _data_of_seeds(config, setting, data)
+        first = _evaluator(setting, section, agent_, env, of_seeds.get(config.seed))
         for seed in seeds(config):
             with_seed = getattr(first, "with_seed", None)
-            other = OmegaConf.merge(setting, {"seed": seed})
-            each.append(with_seed(seed) if with_seed else _evaluator(other, section, agent_, env, data))  # type: ignore[arg-type]
+            other: Any = OmegaConf.merge(setting, {"seed": seed})
+            own = (other, section, agent_, env, of_seeds.get(seed))
+            each.append(with_seed(seed) if with_seed else _evaluator(*own))
     return EachLane(each)
 
 

@@ -88,21 +88,22 @@ def compose(argv: list[str], *, trains: bool = True) -> DictConfig:
     for override in chosen:
         _check_choice(override)
     known = _compose([_text(override) for override in chosen])
+    learns_from_data = "seeds" in known and (
+        known.data._target_ is not None or any(each.key_or_group == "data._target_" for each in overrides)
+    )
+    if learns_from_data:
+        _leave_playing_out(known)
     for override in overrides:
-        if override not in chosen:
+        if override not in chosen and override.key_or_group != "settings":
             _check_option(override, known)
 
-    lists: dict[str, list[Any]] = {}
-    for override in overrides:
-        option, values = override.key_or_group, override.value()
-        if "." in option and isinstance(values, list) and _is_number(OmegaConf.select(known, option)):
-            lists[option] = values
-        else:  # the last value wins where an option is given twice
-            lists.pop(option, None)
-    if lists:
-        return _with_settings(argv, lists, known, trains)
+    if changes := _settings(overrides, known):
+        others = [argument for argument in argv if not _makes_settings(_parse(argument), known)]
+        return _with_settings(others, changes, trains)
 
     config = _compose([_text(override) for override in overrides])
+    if learns_from_data:
+        _leave_playing_out(config)
     given = {override.key_or_group for override in overrides}
     for section in OBJECTS:
         _fit(config, known, section, given)
@@ -122,39 +123,74 @@ def compose(argv: list[str], *, trains: bool = True) -> DictConfig:
     return DictConfig(resolved)
 
 
-def _with_settings(
-    argv: list[str], lists: dict[str, list[Any]], known: DictConfig, trains: bool
-) -> DictConfig:
+def _settings(overrides: list[Override], known: DictConfig) -> list[dict[str, Any]]:
+    """What each of several settings changes: every combination of options that are lists, or `settings=` one by one.
+
+    Args:
+      overrides: the user's own values.
+      known: the configuration without them.
+    """
+    lists: dict[str, Any] = {}
+    changes: Any = None
+    for override in overrides:
+        option = override.key_or_group
+        if option == "settings":
+            changes = override.value()
+        elif _makes_settings(override, known):
+            lists[option] = override.value()
+        else:  # the last value wins where an option is given twice
+            lists.pop(option, None)
+    if changes is None:
+        for option, numbers in lists.items():
+            if not numbers or not all(map(_is_number, numbers)) or len(set(numbers)) < len(numbers):
+                raise UserError(f"{option}: expected different numbers in the list, not {numbers}")
+        if (count := math.prod(map(len, lists.values()))) > _MOST_RUNS:
+            raise UserError(f"these lists make {count} settings; a run has at most {_MOST_RUNS}")
+        combinations = itertools.product(*lists.values())
+        changes = [dict(zip(lists, values, strict=True)) for values in combinations] if lists else []
+    elif lists or not changes or not isinstance(changes, list) or not all(map(_are_numbers, changes)):
+        raise UserError(
+            "settings: expected options and their numbers, [{agent.learning_rate:1e-4},...], and no other list"
+        )
+    for option in dict.fromkeys(option for each in changes for option in each):
+        numbers = list(dict.fromkeys(each[option] for each in changes if option in each))
+        if "seeds" not in known:
+            raise UserError(
+                f"{option}: a list of values needs loop=compiled; --multirun {option}={','.join(map(str, numbers))} "
+                "makes runs one after another"
+            )
+        if option.partition(".")[0] in _SHARED:
+            raise UserError(f"{option}: expected one number, not {numbers}; all that train together share it")
+    return changes
+
+
+def _makes_settings(override: Override, known: DictConfig) -> bool:
+    """Whether an override asks for several settings."""
+    option = override.key_or_group
+    is_list = "." in option and isinstance(override.value(), list)
+    return option == "settings" or (is_list and _is_number(OmegaConf.select(known, option)))
+
+
+def _with_settings(argv: list[str], changes: list[dict[str, Any]], trains: bool) -> DictConfig:
     """The first setting's configuration, with a list `settings` of the options in which each differs.
 
     Args:
-      argv: as in `compose`.
-      lists: the values of each option that was given several.
-      known: the configuration without the user's own values.
+      argv: what all settings share, as in `compose`.
+      changes: what each of them changes.
       trains: as in `compose`.
     """
-    if "seeds" not in known:
-        first, choices_of_first = next(iter(lists.items()))
-        raise UserError(
-            f"{first}: a list of values needs loop=compiled; --multirun {first}={','.join(map(str, choices_of_first))} "
-            "makes runs one after another"
-        )
-    for option, numbers in lists.items():
-        if option.partition(".")[0] in _SHARED:
-            raise UserError(f"{option}: expected one number, not {numbers}; all that train together share it")
-        if not numbers or not all(map(_is_number, numbers)) or len(set(numbers)) < len(numbers):
-            raise UserError(f"{option}: expected different numbers in the list, not {numbers}")
-    if (count := math.prod(map(len, lists.values()))) > _MOST_RUNS:
-        raise UserError(f"these lists make {count} settings; a run has at most {_MOST_RUNS}")
-    others = [argument for argument in argv if _parse(argument).key_or_group not in lists]
     configs = []
-    for chosen in itertools.product(*lists.values()):
-        values = [f"{option}={value!r}" for option, value in zip(lists, chosen, strict=True)]
-        configs.append(compose([*others, *values], trains=trains))
+    for each in changes:
+        values = [f"{option}={value!r}" for option, value in each.items()]
+        configs.append(compose([*argv, *values], trains=trains))
     options = [dict(leaves(OmegaConf.to_container(config))) for config in configs]  # type: ignore[arg-type]
     names = [name for name in options[0] if any(each.get(name) != options[0][name] for each in options)]
     configs[0].settings = [{name: each[name] for name in names} for each in options]
     return configs[0]
+
+
+def _are_numbers(changes: Any) -> bool:
+    return isinstance(changes, dict) and bool(changes) and all(map(_is_number, changes.values()))
 
 
 def _is_number(value: Any) -> bool:
@@ -247,6 +283,14 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
     del config["hydra"]
     config.choices = {group: chosen.get(group) for group in GROUPS}
     return config
+
+
+def _leave_playing_out(config: DictConfig) -> None:
+    """Makes a compiled loop that plays one that learns from `data`."""
+    for section in ("replay", "exploration"):
+        config.pop(section, None)
+    if config.training._target_ == "rlcls.training.Program":
+        config.training._target_ = "rlcls.training.OfflineProgram"
 
 
 def _resolved_where_possible(config: DictConfig) -> dict[str, Any]:
@@ -343,14 +387,18 @@ def _check_option(override: Override, known: DictConfig) -> None:
 
 
 def _check_loop_has(section: str, key: str, known: DictConfig) -> None:
-    """Raises a UserError if the section of an option, such as replay, belongs to another loop than the chosen one."""
+    """Raises a UserError if the chosen loop does not have the section of an option, such as replay."""
     loops = _choices_with("loop", section)
     loop = f"loop={known.choices.loop}"
-    if loops and loop not in loops:
-        option = key.rpartition(".")[2]
-        in_data = not option.startswith("_") and _choices_with("data", option)
-        twin = f"; with {loop} it is data.{option}" if in_data else ""
-        raise UserError(f"{key} belongs to {', '.join(loops)}" + (twin or f", not to {loop}"))
+    if not loops or section in known:
+        return
+    option = key.rpartition(".")[2]
+    in_data = not option.startswith("_") and _choices_with("data", option)
+    if loop in loops:
+        twin = f"; there it is data.{option}" if in_data else ""
+        raise UserError(f"{key}: {loop} with data= plays nothing and has no {section}{twin}")
+    twin = f"; with {loop} it is data.{option}" if in_data else ""
+    raise UserError(f"{key} belongs to {', '.join(loops)}" + (twin or f", not to {loop}"))
 
 
 @functools.cache

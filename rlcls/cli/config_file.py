@@ -52,7 +52,7 @@ def overrides(path: Path, argv: list[str]) -> list[str]:
 
     Keys are the names of the command line, nested or dotted: `loss: mse`, `agent: {learning_rate: 1e-4}`,
     `agent.learning_rate: 1e-4`, `+env.name: value`. A run folder's config.yaml can be read too: the entries of its
-    `choices` choose the groups.
+    `choices` choose the groups, and its `settings` train together.
 
     Raises:
       UserError: the file cannot be read, or holds something other than options; or `argv` chooses another recipe for
@@ -72,20 +72,35 @@ def overrides(path: Path, argv: list[str]) -> list[str]:
         raise UserError(f"{path}: choices: expected groups and their names, not {plain(chosen)!r}")
     # The other choices are the names of the user's own classes, which the options `_target_` choose.
     options = {group: name for group, name in chosen.items() if group in GROUPS and name in choices(group)}
-    options |= {str(name): value for name, value in leaves(tree) if not (chosen and name in FIXED)}
+    # An evaluator of one's own is an option that is added.
+    leaves_of_file = {
+        f"+{name}" if str(name).startswith("evals.") else str(name): value for name, value in leaves(tree)
+    }
+    options |= {name: value for name, value in leaves_of_file.items() if not (chosen and name in FIXED)}
     given = {argument.partition("=")[0].lstrip("+~") for argument in argv}
+    settings = options.pop("settings", None)
     if chosen and "recipe" in given:
         raise UserError(
             f"{path} is the configuration of a run, and its values would replace those of another recipe; leave "
             "recipe= or --config-file out"
         )
     replaced = tuple(f"{section}." for group in given.intersection(GROUPS) for section in _sections(group))
+
+    def is_replaced(name: str) -> bool:
+        key = name.lstrip("+~")
+        return key in given or key.replace("/", ".").startswith(replaced)
+
+    if isinstance(settings, list) and all(isinstance(each, dict) for each in settings):
+        left = [{name: value for name, value in each.items() if not is_replaced(name)} for each in settings]
+        # Without an option that they differed in, some may be equal.
+        settings = [each for number, each in enumerate(left) if each and each not in left[:number]]
+        options = {
+            name: value for name, value in options.items() if not any(name in each for each in settings)
+        }
+    if settings:
+        options["settings"] = settings
     return [
-        *(
-            f"{name}={_written(name, value)}"
-            for name, value in options.items()
-            if (key := name.lstrip("+~")) not in given and not key.replace("/", ".").startswith(replaced)
-        ),
+        *(f"{name}={_written(name, value)}" for name, value in options.items() if not is_replaced(name)),
         *argv,
     ]
 

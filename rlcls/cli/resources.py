@@ -15,7 +15,9 @@ from omegaconf import DictConfig
 
 from rlcls._errors import UserError
 from rlcls.agents.base import Agent
+from rlcls.datasets import Transitions
 from rlcls.spec import Spec
+from rlcls.training.loop import Dataset
 
 _SHARE = 0.9  # of the memory that this process may use
 _PROGRAM = 1 << 29  # bytes of libraries and compiled programs, which no array holds
@@ -23,6 +25,7 @@ _EPISODE = 100  # bytes of one evaluation episode: its return and length, as num
 _TRANSITION = (
     37  # bytes of one transition besides its frame: columns, priority, and copies while a checkpoint is made
 )
+_ROW = 9  # bytes of a row of a recording besides its columns, in a compiled loop: return to go, place, a flag
 _FILES = 256  # files that a run may have open at once; most of them are of a checkpoint that is being written
 
 
@@ -40,23 +43,31 @@ class Need(NamedTuple):
     value: int | None
 
 
-def check(config: DictConfig, agent: Agent[Any], spec: Spec, frame_stack: int) -> None:
+def check(
+    config: DictConfig, agent: Agent[Any], spec: Spec, frame_stack: int, data: Dataset | None = None
+) -> None:
     """Compares an estimate of the arrays that a run holds with the memory that this process may use.
 
-    The estimate is of the replay, the parameters and the optimiser's state, the largest activations of the batches, and
-    the episodes of an evaluation. It is rather too low, so that no run is refused that would have fitted.
+    The estimate is of the replay, the parameters and the optimiser's state, the largest activations of the batches, the
+    recorded data of a compiled loop, and the episodes of an evaluation. It is rather too low, so that no run is refused
+    that would have fitted. A compiled loop holds its arrays in the memory of its devices.
 
     Raises:
       UserError: the run needs more; the line names the option that needs most, and a value that fits.
     """
-    memory = available()
+    lanes, memory = config.get("seeds", 1) * len(config.get("settings", [1])), available()
+    if "seeds" in config and jax.default_backend() != "cpu":
+        memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+        lanes = -(-lanes // (config.mesh.data or 1))
     if memory is None:
         return
     needs = [*_replay(config, spec, frame_stack), *_learning(config, agent, spec)]
-    if (lanes := config.get("seeds", 1) * len(config.get("settings", [1]))) > 1:
+    if lanes > 1:
         needs = [
             need._replace(bytes=lanes * need.bytes, words=f"{lanes} times {need.words}") for need in needs
         ]
+    if "seeds" in config and isinstance(data, Transitions):
+        needs.append(_recording(config, data, lanes))
     if episodes := config.eval.get("episodes"):
         needs.append(Need(f"eval.episodes={episodes}", episodes * _EPISODE, episodes))
     room, total = max(0, int(memory * _SHARE) - _PROGRAM), sum(need.bytes for need in needs)
@@ -136,6 +147,14 @@ def _replay(config: DictConfig, spec: Spec, frame_stack: int) -> list[Need]:
     frame_bytes = math.prod(shape) * observation.dtype.itemsize
     capacity = int(config.replay.capacity)
     return [Need(f"replay.capacity={capacity}", capacity * (frame_bytes + _TRANSITION), capacity)]
+
+
+def _recording(config: DictConfig, data: Transitions, lanes: int) -> Need:
+    """The recording on the device, and the columns that each lane has of its own."""
+    rows, columns = data.recording.columns.num_rows, data.recording.manifest.layout.columns.values()
+    row = _ROW + sum(dtype.itemsize * math.prod(shape) for dtype, shape in columns)
+    of_lane = 8 * bool(config.data.get("reward_noise")) + 4 * bool(config.data.get("held_out"))
+    return Need(f"a recording of {rows:,} rows", rows * (row + lanes * of_lane), rows)
 
 
 def _learning(config: DictConfig, agent: Agent[Any], spec: Spec) -> list[Need]:

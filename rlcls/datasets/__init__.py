@@ -1,5 +1,6 @@
 """Recorded experience: DQN Replay, RL Unplugged, Minari and own recordings, with one sampler for all."""
 
+from .arrays import ArrayTransitions
 from .choices import open_dqn_replay, open_minari, open_recording, open_rl_unplugged
 from .mixture import Mixture
 from .recording import Recording, Writer
@@ -11,6 +12,7 @@ __all__ = [
     "BEGINS",
     "CONTINUES",
     "CUT",
+    "ArrayTransitions",
     "Layout",
     "Mixture",
     "Recording",

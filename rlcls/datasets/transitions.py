@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, Shaped
 
@@ -33,7 +35,8 @@ class Transitions:
     `held_out` is the probability with which an episode is not sampled. The choice depends on the seed and on the number
     of the episode in the recording. No transition contains steps or frames of two episodes.
 
-    Memory besides the mapped frames: 23 bytes per row with discrete actions.
+    Memory besides the mapped frames: 24 bytes per row with discrete actions, 28 if the learnt rewards differ from those
+    recorded.
 
     Args:
       recording: the recording.
@@ -51,6 +54,7 @@ class Transitions:
 
     Attributes:
       count: number of transitions that can be sampled.
+      seed: determines the noise and the held-out episodes.
 
     Raises:
       ValueError: an option is out of range.
@@ -87,36 +91,61 @@ class Transitions:
             raise ValueError(f"held_out must be at least 0 and below 1, not {held_out}")
         self.recording, self.sampling = recording, sampling
         layout = recording.manifest.layout
-        self._stack, self._n_step, self._gamma = layout.stack, n_step, gamma
+        self.stack, self.n_step, self.gamma = layout.stack, n_step, gamma
         columns = recording.columns
         self._actions, self._terminals = np.array(columns.actions), np.array(columns.terminals)
         self._begins = np.array(columns.starts) != CONTINUES
-        self._rewards = np.array(columns.rewards)
+        self._clipped = np.array(columns.rewards)
         if reward_clip:
-            np.clip(self._rewards, -reward_clip, reward_clip, out=self._rewards)
-        if reward_noise:
-            self._rewards += np.float32(reward_noise) * _uniforms(_NOISE, len(self._rewards), seed)
-        self._rewards *= np.float32(reward_scale)
+            np.clip(self._clipped, -reward_clip, reward_clip, out=self._clipped)
+        self._noise, self._scale, self._held_out = reward_noise, reward_scale, held_out
         last = np.append(self._begins[1:], True)[: columns.num_rows]
         self._steps = self._terminals | ~last  # rows whose action has a recorded outcome
-        self._returns = _returns_to_go(self._rewards, self._terminals | last, gamma)
-        first = self._steps.copy()
+        self._ends = self._terminals | last
+        self._starts = self._steps.copy()  # whether a transition starts at a row
         for row in np.flatnonzero(columns.starts == CUT):
-            unknown = slice(row, row + max(self._stack - 1, 0))
+            unknown = slice(row, row + max(self.stack - 1, 0))
             # The next episode may start among these rows.
-            first[unknown] &= np.cumsum(self._begins[unknown]) > 1
+            self._starts[unknown] &= np.cumsum(self._begins[unknown]) > 1
         if successes_only:
-            first &= self._successes()
+            self._starts &= self._successes()
+        self._kind = "transition of an episode with a return above 0" if successes_only else "transition"
+        self._host, self._hosts = host, hosts
+        self._draw_noise_and_episodes(seed)
+
+    def with_seed(self, seed: int) -> Transitions:
+        """The same recording with the noise and the held-out episodes of another seed.
+
+        Arrays that do not depend on the seed are those of this object.
+
+        Raises:
+          UserError: that seed holds every transition out.
+        """
+        if seed == self.seed or not (self._noise or self._held_out):
+            return self
+        other = copy.copy(self)
+        other._draw_noise_and_episodes(seed)
+        return other
+
+    def _draw_noise_and_episodes(self, seed: int) -> None:
+        self.seed, rewards = seed, self._clipped
+        if self._noise:
+            rewards = rewards + np.float32(self._noise) * _uniforms(_NOISE, len(rewards), seed)
+        if self._scale != 1:
+            rewards = rewards * np.float32(self._scale)
+        self._rewards = rewards
+        self._returns = _returns_to_go(rewards, self._ends, self.gamma)
+        first = self._starts
         uniforms = _uniforms(_EPISODES, int(self._begins.sum()), seed)
-        is_held_out = (uniforms < held_out)[np.cumsum(self._begins) - 1]
+        is_held_out = (uniforms < self._held_out)[np.cumsum(self._begins) - 1]
         self._first_rows = np.flatnonzero(first & ~is_held_out)
         self._held_out_rows = np.flatnonzero(first & is_held_out)
         self.count = len(self._first_rows)
         if not self.count:
-            kind = "transition of an episode with a return above 0" if successes_only else "transition"
             outside = f", {len(self._held_out_rows):,} of them held out" if len(self._held_out_rows) else ""
-            raise UserError(f"{recording.path} has no {kind} ({columns.num_rows} rows{outside})")
-        self._indices = Indices(self.count, sampling, host=host, hosts=hosts)
+            rows = self.recording.columns.num_rows
+            raise UserError(f"{self.recording.path} has no {self._kind} ({rows} rows{outside})")
+        self._indices = Indices(self.count, self.sampling, host=self._host, hosts=self._hosts)
 
     @property
     def spec(self) -> Spec:
@@ -177,6 +206,33 @@ class Transitions:
         rows = self._held_out_rows
         return (rows[_spread(len(rows), most)],)
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What `rlcls.datasets.ArrayTransitions` samples, as rows by name.
+
+        frames [T, *frame], actions [T, *action], float32 rewards and returns [T] (learnt rewards, and their returns to
+        go), bool terminals, begins and steps [T] (whether a row begins an episode, and whether the outcome of its
+        action is known), int32 first_rows [count], where transitions start, and int32 count.
+
+        Raises:
+          UserError: a frame is damaged or not finite.
+        """
+        frames = np.asarray(self.recording.columns.frames)
+        self.recording.check(np.arange(len(frames)))
+        if frames.dtype.kind == "f" and not np.isfinite(frames).all():
+            row = int(np.argwhere(~np.isfinite(frames))[0, 0])
+            raise UserError(f"{self.recording.path}: the observation is not finite at row {row}")
+        return {
+            "frames": frames,
+            "actions": self._actions,
+            "rewards": self._rewards,
+            "returns": self._returns,
+            "terminals": self._terminals,
+            "begins": self._begins,
+            "steps": self._steps,
+            "first_rows": self._first_rows.astype(np.int32),
+            "count": np.asarray(self.count, np.int32),
+        }
+
     def at(self, rows: Int64[np.ndarray, "b"]) -> Transition:
         """The transitions that start at these rows."""
         reward, discount, steps = self._accumulate(rows)
@@ -200,23 +256,23 @@ class Transitions:
         """The sum of rewards, the discount, and the number of rows to the bootstrap observation."""
         reward, discount = np.zeros(len(rows)), np.ones(len(rows))
         steps, running = np.zeros(len(rows), np.int64), np.ones(len(rows), bool)
-        for i in range(self._n_step):
+        for i in range(self.n_step):
             at = np.minimum(rows + i, len(self._steps) - 1)
             if i:
                 running &= self._steps[at] & (rows + i == at)
-            reward += np.where(running, self._gamma**i * self._rewards[at], 0.0)
+            reward += np.where(running, self.gamma**i * self._rewards[at], 0.0)
             steps += running
             terminal = running & self._terminals[at]
-            discount = np.where(running, np.where(terminal, 0.0, discount * self._gamma), discount)
+            discount = np.where(running, np.where(terminal, 0.0, discount * self.gamma), discount)
             running &= ~terminal
         return reward.astype(np.float32), discount.astype(np.float32), steps
 
     def _observations(self, rows: np.ndarray) -> Shaped[np.ndarray, "b *observation"]:
         frames = np.asarray(self.recording.columns.frames)  # indexing is faster than with np.memmap
-        if not self._stack:
+        if not self.stack:
             self.recording.check(rows)
             return frames.take(rows, axis=0)
-        stacked = np.maximum(rows[:, None] + np.arange(1 - self._stack, 1), 0)  # oldest frame first
+        stacked = np.maximum(rows[:, None] + np.arange(1 - self.stack, 1), 0)  # oldest frame first
         self.recording.check(stacked)
         observations = frames.take(stacked, axis=0)
         begins = self._begins[stacked[:, 1:]]

@@ -43,7 +43,7 @@ class Ring(NamedTuple):
     Attributes:
       frames: [T, N, F], an observation (of stacked frames the newest) as F numbers.
       actions: [T, N], taken at these observations.
-      rewards: [T, N], received for the actions, not clipped.
+      rewards: [T, N], received for the actions, clipped and noisy as they are learnt.
       terminals: [T, N], whether the action ended the episode; False where a limit cut it.
       starts: [T, N], whether the observation was the first of its episode.
       weights: None where samples are uniform.
@@ -80,7 +80,8 @@ class ArrayReplay:
       min_size: agent steps before the first update; the loop reads it.
       n_step: rewards summed before bootstrapping.
       gamma: discount of one agent step.
-      reward_clip: sampled rewards are clipped to this magnitude; 0 never clips.
+      reward_clip: rewards are clipped to this magnitude before they are stored; 0 never clips.
+      reward_noise: a uniform number between 0 and this is added to each reward then.
       prioritized: samples in proportion to priority**priority_exponent, in strata, as `FrameReplay`.
       priority_exponent: 0 samples uniformly.
       importance_exponent: exponent of the importance weights.
@@ -98,6 +99,7 @@ class ArrayReplay:
     n_step: int = 1
     gamma: float = 0.99
     reward_clip: float = 0.0
+    reward_noise: float = 0.0
     prioritized: bool = False
     priority_exponent: float = 0.5
     importance_exponent: float = 0.5
@@ -106,7 +108,7 @@ class ArrayReplay:
         for name in ("num_streams", "n_step"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("reward_clip", "priority_exponent", "importance_exponent"):
+        for name in ("reward_clip", "reward_noise", "priority_exponent", "importance_exponent"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
         if not 0 <= self.gamma <= 1:
@@ -176,9 +178,27 @@ class ArrayReplay:
         rewards: Float[Array, "n"],
         terminals: Bool[Array, "n"],
         starts: Bool[Array, "n"],
+        key: Key[Array, ""] | None = None,
     ) -> Ring:
-        """The ring with one more row, in place of the oldest once it is full; the columns are as in `Ring`."""
+        """The ring with one more row, in place of the oldest once it is full; the columns are as in `Ring`.
+
+        Args:
+          ring: the contents.
+          rows: rows added before.
+          observations: what was acted on.
+          actions: taken there.
+          rewards: as the environments gave them.
+          terminals: whether the action ended the episode.
+          starts: whether the observation began one.
+          key: for the noise of the rewards.
+        """
         rows = jnp.asarray(rows, jnp.int32)
+        if self.reward_clip:
+            rewards = jnp.clip(rewards, -self.reward_clip, self.reward_clip)
+        if self.reward_noise:
+            if key is None:
+                raise ValueError("reward_noise needs a key")
+            rewards = rewards + self.reward_noise * jax.random.uniform(key, rewards.shape)
         slot = rows % self.length
         frames = observations[:, -1] if self.stack else observations
         ring = ring._replace(
@@ -310,8 +330,6 @@ class ArrayReplay:
         slots = (sampled.slots[:, None] + ahead) % self.length
         streams = sampled.streams[:, None]
         rewards = self._column(ring.rewards, slots, streams)
-        if self.reward_clip:
-            rewards = jnp.clip(rewards, -self.reward_clip, self.reward_clip)
         terminals = self._column(ring.terminals, slots, streams)
         # An episode goes on after step i unless that step was terminal, or row i + 2 begins another.
         over = terminals

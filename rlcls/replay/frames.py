@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int, Shaped
+from jaxtyping import Bool, Float, Float64, Int, Shaped, UInt64
 
 from rlcls.envs.base import HostEnv
 from rlcls.transition import Transition
@@ -52,6 +52,8 @@ class FrameReplay:
       n_step: number of rewards that are summed before bootstrapping.
       gamma: discount of one agent step.
       reward_clip: rewards are clipped to +-reward_clip when they are summed, and stored unclipped; 0 disables clipping.
+      reward_noise: a number between 0 and this is added to each clipped reward. It is a function of the run's seed and
+        of the step, so a transition has the same reward in every batch.
       prioritized: sample in proportion to priority**priority_exponent (Schaul et al. 2016) instead of uniformly.
       priority_exponent: alpha in that paper.
       importance_exponent: beta in that paper, constant.
@@ -77,6 +79,7 @@ class FrameReplay:
         n_step: int = 1,
         gamma: float = 0.99,
         reward_clip: float = 0.0,
+        reward_noise: float = 0.0,
         prioritized: bool = False,
         priority_exponent: float = 0.5,
         importance_exponent: float = 0.5,
@@ -91,7 +94,7 @@ class FrameReplay:
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
-        for name in ("reward_clip", "priority_exponent", "importance_exponent"):
+        for name in ("reward_clip", "reward_noise", "priority_exponent", "importance_exponent"):
             if self._options[name] < 0:
                 raise ValueError(f"{name} must be at least 0, not {self._options[name]}")
         if not 0 <= gamma <= 1:
@@ -102,7 +105,7 @@ class FrameReplay:
         self.length = capacity // num_streams
         self._stack, self._gamma = stack, gamma
         self._context = max(stack - 1, 0)
-        self._reward_clip, self.prioritized = reward_clip, prioritized
+        self._reward_clip, self._reward_noise, self.prioritized = reward_clip, reward_noise, prioritized
         self._priority_exponent, self._importance_exponent = priority_exponent, importance_exponent
         self.delay, self.raw_weights = 0, False
         shape = (num_streams, self.length)
@@ -229,7 +232,7 @@ class FrameReplay:
         self.drawn[streams, slots] = True
         newest = self.rows - 1
         rows = newest - (newest - slots) % self.length
-        return self._transitions(streams, rows, self._importance(chosen)), Sampled(streams, rows)
+        return self._transitions(streams, rows, self._importance(chosen), seed), Sampled(streams, rows)
 
     def sample_held_out(self, batch_size: int, seed: int, update: int) -> Transition:
         """Equally likely transitions that `sample` has never drawn. It does not change the replay.
@@ -253,10 +256,12 @@ class FrameReplay:
         streams, slots = np.divmod(random.choice(among, batch_size), self.length)
         newest = self.rows - 1
         rows = newest - (newest - slots) % self.length
-        return self._transitions(streams, rows, np.full(batch_size, float(len(fresh) > 0), np.float32))
+        return self._transitions(streams, rows, np.full(batch_size, float(len(fresh) > 0), np.float32), seed)
 
-    def _transitions(self, streams: np.ndarray, rows: np.ndarray, weight: np.ndarray) -> Transition:
-        reward, discount, steps = self._accumulate(streams, rows)
+    def _transitions(
+        self, streams: np.ndarray, rows: np.ndarray, weight: np.ndarray, seed: int = 0
+    ) -> Transition:
+        reward, discount, steps = self._accumulate(streams, rows, seed)
         return Transition(
             observation=self._observations(streams, rows),
             action=self.actions[streams, rows % self.length],
@@ -266,7 +271,9 @@ class FrameReplay:
             weight=weight,
         )
 
-    def _accumulate(self, streams: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _accumulate(
+        self, streams: np.ndarray, rows: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The sum of rewards, the discount, and the number of rows to the bootstrap observation."""
         reward = np.zeros(len(rows))
         discount = np.ones(len(rows))
@@ -277,6 +284,9 @@ class FrameReplay:
             step_reward = self.rewards[streams, at]
             if self._reward_clip:
                 step_reward = np.clip(step_reward, -self._reward_clip, self._reward_clip)
+            if self._reward_noise:
+                steps_so_far = (rows + i) * self.num_streams + streams
+                step_reward = step_reward + self._reward_noise * _uniforms(seed, steps_so_far)
             reward += np.where(running, self._gamma**i * step_reward, 0.0)
             steps += running
             terminal = running & self.terminals[streams, at]
@@ -394,3 +404,15 @@ class FrameReplay:
         self.priorities.assign_all(arrays["replay/priorities"])
         self.drawn[:] = arrays["replay/drawn"]
         self.rows, self.max_priority = counters["rows"], counters["max_priority"]
+
+
+def _uniforms(seed: int, numbers: Int[np.ndarray, "b"]) -> Float64[np.ndarray, "b"]:
+    """For each number a uniform one between 0 and 1, by splitmix64 (Steele et al. 2014)."""
+    mixed = _mix(np.array([seed], np.uint64)) + numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return (_mix(mixed) >> np.uint64(11)) * 2.0**-53
+
+
+def _mix(bits: UInt64[np.ndarray, "b"]) -> UInt64[np.ndarray, "b"]:
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))

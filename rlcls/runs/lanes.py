@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -30,9 +31,13 @@ def lanes(config: DictConfig) -> list[DictConfig]:
     """One configuration for each lane, in the order of the metrics. A run that is not compiled has one lane."""
     if not is_compiled(config):
         return [config]
-    alone = ({"seed": seed, "seeds": 1} for seed in seeds(config))
-    pairs = itertools.product(settings(config), alone)
-    return [OmegaConf.merge(setting, own) for setting, own in pairs]  # type: ignore[misc]
+    made = []
+    for setting, seed in itertools.product(settings(config), seeds(config)):
+        own: dict[str, Any] = {"seed": seed, "seeds": 1}
+        if "seed" in setting.get("data", {}):
+            own["data"] = {"seed": setting.data.seed + seed - config.seed}
+        made.append(OmegaConf.merge(setting, own))
+    return made  # type: ignore[return-value]
 
 
 def is_compiled(config: DictConfig) -> bool:

@@ -1,8 +1,8 @@
 """Training loops, one file for each. `loop.py` defines the interface of a loop.
 
-`Online` learns from environments that run on this machine, `Offline` from a source of recorded data, and `Compiled`
-from environments that are pure functions, many seeds at once. `Placement` says on which
-devices.
+`Online` learns from environments that run on this machine, and `Offline` from a source of recorded data. `Compiled`
+trains many seeds at once, from environments that are pure functions or from a recording on the device. `Placement` says
+on which devices.
 """
 
 from .compiled import Compiled
@@ -10,6 +10,7 @@ from .exploration import LinearDecay
 from .learner import Diverged, Learner
 from .loop import Dataset, Loop, Rows, Saved, Source, Tick, Where
 from .offline import Offline
+from .offline_program import OfflineProgram
 from .online import Online
 from .placement import Placement
 from .program import Program
@@ -22,6 +23,7 @@ __all__ = [
     "LinearDecay",
     "Loop",
     "Offline",
+    "OfflineProgram",
     "Online",
     "Placement",
     "Program",

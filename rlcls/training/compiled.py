@@ -1,10 +1,10 @@
-"""Trains many seeds with one compiled program of environments, replay and updates."""
+"""Trains many seeds with one compiled program of environments, replay and updates, or of updates from a recording."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -15,10 +15,12 @@ from rlcls._errors import UserError
 
 from .learner import Diverged
 from .lifting import Lifted, lift
-from .loop import Saved, Tick
+from .loop import Saved, Tick, check_same_data
+from .offline_program import OfflineLane, OfflineProgram
 from .placement import Placement
-from .program import Lane, Program
+from .program import Episodes, Lane, Program
 
+_AnyProgram: TypeAlias = Program | OfflineProgram
 _REHEARSAL = 0.5  # seconds for which the loop is measured before it begins
 
 
@@ -27,7 +29,8 @@ class Compiled:
 
     There is a lane for each seed of each setting. Settings that differ only in numbers, such as the learning rate, are
     one compiled program; the others, such as those of different networks, are programs that run one after another.
-    Without `vmap` each lane runs alone, all with the same program. Agent steps and updates are those of one lane.
+    Without `vmap` each lane runs alone, all with the same program. Agent steps and updates are those of one lane. The
+    lanes play (`Program`) or learn from a recording that all of them share on the device (`OfflineProgram`).
 
     Without vmap what a lane learns does not depend on the lanes beside it: the seed 7 of ten has the same bits as the
     seed 7 alone. With vmap XLA may round otherwise for another number of lanes. A number that differs between settings
@@ -40,10 +43,11 @@ class Compiled:
     Args:
       settings: the program of each setting. All make their updates after the same agent steps.
       seeds: different numbers.
-      log_every: agent steps between two "train" lines.
+      log_every: agent steps, or updates without environments, between two "train" lines.
       placement: the devices of the lanes; None takes one.
 
     Attributes:
+      unit: "agent_steps", or "updates" without environments.
       lanes: (setting, seed) of each lane, the order of all lists of metrics; settings vary slowest.
 
     Raises:
@@ -51,11 +55,9 @@ class Compiled:
         cannot be divided over the mesh.
     """
 
-    unit = "agent_steps"
-
     def __init__(
         self,
-        settings: Sequence[Program],
+        settings: Sequence[Program | OfflineProgram],
         seeds: Sequence[int],
         *,
         log_every: int,
@@ -63,7 +65,7 @@ class Compiled:
     ):
         if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
             raise ValueError(f"seeds must be different numbers below 2**32, at least one, not {list(seeds)}")
-        paces = {(each.agent_steps, each.updates, each.warm_iterations, each.vmap) for each in settings}
+        paces = {(each.units, each.updates, each.warm_iterations, each.vmap) for each in settings}
         if len(paces) != 1:
             raise ValueError(
                 "settings that train together must have equal env.num_envs, training.update_period, training.vmap and "
@@ -72,9 +74,9 @@ class Compiled:
         self._placement = placement = placement or Placement()
         if placement.model > 1:
             raise ValueError(f"a lane is trained on one device: give mesh.model=1, not {placement.model}")
-        self._first = settings[0]
+        self._first, self.unit = settings[0], settings[0].unit
         self.lanes = [(setting, seed) for setting in range(len(settings)) for seed in seeds]
-        self._log_every = max(1, log_every // self._first.agent_steps)  # iterations
+        self._log_every = max(1, log_every // self._first.units)  # iterations
         self._until: int | None = None
         self.number = 0  # iterations so far
         self._cleared_at = 0  # the iteration at which the sums were last cleared
@@ -82,21 +84,22 @@ class Compiled:
         self._recent_return: list[float | None] = [None] * len(self.lanes)
         self._settings = settings
         self._groups = []
-        for shared in _grouped(settings, placement):
+        data = _Data([settings[setting].columns(seed) for setting, seed in self.lanes], placement)
+        for shared in _grouped(settings, data, placement):
             places = [place for place, (setting, _) in enumerate(self.lanes) if setting in shared.numbers]
             together = [places] if self._first.vmap else [[place] for place in places]
             if self._first.vmap and len(places) % placement.data:
                 raise ValueError(
                     f"mesh.data ({placement.data}) must divide the {len(places)} lanes that are one program"
                 )
-            self._groups += [_Group(shared, self.lanes, each, placement) for each in together]
+            self._groups += [_Group(shared, self.lanes, each, data, placement) for each in together]
         for group in self._groups:
             group.begin()
 
     @property
     def counts(self) -> dict[str, int]:
-        steps = self.number * self._first.agent_steps
-        return {"agent_steps": steps, "frames": steps, "updates": self._updates(self.number)}
+        units, updates = self.number * self._first.units, {"updates": self._updates(self.number)}
+        return updates if self.unit == "updates" else {"agent_steps": units, "frames": units} | updates
 
     def acting(self) -> PyTree:
         """A dict from the number of each lane, as text, to the part of its agent that acts."""
@@ -117,9 +120,9 @@ class Compiled:
         results = [group.run(self.number, last) for group in self._groups]
         for group, (finite, sound) in zip(self._groups, jax.device_get(results), strict=True):
             if not sound.all():
-                steps = (number * self._first.agent_steps for number in (self.number, last))
+                steps = (number * self._first.units for number in (self.number, last))
                 raise UserError(
-                    f"{self._first.env.name}: a reward or an observation of {self._name(group, sound)} is not finite "
+                    f"{self._first.name}: a reward or an observation of {self._name(group, sound)} is not finite "
                     f"between agent steps {' and '.join(f'{each:,}' for each in steps)}"
                 )
             if not finite.all():
@@ -147,20 +150,21 @@ class Compiled:
         recent = list(self._recent_return)
         updates = self._updates(self.number) - self._updates(self._cleared_at)
         for group in self._groups:
-            sums, (counts, returns, lengths), finished = jax.device_get(
-                (group.state.sums, group.state.episodes.recent, group.state.episodes.finished)
-            )
+            sums, episodes = jax.device_get((group.state.sums, _counted(group.state.episodes)))
             for place, lane in enumerate(group.lanes):
-                count = int(counts[place])
-                if count:
-                    recent[lane] = float(returns[place] / count)
                 one = {name: float(sums[name][place]) / updates if updates else None for name in sums}
-                one |= {
-                    "epsilon": float(self._settings[self.lanes[lane][0]].epsilon(self.counts["agent_steps"])),
-                    "episode_return": recent[lane],
-                    "episode_length": float(lengths[place] / count) if count else None,
-                    "episodes": int(finished[place]),
-                }
+                setting = self._settings[self.lanes[lane][0]]
+                if isinstance(setting, Program):
+                    (counts, returns, lengths), finished = episodes
+                    count = int(counts[place])
+                    if count:
+                        recent[lane] = float(returns[place] / count)
+                    one |= {
+                        "epsilon": float(setting.epsilon(self.counts["agent_steps"])),
+                        "episode_return": recent[lane],
+                        "episode_length": float(lengths[place] / count) if count else None,
+                        "episodes": int(finished[place]),
+                    }
                 for name, value in one.items():
                     values.setdefault(name, [None] * len(self.lanes))[lane] = value
         return values, recent
@@ -176,9 +180,9 @@ class Compiled:
         Call it before the first `advance` or `restore`: the lanes begin again afterwards.
 
         Returns:
-          Seconds for an agent step of one lane, while all learn.
+          Seconds for an agent step, or an update, of one lane, while all learn.
         """
-        self._until = -(-until // self._first.agent_steps)
+        self._until = -(-until // self._first.units)
         first, seconds = self._first.warm_iterations, 0.0
         jax.block_until_ready([group.run(0, first) for group in self._groups])
         count = 1
@@ -189,10 +193,10 @@ class Compiled:
             seconds = time.perf_counter() - begun
         for group in self._groups:
             group.begin()
-        return seconds / (count * self._first.agent_steps)
+        return seconds / (count * self._first.units)
 
     def save(self) -> Saved:
-        """All lanes; the replay is a part of the tree.
+        """All lanes; the replay is a part of the tree, recorded data are not.
 
         Raises:
           RuntimeError: an `advance` failed halfway.
@@ -203,14 +207,20 @@ class Compiled:
             "number": self.number,
             "cleared_at": self._cleared_at,
             "recent_return": self._recent_return,
+            "data": self._first.identity,
             "mesh": self._placement.sizes,
         }
         lanes = {str(number): group.state for number, group in enumerate(self._groups)}
         return Saved({"acting": self.acting(), "lanes": lanes}, {}, counters)
 
     def restore(self, saved: Saved, tick: Tick = lambda done, total: None) -> None:
-        """Goes on from a saved moment."""
+        """Goes on from a saved moment.
+
+        Raises:
+          UserError: the data have changed since.
+        """
         del tick
+        check_same_data(saved.counters.get("data"), self._first.identity)
         for number, group in enumerate(self._groups):
             group.state = saved.tree["lanes"][str(number)]
         self.number = saved.counters["number"]
@@ -242,6 +252,65 @@ def of_lanes(values: dict[str, list[Any]]) -> dict[str, Any]:
     return line
 
 
+class _Data:
+    """The recorded columns that lanes read, each once on a device if it is the same for all lanes.
+
+    Args:
+      columns: the arrays of each lane on the host, by name.
+      placement: the devices.
+
+    Attributes:
+      shapes: of the columns of one lane.
+    """
+
+    def __init__(self, columns: Sequence[dict[str, np.ndarray]], placement: Placement):
+        self._columns, self._placement = columns, placement
+        first = columns[0]
+        self._is_own = {
+            name: not all(_same(first[name], each[name]) for each in columns[1:]) for name in first
+        }
+        self._common: dict[jax.Device | None, dict[str, Array]] = {}
+        # Lanes can hold out different numbers of episodes; the ends of their lists of rows are never read.
+        self._lengths = {
+            name: max(len(each[name]) for each in columns) if first[name].ndim else 0 for name in first
+        }
+        self.shapes = {
+            name: jax.ShapeDtypeStruct(
+                (self._lengths[name], *column.shape[1:]) if column.ndim else (), column.dtype
+            )
+            for name, column in first.items()
+        }
+
+    def own(self, places: list[int]) -> dict[str, np.ndarray]:
+        """The columns in which lanes differ, stacked for some of the lanes."""
+        return {
+            name: np.stack([self._padded(name, self._columns[place][name]) for place in places])
+            for name, is_own in self._is_own.items()
+            if is_own
+        }
+
+    def common(self, device: jax.Device | None) -> dict[str, Array]:
+        """The other columns on a device; None means on every device of the placement."""
+        if device not in self._common:
+            columns = {name: self._columns[0][name] for name, is_own in self._is_own.items() if not is_own}
+            self._common[device] = (
+                self._placement.everywhere(columns) if device is None else jax.device_put(columns, device)
+            )
+        return self._common[device]
+
+    def _padded(self, name: str, column: np.ndarray) -> np.ndarray:
+        if not column.ndim:
+            return column
+        return np.pad(column, [(0, self._lengths[name] - len(column)), *[(0, 0)] * (column.ndim - 1)])
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two arrays are equal; those of one memory are not read."""
+    if one.shape != other.shape:
+        return False
+    return one.ctypes.data == other.ctypes.data or np.array_equal(one, other)
+
+
 class _Shared:
     """Settings whose programs differ only in numbers, as compiled functions of their lanes.
 
@@ -249,28 +318,36 @@ class _Shared:
       numbers: the places of the settings among all settings.
       vmap: whether lanes advance together.
       init: (values, seeds) -> lanes before their first iteration.
-      run: (lanes, values, seeds, first, last) -> lanes after the iterations first, ..., last - 1, and
-        `Program.is_sound` of each. It donates the lanes.
+      run: (lanes, values, seeds, own, common, first, last) -> lanes after the iterations first, ..., last - 1, and
+        `Program.is_sound` of each. It donates the lanes. The columns of `_Data` are an argument of their own.
       init_values: for each setting the numbers that `init` takes.
       run_values: for each setting the numbers that `run` takes.
     """
 
-    def __init__(self, numbers: list[int], settings: Sequence[Program], placement: Placement):
-        program, parts = settings[numbers[0]], _lifted([settings[number] for number in numbers])
+    def __init__(
+        self, numbers: list[int], settings: Sequence[_AnyProgram], data: _Data, placement: Placement
+    ):
+        program, parts = settings[numbers[0]], _lifted([settings[number] for number in numbers], data)
         assert parts is not None
         init, iterate = (parts[name].function for name in ("init", "iterate"))
         self.numbers, self.vmap = numbers, program.vmap
         self.init_values, self.run_values = (parts[name].values for name in ("init", "iterate"))
 
-        def run(lane: Lane, values: Any, seed: Any, first: Any, last: Any) -> tuple[Lane, Any]:
-            keys = program.keys(seed)
-            lane = lax.fori_loop(first, last, lambda number, lane: iterate(values, lane, keys, number), lane)
+        def run(
+            lane: Any, values: Any, seed: Any, own: Any, common: Any, first: Any, last: Any
+        ) -> tuple[Any, Any]:
+            keys, columns = program.keys(seed), own | common
+
+            def body(number: Any, lane: Any) -> Any:
+                return iterate(values, lane, keys, number, columns)
+
+            lane = lax.fori_loop(first, last, body, lane)
             return lane, program.is_sound(lane)
 
         # The iteration is not batched, so rows are written in place and conditions stay branches. Products
         # this small are slower with the options of `xla.jit`.
         batch, compiled = (jax.vmap, placement.lanes) if program.vmap else (_alone, _on_its_device)
-        of_all = (0, 0, 0, None, None)
+        of_all = (0, 0, 0, 0, None, None, None)
         self.init = compiled(batch(init, in_axes=(0, 0)), (0, 0))
         self.run = compiled(batch(run, in_axes=of_all), of_all, donate=(0,))
         self.clear = compiled(jax.vmap(program.clear), (0,), donate=(0,))
@@ -297,20 +374,20 @@ def _alone(function: Any, in_axes: tuple[int | None, ...]) -> Any:
     return squeezed
 
 
-def _grouped(settings: Sequence[Program], placement: Placement) -> list[_Shared]:
+def _grouped(settings: Sequence[_AnyProgram], data: _Data, placement: Placement) -> list[_Shared]:
     """The settings in groups that can be one program each."""
     groups: list[list[int]] = []
     for number, setting in enumerate(settings):
         for group in groups:
-            if _lifted([settings[group[0]], setting]) is not None:
+            if _lifted([settings[group[0]], setting], data) is not None:
                 group.append(number)
                 break
         else:
             groups.append([number])
-    return [_Shared(group, settings, placement) for group in groups]
+    return [_Shared(group, settings, data, placement) for group in groups]
 
 
-def _lifted(settings: Sequence[Program]) -> dict[str, Lifted] | None:
+def _lifted(settings: Sequence[_AnyProgram], data: _Data) -> dict[str, Lifted] | None:
     """The functions of several settings as one each; None if they differ in more than numbers."""
     if len(settings) == 1:
         return {
@@ -321,11 +398,16 @@ def _lifted(settings: Sequence[Program]) -> dict[str, Lifted] | None:
     if any(_shapes(shape) != _shapes(shapes[0]) for shape in shapes[1:]):
         return None
     keys = jax.eval_shape(settings[0].keys, seed)
-    arguments = {"init": (seed,), "iterate": (shapes[0], keys, number)}
+    arguments = {"init": (seed,), "iterate": (shapes[0], keys, number, data.shapes)}
     parts = {
         name: lift([getattr(each, name) for each in settings], *given) for name, given in arguments.items()
     }
     return None if None in parts.values() else parts  # type: ignore[return-value]
+
+
+def _counted(episodes: Episodes | None) -> Any:
+    """What a line of metrics says of the episodes; None where no lane plays."""
+    return None if episodes is None else (episodes.recent, episodes.finished)
 
 
 def _shapes(tree: PyTree) -> Any:
@@ -344,13 +426,14 @@ class _Group:
       state: every `Lane`, stacked.
     """
 
-    state: Lane
+    state: Lane | OfflineLane
 
     def __init__(
         self,
         shared: _Shared,
         lanes: Sequence[tuple[int, int]],
         places: list[int],
+        data: _Data,
         placement: Placement,
     ):
         self._shared, self.lanes, self._placement = shared, places, placement
@@ -364,8 +447,9 @@ class _Group:
             [np.stack(each)[rows] for each in zip(*of_settings, strict=True)]
             for of_settings in (shared.init_values, shared.run_values)
         )
-        stacked = (seeds, *values)
-        self._seeds, self._init_values, self._run_values = (
+        stacked = (seeds, *values, data.own(places))
+        self._common = data.common(self._device)
+        self._seeds, self._init_values, self._run_values, self._own = (
             placement.batch(stacked) if shared.vmap else jax.device_put(stacked, self._device)
         )
 
@@ -378,7 +462,8 @@ class _Group:
         """Begins the iterations first, ..., last - 1; returns `Program.is_sound` of each lane after them."""
         ends: Any = np.int32(first), np.int32(last)
         ends = self._placement.everywhere(ends) if self._shared.vmap else jax.device_put(ends, self._device)
-        self.state, is_sound = self._shared.run(self.state, self._run_values, self._seeds, *ends)
+        arguments = self._run_values, self._seeds, self._own, self._common, *ends
+        self.state, is_sound = self._shared.run(self.state, *arguments)
         return is_sound
 
     def clear(self) -> None:

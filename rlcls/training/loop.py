@@ -194,3 +194,16 @@ def check(loop: Loop) -> None:
         ) from None
     except ValueError as error:
         raise UserError(f"training: {kind}: {error}") from error
+
+
+def check_same_data(before: dict[str, str] | None, now: dict[str, str] | None) -> None:
+    """Raises a UserError that names the parts in which the identities of two data sets differ; None has none."""
+    if before is None or now is None or before == now:
+        return
+    names = [name for name in before | now if before.get(name) != now.get(name)]
+    changes = "; ".join(
+        f"{name} was {before.get(name, 'absent')} and is {now.get(name, 'absent')}" for name in names
+    )
+    raise UserError(
+        f"the data has changed since the checkpoint: {changes}; put that data back, or begin another run with run_dir="
+    )

@@ -8,18 +8,16 @@ from typing import Any
 
 from jaxtyping import PyTree
 
-from rlcls._errors import UserError
 from rlcls.agents.base import Agent
 from rlcls.transition import Transition
 
 from . import xla
 from .batches import check_values
 from .learner import Learner
-from .loop import Dataset, Saved, Tick, Where
+from .loop import Dataset, Saved, Tick, Where, check_same_data
 from .placement import Placement
 
 _BLOCK = 10  # updates in one call of `advance`
-_REMEDY = "put that data back, or begin another run with run_dir="
 _REHEARSAL = 0.5  # seconds for which a warm-up measures
 
 
@@ -164,9 +162,7 @@ class Offline:
         Raises:
           UserError: the source has another identity than at that moment.
         """
-        before, now = saved.counters.get("data"), self._identity
-        if before is not None and now is not None and before != now:
-            raise UserError(f"the data has changed since the checkpoint: {_changes(before, now)}; {_REMEDY}")
+        check_same_data(saved.counters.get("data"), self._identity)
         self._learner.restore(saved.tree, saved.arrays)
         self.number = saved.counters["number"]
         self._sums = collections.Counter(saved.counters["sums"])
@@ -178,11 +174,3 @@ class Offline:
     @property
     def _identity(self) -> dict[str, str] | None:
         return getattr(self._data, "identity", None)
-
-
-def _changes(before: dict[str, str], now: dict[str, str]) -> str:
-    """The parts of the data that differ."""
-    names = [name for name in before | now if before.get(name) != now.get(name)]
-    return "; ".join(
-        f"{name} was {before.get(name, 'absent')} and is {now.get(name, 'absent')}" for name in names
-    )

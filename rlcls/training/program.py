@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float32, Int32, Key, PyTree, UInt32
 
@@ -63,6 +64,7 @@ class Keys(NamedTuple):
     act: Key[Array, ""]
     update: Key[Array, ""]
     sample: Key[Array, ""]
+    noise: Key[Array, ""]
 
 
 class Program:
@@ -82,9 +84,20 @@ class Program:
       vmap: lanes advance together, as one batched computation, and not one after another; None does so except on a CPU,
         where it is slower.
 
+    Attributes:
+      unit: what the steps of a run count.
+      units: of an iteration.
+      updates: of an iteration.
+      warm_iterations: iterations before the first update.
+      name: of the environment.
+      identity: of recorded data; None, since there are none.
+
     Raises:
       ValueError: an option is out of range.
     """
+
+    unit = "agent_steps"
+    identity: dict[str, str] | None = None
 
     def __init__(
         self,
@@ -110,15 +123,19 @@ class Program:
         self.vmap = jax.default_backend() != "cpu" if vmap is None else vmap
         self._episodes = Autoreset(env.env, env.frame_stack)
         self._exploration, self._batch_size, self._target = exploration, batch_size, act_with_target
+        self.name = env.name
         self.steps = max(1, update_period // env.num_envs)
         self.updates = max(1, env.num_envs // update_period)
-        # Iterations before the first update.
-        self.warm_iterations = -(-max(replay.min_size, replay.least_rows * env.num_envs) // self.agent_steps)
+        self.warm_iterations = -(-max(replay.min_size, replay.least_rows * env.num_envs) // self.units)
 
     @property
-    def agent_steps(self) -> int:
+    def units(self) -> int:
         """Agent steps of an iteration."""
         return self.steps * self.env.num_envs
+
+    def columns(self, seed: int) -> dict[str, np.ndarray]:
+        """The arrays that the lane of a seed reads: none, since it learns from what it plays."""
+        return {}
 
     def epsilon(self, agent_steps: Any) -> Any:
         """The probability of a random action."""
@@ -150,10 +167,10 @@ class Program:
     def keys(self, seed: UInt32[Array, ""]) -> Keys:
         """The keys of a seed's lane."""
         key = jax.random.key(seed)
-        uses = (xla.Use.ACT, xla.Use.UPDATE, xla.Use.SAMPLE)
+        uses = (xla.Use.ACT, xla.Use.UPDATE, xla.Use.SAMPLE, xla.Use.NOISE)
         return Keys(*(jax.random.fold_in(key, int(use)) for use in uses))
 
-    def iterate(self, lane: Lane, keys: Keys, iteration: Int32[Array, ""]) -> Lane:
+    def iterate(self, lane: Lane, keys: Keys, iteration: Int32[Array, ""], columns: dict[str, Array]) -> Lane:
         """The lane after an iteration; its updates are left out until the replay is filled."""
         lane = _repeat(self.steps, iteration, lambda lane, number: self._step(lane, keys, number), lane)
         rows, first = (iteration + 1) * self.steps, iteration - self.warm_iterations
@@ -191,9 +208,8 @@ class Program:
         key = jax.random.fold_in(keys.act, number)
         actions = self.agent.act(self.acting(lane), observations, key, epsilon)
         playing, outcome = jax.vmap(self._episodes.step)(lane.playing, actions)
-        ring = self.replay.add(
-            lane.ring, number, observations, actions, outcome.reward, outcome.terminated, lane.starts
-        )
+        row = observations, actions, outcome.reward, outcome.terminated, lane.starts
+        ring = self.replay.add(lane.ring, number, *row, jax.random.fold_in(keys.noise, number))
         returns, lengths = lane.episodes.returns + outcome.reward, lane.episodes.lengths + ~outcome.starts
         over = outcome.terminated | outcome.truncated
         count, total, steps = lane.episodes.recent

@@ -57,6 +57,7 @@ class Use(enum.IntEnum):
     ENVIRONMENT = 4
     COLLECTION = 5
     SAMPLE = 6
+    NOISE = 7
 
 
 def keys(seed: int, *uses: Use) -> list[Key[Array, ""]]:

@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from rlcls import compare, evaluate, plot, train, trained
+from rlcls import collect, compare, evaluate, plot, train, trained
+from rlcls._errors import UserError
+from rlcls.cli import build, config_file, resources
 from rlcls.cli.compose import compose
+from rlcls.datasets import Mixture, Recording
 from rlcls.plotting import load, load_each
 from rlcls.runs import metrics
 from rlcls.runs.folder import read_config
@@ -94,11 +97,155 @@ def test_of_an_option_given_twice_the_last_one_holds():
     assert "settings" not in compose([*options, "agent.learning_rate=1e-2"])
 
 
-def test_the_default_folder_names_the_seeds():
-    from rlcls.cli import build
+def test_settings_can_be_named_one_by_one():
+    config = compose(
+        [*PROBE, "loss=hlgauss", "settings=[{agent.learning_rate:1e-4,loss.num_bins:21},{loss.num_bins:31}]"]
+    )
+    made = [(each.agent.learning_rate, each.loss.num_bins) for each in settings(config)]
+    assert made == [(1e-4, 21), (1e-2, 31)]
 
+
+def test_the_default_folder_names_the_seeds():
     config = compose(["env=minatar", "game=Breakout", "seeds=10", "seed=5"])
     assert build.run_dir(config, "Breakout-MinAtar").name.startswith("dqn-hlgauss-Breakout-MinAtar-s5-14-")
+
+
+OFFLINE = ["agent=cql", "env=probe", "game=probe/policy", "recipe=minatar", "loop=compiled", "data=recording"]
+OFFLINE += ["backbone.hidden=[16]", "agent.learning_rate=1e-2", "eval.every=20", "eval.episodes=4"]
+OFFLINE += ["logging.every=20", "logging.tensorboard=false", "checkpoint.every=20", "seeds=2"]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recorded") / "rows"
+    probe = ["env=probe", "game=probe/policy", "env.num_envs=4"]
+    assert collect.main([*probe, "policy=random", "steps=400", f"out={folder}"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["loss=hlgauss", "agent.target=sarsa", "data.reward_noise=0.3"],
+        ["loss=mse", "agent.target=monte_carlo", "agent.alpha=[0,0.1]"],
+        ["agent=dqn", "loss=mse"],
+        ["agent=bc"],
+    ],
+    ids=" ".join,
+)
+def test_seeds_learn_from_a_recording_and_go_on(options, recorded, tmp_path):
+    command = [*OFFLINE, *options, f"data.path={recorded}"]
+    command += ["data.held_out=0.2"] if "agent.target=sarsa" in options else []
+    if "data.held_out=0.2" in command:
+        command += ["+evals.held_out._target_=rlcls.evaluation.HeldOutEvaluator", "+evals.held_out.every=20"]
+    assert train.main([*command, "steps=40", f"run_dir={tmp_path / 'whole'}"]) == 0
+    for steps in (20, 40):
+        assert train.main([*command, f"steps={steps}", f"run_dir={tmp_path / 'halves'}"]) == 0
+    assert metrics.same(tmp_path / "whole", tmp_path / "halves")
+    lines = metrics.read(tmp_path / "whole")
+    assert [(line["kind"], line["updates"]) for line in lines if line["kind"] == "train"] == [
+        ("train", 20),
+        ("train", 40),
+    ]
+    lanes_of_run = 4 if "agent.alpha=[0,0.1]" in options else 2
+    assert np.shape(lines[-1]["return_mean_each" if "return_mean" in lines[-1] else "td_error_each"]) == (
+        lanes_of_run,
+    )
+    config = config_file.overrides(tmp_path / "whole" / "config.yaml", [])
+    assert compose(config) == read_config(tmp_path / "whole")
+    assert trained.load(tmp_path / "whole", lane=1).spec.num_actions == 2
+
+
+def test_each_seed_has_the_noise_and_the_held_out_episodes_of_a_run_of_its_own(recorded):
+    options = [*OFFLINE, f"data.path={recorded}", "data.reward_noise=0.5", "data.held_out=0.3", "seed=4"]
+    config = compose(options)
+    of_seeds = build._data_of_seeds(config, config, build.dataset(config))
+    alone = build.dataset(lanes(config)[1])
+    assert list(of_seeds) == [4, 5] and alone.seed == 5
+    for name, column in of_seeds[5].arrays().items():
+        np.testing.assert_array_equal(column, alone.arrays()[name])
+
+
+def test_a_lane_is_recorded_with_noise(finished, tmp_path, capsys):
+    made = []
+    for lane, epsilon in ((0, 0.0), (2, 0.0), (2, 1.0)):
+        out = tmp_path / f"{lane}-{epsilon}"
+        command = ["policy=run", f"run={finished}", f"lane={lane}", f"epsilon={epsilon}", "steps=200"]
+        assert collect.main([*command, f"out={out}"]) == 0
+        made.append(Recording(out))
+        source = made[-1].manifest.source
+        assert (source["lane"], source["epsilon"]) == (lane, epsilon)
+    assert made[0].manifest.source["seed"] == 0 and made[0].manifest.rows == 200
+    share = [(np.asarray(each.columns.rewards) > 0).mean() for each in made]
+    assert share[2] < share[1]
+    capsys.readouterr()
+    assert collect.main([f"run={finished}", f"out={tmp_path / 'replay'}"]) == 2
+    assert "the replays of loop=compiled cannot be recorded; policy=run lane=K" in capsys.readouterr().err
+    assert collect.main(["policy=run", f"run={finished}", "lane=3", "steps=9", f"out={tmp_path / 'no'}"]) == 2
+    assert "lane=3: the run has 3, 0 to 2" in capsys.readouterr().err
+
+
+MISFITS_OF_DATA = {
+    "replay.n_step=3": "replay.n_step: loop=compiled with data= plays nothing and has no replay; there "
+    "it is data.n_step",
+    "training.update_period=4": "training.update_period: rlcls.training.OfflineProgram takes no 'update_period'",
+    "data.sampling=epochs": "data.sampling=epochs needs loop=offline; loop=compiled draws with replacement",
+    "data.held_out=[0.1,0.2] eval.every=[1,2]": "eval.every: expected one number, not [1, 2]",
+    "data.games=[probe/policy,probe/policy]": "rows/probe/policy is not a recording",
+    "data.successes_only=true data.held_out=0.999999": "holds no transition",
+    "agent.target=monte": "target must be one of q_learning, sarsa, monte_carlo, not monte",
+}
+
+
+@pytest.mark.untyped
+@pytest.mark.parametrize("options", MISFITS_OF_DATA)
+def test_what_does_not_fit_data_is_one_line(options, recorded, tmp_path, capsys):
+    command = [*OFFLINE, f"data.path={recorded}", "steps=40", f"run_dir={tmp_path / 'run'}"]
+    assert train.main([*command, *options.split()]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and MISFITS_OF_DATA[options] in error[0], error
+
+
+@pytest.mark.untyped
+def test_a_recording_that_does_not_fit_into_the_memory_is_one_line(recorded, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(resources, "_ROW", 10**8)
+    monkeypatch.setattr(resources, "available", lambda: 2**31)
+    command = [*OFFLINE, f"data.path={recorded}", "steps=40", f"run_dir={tmp_path / 'run'}"]
+    assert train.main(command) == 2
+    error = capsys.readouterr().err
+    assert (
+        "a recording of 400 rows needs 37.3 GiB of memory, the whole run" in error and "13 would fit" in error
+    )
+
+
+COIN = """
+import jax
+import numpy as np
+from rlcls.spec import Spec
+from rlcls.transition import Transition
+
+
+class Coin:
+    spec = Spec(jax.ShapeDtypeStruct((1,), np.float32), jax.ShapeDtypeStruct((), np.int32), 2, None)
+
+    def sample(self, size, seed, number):
+        zeros = np.zeros(size, np.float32)
+        return Transition(zeros[:, None], zeros.astype(int), zeros, zeros, zeros[:, None], zeros), ()
+"""
+
+
+@pytest.mark.untyped
+def test_data_that_is_not_one_recording_is_one_line(tmp_path, capsys, monkeypatch):
+    (tmp_path / "coin_for_lanes.py").write_text(COIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    command = [each for each in OFFLINE if each != "data=recording"] + ["data._target_=coin_for_lanes.Coin"]
+    assert train.main([*command, "steps=40", f"run_dir={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and error[0].startswith(
+        "error: data: loop=compiled samples one recording, as of data=recording, minari, dqn_replay or rl_unplugged"
+    )
+    with pytest.raises(UserError, match="samples one recording, not a mixture of games, as of"):
+        build._check_is_on_device(Mixture.__new__(Mixture))
 
 
 MISFITS = {
@@ -114,6 +261,9 @@ MISFITS = {
     "env=minatar game=Breakout logging.every=[1000,2000]": "logging.every: expected one number, not [1000, 2000]; all "
     "that train together share it",
     "env=minatar game=Breakout seed=4294967295 seeds=2": "seeds must be different numbers below 2**32",
+    "env=minatar game=Breakout settings=[]": "settings: expected options and their numbers, [{agent.",
+    "env=minatar game=Breakout settings=[{agent.lr:1}]": "unknown option 'agent.lr'",
+    "env=minatar game=Breakout settings=[{loss:mse}]": "settings: expected options and their numbers",
     "env=minatar game=Pong": "unknown game 'Pong' of MinAtar",
     "env=gymnasium env.id=CartPole-v1 loop=compiled": "loop=compiled needs an environment of pure functions",
     "env=minatar game=Breakout env.num_envs=[4,8]": "settings that train together must have equal env.num_envs",

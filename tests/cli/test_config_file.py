@@ -43,12 +43,31 @@ def test_the_command_line_overrides_the_file(write):
     assert (run.seed, run.choices.loss, run.backbone.hidden, run.replay.n_step) == (1, "huber", [8], 5)
 
 
-@pytest.mark.parametrize("argv", [[], ["loss=c51", "recipe=paper"], ["backbone=impala", "seed=4"]])
+EVALS = ["+evals.held_out._target_=rlcls.evaluation.HeldOutEvaluator", "+evals.held_out.every=9"]
+
+
+@pytest.mark.parametrize("argv", [[], ["loss=c51", "recipe=paper"], ["backbone=impala", "seed=4"], EVALS])
 def test_the_configuration_of_a_run_can_be_read_as_a_file(argv, tmp_path):
     run = compose(argv)
     OmegaConf.save(run, tmp_path / "config.yaml")
     assert compose(config_file.overrides(tmp_path / "config.yaml", [])) == run
     assert compose(config_file.overrides(tmp_path / "config.yaml", ["game=Breakout"])).env.game == "Breakout"
+
+
+def test_the_settings_of_a_compiled_run_can_be_read_and_overridden(tmp_path):
+    path = tmp_path / "config.yaml"
+    lists = ["agent.learning_rate=[1e-4,1e-3]", "returns.high=[5,9]"]
+    run = compose(["env=probe", "game=probe/policy", "loop=compiled", "recipe=minatar", *lists])
+    OmegaConf.save(run, path)
+    assert compose(config_file.overrides(path, [])) == run
+    one_rate = compose(config_file.overrides(path, ["agent.learning_rate=0.5"]))
+    assert one_rate.agent.learning_rate == 0.5
+    assert one_rate.settings == [
+        {"returns.high": 5.0, "loss.vmax": 5.0},
+        {"returns.high": 9.0, "loss.vmax": 9.0},
+    ]
+    alone = ["agent.learning_rate=0.5", "returns.high=4", "loss=mse"]
+    assert "settings" not in compose(config_file.overrides(path, alone))
 
 
 @pytest.fixture(scope="module")

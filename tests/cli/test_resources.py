@@ -145,3 +145,19 @@ def test_a_package_that_cannot_be_imported_is_named_before_training(monkeypatch)
         'pip install --upgrade "rlcls[train]", or in a checkout of rlcls pip install --upgrade -e ".[train]" installs '
         "versions that fit"
     )
+
+
+def test_a_compiled_run_is_compared_with_the_memory_of_its_device(monkeypatch):
+    class Device:
+        @staticmethod
+        def memory_stats():
+            return {"bytes_limit": 8 * GIB}
+
+    monkeypatch.setattr(resources, "available", lambda: 1 << 50)
+    monkeypatch.setattr(resources.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(resources.jax, "local_devices", lambda: [Device()])
+    compiled = ["env=probe", "game=probe/policy", "loop=compiled", "recipe=minatar", "seeds=10"]
+    check(*compiled, "replay.capacity=10000000")
+    with pytest.raises(UserError, match="^10 times replay.capacity=20000000 needs 7.6 GiB of memory"):
+        check(*compiled, "replay.capacity=20000000")
+    check(*compiled, "replay.capacity=20000000", "mesh.data=2")  # five seeds on each

@@ -1,9 +1,11 @@
 """Recordings for the tests of datasets."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlcls.datasets import BEGINS, CONTINUES, Layout, Recording, Rows, Writer
+from rlcls.datasets import BEGINS, CONTINUES, ArrayTransitions, Layout, Recording, Rows, Writer
 
 LAYOUT = Layout(game="Pong", frame_shape=(2, 3), stack=4, num_actions=6)
 
@@ -41,3 +43,21 @@ def record():
 @pytest.fixture
 def layout():
     return LAYOUT
+
+
+@pytest.fixture
+def compare_on_device():
+    """Compares the transitions that start at some rows with those of `ArrayTransitions`."""
+
+    def compare(data, rows):
+        columns = jax.tree.map(jnp.asarray, data.arrays())
+        ours, theirs = ArrayTransitions.of(data).at(columns, jnp.asarray(rows)), data.at(rows)
+        for name, expected in theirs._asdict().items():
+            one = np.asarray(getattr(ours, name))
+            assert (one.dtype, one.shape) == (expected.dtype, expected.shape)
+            if name in ("reward", "discount"):  # sums of float32 numbers, and of float64 numbers on the host
+                np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-6)
+            else:
+                np.testing.assert_array_equal(one, expected, name)
+
+    return compare

@@ -129,6 +129,30 @@ def test_transitions_equal_the_reference(case, tmp_path_factory, record):
         )
 
 
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(case=CASES, held_out=st.sampled_from([0.0, 0.5]))
+def test_each_transition_on_the_device_is_that_of_the_host(
+    case, held_out, tmp_path_factory, record, compare_on_device
+):
+    layout = Layout(game="test", frame_shape=(1,), frame_dtype="int32", stack=case["stack"], num_actions=5)
+    rows = as_rows(random_episodes(case))
+    rows = rows._replace(frames=rows.frames.astype(np.int32))
+    recording = record(tmp_path_factory.mktemp("recording"), rows, layout)
+    rewarding = {name: case[name] for name in ("reward_clip", "reward_noise", "reward_scale")}
+    try:
+        data = Transitions(
+            recording,
+            n_step=case["n_step"],
+            gamma=GAMMA,
+            seed=case["seed"],
+            held_out=held_out,
+            **rewarding,
+        )
+    except UserError:
+        return
+    compare_on_device(data, np.unique(data.draw(200, 0, 0)))
+
+
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_a_recording_of_streams_is_sampled_like_a_replay(n_step, tmp_path):
     random, streams, steps = np.random.default_rng(0), 3, 200

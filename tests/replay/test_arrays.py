@@ -139,3 +139,26 @@ def test_rows_are_written_in_place_for_all_seeds_at_once():
 def test_an_impossible_option_is_one_line(wrong, words):
     with pytest.raises(ValueError, match=words):
         ArrayReplay(**{"num_streams": 2, "capacity": 20, "frame_shape": (1,)} | wrong)
+
+
+def test_noise_is_added_once_to_clipped_rewards():
+    arrays = ArrayReplay(64, 640, (1,), reward_clip=1.0, reward_noise=0.5)
+    ring, nothing = arrays.init(), jnp.zeros(64, bool)
+    for row, raw in enumerate((-3.0, 0.5, 7.0)):
+        columns = jnp.zeros((64, 1), jnp.uint8), jnp.zeros(64, jnp.int32), jnp.full(64, raw), nothing, nothing
+        ring = arrays.add(ring, row, *columns, jax.random.key(row))
+    noise = np.asarray(ring.rewards[:3]) - np.array([[-1.0], [0.5], [1.0]])
+    assert noise.min() >= 0 and noise.max() <= 0.5 and abs(noise.mean() - 0.25) < 0.04
+    assert len(np.unique(noise.round(6))) > 180
+    slots = jnp.zeros(64, jnp.int32)
+    reward, *_ = arrays._accumulate(ring, Sampled(jnp.arange(64), slots))
+    np.testing.assert_array_equal(reward, ring.rewards[0])
+
+
+@pytest.mark.untyped
+def test_noise_needs_a_key_and_is_not_negative():
+    with pytest.raises(ValueError, match="reward_noise must be at least 0, not -1"):
+        ArrayReplay(1, 10, (1,), reward_noise=-1.0)
+    arrays, one = ArrayReplay(1, 10, (1,), reward_noise=1.0), jnp.zeros(1, bool)
+    with pytest.raises(ValueError, match="reward_noise needs a key"):
+        arrays.add(arrays.init(), 0, jnp.zeros((1, 1)), one.astype(int), jnp.zeros(1), one, one)

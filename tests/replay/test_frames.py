@@ -365,3 +365,27 @@ def test_episode_returns_are_discounted_sums_to_the_end_of_each_episode():
         )
     assert replay.episode_returns().tolist() == [[2.25, 2.5, 1.0], [1.5, 1.0, 0.0], [1.0, 0.0, 0.0]]
     assert replay.episode_returns(most_rows=2).tolist() == [[1.0], [1.0]]
+
+
+def test_noise_is_the_same_at_each_visit_and_differs_between_steps_and_seeds():
+    plain, noisy = (
+        FrameReplay(
+            2, 4000, frame_shape=(1,), frame_dtype=np.int64, stack=0, reward_clip=1.0, n_step=2, **options
+        )
+        for options in ({}, {"reward_noise": 0.3})
+    )
+    for row in random_history(np.random.default_rng(0), 2, 1500, False):
+        for replay in (plain, noisy):
+            replay.add(row[0][:, None], *row[1:])
+    batch, where = noisy.sample(2000, 5, 0)
+    again = noisy._transitions(where.streams, where.rows, batch.weight, 5)
+    np.testing.assert_array_equal(batch.reward, again.reward)
+    expected = plain._transitions(where.streams, where.rows, batch.weight)
+    # The second reward is discounted, and is left out where the episode ended after the first.
+    is_sum_of_two = expected.discount == np.float32(0.99**2)
+    noise = batch.reward - expected.reward
+    assert noise.min() >= 0 and noise.max() < 0.6
+    assert abs(noise[is_sum_of_two].mean() - 0.15 * 1.99) < 0.01
+    other = noisy._transitions(where.streams, where.rows, batch.weight, 6).reward - expected.reward
+    assert abs(np.corrcoef(noise[is_sum_of_two], other[is_sum_of_two])[0, 1]) < 0.1
+    assert noisy.rewards.max() == 3  # what is stored, and recorded by rlcls.collect, is raw

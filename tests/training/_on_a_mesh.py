@@ -24,13 +24,14 @@ from rlcls import heads, networks
 from rlcls.agents import BC, CQL, DQN, QTransformer
 from rlcls.cli import build
 from rlcls.cli.compose import compose
+from rlcls.datasets import BEGINS, CONTINUES, Layout, Rows, Transitions, Writer
 from rlcls.envs.jax_vector import JaxVectorEnv
 from rlcls.envs.probe import PROBES
 from rlcls.replay import ArrayReplay
 from rlcls.runs import Checkpoints, checkpoint
 from rlcls.spec import Spec
 from rlcls.train import main as train
-from rlcls.training import Compiled, Learner, LinearDecay, Offline, Placement, Program, xla
+from rlcls.training import Compiled, Learner, LinearDecay, Offline, OfflineProgram, Placement, Program, xla
 from rlcls.transition import Transition
 
 BATCH = 64
@@ -346,8 +347,27 @@ def program(vmap, rate=1e-2):
     )
 
 
-def lanes(vmap):
-    setting, seeds = program(vmap == "vmap"), [3, 4, 5, 6]
+def recorded(vmap, seeds):
+    """Lanes that have noise and held-out episodes of their own."""
+    layout = Layout(game="steps", frame_shape=(1,), frame_dtype="float32", num_actions=2)
+    random, rows = np.random.default_rng(0), 400
+    columns = random.normal(size=(rows, 1)), random.integers(0, 2, rows), random.normal(size=rows)
+    types = np.float32, np.int32, np.float32
+    ends = np.arange(rows) % 4 == 3
+    starts = np.where(np.arange(rows) % 4 == 0, BEGINS, CONTINUES).astype(np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        with Writer(folder, layout, {}) as writer:
+            writer.append(Rows(*map(np.asarray, columns, types), ends, starts))
+            data = Transitions(writer.finish(), reward_noise=0.5, held_out=0.3)
+        of = DQN(
+            data.spec, functools.partial(networks.MLP, hidden=(16,)), heads.make("mse"), learning_rate=1e-2
+        )
+        return OfflineProgram(of, {seed: data.with_seed(seed) for seed in seeds}, batch_size=16, vmap=vmap)
+
+
+def lanes(vmap, what):
+    seeds = [3, 4, 5, 6]
+    setting = program(vmap == "vmap") if what == "playing" else recorded(vmap == "vmap", seeds)
     compiled = Compilations()
     alone = Compiled([setting], seeds, log_every=80)
     spread = Compiled([setting], seeds, log_every=80, placement=Placement(data=2))
@@ -360,12 +380,14 @@ def lanes(vmap):
     ends = [jax.tree.map(np.array, each.acting()) for each in (alone, spread)]
     group, number = spread._groups[0], np.int32(0)
     text = (
-        group._shared.run.lower(group.state, group._run_values, group._seeds, number, number)
+        group._shared.run.lower(
+            group.state, group._run_values, group._seeds, group._own, group._common, number, number
+        )
         .compile()
         .as_text()
     )
     with tempfile.TemporaryDirectory() as folder:
-        Checkpoints(Path(folder), 1).save(640, spread.save())
+        Checkpoints(Path(folder), 1).save(spread.counts[spread.unit], spread.save())
         resumed = Compiled([setting], seeds, log_every=80, placement=Placement(data=2))
         fresh = resumed.save()
         resumed.restore(checkpoint.load(Path(folder))[0].saved(fresh.tree, None))

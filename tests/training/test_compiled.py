@@ -61,6 +61,18 @@ def run(loop, until):
     return lines
 
 
+def test_noise_raises_learnt_values_by_its_mean_and_no_reported_return():
+    setting = program("probe/policy", reward_noise=1.0)
+    loop = Compiled([setting], [0, 1], log_every=8000)
+    ((_, line),) = run(loop, 8000)
+    probe = PROBES["probe/policy"]
+    values = setting.agent.q_values(loop.acting()["1"], jnp.asarray(probe.observations()))
+    np.testing.assert_allclose(values, probe.q_values(GAMMA) + 0.5, atol=0.2)
+    # An episode is one step; each of its returns is -1 or 1, and the sum of the 4,000 is a whole number.
+    for mean, count in zip(line["episode_return_each"], line["episodes_each"], strict=True):
+        assert abs(mean * count - round(mean * count)) < 1e-2
+
+
 # Every head with a uniform and every game with a prioritized replay; heads and replays do not know of each other.
 @pytest.mark.parametrize(
     ("game", "head", "prioritized"),
@@ -146,14 +158,14 @@ def test_a_line_holds_the_mean_the_spread_and_each_lane():
 
 @pytest.mark.parametrize("vmap", (True, False))
 def test_a_saved_loop_goes_on_to_the_same_bits(vmap):
-    whole = Compiled([program(vmap=vmap)], [0, 1], log_every=80)
+    whole = Compiled([program(vmap=vmap, reward_noise=0.3)], [0, 1], log_every=80)
     expected = run(whole, 800)
-    first = Compiled([program(vmap=vmap)], [0, 1], log_every=80)
+    first = Compiled([program(vmap=vmap, reward_noise=0.3)], [0, 1], log_every=80)
     first.warm_up(360)  # a run of 360 steps ends between two lines
     lines = run(first, 360)
     saved = first.save()
     tree = jax.tree.map(lambda leaf: jnp.copy(leaf), saved.tree)
-    second = Compiled([program(vmap=vmap)], [0, 1], log_every=80)
+    second = Compiled([program(vmap=vmap, reward_noise=0.3)], [0, 1], log_every=80)
     second.warm_up(800)
     second.restore(Saved(tree, {}, saved.counters))
     lines += run(second, 800)
@@ -166,7 +178,7 @@ def test_the_program_writes_in_place_and_branches():
     loop = Compiled([program(capacity=200_000, vmap=True)], [0, 1], log_every=400)
     group = loop._groups[0]
     ends = jnp.zeros((), jnp.int32)
-    compiled = group._shared.run.lower(group.state, [], group._seeds, ends, ends).compile()
+    compiled = group._shared.run.lower(group.state, [], group._seeds, {}, {}, ends, ends).compile()
     ring = 2 * program(capacity=200_000).replay.nbytes
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes >= ring

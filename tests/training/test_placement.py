@@ -99,15 +99,17 @@ def test_a_loop_on_a_mesh_learns_the_same_compiles_once_and_resumes_to_the_same_
     assert max(fact["distance"]) < 1e-5
 
 
-def test_lanes_in_turns_on_two_devices_have_the_bits_of_one_device(facts):
-    fact = facts("lanes", "alone")
+@pytest.mark.parametrize("what", ("playing", "recorded"))
+def test_lanes_in_turns_on_two_devices_have_the_bits_of_one_device(what, facts):
+    fact = facts("lanes", "alone", what)
     assert fact["same_bits"] and fact["resumed_same_bits"]
     assert fact["devices"] == ["cpu:0", "cpu:1"] and fact["acting_devices"] == ["cpu:0"]
     assert fact["compiled_after_the_first_line"] == 0
 
 
-def test_batched_lanes_are_divided_over_the_devices_without_any_communication(facts):
-    fact = facts("lanes", "vmap")
+@pytest.mark.parametrize("what", ("playing", "recorded"))
+def test_batched_lanes_are_divided_over_the_devices_without_any_communication(what, facts):
+    fact = facts("lanes", "vmap", what)
     assert fact["distance"] < 1e-3 and fact["resumed_same_bits"]
     assert fact["devices"] == ["cpu:0", "cpu:1"] and fact["acting_devices"] == ["cpu:0"]
     assert fact["collectives"] == {} and fact["compiled_after_the_first_line"] == 0
