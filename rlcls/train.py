@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rlcls.distributed import Hosts
     from rlcls.envs.base import HostEnv
     from rlcls.evaluation import Periodic
-    from rlcls.runs import Checkpoint, Checkpoints, Start
+    from rlcls.runs import Checkpoints, Start
     from rlcls.runs.metrics import WandB
     from rlcls.training import Placement
     from rlcls.training.loop import Loop
@@ -151,10 +151,10 @@ def _train_with(config: DictConfig, hosts: Hosts) -> int:
             folder.record()
         if begun.checkpoint:
             print(f"resuming {path} at {unit[:-1]} {begun.checkpoint.steps:,}", flush=True)
-            if remark := _other_mesh(build.placement(config), begun.checkpoint):
+            if remark := _otherwise(build.placement(config), begun, hosts.count):
                 print(f"note: {remark}", file=sys.stderr)
             try:
-                _restore(loop, begun.checkpoint, begun.replay, lambda: bool(received) and hosts.count == 1)
+                _restore(loop, begun, hosts.index, lambda: bool(received) and hosts.count == 1)
             except Stopped:
                 print(
                     f"stopped by {_name(received)} before it went on; the same command continues from there"
@@ -211,8 +211,24 @@ def _check_shared(path: Path, hosts: Hosts) -> None:
         )
 
 
-def _other_mesh(placement: Placement, checkpoint: Checkpoint) -> str:
-    """A remark where a checkpoint is from another mesh than the one on which the run goes on; otherwise empty."""
+def _otherwise(placement: Placement, begun: Start, processes: int) -> str:
+    """A remark where a run goes on with other processes, or on another mesh, than before; otherwise empty."""
+    checkpoint = begun.checkpoint
+    assert checkpoint is not None
+    if begun.is_dealt:
+        is_online = "replay" in checkpoint.counters["loop"]
+        kept = [
+            "parameters",
+            "optimiser",
+            "counters",
+            *(["environments", "replay"] if is_online and begun.replay else []),
+        ]
+        anew = "batches and random actions are" if is_online else "the data is"
+        return (
+            f"{checkpoint.hosts} process{'es' * (checkpoint.hosts > 1)} wrote the checkpoint, and {processes} "
+            f"go{'es' * (processes == 1)} on: {', '.join(kept[:-1])} and {kept[-1]} are kept, {anew} dealt out anew, "
+            "so the run goes on to other bits"
+        )
     before = checkpoint.counters["loop"].get("mesh", {"data": 1, "model": 1})
     if before == placement.sizes:
         return ""
@@ -223,17 +239,29 @@ def _other_mesh(placement: Placement, checkpoint: Checkpoint) -> str:
     )
 
 
-def _restore(loop: Loop, checkpoint: Checkpoint, replay: bool, stopped: Callable[[], bool]) -> None:
+def _restore(loop: Loop, begun: Start, host: int, stopped: Callable[[], bool]) -> None:
     """Restores a loop; the state that it began with is freed at the end.
 
     Raises:
       Stopped: a signal came meanwhile.
+      UserError: another number of processes wrote the checkpoint, and the loop cannot deal it out.
     """
     from rlcls.runs.signals import unless_stopped
+    from rlcls.training import Dealing
 
-    fresh = loop.save()
+    checkpoint, fresh = begun.checkpoint, loop.save()
+    assert checkpoint is not None
+    rows = fresh.rows if begun.replay else None
     with phase("reading the checkpoint"):
-        saved = checkpoint.saved(fresh.tree, fresh.rows if replay else None)
+        if not begun.is_dealt:
+            saved = checkpoint.saved(fresh.tree, rows)
+        elif isinstance(loop, Dealing):
+            saved = checkpoint.dealt(fresh.tree, rows, loop, host)
+        else:
+            raise UserError(
+                f"{type(loop).__qualname__} has no `deal`, so as many processes as wrote the checkpoint "
+                f"({checkpoint.hosts}) can go on with it"
+            )
     with phase("replaying actions") as tick:
         loop.restore(saved, unless_stopped(stopped, tick))
 
@@ -292,7 +320,7 @@ def _drive(
                 hosts=hosts,
                 unfinished=begun.checkpoint.counters["unfinished"] if begun.checkpoint else (),
                 best=begun.best,
-                is_saved=begun.is_exact,
+                is_saved=hosts.broadcast(begun.is_exact),
                 progress=progress,
                 shown=last_shown(path) if begun.checkpoint else None,
                 widen=lambda: clipping.advice(config, getattr(loop, "replay", None)),

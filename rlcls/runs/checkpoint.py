@@ -3,8 +3,8 @@
 A checkpoint is a folder `checkpoints/<steps>`, named by the loop's units so far (agent steps, or updates). Its
 `manifest.json` lists every file that it consists of, with size and SHA-256: the tree that Orbax wrote, the small
 arrays and counters, and the replay's segments, which lie in `replay/` and are shared between checkpoints. Of several
-hosts each has arrays, counters and segments of its own (host-1-arrays.npz.zst, replay/host-1/). Everything is read
-back and on the disk before the folder gets its name. Files that do not match their manifest are never read. Files
+hosts each has arrays, counters and segments of its own (host-1-arrays.npz.zst, replay/1-of-2/). Everything is
+read back and on the disk before the folder gets its name. Files that do not match their manifest are never read. Files
 beside those of a checkpoint are left alone, except in Orbax's folder `tree/` and in unfinished checkpoints, which are
 removed whole.
 
@@ -28,7 +28,7 @@ from jaxtyping import PyTree
 from rlcls._errors import UserError, one_line
 from rlcls.distributed import ALONE, Hosts
 from rlcls.files import DAMAGED, NotAsWritten, Seal, pack, sync, unpack, write_text, write_verified
-from rlcls.training.loop import Rows, Saved
+from rlcls.training.loop import Dealing, Rows, Saved
 
 from . import segments
 from . import tree as trees
@@ -98,6 +98,15 @@ class Checkpoint(NamedTuple):
             segments.read(self.segments, rows)
         return Saved(self.tree(like), self.arrays, self.counters["loop"], rows)
 
+    def dealt(self, like: PyTree, rows: Rows | None, loop: Dealing, host: int) -> Saved:
+        """As `saved`, for process `host` of another number of processes than wrote the checkpoint."""
+        manifest = json.loads((self.folder / MANIFEST).read_text())
+        parts = [_part(self.folder, manifest, each) for each in range(self.hosts)]
+        if rows is not None:
+            segments.read_share([part.segments for part in parts], rows, host)
+        tree = self.tree(like)
+        return loop.deal([Saved(tree, part.arrays, part.counters["loop"], rows) for part in parts])
+
 
 class Checkpoints:
     """The checkpoints of one run, for the processes that write them: usually one, or one on each of several hosts.
@@ -166,7 +175,9 @@ class Checkpoints:
             written = []
             if saved.rows:
                 written = segments.write(
-                    segments.folder(self._run_dir, self._hosts.index), saved.rows, self._segments
+                    segments.folder(self._run_dir, self._hosts.index, self._hosts.count),
+                    saved.rows,
+                    self._segments,
                 )
             arrays, text = _own_files(working, self._hosts.index)
             values = counters | {"best": best, "loop": saved.counters}
@@ -309,21 +320,25 @@ def open_whole(run_dir: Path, folder: Path, *, replay: bool = True, host: int = 
       DAMAGED: the checkpoint has no manifest, or differs from it.
     """
     manifest = json.loads((folder / MANIFEST).read_text())
-    parts = {name: Seal(seal) for name, seal in manifest["parts"].items()}
-    for name, seal in parts.items():
+    for name, seal in manifest["parts"].items():
         if replay or name not in manifest["segments"]:
-            seal.check(run_dir / name, name)
+            Seal(seal).check(run_dir / name, name)
+    return _part(folder, manifest, host)
+
+
+def _part(folder: Path, manifest: Mapping[str, Any], host: int) -> Checkpoint:
+    """The checkpoint in `folder` as a host wrote it."""
+    run_dir, hosts = folder.parents[1], manifest.get("hosts", 1)
     arrays, counters = _own_files(folder, host)
-    names = [
-        name for name in manifest["segments"] if (run_dir / name).parent == segments.folder(run_dir, host)
-    ]
+    paths = {run_dir / name: Seal(manifest["parts"][name]) for name in manifest["segments"]}
+    own = segments.folder(run_dir, host, hosts)
     return Checkpoint(
         folder=folder,
         steps=manifest["steps"],
-        hosts=manifest.get("hosts", 1),
+        hosts=hosts,
         counters=json.loads(counters.read_text()),
         arrays=unpack(arrays),
-        segments=[Segment.at(run_dir / name, parts[name]) for name in names],
+        segments=[Segment.at(path, seal) for path, seal in paths.items() if path.parent == own],
     )
 
 

@@ -224,6 +224,21 @@ def check(run_dir: str | os.PathLike[str], position: Mapping[str, Any]) -> None:
         _row(path, number, line)
 
 
+def cut(run_dir: str | os.PathLike[str], counts: Mapping[str, int]) -> int:
+    """Cuts metrics.jsonl before its first line that was written after `counts`, or is torn; returns the lines left."""
+    path, size = Path(run_dir) / FILE, 0
+    lines = _split(path)[:-1] if path.exists() else []
+    for number, line in enumerate(lines):
+        with contextlib.suppress(UserError):
+            row = _row(path, number + 1, line)
+            if all(row.get(name, 0) <= count for name, count in counts.items()):
+                size += len(line) + 1
+                continue
+        os.truncate(path, size)
+        return number
+    return len(lines)
+
+
 def is_position(position: object) -> bool:
     """Whether the value of a checkpoint is a position of this version's metrics."""
     return isinstance(position, Mapping) and _BEGINNING.keys() <= position.keys()

@@ -8,7 +8,7 @@ devices.
 from .compiled import Compiled
 from .exploration import LinearDecay
 from .learner import Diverged, Learner
-from .loop import Dataset, Loop, Rows, Saved, Source, Tick, Where
+from .loop import Dataset, Dealing, Loop, Rows, Saved, Source, Tick, Where
 from .offline import Offline
 from .online import Online
 from .placement import Placement
@@ -17,6 +17,7 @@ from .program import Program
 __all__ = [
     "Compiled",
     "Dataset",
+    "Dealing",
     "Diverged",
     "Learner",
     "LinearDecay",
