@@ -98,10 +98,11 @@ class Placement:
         self.devices = visible[: data * model]
         # Programs for devices that are not here take no options of the CPU's compiler.
         self._jit: Callable[..., Any] = xla.jit if devices is None else jax.jit
-        self._alone = SingleDeviceSharding(self.devices[0])
         self._rules = [_read_rule(rule) for rule in (RULES if rules is None else rules)]
         self._own_rules = rules is not None
         self._mesh: Mesh | None = None
+        self._over_data: Sharding = SingleDeviceSharding(self.devices[0])
+        self._everywhere: Sharding = self._over_data
         if data * model > 1:
             grid = np.array(self.devices).reshape(data, model)
             self._mesh = Mesh(grid, (_DATA, _MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
@@ -126,6 +127,11 @@ class Placement:
         """The number of processes that train together."""
         return jax.process_count() if self._mesh else 1
 
+    @property
+    def devices_here(self) -> int:
+        """How many of the devices are this process's."""
+        return sum(device.process_index == jax.process_index() for device in self.devices)
+
     def check_batch(self, **sizes: int) -> None:
         """Raises a ValueError for the first size of a batch, by the name of its option, that `data` does not divide."""
         for name, size in sizes.items():
@@ -141,21 +147,21 @@ class Placement:
         """
         if self._mesh is None:
             return self._jit(function)(*arguments)
-        shardings = self._shardings(self._mesh, jax.eval_shape(function, *arguments))
+        shardings = self._shardings(jax.eval_shape(function, *arguments))
         return self._jit(function, out_shardings=shardings)(*arguments)
 
     def shapes(self, function: Callable[..., PyTree], *arguments: Any) -> PyTree:
         """The shapes of `init`, with their shardings."""
         shapes = jax.eval_shape(function, *arguments)
-        return _sharded(shapes, self._shardings(self._mesh, shapes) if self._mesh else self._alone)
+        return _sharded(shapes, self._shardings(shapes))
 
     def shapes_everywhere(self, shapes: PyTree) -> PyTree:
         """The shapes of `everywhere`, with their shardings."""
-        return _sharded(shapes, self._everywhere if self._mesh else self._alone)
+        return _sharded(shapes, self._everywhere)
 
     def shapes_of_batch(self, shapes: PyTree) -> PyTree:
         """The shapes of `batch`, with their shardings."""
-        return _sharded(shapes, self._over_data if self._mesh else self._alone)
+        return _sharded(shapes, self._over_data)
 
     def jit(self, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """The compiled function, whose results are on every device."""
@@ -268,20 +274,20 @@ class Placement:
         waits = self._mesh is not None and self.devices[0].platform == "cpu"
         return jax.block_until_ready(tree) if waits else tree
 
-    def _shardings(self, mesh: Mesh, state: PyTree) -> PyTree:
+    def _shardings(self, state: PyTree) -> PyTree:
         """The sharding of each array of a state; see `init`."""
         if self.model == 1:
             return jax.tree.map(lambda _: self._everywhere, state)
         used: set[str] = set()
 
-        def place(path: Any, leaf: Any) -> NamedSharding:
+        def place(path: Any, leaf: Any) -> Sharding:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             rule = next((rule for rule in self._rules if rule.pattern.search(name)), None)
             if rule is None:
                 return self._everywhere
             used.add(rule.text)
             rule.check(name, leaf.shape, self.model)
-            return NamedSharding(mesh, PartitionSpec(*rule.entries))
+            return NamedSharding(self._mesh, PartitionSpec(*rule.entries))
 
         shardings = jax.tree_util.tree_map_with_path(place, state)
         unused = [rule.text for rule in self._rules if rule.text not in used]

@@ -15,8 +15,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from rlcls import files
+from rlcls import collect, files
+from rlcls.cli import build
+from rlcls.cli.compose import compose
 from rlcls.runs import checkpoint
+from rlcls.train import main
 
 OPTIONS = [
     *("agent=dqn", "loss=hlgauss", "env=gymnasium", "env.id=CartPole-v1", "recipe=vector", "env.num_envs=4"),
@@ -31,13 +34,13 @@ def launch(tmp_path):
     """Starts a training of two processes in a folder; what is left of it at the end of the test is killed."""
     begun = []
 
-    def launch(name, *options):
+    def launch(name, *options, base=OPTIONS):
         command = [sys.executable, "-m", "rlcls.launch", "local", "--processes", "2", "--restarts", "30"]
         command += [
             "--logs",
             str(tmp_path / f"logs-{name}"),
             "--",
-            *OPTIONS,
+            *base,
             *options,
             f"run_dir={tmp_path / name}",
         ]
@@ -85,7 +88,7 @@ def contents(run_dir):
         tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(like, restore_args=on_the_host))
     arrays = {f"tree{number}": leaf for number, leaf in enumerate(jax.tree.leaves(tree))}
     metrics = []
-    for host, folder in enumerate((run_dir, run_dir / "hosts" / "1")):
+    for host, folder in enumerate((run_dir, run_dir / "hosts" / "1")[: newest.hosts]):
         mine = checkpoint.open_whole(run_dir, newest.folder, host=host)
         arrays |= {f"{host}/{name}": values for name, values in mine.arrays.items()}
         for segment in mine.segments:
@@ -116,7 +119,7 @@ def test_a_training_whose_process_was_killed_ends_in_the_same_bits(launch, tmp_p
     assert_equal(contents(tmp_path / "whole"), contents(tmp_path / "killed"))
 
 
-def test_a_signal_to_any_process_saves_all_and_the_same_command_goes_on(launch, tmp_path):
+def test_a_signal_to_any_process_saves_all_and_the_same_command_goes_on(launch, tmp_path, capsys):
     training = launch("stopped", "steps=1000000")
     wait_for_checkpoint(tmp_path / "stopped", 300)
     begun = time.monotonic()
@@ -127,17 +130,105 @@ def test_a_signal_to_any_process_saves_all_and_the_same_command_goes_on(launch, 
     assert newest.hosts == 2
     assert launch("stopped", f"steps={newest.steps + 40}").wait(timeout=120) == 0
     assert "resuming" in (tmp_path / "stopped.txt").read_text()
-    # One process alone cannot go on with it, and says so.
-    command = [
-        sys.executable,
-        "-m",
-        "rlcls.train",
-        *OPTIONS,
-        "steps=1000000",
-        f"run_dir={tmp_path / 'stopped'}",
+    goes_on_with_another_number_of_processes(tmp_path / "stopped", launch, capsys)
+
+
+def goes_on_with_another_number_of_processes(run_dir, launch, capsys):
+    """A run of two processes goes on in this one, and in two again."""
+    steps, before, _ = contents(run_dir)
+    config = compose([*OPTIONS, f"run_dir={run_dir}"])
+    with contextlib.closing(build.environment(config)) as env:
+        loop = build.loop(config, build.agent(config, env.spec), env)
+        fresh = loop.save()
+        newest, _ = checkpoint.load(run_dir)
+        loop.restore(newest.dealt(fresh.tree, fresh.rows, loop, 0))
+        after = loop.save()
+        for number, leaf in enumerate(jax.tree.leaves(after.tree)):
+            np.testing.assert_array_equal(leaf, before[f"tree{number}"])
+        loop.close()
+    assert loop.counts["agent_steps"] == steps
+    capsys.readouterr()
+    assert main([*OPTIONS, f"steps={steps + 40}", f"run_dir={run_dir}"]) == 0
+    errors = capsys.readouterr().err
+    assert (
+        "note: 2 processes wrote the checkpoint, and 1 goes on: parameters, optimiser, counters, environments and "
+        "replay are kept, batches and random actions are dealt out anew, so the run goes on to other bits\n"
+        in errors
+    )
+    lines = (run_dir / "hosts/1/metrics.jsonl").read_text()
+    assert launch(run_dir.name, f"steps={steps + 80}").wait(timeout=240) == 0
+    newest, _ = checkpoint.load(run_dir)
+    assert (newest.steps, newest.hosts) == (steps + 80, 2)
+    assert "note: 1 process wrote the checkpoint, and 2 go on:" in run_dir.with_suffix(".txt").read_text()
+    assert (run_dir / "hosts/1/metrics.jsonl").read_text().startswith(lines)
+
+
+CQL = ["env=probe", "game=probe/two_step", "recipe=vector", "agent=cql", "backbone.hidden=[16]"]
+Q_TRANSFORMER = [
+    "env=pick",
+    "agent=qtransformer",
+    "agent.bins=5",
+    "agent.width=16",
+    "agent.heads=2",
+    "agent.layers=1",
+]
+RECORD = {"probe": ["policy=random", "steps=60"], "pick": ["policy=scripted", "episodes=8", "env.num_envs=8"]}
+OFFLINE = [
+    "loss=hlgauss",
+    "data=recording",
+    "data.sampling=epochs",
+    "training.batch_size=32",
+    "eval.every=0",
+    "device=cpu",
+]
+# With Adam's usual epsilon a gradient that is only rounding errors moves a parameter as far as any other.
+OFFLINE += [
+    "agent.optimizer.eps=1e-3",
+    "logging.every=10",
+    "logging.tensorboard=false",
+    "checkpoint.every=1000",
+]
+
+
+def recorded(options, path):
+    """The options of an offline training, whose data is recorded in `path`."""
+    where = [option for option in options if option.startswith(("env=", "game="))]
+    assert collect.main([*where, *RECORD[options[0].removeprefix("env=")], f"out={path}"]) == 0
+    return [*OFFLINE, *options, f"data.path={path}"]
+
+
+def assert_close(first, second):
+    """The same updates from the same batches, whose sums are rounded otherwise."""
+    assert first[0] == second[0]
+    trees = [
+        {name: leaf for name, leaf in each[1].items() if name.startswith("tree")} for each in (first, second)
     ]
-    alone = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert alone.returncode == 2 and "2 processes wrote checkpoint" in alone.stderr
+    assert trees[0].keys() == trees[1].keys()
+    for name, values in trees[0].items():
+        np.testing.assert_allclose(values, trees[1][name], rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_cql_learns_from_the_same_batches_in_two_processes_and_one_and_two_again(launch, tmp_path):
+    command = recorded(CQL, tmp_path / "data")
+    assert main([*command, "steps=60", f"run_dir={tmp_path / 'alone'}"]) == 0
+    for steps in (20, 40, 60):
+        if steps == 40:
+            assert main([*command, f"steps={steps}", f"run_dir={tmp_path / 'both'}"]) == 0
+        else:
+            training = launch("both", f"steps={steps}", base=command)
+            assert training.wait(timeout=240) == 0, (tmp_path / "both.txt").read_text()
+    assert (
+        "note: 1 process wrote the checkpoint, and 2 go on: parameters, optimiser and counters are kept, the data"
+        in (tmp_path / "both.txt").read_text()
+    )
+    assert_close(contents(tmp_path / "alone"), contents(tmp_path / "both"))
+
+
+def test_a_q_transformer_learns_from_the_same_batches_in_two_processes(launch, tmp_path):
+    command = [*recorded(Q_TRANSFORMER, tmp_path / "data"), "steps=20"]
+    assert main([*command, f"run_dir={tmp_path / 'alone'}"]) == 0
+    assert launch("both", base=command).wait(timeout=240) == 0, (tmp_path / "both.txt").read_text()
+    assert_close(contents(tmp_path / "alone"), contents(tmp_path / "both"))
 
 
 @pytest.mark.slow
