@@ -96,6 +96,9 @@ class Placement:
             )
         self.data, self.model = data, model
         self.devices = visible[: data * model]
+        grid = np.array(self.devices).reshape(data, model)
+        if devices is None:
+            _check_shares(grid)
         # Programs for devices that are not here take no options of the CPU's compiler.
         self._jit: Callable[..., Any] = xla.jit if devices is None else jax.jit
         self._rules = [_read_rule(rule) for rule in (RULES if rules is None else rules)]
@@ -104,7 +107,6 @@ class Placement:
         self._over_data: Sharding = SingleDeviceSharding(self.devices[0])
         self._everywhere: Sharding = self._over_data
         if data * model > 1:
-            grid = np.array(self.devices).reshape(data, model)
             self._mesh = Mesh(grid, (_DATA, _MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
             self._over_data = NamedSharding(self._mesh, PartitionSpec(_DATA))
             self._everywhere = NamedSharding(self._mesh, PartitionSpec())
@@ -343,6 +345,22 @@ def _devices() -> list[jax.Device]:
     """The devices of the kind that programs run on by default."""
     default = jax.config.values["jax_default_device"]
     return jax.devices(default.platform) if default else jax.devices()
+
+
+def _check_shares(grid: np.ndarray) -> None:
+    """Raises a ValueError unless every process has whole rows of the mesh, and each as many."""
+    (data, model), processes = grid.shape, jax.process_count()
+    owners = [{device.process_index for device in row} for row in grid]
+    if any(len(each) > 1 for each in owners):
+        raise ValueError(
+            f"mesh.model={model} must divide the devices of each process ({jax.local_device_count()})"
+        )
+    shares = [owners.count({process}) for process in range(processes)]
+    if len(set(shares)) > 1:
+        raise ValueError(
+            f"mesh.data={data}: each of {processes} processes must have equally many devices along data, and they "
+            f"have {', '.join(map(str, shares))}"
+        )
 
 
 def _as_info(metrics: Any, priorities: Any) -> UpdateInfo:

@@ -63,7 +63,7 @@ def test_each_device_of_a_cpu_needs_a_network(monkeypatch):
     network = [*VECTORS, "backbone.hidden=[2000,2000]"]
     check(*network)
     monkeypatch.setattr(Placement, "devices_here", 8)
-    with pytest.raises(UserError, match=r"a network of 4,\d{3},000 parameters on each of 8 devices needs"):
+    with pytest.raises(UserError, match=r"a network of 4,\d{3},\d{3} parameters on each of 8 devices needs"):
         check(*network)
 
 
