@@ -278,7 +278,8 @@ class Placement:
 
     def _shardings(self, state: PyTree) -> PyTree:
         """The sharding of each array of a state; see `init`."""
-        if self.model == 1:
+        mesh = self._mesh
+        if mesh is None or self.model == 1:
             return jax.tree.map(lambda _: self._everywhere, state)
         used: set[str] = set()
 
@@ -289,7 +290,7 @@ class Placement:
                 return self._everywhere
             used.add(rule.text)
             rule.check(name, leaf.shape, self.model)
-            return NamedSharding(self._mesh, PartitionSpec(*rule.entries))
+            return NamedSharding(mesh, PartitionSpec(*rule.entries))
 
         shardings = jax.tree_util.tree_map_with_path(place, state)
         unused = [rule.text for rule in self._rules if rule.text not in used]

@@ -86,7 +86,7 @@ def contents(run_dir):
         like = checkpointer.metadata(path).item_metadata.tree
         on_the_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
         tree = checkpointer.restore(path, args=ocp.args.PyTreeRestore(like, restore_args=on_the_host))
-    arrays = {f"tree{number}": leaf for number, leaf in enumerate(jax.tree.leaves(tree))}
+    arrays = {f"tree/{name}": leaf for name, leaf in ocp.tree.to_flat_dict(tree, sep="/").items()}
     metrics = []
     for host, folder in enumerate((run_dir, run_dir / "hosts" / "1")[: newest.hosts]):
         mine = checkpoint.open_whole(run_dir, newest.folder, host=host)
@@ -143,8 +143,10 @@ def goes_on_with_another_number_of_processes(run_dir, launch, capsys):
         newest, _ = checkpoint.load(run_dir)
         loop.restore(newest.dealt(fresh.tree, fresh.rows, loop, 0))
         after = loop.save()
-        for number, leaf in enumerate(jax.tree.leaves(after.tree)):
-            np.testing.assert_array_equal(leaf, before[f"tree{number}"])
+        after = ocp.tree.to_flat_dict(after.tree, sep="/")
+        assert len(after) == sum(name.startswith("tree/") for name in before)
+        for name, leaf in after.items():
+            np.testing.assert_array_equal(leaf, before[f"tree/{name}"], err_msg=name)
         loop.close()
     assert loop.counts["agent_steps"] == steps
     capsys.readouterr()
@@ -201,7 +203,7 @@ def assert_close(first, second):
     """The same updates from the same batches, whose sums are rounded otherwise."""
     assert first[0] == second[0]
     trees = [
-        {name: leaf for name, leaf in each[1].items() if name.startswith("tree")} for each in (first, second)
+        {name: leaf for name, leaf in each[1].items() if name.startswith("tree/")} for each in (first, second)
     ]
     assert trees[0].keys() == trees[1].keys()
     for name, values in trees[0].items():
