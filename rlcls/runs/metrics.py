@@ -226,17 +226,17 @@ def check(run_dir: str | os.PathLike[str], position: Mapping[str, Any]) -> None:
 
 def cut(run_dir: str | os.PathLike[str], counts: Mapping[str, int]) -> int:
     """Cuts metrics.jsonl before its first line that was written after `counts`, or is torn; returns the lines left."""
-    path, size = Path(run_dir) / FILE, 0
-    lines = _split(path)[:-1] if path.exists() else []
-    for number, line in enumerate(lines):
-        with contextlib.suppress(UserError):
-            row = _row(path, number + 1, line)
-            if all(row.get(name, 0) <= count for name, count in counts.items()):
-                size += len(line) + 1
-                continue
-        os.truncate(path, size)
-        return number
-    return len(lines)
+    path, kept = Path(run_dir) / FILE, []
+    if not path.exists():
+        return 0
+    with contextlib.suppress(UserError):
+        for number, line in enumerate(_split(path)[:-1], start=1):
+            row = _row(path, number, line)
+            if any(row.get(name, 0) > count for name, count in counts.items()):
+                break
+            kept.append(line)
+    os.truncate(path, sum(len(line) + 1 for line in kept))
+    return len(kept)
 
 
 def is_position(position: object) -> bool:

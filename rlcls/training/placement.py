@@ -58,7 +58,6 @@ class Placement:
       rules: how the arrays of an agent's state are divided over "model"; the first rule that matches an array's path,
         such as params/backbone/layers/0/query/kernel, decides. The optimiser's moments and the target network have
         paths that end as those of the parameters, and follow. None: `RULES`. They are read where model > 1.
-
       devices: the devices to take; None takes those of JAX's default kind. Functions for devices that the machine does
         not have can be lowered and compiled, of the shapes from `shapes` and `shapes_of_batch`.
 
@@ -68,7 +67,8 @@ class Placement:
       devices: [data * model], those of the mesh; the first one acts.
 
     Raises:
-      ValueError: a size is below 1, there are fewer devices, or a rule cannot be read.
+      ValueError: a size is below 1, there are fewer devices, processes have other shares of them, or a rule cannot be
+        read.
     """
 
     def __init__(

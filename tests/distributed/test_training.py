@@ -55,7 +55,7 @@ def launch(tmp_path):
             process.wait()
 
 
-def wait_for_checkpoint(run_dir, steps=0, seconds=120):
+def wait_for_checkpoint(run_dir, steps=0, seconds=300):
     end = time.monotonic() + seconds
     while (checkpoint.last_written(run_dir) or -1) < steps:
         assert time.monotonic() < end, f"no checkpoint of {steps} agent steps"
