@@ -119,49 +119,38 @@ def test_a_training_whose_process_was_killed_ends_in_the_same_bits(launch, tmp_p
     assert_equal(contents(tmp_path / "whole"), contents(tmp_path / "killed"))
 
 
-def test_a_signal_to_any_process_saves_all_and_the_same_command_goes_on(launch, tmp_path, capsys):
-    training = launch("stopped", "steps=1000000")
-    wait_for_checkpoint(tmp_path / "stopped", 300)
+def test_a_signal_to_any_process_saves_all_and_another_number_of_processes_goes_on(launch, tmp_path, capsys):
+    training, run_dir = launch("stopped", "steps=1000000"), tmp_path / "stopped"
+    wait_for_checkpoint(run_dir, 300)
     begun = time.monotonic()
-    os.kill(processes_of(tmp_path / "stopped")[1], signal.SIGTERM)
+    os.kill(processes_of(run_dir)[1], signal.SIGTERM)
     assert training.wait(timeout=60) == 128 + signal.SIGTERM, (tmp_path / "stopped.txt").read_text()
     assert time.monotonic() - begun < 20
-    newest, _ = checkpoint.load(tmp_path / "stopped")
-    assert newest.hosts == 2
-    assert launch("stopped", f"steps={newest.steps + 40}").wait(timeout=120) == 0
-    assert "resuming" in (tmp_path / "stopped.txt").read_text()
-    goes_on_with_another_number_of_processes(tmp_path / "stopped", launch, capsys)
-
-
-def goes_on_with_another_number_of_processes(run_dir, launch, capsys):
-    """A run of two processes goes on in this one, and in two again."""
     steps, before, _ = contents(run_dir)
-    config = compose([*OPTIONS, f"run_dir={run_dir}"])
+    config = compose(OPTIONS)
     with contextlib.closing(build.environment(config)) as env:
         loop = build.loop(config, build.agent(config, env.spec), env)
-        fresh = loop.save()
-        newest, _ = checkpoint.load(run_dir)
+        fresh, (newest, _) = loop.save(), checkpoint.load(run_dir)
+        assert newest.hosts == 2
         loop.restore(newest.dealt(fresh.tree, fresh.rows, loop, 0))
-        after = loop.save()
-        after = ocp.tree.to_flat_dict(after.tree, sep="/")
-        assert len(after) == sum(name.startswith("tree/") for name in before)
-        for name, leaf in after.items():
-            np.testing.assert_array_equal(leaf, before[f"tree/{name}"], err_msg=name)
+        after = ocp.tree.to_flat_dict(loop.save().tree, sep="/")
         loop.close()
     assert loop.counts["agent_steps"] == steps
+    assert len(after) == sum(name.startswith("tree/") for name in before)
+    for name, leaf in after.items():
+        np.testing.assert_array_equal(leaf, before[f"tree/{name}"], err_msg=name)
     capsys.readouterr()
     assert main([*OPTIONS, f"steps={steps + 40}", f"run_dir={run_dir}"]) == 0
-    errors = capsys.readouterr().err
-    assert (
+    expected = (
         "note: 2 processes wrote the checkpoint, and 1 goes on: parameters, optimiser, counters, environments and "
-        "replay are kept, batches and random actions are dealt out anew, so the run goes on to other bits\n"
-        in errors
+        "replay are kept, batches and random actions are dealt out anew, so the run goes on to other bits"
     )
+    assert expected in capsys.readouterr().err.splitlines()
     lines = (run_dir / "hosts/1/metrics.jsonl").read_text()
-    assert launch(run_dir.name, f"steps={steps + 80}").wait(timeout=240) == 0
+    assert launch("stopped", f"steps={steps + 80}").wait(timeout=240) == 0
     newest, _ = checkpoint.load(run_dir)
     assert (newest.steps, newest.hosts) == (steps + 80, 2)
-    assert "note: 1 process wrote the checkpoint, and 2 go on:" in run_dir.with_suffix(".txt").read_text()
+    assert "note: 1 process wrote the checkpoint, and 2 go on:" in (tmp_path / "stopped.txt").read_text()
     assert (run_dir / "hosts/1/metrics.jsonl").read_text().startswith(lines)
 
 
