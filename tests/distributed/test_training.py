@@ -226,8 +226,10 @@ def test_a_q_transformer_learns_from_the_same_batches_in_two_processes(launch, t
 @pytest.mark.skipif("RLCLS_SOAK" not in os.environ, reason="takes a quarter of an hour; RLCLS_SOAK=1 runs it")
 def test_a_training_whose_processes_are_killed_twenty_times_ends_in_the_same_bits(launch, tmp_path):
     generator = random.Random(0)
-    assert launch("whole", "steps=6000").wait(timeout=600) == 0
-    training = launch("killed", "steps=6000")
+    # A start takes minutes where the machine is busy.
+    options = ["steps=6000", "distributed.timeout=300"]
+    assert launch("whole", *options).wait(timeout=900) == 0
+    training = launch("killed", *options)
     kills = 0
     while kills < 20 and training.poll() is None:
         alive = processes_of(tmp_path / "killed")
