@@ -74,13 +74,16 @@ def _run(job: Job, processes: int, restarts: int, devices: int, logs: Path) -> i
 def _is_death(codes: list[int]) -> bool:
     """Whether the processes ended because one of them died.
 
-    A mistake (2) or a fault (1) would come again, and a process that was told to end (128 and more) has saved.
+    A mistake (2) or a fault (1) would come again, and a process that was told to end (128 and more) has saved. A
+    process that waits at the start for one that was killed ends with 2, too, so SIGKILL counts in any case.
     """
+    if -signal.SIGKILL in codes:
+        return True
     return any(code == DIED or code < 0 for code in codes) and not {1, 2} & set(codes)
 
 
 def _attempt(job: Job, processes: int, devices: int, logs: Path, received: list[int]) -> list[int]:
-    """Starts all processes and waits for them; returns their exit codes, negative for a signal."""
+    """Starts all processes and waits for them; returns their exit codes, negative for a signal from elsewhere."""
     port = _free_port()
     environment = without_stale(dict(os.environ))
     if devices:
@@ -114,21 +117,27 @@ def _attempt(job: Job, processes: int, devices: int, logs: Path, received: list[
                 f"{processes} processes; {logs}/process-*.log have the output of all but the first",
                 flush=True,
             )
-        _wait(running)
+        codes = _wait(running)
         received.extend(signals)
-    return [process.returncode for process in running]
+    return codes
 
 
-def _wait(running: list[subprocess.Popen[bytes]]) -> None:
-    """Waits until all have ended; once one has failed, the others have a few seconds to end by themselves."""
-    end = None
+def _wait(running: list[subprocess.Popen[bytes]]) -> list[int]:
+    """Waits until all have ended; once one has failed, the others have a few seconds to end by themselves.
+
+    Returns:
+      Their exit codes, for one that had to be killed here that of the death of another process.
+    """
+    end, late = None, []
     while any(process.poll() is None for process in running):
         if end is None and any(process.returncode for process in running):
             end = time.monotonic() + _LAST_WORDS
         if end is not None and time.monotonic() > end:
-            for process in running:
+            late += [process for process in running if process.poll() is None]
+            for process in late:
                 process.kill()
         time.sleep(0.05)
+    return [DIED if process in late else process.returncode for process in running]
 
 
 def _command(job: Job, processes: int, index: int, port: str) -> list[str]:

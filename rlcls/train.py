@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlcls._errors import UserError, command
 from rlcls.phases import phase
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rlcls.distributed import Hosts
     from rlcls.envs.base import HostEnv
     from rlcls.evaluation import Periodic
-    from rlcls.runs import Checkpoint, Checkpoints, Start
+    from rlcls.runs import Checkpoint, RunFolder, Start
     from rlcls.runs.metrics import WandB
     from rlcls.training import Placement
     from rlcls.training.loop import Loop
@@ -78,60 +78,50 @@ def _train(config: DictConfig) -> int:
         return _train_with(config, hosts)
 
 
+class _Parts(NamedTuple):
+    """The parts of a run in this process, which may be one of several.
+
+    Attributes:
+      config: the run's configuration.
+      hosts: the processes.
+      device: the kind of device that was chosen.
+      placement: the devices that learn.
+      env: the environment, the first one of several games.
+      name: the environment's name, or the number of games.
+      agent: what learns.
+      loop: learns.
+      evaluators: score it.
+    """
+
+    config: DictConfig
+    hosts: Hosts
+    device: jax.Device
+    placement: Placement
+    env: HostEnv
+    name: str
+    agent: Agent[Any]
+    loop: Loop
+    evaluators: list[Periodic]
+
+    @property
+    def unit(self) -> str:
+        """What the steps of the run count: "agent steps" or "updates"."""
+        return self.loop.unit.replace("_", " ")
+
+
 def _train_with(config: DictConfig, hosts: Hosts) -> int:
     """Trains in this process, which may be one of several."""
-    from rlcls.runs import HOSTS, Checkpoints, RunFolder, start, together
-    from rlcls.runs.metrics import WandB, check_wandb
-    from rlcls.runs.signals import Stopped, collected
+    with contextlib.ExitStack() as stack:
+        with phase("starting"):
+            from rlcls.runs import start, together
+            from rlcls.runs.signals import Stopped, collected
 
-    with contextlib.ExitStack() as stack, contextlib.ExitStack() as starting:
-        starting.enter_context(phase("starting"))
-        from rlcls.cli import build, packages, resources
-        from rlcls.training import loop as loops
-        from rlcls.training import memory, xla
-
-        resources.allow_open_files()
-        packages.import_all(tensorboard=config.logging.tensorboard)
-        device = xla.choose_device(config.device)
-        xla.cache_compilations()
-        memory.reuse_freed_memory()
-        first = hosts.index == 0
-        if config.logging.wandb and first:
-            check_wandb(config.logging.wandb)
-        own = build.share(config, hosts.index, hosts.count)
-        # Every part is built and tried, and so refused, before a file is written; only W&B can still fail later.
-        envs: dict[str, HostEnv] = {}
-        for name, options_of_game in build.games(own).items():
-            envs[name] = build.environment(options_of_game)
-            stack.callback(envs[name].close)
-        env = next(iter(envs.values()))
-        played = f"{len(envs)}-games" if len(envs) > 1 else env.name
-        data = build.dataset(own)
-        build.check_task(config, envs, data)
-        agent = build.agent(config, data.spec if data else env.spec)
-        loop = stack.enter_context(contextlib.closing(build.loop(own, agent, env, data)))
-        loops.check(loop)
-        evaluators = build.evaluators(config, agent, envs, data)
-        for each in evaluators:
-            stack.callback(getattr(each.evaluator, "close", lambda: None))
-        if config.checkpoint.keep_best and len(envs) > 1:
-            raise UserError(
-                f"checkpoint.keep_best=true compares one return, and {len(envs)} games have one each; "
-                "checkpoint.keep_every=N keeps every N-th"
-            )
-        path, options = build.run_dir(config, played), build.plain_dict(config)
-        folder = None
-        if first:
-            folder = RunFolder(path, options, environment=played, protocol=env.facts())
-            stack.enter_context(folder)
-        _check_shared(path, hosts)
-        starting.close()
-        reactions: dict[int, Callable[[], object]] = dict.fromkeys(
-            (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1), hosts.ask_stop
-        )
-        received = stack.enter_context(collected(reactions))
-        unit = loop.unit.replace("_", " ")
-        if steps := hosts.broadcast(_finished_at(path, config.steps) if first else None):
+            parts = _build(config, hosts, stack)
+            path, folder = _open_folder(parts, stack)
+        loop, unit = parts.loop, parts.unit
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+        received = stack.enter_context(collected(dict.fromkeys(numbers, hosts.ask_stop)))
+        if steps := hosts.broadcast(_finished_at(path, config.steps) if folder else None):
             print(
                 f"{path} is finished: it has {steps:,} of {config.steps:,} {unit}; give a larger steps= to continue"
             )
@@ -142,51 +132,101 @@ def _train_with(config: DictConfig, hosts: Hosts) -> int:
             print(f"note: {line}", file=sys.stderr)
         with phase("compiling"):
             seconds = loop.warm_up(config.steps)  # of one unit
-        wandb = None
-        if config.logging.wandb and first:
-            run_id = begun.metrics["wandb"] if begun.metrics else None
-            wandb = WandB(path, config.logging.wandb, unit=loop.unit, run_id=run_id, config=options)
-            stack.callback(wandb.close)
+        wandb = _open_wandb(parts, path, begun, stack)
         if folder:
             folder.record()
         if begun.checkpoint:
             print(f"resuming {path} at {unit[:-1]} {begun.checkpoint.steps:,}", flush=True)
-            if remark := _other_mesh(build.placement(config), begun.checkpoint):
+            if remark := _otherwise(parts, begun, begun.checkpoint):
                 print(f"note: {remark}", file=sys.stderr)
             try:
-                _restore(loop, begun.checkpoint, begun.replay, lambda: bool(received) and hosts.count == 1)
+                _restore(parts, begun, begun.checkpoint, lambda: bool(received) and hosts.count == 1)
             except Stopped:
                 print(
                     f"stopped by {_name(received)} before it went on; the same command continues from there"
                 )
                 return 128 + received[0]
-        _header(config, loop, env, agent, device, path, seconds)
-        checkpoints = Checkpoints(path, config.checkpoint.keep, begun.segments, hosts)
-        # Every process but the first has metrics of its own: the episodes of its environments.
-        metrics_dir = path if first else path / HOSTS / str(hosts.index)
-        metrics_dir.mkdir(parents=True, exist_ok=True)
-        _drive(
-            config,
-            loop,
-            evaluators,
-            checkpoints,
-            begun,
-            metrics_dir,
-            wandb,
-            received,
-            seconds,
-            env.frame_skip,
-            hosts,
-        )
+        _header(parts, path, seconds)
+        _drive(parts, begun, path, wandb, received, seconds)
         # A signal after the last step stopped nothing. One that stopped the run may have come to another process.
         is_early = bool(received) or loop.counts[loop.unit] < config.steps
         ended = hosts.broadcast(
-            not is_early or _finished_at(path, config.steps) is not None if first else None
+            not is_early or _finished_at(path, config.steps) is not None if folder else None
         )
         stopped = [] if ended else received or [signal.SIGTERM]
-        picture = _picture(path) if first else ""
+        picture = _picture(path) if folder else ""
         print(f"{_outcome(loop, config.steps, stopped)}{picture}", flush=True)
         return 128 + stopped[0] if stopped else 0
+
+
+def _build(config: DictConfig, hosts: Hosts, stack: contextlib.ExitStack) -> _Parts:
+    """Builds and tries every part before a file is written; only W&B can still fail later. `stack` closes them."""
+    from rlcls.cli import build, packages, resources
+    from rlcls.distributed import compare
+    from rlcls.runs.metrics import check_wandb
+    from rlcls.training import loop as loops
+    from rlcls.training import memory, xla
+
+    resources.allow_open_files()
+    packages.import_all(tensorboard=config.logging.tensorboard)
+    device = xla.choose_device(config.device)
+    xla.cache_compilations()
+    memory.reuse_freed_memory()
+    if config.logging.wandb and hosts.index == 0:
+        check_wandb(config.logging.wandb)
+    own = build.share(config, hosts.index, hosts.count)
+    envs: dict[str, HostEnv] = {}
+    for name, options_of_game in build.games(own).items():
+        envs[name] = build.environment(options_of_game)
+        stack.callback(envs[name].close)
+    env = next(iter(envs.values()))
+    data = build.dataset(own)
+    build.check_task(config, envs, data)
+    agent = build.agent(config, data.spec if data else env.spec)
+    placement = build.placement(config)
+    loop = stack.enter_context(contextlib.closing(build.loop(own, agent, env, data, placement)))
+    loops.check(loop)
+    evaluators = build.evaluators(config, agent, envs, data)
+    for each in evaluators:
+        stack.callback(getattr(each.evaluator, "close", lambda: None))
+    if config.checkpoint.keep_best and len(envs) > 1:
+        raise UserError(
+            f"checkpoint.keep_best=true compares one return, and {len(envs)} games have one each; "
+            "checkpoint.keep_every=N keeps every N-th"
+        )
+    facts: dict[str, Any] = {name or "env": each.facts() for name, each in envs.items()}
+    compare(hosts, facts | {"data": getattr(data, "identity", None)})
+    played = f"{len(envs)}-games" if len(envs) > 1 else env.name
+    return _Parts(config, hosts, device, placement, env, played, agent, loop, evaluators)
+
+
+def _open_folder(parts: _Parts, stack: contextlib.ExitStack) -> tuple[Path, RunFolder | None]:
+    """The path of the run folder, and on the first process the folder, which `stack` closes."""
+    from rlcls.cli import build
+    from rlcls.runs import RunFolder
+
+    path, folder = build.run_dir(parts.config, parts.name), None
+    if parts.hosts.index == 0:
+        options = build.plain_dict(parts.config)
+        folder = RunFolder(path, options, environment=parts.name, protocol=parts.env.facts())
+        stack.enter_context(folder)
+    _check_shared(path, parts.hosts)
+    return path, folder
+
+
+def _open_wandb(parts: _Parts, path: Path, begun: Start, stack: contextlib.ExitStack) -> WandB | None:
+    """The open W&B run, which `stack` closes; None on all processes but the first, and where none is asked for."""
+    from rlcls.cli import build
+    from rlcls.runs.metrics import WandB
+
+    project = parts.config.logging.wandb
+    if not project or parts.hosts.index:
+        return None
+    run_id = begun.metrics["wandb"] if begun.metrics else None
+    options = build.plain_dict(parts.config)
+    wandb = WandB(path, project, unit=parts.loop.unit, run_id=run_id, config=options)
+    stack.callback(wandb.close)
+    return wandb
 
 
 def _check_shared(path: Path, hosts: Hosts) -> None:
@@ -211,53 +251,71 @@ def _check_shared(path: Path, hosts: Hosts) -> None:
         )
 
 
-def _other_mesh(placement: Placement, checkpoint: Checkpoint) -> str:
-    """A remark where a checkpoint is from another mesh than the one on which the run goes on; otherwise empty."""
-    before = checkpoint.counters["loop"].get("mesh", {"data": 1, "model": 1})
-    if before == placement.sizes:
+def _otherwise(parts: _Parts, begun: Start, checkpoint: Checkpoint) -> str:
+    """A remark where a run goes on with other processes, or on another mesh, than before; otherwise empty."""
+    if begun.is_dealt:
+        is_online = "replay" in checkpoint.counters["loop"]
+        kept = "parameters, optimiser and counters are kept"
+        if is_online and begun.replay:
+            kept = "parameters, optimiser, counters, environments and replay are kept"
+        anew = "batches and random actions are" if is_online else "the data is"
+        before, now = checkpoint.hosts, parts.hosts.count
+        return (
+            f"{before} process{'es' * (before > 1)} wrote the checkpoint, and {now} go{'es' * (now == 1)} on: {kept}, "
+            f"{anew} dealt out anew, so the run goes on to other bits"
+        )
+    mesh = checkpoint.counters["loop"].get("mesh", {"data": 1, "model": 1})
+    if mesh == parts.placement.sizes:
         return ""
-    sizes = ", ".join(f"{axis}={size}" for axis, size in before.items())
+    sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.items())
     return (
-        f"restored from a mesh of {sizes} on one of {placement}: on another mesh sums are rounded otherwise, so the "
-        "run may go on to other bits"
+        f"restored from a mesh of {sizes} on one of {parts.placement}: on another mesh sums are rounded otherwise, so "
+        "the run may go on to other bits"
     )
 
 
-def _restore(loop: Loop, checkpoint: Checkpoint, replay: bool, stopped: Callable[[], bool]) -> None:
+def _restore(parts: _Parts, begun: Start, checkpoint: Checkpoint, stopped: Callable[[], bool]) -> None:
     """Restores a loop; the state that it began with is freed at the end.
 
     Raises:
       Stopped: a signal came meanwhile.
+      UserError: another number of processes wrote the checkpoint, and the loop cannot deal it out.
     """
     from rlcls.runs.signals import unless_stopped
+    from rlcls.training import Dealing
 
+    loop = parts.loop
     fresh = loop.save()
+    rows = fresh.rows if begun.replay else None
     with phase("reading the checkpoint"):
-        saved = checkpoint.saved(fresh.tree, fresh.rows if replay else None)
+        if not begun.is_dealt:
+            saved = checkpoint.saved(fresh.tree, rows)
+        elif isinstance(loop, Dealing):
+            saved = checkpoint.dealt(fresh.tree, rows, loop, parts.hosts.index)
+        else:
+            raise UserError(
+                f"{type(loop).__qualname__} has no `deal`, so as many processes as wrote the checkpoint "
+                f"({checkpoint.hosts}) can go on with it"
+            )
     with phase("replaying actions") as tick:
         loop.restore(saved, unless_stopped(stopped, tick))
 
 
 def _drive(
-    config: DictConfig,
-    loop: Loop,
-    evaluators: list[Periodic],
-    checkpoints: Checkpoints,
-    begun: Start,
-    path: Path,
-    wandb: WandB | None,
-    received: list[int],
-    seconds: float,
-    frame_skip: int,
-    hosts: Hosts,
+    parts: _Parts, begun: Start, path: Path, wandb: WandB | None, received: list[int], seconds: float
 ) -> None:
     """Runs the loop to its end or to a signal, with its metrics and its display."""
     from rlcls.cli import clipping
-    from rlcls.runs import Metrics, Progress, run
+    from rlcls.runs import HOSTS, Checkpoints, Metrics, Progress, run
     from rlcls.runs.run import last_shown
 
+    config, loop, hosts = parts.config, parts.loop, parts.hosts
+    checkpoints = Checkpoints(path, config.checkpoint.keep, begun.segments, hosts)
+    # Every process but the first has metrics of its own: the episodes of its environments.
+    own = path / HOSTS / str(hosts.index) if hosts.index else path
+    own.mkdir(parents=True, exist_ok=True)
     metrics = Metrics(
-        path,
+        own,
         unit=loop.unit,
         tensorboard=config.logging.tensorboard and hosts.index == 0,
         wandb=wandb,
@@ -272,8 +330,8 @@ def _drive(
         start=first,
         steady_from=max(resumed_from, min_size if begun.replay else first + min_size),
         expected_pace=seconds,
-        unit=loop.unit.replace("_", " "),
-        frame_skip=frame_skip if is_online else None,
+        unit=parts.unit,
+        frame_skip=parts.env.frame_skip if is_online else None,
     )
     with contextlib.closing(metrics):
         if not begun.replay:
@@ -282,7 +340,7 @@ def _drive(
             run(
                 loop,
                 steps=config.steps,
-                evaluators=evaluators,
+                evaluators=parts.evaluators,
                 metrics=metrics,
                 checkpoints=checkpoints,
                 checkpoint_every=config.checkpoint.every,
@@ -292,28 +350,21 @@ def _drive(
                 hosts=hosts,
                 unfinished=begun.checkpoint.counters["unfinished"] if begun.checkpoint else (),
                 best=begun.best,
-                is_saved=begun.is_exact,
+                is_saved=hosts.broadcast(begun.is_exact),
                 progress=progress,
-                shown=last_shown(path) if begun.checkpoint else None,
+                shown=last_shown(own) if begun.checkpoint else None,
                 widen=lambda: clipping.advice(config, getattr(loop, "replay", None)),
             )
 
 
-def _header(
-    config: DictConfig,
-    loop: Loop,
-    env: HostEnv,
-    agent: Agent[Any],
-    device: jax.Device,
-    path: Path,
-    seconds: float,
-) -> None:
+def _header(parts: _Parts, path: Path, seconds: float) -> None:
+    """Prints what is trained, and when it is expected to end."""
     from rlcls.cli import build
     from rlcls.runs.folder import facts
     from rlcls.runs.progress import UNMEASURED, header
 
+    config, loop, env, device, unit = parts.config, parts.loop, parts.env, parts.device, parts.unit
     cores = facts()["cores"]
-    unit = loop.unit.replace("_", " ")
     left = config.steps - loop.counts[loop.unit]
     end = datetime.datetime.now() + datetime.timedelta(seconds=left * seconds * (1 + UNMEASURED))
     rows = {
@@ -322,8 +373,8 @@ def _header(
         "recipe": f"{config.choices.recipe}, {config.steps:,} {unit}",
         "agent": config.choices.agent,
         "head": _head_line(config),
-        "network": build.describe_network(config, agent),
-        "device": f"{device.platform} ({device.device_kind}, {cores} core{'s' * (cores != 1)}){_mesh(config)}",
+        "network": build.describe_network(config, parts.agent),
+        "device": f"{device.platform} ({device.device_kind}, {cores} core{'s' * (cores != 1)}){_mesh(parts.placement)}",
         "run folder": str(path),
         "expected end": f"{end:%Y-%m-%d %H:%M} ({seconds * 1e3:.2f} ms an {unit[:-1]}, "
         f"and {UNMEASURED:.0%} for evaluations and checkpoints)",
@@ -331,13 +382,10 @@ def _header(
     header({name: value for name, value in rows.items() if value})
 
 
-def _mesh(config: DictConfig) -> str:
+def _mesh(placement: Placement) -> str:
     """The mesh, and how many devices there are; empty where the only one is used."""
     import jax
 
-    from rlcls.cli import build
-
-    placement = build.placement(config)
     used, visible = len(placement.devices), len(jax.devices(placement.devices[0].platform))
     return f"; {used} of {visible} devices, mesh of {placement}" if visible > 1 else ""
 

@@ -249,17 +249,30 @@ def placement(config: DictConfig) -> Placement:
         raise UserError(one_line(error)) from error
 
 
-def loop(config: DictConfig, agent: Agent[Any], env: HostEnv, data: Dataset | None = None) -> Loop:
+def loop(
+    config: DictConfig,
+    agent: Agent[Any],
+    env: HostEnv,
+    data: Dataset | None = None,
+    place: Placement | None = None,
+) -> Loop:
     """The loop of a configuration.
+
+    Args:
+      config: the run's configuration, or that of one process, see `share`.
+      agent: what learns.
+      env: the environments of this process.
+      data: the data set, if there is one.
+      place: the devices; None takes those of the configuration.
 
     Raises:
       UserError: the parts do not fit together, or do not fit into the memory.
     """
+    place = place or placement(config)
     if is_compiled(config) and data is not None:
         _check_is_on_device(data)
-    resources.check(config, agent, data.spec if data else env.spec, env.frame_stack, data)
+    resources.check(config, agent, data.spec if data else env.spec, env.frame_stack, place, data)
     common: dict[str, Any] = {"seed": config.seed, "log_every": config.logging.every}
-    place = placement(config)
     if len(place.devices) > 1:  # a loop of the user's own need not know of meshes
         common["placement"] = place
     if data is not None:

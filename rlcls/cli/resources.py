@@ -17,6 +17,7 @@ from rlcls._errors import UserError
 from rlcls.agents.base import Agent
 from rlcls.datasets import Transitions
 from rlcls.spec import Spec
+from rlcls.training import Placement
 from rlcls.training.loop import Dataset
 
 _SHARE = 0.9  # of the memory that this process may use
@@ -44,9 +45,14 @@ class Need(NamedTuple):
 
 
 def check(
-    config: DictConfig, agent: Agent[Any], spec: Spec, frame_stack: int, data: Dataset | None = None
+    config: DictConfig,
+    agent: Agent[Any],
+    spec: Spec,
+    frame_stack: int,
+    placement: Placement,
+    data: Dataset | None = None,
 ) -> None:
-    """Compares an estimate of the arrays that a run holds with the memory that this process may use.
+    """Compares an estimate of the arrays that a process of a run holds with the memory that it may use.
 
     The estimate is of the replay, the parameters and the optimiser's state, the largest activations of the batches, the
     recorded data of a compiled loop, and the episodes of an evaluation. It is rather too low, so that no run is refused
@@ -61,7 +67,7 @@ def check(
         lanes = -(-lanes // (config.mesh.data or 1))
     if memory is None:
         return
-    needs = [*_replay(config, spec, frame_stack), *_learning(config, agent, spec)]
+    needs = [*_replay(config, spec, frame_stack), *_learning(config, agent, spec, placement)]
     if lanes > 1:
         needs = [
             need._replace(bytes=lanes * need.bytes, words=f"{lanes} times {need.words}") for need in needs
@@ -157,7 +163,7 @@ def _recording(config: DictConfig, data: Transitions, lanes: int) -> Need:
     return Need(f"a recording of {rows:,} rows", rows * (row + lanes * of_lane), rows)
 
 
-def _learning(config: DictConfig, agent: Agent[Any], spec: Spec) -> list[Need]:
+def _learning(config: DictConfig, agent: Agent[Any], spec: Spec, placement: Placement) -> list[Need]:
     """Parameters with what learning keeps beside them, and the batches with their activations.
 
     An accelerator has its own memory, of which JAX reports a lack by itself.
@@ -167,8 +173,11 @@ def _learning(config: DictConfig, agent: Agent[Any], spec: Spec) -> list[Need]:
     state = jax.eval_shape(agent.init, jax.eval_shape(jax.random.key, 0))
     acting = jax.eval_shape(agent.acting, state)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(acting))
+    # The devices of a CPU share its memory, and each row of a mesh has a network. Lanes are counted elsewhere.
+    rows = 1 if "seeds" in config else max(1, placement.devices_here // placement.model)
+    words = f"a network of {parameters:,} parameters" + (f" on each of {rows} devices" if rows > 1 else "")
     # The state, the gradient, and two copies that act.
-    needs = [Need(f"a network of {parameters:,} parameters", _bytes(state) + 3 * _bytes(acting), None)]
+    needs = [Need(words, rows * (_bytes(state) + 3 * _bytes(acting)), None)]
     sizes = {"training.batch_size": config.training.get("batch_size")}
     if (
         "replay" in config and config.diagnostics.every and "seeds" not in config
@@ -176,7 +185,8 @@ def _learning(config: DictConfig, agent: Agent[Any], spec: Spec) -> list[Need]:
         sizes["diagnostics.batch_size"] = config.diagnostics.batch_size
     for option, size in sizes.items():
         if size:
-            needs.append(Need(f"{option}={size}", _batch_bytes(agent, acting, spec, int(size)), int(size)))
+            own = int(size) // placement.hosts
+            needs.append(Need(f"{option}={size}", _batch_bytes(agent, acting, spec, own), int(size)))
     return needs
 
 

@@ -2,6 +2,6 @@
 
 from .connected import DIED
 from .hosts import ALONE, Hosts
-from .joining import joined
+from .joining import compare, joined
 
-__all__ = ["ALONE", "DIED", "Hosts", "joined"]
+__all__ = ["ALONE", "DIED", "Hosts", "compare", "joined"]

@@ -25,7 +25,7 @@ from .hosts import ALONE, Hosts
 from .messages import Closed, Link
 
 _VERSION = 1  # of the messages
-_PACKAGES = ("rlcls", "jax", "jaxlib", "flax", "optax", "numpy")
+_PACKAGES = ("rlcls", "jax", "jaxlib", "flax", "optax", "numpy", "gymnasium", "ale-py")
 _GRACE = 3.0  # seconds in which a failure may turn out to be the death of another process
 _PORT = 29_417  # on a TPU slice
 _FIRST_PORT, _PORTS = 20_000, 12_000  # below those that Linux gives to outgoing connections
@@ -81,6 +81,22 @@ def joined(options: Mapping[str, Any], facts: Mapping[str, Any], *, runtime: boo
         atexit.register(_leave, code)
         raise
     hosts.close()
+
+
+def compare(hosts: Hosts, facts: Mapping[str, Any]) -> None:
+    """Compares facts that are known only after the start, such as what the environments say of themselves.
+
+    Args:
+      hosts: the processes, all of which call this.
+      facts: as in `joined`.
+
+    Raises:
+      UserError: a process has others than process 0. All of them raise it.
+    """
+    first, *others = hosts.gather(_leaves(facts))
+    for index, other in enumerate(others, 1):
+        if problem := _other_facts(f"process {index}", first, other):
+            raise UserError(problem)
 
 
 def _leave(code: int) -> None:
@@ -281,7 +297,10 @@ def _difference(mine: dict[str, Any], theirs: dict[str, Any], names: Mapping[int
         return f"{who} was started as one of {theirs['count']} processes, and process 0 as one of {mine['count']}"
     if index in names:
         return f"two processes have distributed.process_id={index}, on {names[index]} and on {theirs['host']}"
-    before, now = mine["facts"], theirs["facts"]
+    return _other_facts(who, mine["facts"], theirs["facts"])
+
+
+def _other_facts(who: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):
             return f"{who} has {name}={now.get(name)}, and process 0 has {name}={before.get(name)}"

@@ -361,7 +361,7 @@ class FrameReplay:
         slots = streams * self.length + rows % self.length
         kept = (rows >= self.rows - self.length + self._context) & (self.priorities.weights[slots] > 0)
         self.priorities.assign(slots[kept], priorities[kept])
-        self.max_priority = max(self.max_priority, float(priorities.max()))
+        self.max_priority = max(self.max_priority, float(priorities.max(initial=0.0)))
 
     @property
     def first(self) -> int:

@@ -3,8 +3,8 @@
 A checkpoint is a folder `checkpoints/<steps>`, named by the loop's units so far (agent steps, or updates). Its
 `manifest.json` lists every file that it consists of, with size and SHA-256: the tree that Orbax wrote, the small
 arrays and counters, and the replay's segments, which lie in `replay/` and are shared between checkpoints. Of several
-hosts each has arrays, counters and segments of its own (host-1-arrays.npz.zst, replay/host-1/). Everything is read
-back and on the disk before the folder gets its name. Files that do not match their manifest are never read. Files
+hosts each has arrays, counters and segments of its own (host-1-arrays.npz.zst, replay/1-of-2/). Everything is
+read back and on the disk before the folder gets its name. Files that do not match their manifest are never read. Files
 beside those of a checkpoint are left alone, except in Orbax's folder `tree/` and in unfinished checkpoints, which are
 removed whole.
 
@@ -28,7 +28,7 @@ from jaxtyping import PyTree
 from rlcls._errors import UserError, one_line
 from rlcls.distributed import ALONE, Hosts
 from rlcls.files import DAMAGED, NotAsWritten, Seal, pack, sync, unpack, write_text, write_verified
-from rlcls.training.loop import Rows, Saved
+from rlcls.training.loop import Dealing, Rows, Saved
 
 from . import segments
 from . import tree as trees
@@ -98,6 +98,15 @@ class Checkpoint(NamedTuple):
             segments.read(self.segments, rows)
         return Saved(self.tree(like), self.arrays, self.counters["loop"], rows)
 
+    def dealt(self, like: PyTree, rows: Rows | None, loop: Dealing, host: int) -> Saved:
+        """As `saved`, for process `host` of another number of processes than wrote the checkpoint."""
+        manifest = json.loads((self.folder / MANIFEST).read_text())
+        parts = [_part(self.folder, manifest, each) for each in range(self.hosts)]
+        if rows is not None:
+            segments.read_share([part.segments for part in parts], rows, host)
+        tree = self.tree(like)
+        return loop.deal([Saved(tree, part.arrays, part.counters["loop"], rows) for part in parts])
+
 
 class Checkpoints:
     """The checkpoints of one run, for the processes that write them: usually one, or one on each of several hosts.
@@ -149,78 +158,21 @@ class Checkpoints:
           UserError: the disk is full or cannot be written, or it gives back other bytes than were written. The
             checkpoint before is untouched.
         """
-        final = self._run_dir / FOLDER / f"{steps:012d}"
-        working, replaced = (final.with_name(f".{final.name}.{state}") for state in ("partial", "replaced"))
-        first, written = self._hosts.index == 0, self._segments
-
-        def begin() -> None:
-            if first:
-                shutil.rmtree(working, ignore_errors=True)
-                # A run folder that was removed or moved meanwhile is not made again.
-                final.parent.mkdir(exist_ok=True)
-                working.mkdir()
-                trees.reserve(working / "room", saved.tree)
-
-        def write_own() -> tuple[dict[str, Seal], list[str]]:
-            nonlocal written
-            written = []
-            if saved.rows:
-                written = segments.write(
-                    segments.folder(self._run_dir, self._hosts.index), saved.rows, self._segments
-                )
-            arrays, text = _own_files(working, self._hosts.index)
-            values = counters | {"best": best, "loop": saved.counters}
-            seals = {
-                arrays: pack(arrays, saved.arrays),
-                text: write_verified(text, json.dumps(values, allow_nan=False).encode()),
-            }
-            for path in [*seals, *([written[-1].path.parent] if written else [])]:
-                sync(path)
-            # The seals of segments that the checkpoint before lists are reused. Reading them again would read the
-            # whole replay, and would accept any damage since then.
-            shared = {str(segment.path.relative_to(self._run_dir)): segment.seal for segment in written}
-            named = {str(Path(FOLDER, final.name, path.name)): seal for path, seal in seals.items()}
-            return named | shared, list(shared)
-
-        def finish(own: list[tuple[dict[str, Seal], list[str]]]) -> None:
-            if not first:
-                return
-            files = (path for path in sorted((working / trees.FOLDER).rglob("*")) if path.is_file())
-            parts = {
-                str(Path(FOLDER, final.name, path.relative_to(working))): Seal.of(path) for path in files
-            }
-            for seals, _ in own:
-                parts |= seals
-            manifest = {
-                "steps": steps,
-                "permanent": permanent or (final.exists() and _is_permanent(final)),
-                "hosts": self._hosts.count,
-                "parts": dict(sorted(parts.items())),
-                "segments": [name for _, names in own for name in names],
-            }
-            write_verified(working / MANIFEST, json.dumps(manifest, indent=1).encode())
-            for path in [*working.rglob("*"), working, self._run_dir]:
-                sync(path)
-            if final.exists():  # set aside until the new one has its name: a kill must leave one of them
-                final.rename(replaced)
-            working.rename(final)
-            sync(final.parent)
-
+        draft = _Draft(self._run_dir, steps, self._hosts, self._segments)
+        values = counters | {"best": best, "loop": saved.counters}
         try:
-            self._together(begin)
-            own = self._together(write_own)
-            self._together(lambda: trees.write(working, saved.tree))
-            self._together(lambda: finish(own))
+            self._together(lambda: draft.begin(saved.tree))
+            own = self._together(lambda: draft.write_own(saved, values))
+            self._together(lambda: trees.write(draft.working, saved.tree))
+            self._together(lambda: draft.finish(own, permanent))
         except (OSError, NotAsWritten, UserError) as error:
-            if first:
-                shutil.rmtree(working, ignore_errors=True)
-                if replaced.exists() and not final.exists():
-                    replaced.rename(final)
+            draft.give_up()
+            if draft.is_first:
                 _prune_segments(self._run_dir, self._keep)  # removes the segments that were written for it
             reason = trees.reason(error)
             raise UserError(f"cannot write the checkpoint {steps} to {self._run_dir}: {reason}") from error
-        self._segments = written
-        return self._remove_old(steps, replaced, best) if first else []
+        self._segments = draft.segments
+        return self._remove_old(steps, draft.replaced, best) if draft.is_first else []
 
     def _together(self, work: Callable[[], _T]) -> list[_T]:
         """The results of a piece of work that every host does; all raise if it fails on one of them."""
@@ -244,6 +196,95 @@ class Checkpoints:
             if not _is_permanent(folder) and not (best and int(folder.name) == best["steps"]):
                 remarks += _discard(folder)
         return remarks + _prune_segments(self._run_dir, self._keep)
+
+
+class _Draft:
+    """A checkpoint that is being written.
+
+    Args:
+      run_dir: the run folder.
+      steps: the loop's units.
+      hosts: the processes, all of which call the same methods.
+      segments: those of the checkpoint before.
+
+    Attributes:
+      is_first: whether this process is the first one.
+      final: the checkpoint's folder, once it is whole.
+      working: the folder until then.
+      replaced: where a checkpoint of the same name is until then.
+      segments: those that this process has written, and those of the checkpoint before that it goes on with.
+    """
+
+    def __init__(self, run_dir: Path, steps: int, hosts: Hosts, segments: list[Segment]):
+        self._run_dir, self._steps, self._hosts = run_dir, steps, hosts
+        self.is_first, self.segments = hosts.index == 0, segments
+        self.final = run_dir / FOLDER / f"{steps:012d}"
+        self.working, self.replaced = (
+            self.final.with_name(f".{self.final.name}.{state}") for state in ("partial", "replaced")
+        )
+
+    def begin(self, tree: PyTree) -> None:
+        """Makes the folder, on a disk that has room for the tree."""
+        if not self.is_first:
+            return
+        shutil.rmtree(self.working, ignore_errors=True)
+        # A run folder that was removed or moved meanwhile is not made again.
+        self.final.parent.mkdir(exist_ok=True)
+        self.working.mkdir()
+        trees.reserve(self.working / "room", tree)
+
+    def write_own(self, saved: Saved, values: Mapping[str, Any]) -> tuple[dict[str, Seal], list[str]]:
+        """Writes rows, small arrays and counters; returns the seals of all files by name, and the segments' names."""
+        if saved.rows:
+            folder = segments.folder(self._run_dir, self._hosts.index, self._hosts.count)
+            self.segments = segments.write(folder, saved.rows, self.segments)
+        else:
+            self.segments = []
+        arrays, text = _own_files(self.working, self._hosts.index)
+        seals = {
+            arrays: pack(arrays, saved.arrays),
+            text: write_verified(text, json.dumps(values, allow_nan=False).encode()),
+        }
+        for path in [*seals, *([self.segments[-1].path.parent] if self.segments else [])]:
+            sync(path)
+        # The seals of segments that the checkpoint before lists are reused. Reading them again would read the
+        # whole replay, and would accept any damage since then.
+        shared = {str(each.path.relative_to(self._run_dir)): each.seal for each in self.segments}
+        named = {str(Path(FOLDER, self.final.name, path.name)): seal for path, seal in seals.items()}
+        return named | shared, list(shared)
+
+    def finish(self, own: Sequence[tuple[dict[str, Seal], list[str]]], permanent: bool) -> None:
+        """Writes the manifest of what all processes have written, and gives the folder its name."""
+        if not self.is_first:
+            return
+        files = (path for path in sorted((self.working / trees.FOLDER).rglob("*")) if path.is_file())
+        parts = {
+            str(Path(FOLDER, self.final.name, path.relative_to(self.working))): Seal.of(path)
+            for path in files
+        }
+        for seals, _ in own:
+            parts |= seals
+        manifest = {
+            "steps": self._steps,
+            "permanent": permanent or (self.final.exists() and _is_permanent(self.final)),
+            "hosts": self._hosts.count,
+            "parts": dict(sorted(parts.items())),
+            "segments": [name for _, names in own for name in names],
+        }
+        write_verified(self.working / MANIFEST, json.dumps(manifest, indent=1).encode())
+        for path in [*self.working.rglob("*"), self.working, self._run_dir]:
+            sync(path)
+        if self.final.exists():  # set aside until the new one has its name: a kill must leave one of them
+            self.final.rename(self.replaced)
+        self.working.rename(self.final)
+        sync(self.final.parent)
+
+    def give_up(self) -> None:
+        """Removes what was written, and gives a replaced checkpoint its name back."""
+        if self.is_first:
+            shutil.rmtree(self.working, ignore_errors=True)
+            if self.replaced.exists() and not self.final.exists():
+                self.replaced.rename(self.final)
 
 
 def load(run_dir: Path, *, replay: bool = True) -> tuple[Checkpoint | None, list[Damaged]]:
@@ -309,21 +350,25 @@ def open_whole(run_dir: Path, folder: Path, *, replay: bool = True, host: int = 
       DAMAGED: the checkpoint has no manifest, or differs from it.
     """
     manifest = json.loads((folder / MANIFEST).read_text())
-    parts = {name: Seal(seal) for name, seal in manifest["parts"].items()}
-    for name, seal in parts.items():
+    for name, seal in manifest["parts"].items():
         if replay or name not in manifest["segments"]:
-            seal.check(run_dir / name, name)
+            Seal(seal).check(run_dir / name, name)
+    return _part(folder, manifest, host)
+
+
+def _part(folder: Path, manifest: Mapping[str, Any], host: int) -> Checkpoint:
+    """The checkpoint in `folder` as a host wrote it."""
+    run_dir, hosts = folder.parents[1], manifest.get("hosts", 1)
     arrays, counters = _own_files(folder, host)
-    names = [
-        name for name in manifest["segments"] if (run_dir / name).parent == segments.folder(run_dir, host)
-    ]
+    paths = {run_dir / name: Seal(manifest["parts"][name]) for name in manifest["segments"]}
+    own = segments.folder(run_dir, host, hosts)
     return Checkpoint(
         folder=folder,
         steps=manifest["steps"],
-        hosts=manifest.get("hosts", 1),
+        hosts=hosts,
         counters=json.loads(counters.read_text()),
         arrays=unpack(arrays),
-        segments=[Segment.at(run_dir / name, parts[name]) for name in names],
+        segments=[Segment.at(path, seal) for path, seal in paths.items() if path.parent == own],
     )
 
 

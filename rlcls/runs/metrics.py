@@ -224,6 +224,21 @@ def check(run_dir: str | os.PathLike[str], position: Mapping[str, Any]) -> None:
         _row(path, number, line)
 
 
+def cut(run_dir: str | os.PathLike[str], counts: Mapping[str, int]) -> int:
+    """Cuts metrics.jsonl before its first line that was written after `counts`, or is torn; returns the lines left."""
+    path, kept = Path(run_dir) / FILE, []
+    if not path.exists():
+        return 0
+    with contextlib.suppress(UserError):
+        for number, line in enumerate(_split(path)[:-1], start=1):
+            row = _row(path, number, line)
+            if any(row.get(name, 0) > count for name, count in counts.items()):
+                break
+            kept.append(line)
+    os.truncate(path, sum(len(line) + 1 for line in kept))
+    return len(kept)
+
+
 def is_position(position: object) -> bool:
     """Whether a value in a checkpoint is a position of this version's metrics."""
     return isinstance(position, Mapping) and _BEGINNING.keys() <= position.keys()

@@ -44,12 +44,14 @@ class Start(NamedTuple):
       replay: whether the checkpoint's rows are restored. If not, they are collected again.
       metrics: the position at which the metrics continue; None starts new ones.
       remarks: lines for the user.
+      is_dealt: whether another number of processes wrote the checkpoint, which then is as the first of them wrote it.
     """
 
     checkpoint: Checkpoint | None
     replay: bool
     metrics: Mapping[str, Any] | None
     remarks: list[str]
+    is_dealt: bool = False
 
     @property
     def is_exact(self) -> bool:
@@ -57,13 +59,14 @@ class Start(NamedTuple):
         return (
             self.checkpoint is not None
             and self.replay
+            and not self.is_dealt
             and self.metrics == self.checkpoint.counters["metrics"]
         )
 
     @property
     def segments(self) -> list[segments.Segment]:
         """The files of the replay that the run continues with."""
-        return self.checkpoint.segments if self.checkpoint and self.replay else []
+        return self.checkpoint.segments if self.checkpoint and self.replay and not self.is_dealt else []
 
     @property
     def best(self) -> Mapping[str, Any] | None:
@@ -145,34 +148,39 @@ def start(folder: RunFolder, allowed: str | None = None) -> Start:
 def together(begun: Start | None, run_dir: Path, hosts: Hosts) -> Start:
     """Where a run of several processes continues. The first process has chosen; the others read their parts.
 
+    Where another number of processes wrote the checkpoint, the metrics of all but the first are cut to it, so that
+    those of a process which comes back later go on without the lines of steps that were made again.
+
     Args:
       begun: from `start` on the first process, None on the others.
       run_dir: the run folder, which all processes can read.
       hosts: the processes.
 
     Raises:
-      UserError: another number of processes wrote the checkpoint, or a process cannot read its own part.
+      UserError: a process cannot read its own part.
     """
+    lines: dict[str, int] = {}
     newest = begun.checkpoint if begun else None
-    chosen = hosts.broadcast(
-        begun and [newest.folder.name if newest else None, newest and newest.hosts, begun.replay]
+    if begun and newest and newest.hosts != hosts.count:
+        folders = (run_dir / HOSTS).glob("[0-9]*")
+        lines = {each.name: metrics.cut(each, newest.counters["counts"]) for each in folders}
+        begun = begun._replace(is_dealt=True)
+    name, replay, is_dealt, lines = hosts.broadcast(
+        begun and [newest and newest.folder.name, begun.replay, begun.is_dealt, lines]
     )
-    name, writers, replay = chosen
-    if name is not None and writers != hosts.count:
-        raise UserError(
-            f"{writers} process{'es' * (writers > 1)} wrote checkpoint {int(name):,} of {run_dir}, but there are now "
-            f"{hosts.count}; continue with the same number of processes"
-        )
     if begun is not None:
         return begun
     if name is None:
         return Start(None, True, None, [])
     folder = run_dir / checkpoints_.FOLDER / name
     try:
-        mine = checkpoints_.open_whole(run_dir, folder, replay=replay, host=hosts.index)
+        mine = checkpoints_.open_whole(run_dir, folder, replay=replay, host=0 if is_dealt else hosts.index)
     except DAMAGED as error:
         raise UserError(f"process {hosts.index} cannot read {folder}: {one_line(error)}") from error
-    return Start(mine, replay, mine.counters["metrics"], [])
+    position = mine.counters["metrics"]
+    if is_dealt:
+        position = {**position, "lines": lines.get(str(hosts.index), 0)}
+    return Start(mine, replay, position, [], is_dealt)
 
 
 _RESTART = "resume=restart (all results are set aside, and the run starts again)"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from rlcls.files import Seal, pack, sync, unpack
 from rlcls.training.loop import Rows
@@ -42,9 +45,9 @@ class Segment(NamedTuple):
         return cls(int(match[1]), int(match[2]), path, seal)
 
 
-def folder(run_dir: Path, host: int) -> Path:
-    """The folder with the segments of a host."""
-    return run_dir / FOLDER / f"host-{host}" if host else run_dir / FOLDER
+def folder(run_dir: Path, host: int, hosts: int) -> Path:
+    """The folder with the segments of a host. Another number of hosts has other folders: no file is written twice."""
+    return run_dir / FOLDER / f"{host}-of-{hosts}" if hosts > 1 else run_dir / FOLDER
 
 
 def write(folder: Path, rows: Rows, segments: list[Segment]) -> list[Segment]:
@@ -80,6 +83,23 @@ def read(segments: list[Segment], rows: Rows) -> None:
     """Restores `rows` from all segments, oldest first."""
     for segment in segments:
         rows.write(segment.first, unpack(segment.path))
+
+
+def read_share(hosts: Sequence[list[Segment]], rows: Rows, host: int) -> None:
+    """Puts the share of one host back into its `rows`, from the segments of another number of hosts.
+
+    Args:
+      hosts: the segments of each host that wrote them, oldest first. All hold the same rows, each of its own streams.
+      rows: those of `host`; streams are numbered over all hosts.
+      host: the number of the host that reads.
+    """
+    own = slice(host * rows.num_streams, (host + 1) * rows.num_streams)
+    for parts in zip(*hosts, strict=True):
+        columns = [unpack(segment.path) for segment in parts]
+        rows.write(
+            parts[0].first,
+            {name: np.concatenate([each[name] for each in columns], axis=1)[:, own] for name in columns[0]},
+        )
 
 
 def prune(run_dir: Path, named: set[str]) -> None:

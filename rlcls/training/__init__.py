@@ -8,7 +8,7 @@ on which devices.
 from .compiled import Compiled
 from .exploration import LinearDecay
 from .learner import Diverged, Learner
-from .loop import Dataset, Loop, Rows, Saved, Source, Tick, Where
+from .loop import Dataset, Dealing, Loop, Rows, Saved, Source, Tick, Where
 from .offline import Offline
 from .offline_program import OfflineProgram
 from .online import Online
@@ -18,6 +18,7 @@ from .program import Program
 __all__ = [
     "Compiled",
     "Dataset",
+    "Dealing",
     "Diverged",
     "Learner",
     "LinearDecay",

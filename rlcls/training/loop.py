@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -63,7 +63,10 @@ class Rows(Protocol):
       first: number of the oldest row held.
       last: one more than the number of the newest row held.
       row_bytes: memory of one row.
+      num_streams: the columns of a row, one for each environment.
     """
+
+    num_streams: int
 
     @property
     def first(self) -> int: ...
@@ -75,7 +78,7 @@ class Rows(Protocol):
     def row_bytes(self) -> int: ...
 
     def read(self, first: int, last: int) -> dict[str, np.ndarray]:
-        """Copies of the rows first, ..., last - 1, as arrays [rows, ...] by name."""
+        """Copies of the rows first, ..., last - 1, as arrays [rows, num_streams, ...] by name."""
         ...
 
     def write(self, first: int, columns: dict[str, np.ndarray]) -> None:
@@ -172,6 +175,22 @@ class Loop(Protocol):
 
     def close(self) -> None:
         """Ends threads and environments."""
+        ...
+
+
+@runtime_checkable
+class Dealing(Protocol):
+    """A loop of several processes that can go on from what another number of them saved."""
+
+    def deal(self, parts: Sequence[Saved]) -> Saved:
+        """The share of this process of a moment that other processes saved, for `Loop.restore`.
+
+        Args:
+          parts: what each of them saved. All have the same tree, and the rows that have been written for this process.
+
+        Raises:
+          UserError: they cannot be dealt among the processes of this loop.
+        """
         ...
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from jaxtyping import PyTree
@@ -166,6 +167,10 @@ class Offline:
         self._learner.restore(saved.tree, saved.arrays)
         self.number = saved.counters["number"]
         self._sums = collections.Counter(saved.counters["sums"])
+
+    def deal(self, parts: Sequence[Saved]) -> Saved:
+        """See `rlcls.training.Dealing`: every process saves the same."""
+        return parts[0]
 
     def close(self) -> None:
         """Ends the learner's thread."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import collections
 import copy
 import hashlib
+import itertools
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -355,7 +357,7 @@ class Online:
         replay_arrays, replay_counters = self.replay.save()
         counters = {
             "number": self.number,
-            "observations": _digest(self._observations),
+            "observations": _digests(self._observations),
             "returns": self._returns.save(),
             "sums": dict(self._sums),
             "replay": replay_counters,
@@ -396,23 +398,73 @@ class Online:
         self.replay.restore(saved.arrays, counters["replay"])
         self._sent = collections.deque(saved.arrays["sent"])
         self._play_again(tick)
-        if counters["observations"] not in (None, _digest(self._observations)):
+        before = counters["observations"]
+        if isinstance(before, list) and before != _digests(self._observations):
             raise UserError(
                 "playing the actions since the last seeds again gives other observations than the checkpoint has: the "
                 "environments play differently now; resume with the versions named in the run folder's run.json, or "
                 "move its replay/ away and give resume=weights"
             )
 
+    def deal(self, parts: Sequence[Saved]) -> Saved:
+        """See `rlcls.training.Dealing`: environments are numbered over all processes, and so are their streams."""
+        num_envs = self._env.num_envs
+        own = slice(self._host * num_envs, (self._host + 1) * num_envs)
+        *first, total = itertools.accumulate((len(part.arrays["seedings"]) for part in parts), initial=0)
+        if total != num_envs * self._hosts:
+            raise UserError(
+                f"the checkpoint has {total} environments, and {self._hosts} processes have {num_envs * self._hosts}"
+            )
+
+        def joined(name: str) -> np.ndarray:
+            return np.concatenate([part.arrays[name] for part in parts])
+
+        arrays = parts[0].arrays | {
+            name: joined(name)[own] for name in ("seedings", "seeded_at", "replay/drawn")
+        }
+        arrays["replay/priorities"] = joined("replay/priorities").reshape(total, -1)[own].reshape(-1)
+        # What an environment was sent before its last seed changes nothing, so zeros take the place of what is missing.
+        sent = [part.arrays["sent"] for part in parts]
+        longest = max(map(len, sent))
+        padded = [
+            np.concatenate([np.zeros_like(each, shape=(longest - len(each), *each.shape[1:])), each])
+            for each in sent
+        ]
+        number = parts[0].counters["number"]
+        arrays["sent"] = np.concatenate(padded, axis=1)[longest - (number - arrays["seeded_at"].min()) :, own]
+        for name in [name for name in arrays if name.startswith("pending/") and name.endswith("/where/0")]:
+            streams = np.concatenate(
+                [part.arrays[name] + least for part, least in zip(parts, first, strict=True)]
+            )
+            mine = (streams >= own.start) & (streams < own.stop)
+            arrays[name] = streams[mine] - own.start
+            update = name.removesuffix("where/0")
+            for other in {f"{update}where/1", f"{update}priorities"} & arrays.keys():
+                arrays[other] = joined(other)[mine]
+        counters = [part.counters for part in parts]
+        observed = [each["observations"] for each in counters]
+        dealt = {
+            # Before the first step there are no observations, and an earlier version had one digest of all.
+            "observations": [digest for each in observed for digest in each][own]
+            if all(isinstance(each, list) for each in observed)
+            else None,
+            "returns": EpisodeReturns.deal([each["returns"] for each in counters], own),
+            "replay": counters[0]["replay"]
+            | {"max_priority": max(each["replay"]["max_priority"] for each in counters)},
+        }
+        return parts[0]._replace(arrays=arrays, counters=counters[0] | dealt)
+
     def close(self) -> None:
         """Ends the learner's thread. The environments are the caller's."""
         self._learner.close()
 
 
-def _digest(observations: PyTree | None) -> str | None:
-    """SHA-256 of the observations' bytes, leaf by leaf; None before the first."""
+def _digests(observations: PyTree | None) -> list[str] | None:
+    """SHA-256 of the bytes of each environment's observation, leaf by leaf; None before the first."""
     if observations is None:
         return None
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(observations):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(observations)]
+    return [
+        hashlib.sha256(b"".join(row.tobytes() for row in rows)).hexdigest()
+        for rows in zip(*leaves, strict=True)
+    ]

@@ -58,7 +58,6 @@ class Placement:
       rules: how the arrays of an agent's state are divided over "model"; the first rule that matches an array's path,
         such as params/backbone/layers/0/query/kernel, decides. The optimiser's moments and the target network have
         paths that end as those of the parameters, and follow. None: `RULES`. They are read where model > 1.
-
       devices: the devices to take; None takes those of JAX's default kind. Functions for devices that the machine does
         not have can be lowered and compiled, of the shapes from `shapes` and `shapes_of_batch`.
 
@@ -68,7 +67,8 @@ class Placement:
       devices: [data * model], those of the mesh; the first one acts.
 
     Raises:
-      ValueError: a size is below 1, there are fewer devices, or a rule cannot be read.
+      ValueError: a size is below 1, there are fewer devices, processes have other shares of them, or a rule cannot be
+        read.
     """
 
     def __init__(
@@ -96,14 +96,17 @@ class Placement:
             )
         self.data, self.model = data, model
         self.devices = visible[: data * model]
+        grid = np.array(self.devices).reshape(data, model)
+        if devices is None:
+            _check_shares(grid)
         # Programs for devices that are not here take no options of the CPU's compiler.
         self._jit: Callable[..., Any] = xla.jit if devices is None else jax.jit
-        self._alone = SingleDeviceSharding(self.devices[0])
         self._rules = [_read_rule(rule) for rule in (RULES if rules is None else rules)]
         self._own_rules = rules is not None
         self._mesh: Mesh | None = None
+        self._over_data: Sharding = SingleDeviceSharding(self.devices[0])
+        self._everywhere: Sharding = self._over_data
         if data * model > 1:
-            grid = np.array(self.devices).reshape(data, model)
             self._mesh = Mesh(grid, (_DATA, _MODEL), axis_types=(AxisType.Auto, AxisType.Auto))
             self._over_data = NamedSharding(self._mesh, PartitionSpec(_DATA))
             self._everywhere = NamedSharding(self._mesh, PartitionSpec())
@@ -126,6 +129,11 @@ class Placement:
         """The number of processes that train together."""
         return jax.process_count() if self._mesh else 1
 
+    @property
+    def devices_here(self) -> int:
+        """How many of the devices are this process's."""
+        return sum(device.process_index == jax.process_index() for device in self.devices)
+
     def check_batch(self, **sizes: int) -> None:
         """Raises a ValueError for the first size of a batch, by the name of its option, that `data` does not divide."""
         for name, size in sizes.items():
@@ -141,21 +149,21 @@ class Placement:
         """
         if self._mesh is None:
             return self._jit(function)(*arguments)
-        shardings = self._shardings(self._mesh, jax.eval_shape(function, *arguments))
+        shardings = self._shardings(jax.eval_shape(function, *arguments))
         return self._jit(function, out_shardings=shardings)(*arguments)
 
     def shapes(self, function: Callable[..., PyTree], *arguments: Any) -> PyTree:
         """The shapes of `init`, with their shardings."""
         shapes = jax.eval_shape(function, *arguments)
-        return _sharded(shapes, self._shardings(self._mesh, shapes) if self._mesh else self._alone)
+        return _sharded(shapes, self._shardings(shapes))
 
     def shapes_everywhere(self, shapes: PyTree) -> PyTree:
         """The shapes of `everywhere`, with their shardings."""
-        return _sharded(shapes, self._everywhere if self._mesh else self._alone)
+        return _sharded(shapes, self._everywhere)
 
     def shapes_of_batch(self, shapes: PyTree) -> PyTree:
         """The shapes of `batch`, with their shardings."""
-        return _sharded(shapes, self._over_data if self._mesh else self._alone)
+        return _sharded(shapes, self._over_data)
 
     def jit(self, function: Callable[..., PyTree]) -> Callable[..., PyTree]:
         """The compiled function, whose results are on every device."""
@@ -268,13 +276,14 @@ class Placement:
         waits = self._mesh is not None and self.devices[0].platform == "cpu"
         return jax.block_until_ready(tree) if waits else tree
 
-    def _shardings(self, mesh: Mesh, state: PyTree) -> PyTree:
+    def _shardings(self, state: PyTree) -> PyTree:
         """The sharding of each array of a state; see `init`."""
-        if self.model == 1:
+        mesh = self._mesh
+        if mesh is None or self.model == 1:
             return jax.tree.map(lambda _: self._everywhere, state)
         used: set[str] = set()
 
-        def place(path: Any, leaf: Any) -> NamedSharding:
+        def place(path: Any, leaf: Any) -> Sharding:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             rule = next((rule for rule in self._rules if rule.pattern.search(name)), None)
             if rule is None:
@@ -337,6 +346,22 @@ def _devices() -> list[jax.Device]:
     """The devices of the kind that programs run on by default."""
     default = jax.config.values["jax_default_device"]
     return jax.devices(default.platform) if default else jax.devices()
+
+
+def _check_shares(grid: np.ndarray) -> None:
+    """Raises a ValueError unless every process has whole rows of the mesh, and each as many."""
+    (data, model), processes = grid.shape, jax.process_count()
+    owners = [{device.process_index for device in row} for row in grid]
+    if any(len(each) > 1 for each in owners):
+        raise ValueError(
+            f"mesh.model={model} must divide the devices of each process ({jax.local_device_count()})"
+        )
+    shares = [owners.count({process}) for process in range(processes)]
+    if len(set(shares)) > 1:
+        raise ValueError(
+            f"mesh.data={data}: each of {processes} processes must have equally many devices along data, and they "
+            f"have {', '.join(map(str, shares))}"
+        )
 
 
 def _as_info(metrics: Any, priorities: Any) -> UpdateInfo:

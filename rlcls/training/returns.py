@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,22 @@ class EpisodeReturns:
         self._returns[:], self._lengths[:] = saved["returns"], saved["lengths"]
         self.finished = saved["finished"]
         self.recent = collections.deque(saved["recent"], maxlen=_RECENT)
+
+    @staticmethod
+    def deal(saved: Sequence[dict[str, Any]], own: slice) -> dict[str, Any]:
+        """What `save` returned in several processes, for one of another number.
+
+        Args:
+          saved: of each process.
+          own: the environments of the process, numbered over all. The one that has the first of them goes on counting
+            the episodes of all.
+        """
+        dealt = {
+            name: [each for part in saved for each in part[name]][own] for name in ("returns", "lengths")
+        }
+        finished = sum(part["finished"] for part in saved)
+        recent = [value for part in saved for value in part["recent"]]
+        return dealt | {"finished": 0 if own.start else finished, "recent": recent[-_RECENT:]}
 
     def drop_unfinished(self) -> None:
         """Forgets the episodes under way, because other ones begin."""

@@ -7,6 +7,7 @@ import pytest
 
 from rlcls._errors import UserError
 from rlcls.cli import build, compose, packages, resources
+from rlcls.training import Placement
 
 GIB = 2**30
 
@@ -20,7 +21,9 @@ def check(*overrides):
     config = compose.compose([*overrides])
     env = build.environment(config)
     try:
-        resources.check(config, build.agent(config, env.spec), env.spec, env.frame_stack)
+        resources.check(
+            config, build.agent(config, env.spec), env.spec, env.frame_stack, build.placement(config)
+        )
     finally:
         env.close()
 
@@ -53,6 +56,15 @@ def test_what_would_fit_does(eight_gib):
         check(*VECTORS, "replay.capacity=1000000000")
     fits = str(error.value).rpartition("; ")[2].removesuffix(" would fit").replace(",", "")
     check(*VECTORS, f"replay.capacity={fits}")
+
+
+def test_each_device_of_a_cpu_needs_a_network(monkeypatch):
+    monkeypatch.setattr(resources, "available", lambda: GIB)
+    network = [*VECTORS, "backbone.hidden=[2000,2000]"]
+    check(*network)
+    monkeypatch.setattr(Placement, "devices_here", 8)
+    with pytest.raises(UserError, match=r"a network of 4,\d{3},\d{3} parameters on each of 8 devices needs"):
+        check(*network)
 
 
 def test_a_replay_of_nearly_all_the_memory_is_refused(monkeypatch):

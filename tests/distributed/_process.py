@@ -4,7 +4,7 @@ import sys
 import time
 
 from rlcls._errors import UserError, command
-from rlcls.distributed import joined
+from rlcls.distributed import compare, joined
 
 case, coordinator, count, index, *fact = sys.argv[1:]
 options = {"coordinator": coordinator, "num_processes": int(count), "process_id": int(index), "timeout": 4}
@@ -27,6 +27,9 @@ def run():
             for number in range(200):
                 assert hosts.gather([hosts.index, number]) == [[each, number] for each in range(hosts.count)]
             assert hosts.broadcast("x" * 3_000_000 if hosts.index == 0 else None) == "x" * 3_000_000
+        if case == "compare":
+            compare(hosts, {"env": {"game": "Pong", "frame_skip": 4}})
+            compare(hosts, {"env": {"game": "Pong", "frame_skip": 4 + hosts.index // 2}})
         if case in ("wait", "flood", "runtime"):
             hosts.gather(None)
             print("waiting", flush=True)

@@ -57,6 +57,23 @@ def test_values_are_gathered_in_the_order_of_the_processes(start, count):
         assert (code, errors) == (0, "")
 
 
+def test_processes_meet_at_an_address_of_ipv6(start):
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6")
+        port = probe.getsockname()[1]
+    for code, _, errors in ends(start("values", address=f"[::1]:{port}")):
+        assert (code, errors) == (0, "")
+
+
+def test_environments_that_differ_are_named_by_every_process(start):
+    for code, _, errors in ends(start("compare", 3)):
+        assert code == 2
+        assert "process 2 has env.frame_skip=5, and process 0 has env.frame_skip=4" in errors
+
+
 @pytest.mark.parametrize("count", [2, 4])
 def test_a_process_that_ends_before_the_others_is_no_death(start, count):
     for code, _, errors in ends(start("early", count)):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from rlcls.launch import local
 from rlcls.launch.__main__ import main
 from rlcls.launch.local import _is_death
 
@@ -89,6 +90,13 @@ def test_each_run_of_a_sweep_is_a_job(machine):
     assert [each["arguments"][2] for each in machine.trained(1)] == ["seed=0", "seed=1"]
 
 
+def test_a_process_that_does_not_end_after_a_mistake_of_another_is_killed_without_a_death(monkeypatch):
+    monkeypatch.setattr(local, "_LAST_WORDS", 0.2)
+    running = [subprocess.Popen(["sleep", "60"]), subprocess.Popen(["sh", "-c", "exit 2"])]
+    codes = local._wait(running)
+    assert codes == [75, 2] and not _is_death(codes)
+
+
 def test_a_dry_run_prints_the_commands_and_begins_nothing(machine, capfd):
     assert launch("--dry-run") == 0
     lines = capfd.readouterr().out.splitlines()
@@ -105,6 +113,8 @@ def test_a_dry_run_prints_the_commands_and_begins_nothing(machine, capfd):
         ([0, 0], False),
         ([2, 2], False),
         ([1, 1], False),
+        ([2, 75], False),
+        ([2, -9], True),
         ([143, 143], False),
     ],
 )

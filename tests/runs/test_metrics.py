@@ -318,3 +318,30 @@ def test_wandb_gets_the_scalars_and_a_resume_goes_on_in_the_same_run(tmp_path, m
     (logged,) = calls[2][1]
     assert (logged["eval/return_mean"], logged["agent_steps"]) == (2.0, 4)
     assert "eval/returns" not in logged
+
+
+@pytest.mark.parametrize(
+    ("damage", "expected"),
+    [
+        (lambda text: text, 3),
+        (lambda text: text + '{"kind', 3),
+        (lambda text: text[:-3], 3),
+        (lambda text: text.replace("episode", "\n"), 0),
+        (lambda text: "", 0),
+    ],
+)
+def test_lines_after_a_moment_are_cut_and_the_others_counted(damage, expected, tmp_path):
+    log = open_metrics(tmp_path)
+    log.write("episode", counts(4), length=4)
+    log.write("diagnostics", counts(12), updates=2)
+    log.write("train", counts(12), loss=1.0)
+    log.write("train", counts(16), loss=1.0)
+    path = tmp_path / metrics.FILE
+    text = damage(path.read_text())
+    path.write_text(text)
+    assert metrics.cut(tmp_path, counts(12)) == expected
+    assert path.read_text() == "".join(text.splitlines(keepends=True)[:expected])
+
+
+def test_a_folder_without_metrics_has_no_lines_to_cut(tmp_path):
+    assert metrics.cut(tmp_path, counts(12)) == 0 and not (tmp_path / metrics.FILE).exists()

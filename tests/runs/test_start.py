@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from rlcls import evaluate, plot, train, trained
 from rlcls._errors import UserError
 from rlcls.runs import Checkpoints, Metrics, Start, checkpoint, folder, metrics
-from rlcls.training import Online
+from rlcls.training import Online, Saved
 
 SHORT = [
     "env=probe",
@@ -183,6 +183,18 @@ def test_the_best_checkpoint_is_carried_on_as_long_as_it_exists(run_dir):
         best = {"steps": steps, "return_mean": 1.0}
         saved = newest._replace(counters=newest.counters | {"best": best})
         assert Start(saved, True, None, []).best == (best if carried else None)
+
+
+@pytest.mark.untyped
+def test_a_loop_that_cannot_deal_says_how_many_processes_can_go_on():
+    loop = types.SimpleNamespace(save=lambda: Saved({}, {}, {}))
+    newest = types.SimpleNamespace(hosts=2)
+    message = (
+        r"SimpleNamespace has no `deal`, so as many processes as wrote the checkpoint \(2\) can go on with it"
+    )
+    with pytest.raises(UserError, match=message):
+        begun = Start(newest, True, None, [], is_dealt=True)
+        train._restore(types.SimpleNamespace(loop=loop), begun, newest, lambda: False)
 
 
 def test_a_signal_while_actions_are_played_again_ends_the_resume_and_changes_no_result(

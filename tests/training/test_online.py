@@ -15,6 +15,7 @@ from rlcls.cli.compose import compose
 from rlcls.envs.probe import PROBES
 from rlcls.evaluation import EpisodeEvaluator
 from rlcls.runs import Checkpoints, checkpoint
+from rlcls.runs import segments as segments_
 from rlcls.training import Online, online
 
 PROBE = [
@@ -227,10 +228,70 @@ def test_a_game_longer_than_reseed_every_is_resumed_from_its_beginning(tmp_path)
     chex.assert_trees_all_equal(*(ending(run(loop, 20)) for loop in (first, second)))
 
 
+def shares(count, *overrides):
+    """The loops of so many processes, each with its own updates, as no JAX of several processes runs here."""
+    config = compose([*PROBE, "game=probe/two_step", "loss=mse", "training.reseed_every=9", *overrides])
+    loops = []
+    for host in range(count):
+        own = build.share(config, host, count)
+        env = build.environment(own)
+        loops.append(build.loop(own, build.agent(own, env.spec), env))
+        loops[-1]._host, loops[-1]._hosts = host, count
+    return loops
+
+
+def restored(loops, parts, folder):
+    """Loops that go on from checkpoints in which each of other loops has written its part."""
+    for host, loop in enumerate(loops):
+        segments = [segments_.write(folder / str(number), part.rows, []) for number, part in enumerate(parts)]
+        segments_.read_share(segments, loop.replay, host)
+        tree = jax.tree.map(jax.numpy.copy, parts[0].tree)  # an update donates its state
+        loop.restore(loop.deal([part._replace(tree=tree, rows=loop.replay) for part in parts]))
+    return loops
+
+
+@pytest.mark.parametrize("lag", [0, 2])
+def test_what_two_processes_saved_is_whole_in_one_and_the_same_again_in_two(lag, tmp_path):
+    options = [f"training.lag={lag}", "replay.prioritized=true", "env.num_envs=4"]
+    two = [run(loop, 61) for loop in shares(2, *options)]
+    parts = [loop.save() for loop in two]
+    (one,) = restored(shares(1, *options), parts, tmp_path / "two")
+    for name in ("frames", "actions", "rewards", "terminals", "starts", "drawn"):
+        np.testing.assert_array_equal(
+            getattr(one.replay, name), np.concatenate([getattr(each.replay, name) for each in two])
+        )
+    np.testing.assert_array_equal(
+        one.replay.priorities.weights, np.concatenate([each.replay.priorities.weights for each in two])
+    )
+    np.testing.assert_array_equal(one._observations, np.concatenate([each._observations for each in two]))
+    assert one.counts == two[0].counts
+    again = restored(shares(2, *options), [one.save()], tmp_path / "one")
+    for before, after in zip(parts, (loop.save() for loop in again), strict=True):
+        assert before.arrays.keys() == after.arrays.keys()
+        for name, values in before.arrays.items():
+            np.testing.assert_array_equal(values, after.arrays[name], err_msg=name)
+        for name in ("number", "observations", "filled_from"):
+            assert before.counters[name] == after.counters[name]
+        for name in ("returns", "lengths"):
+            assert before.counters["returns"][name] == after.counters["returns"][name]
+    finished = [part.counters["returns"]["finished"] for part in parts]
+    assert [each._returns.finished for each in again] == [sum(finished), 0]
+    for loop in (*two, one, *again):
+        run(loop, 10).close()
+
+
+def test_environments_that_cannot_be_dealt_among_the_processes_are_named():
+    (one,), (few,) = shares(1), shares(1, "env.num_envs=2")
+    with pytest.raises(UserError, match="the checkpoint has 4 environments, and 1 processes have 2"):
+        few.deal([one.save()])
+    one.close(), few.close()
+
+
 def test_the_bytes_of_every_leaf_of_an_observation_decide_whether_it_is_the_same():
-    one = {"frames": np.arange(4), "game": np.zeros(2)}
+    one = {"frames": np.arange(4).reshape(2, 2), "game": np.zeros(2)}
     same, other = {name: leaf.copy() for name, leaf in one.items()}, one | {"game": np.ones(2)}
-    assert online._digest(one) == online._digest(same) != online._digest(other)
+    assert online._digests(one) == online._digests(same)
+    assert [a == b for a, b in zip(online._digests(one), online._digests(other), strict=True)] == [False] * 2
 
 
 def test_no_game_is_cut_by_a_new_seed():

@@ -6,12 +6,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from rlcls.training import Placement
+from rlcls.training import Placement, placement
 from rlcls.training.placement import RULES
 
 PROGRAM = Path(__file__).with_name("_on_a_mesh.py")
@@ -203,6 +204,40 @@ def test_a_mesh_larger_than_the_machine_names_what_it_needs():
         ValueError, match=r"mesh.data=500 and mesh.model=2 need 1000 devices, and JAX finds \d"
     ):
         Placement(500, 2)
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "each", "message"),
+    [
+        (1, 2, 1, r"mesh.model=2 must divide the devices of each process \(1\)"),
+        (2, 2, 3, r"mesh.model=2 must divide the devices of each process \(3\)"),
+        (
+            1,
+            1,
+            1,
+            "mesh.data=1: each of 2 processes must have equally many .* along data, and they have 1, 0",
+        ),
+        (
+            2,
+            1,
+            2,
+            "mesh.data=2: each of 2 processes must have equally many .* along data, and they have 2, 0",
+        ),
+        (
+            1,
+            2,
+            2,
+            "mesh.data=1: each of 2 processes must have equally many .* along data, and they have 1, 0",
+        ),
+    ],
+)
+def test_each_process_has_equally_many_whole_rows_of_a_mesh(data, model, each, message, monkeypatch):
+    devices = [SimpleNamespace(process_index=process) for process in range(2) for _ in range(each)]
+    monkeypatch.setattr(placement, "_devices", lambda: devices)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "local_device_count", lambda: each)
+    with pytest.raises(ValueError, match=message):
+        Placement(data, model)
 
 
 def test_one_device_has_no_mesh():
