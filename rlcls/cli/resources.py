@@ -64,7 +64,7 @@ def check(
     lanes, memory = config.get("seeds", 1) * len(config.get("settings", [1])), available()
     if "seeds" in config and jax.default_backend() != "cpu":
         memory = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-        lanes = -(-lanes // (config.mesh.data or 1))
+        lanes = -(-lanes // placement.data)
     if memory is None:
         return
     needs = [*_replay(config, spec, frame_stack), *_learning(config, agent, spec, placement)]
@@ -179,9 +179,8 @@ def _learning(config: DictConfig, agent: Agent[Any], spec: Spec, placement: Plac
     # The state, the gradient, and two copies that act.
     needs = [Need(words, rows * (_bytes(state) + 3 * _bytes(acting)), None)]
     sizes = {"training.batch_size": config.training.get("batch_size")}
-    if (
-        "replay" in config and config.diagnostics.every and "seeds" not in config
-    ):  # seeds: nothing is diagnosed
+    # A compiled loop diagnoses nothing.
+    if "replay" in config and config.diagnostics.every and "seeds" not in config:
         sizes["diagnostics.batch_size"] = config.diagnostics.batch_size
     for option, size in sizes.items():
         if size:

@@ -2,6 +2,7 @@
 
 import re
 import resource
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,13 +18,12 @@ def eight_gib(monkeypatch):
     monkeypatch.setattr(resources, "available", lambda: 8 * GIB)
 
 
-def check(*overrides):
+def check(*overrides, placement=None):
     config = compose.compose([*overrides])
     env = build.environment(config)
     try:
-        resources.check(
-            config, build.agent(config, env.spec), env.spec, env.frame_stack, build.placement(config)
-        )
+        placement = placement or build.placement(config)
+        resources.check(config, build.agent(config, env.spec), env.spec, env.frame_stack, placement)
     finally:
         env.close()
 
@@ -172,4 +172,5 @@ def test_a_compiled_run_is_compared_with_the_memory_of_its_device(monkeypatch):
     check(*compiled, "replay.capacity=10000000")
     with pytest.raises(UserError, match="^10 times replay.capacity=20000000 needs 7.6 GiB of memory"):
         check(*compiled, "replay.capacity=20000000")
-    check(*compiled, "replay.capacity=20000000", "mesh.data=2")  # five seeds on each
+    five_seeds_on_each = SimpleNamespace(data=2)
+    check(*compiled, "replay.capacity=20000000", placement=five_seeds_on_each)
