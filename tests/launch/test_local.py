@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rlcls.launch.__main__ import main
 from rlcls.launch import local
+from rlcls.launch.__main__ import main
 from rlcls.launch.local import _is_death
 
 TRAIN = ["agent=dqn", "game=Pong", "seed=3"]
