@@ -129,8 +129,8 @@ def _wait(running: list[subprocess.Popen[bytes]]) -> list[int]:
       Their exit codes, for one that had to be killed here that of the death of another process.
     """
     end, late = None, []
-    while any(process.poll() is None for process in running):
-        if end is None and any(process.returncode for process in running):
+    while None in (codes := [process.poll() for process in running]):
+        if end is None and any(codes):
             end = time.monotonic() + _LAST_WORDS
         if end is not None and time.monotonic() > end:
             late += [process for process in running if process.poll() is None]

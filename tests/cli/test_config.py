@@ -337,3 +337,8 @@ def test_a_game_stands_only_in_the_configuration_of_what_plays_one():
         == "Qbert"
     )
     assert compose.compose(["env=probe", "game=probe/value"]).game == "probe/value"
+
+
+@pytest.mark.parametrize("address", ["[::1]:29417", "10.0.0.1:29417", "node03:29417"])
+def test_the_address_of_process_0_is_taken_as_it_is_written(address):
+    assert compose.compose([f"distributed.coordinator={address}"]).distributed.coordinator == address
