@@ -18,7 +18,7 @@ import _report
 import numpy as np
 
 sys.path.insert(0, str(_report.ROOT / "tests" / "agents"))
-import test_q_transformer as exact  # noqa: E402
+import test_q_transformer as exact
 
 ALPHAS = (0.0, 0.1, 0.5, 1.0)
 
