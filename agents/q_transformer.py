@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Float32, Int, Num, PyTree, Shaped
+from jaxtyping import Array, Bool, Float, Float32, Int, Num, PyTree, Shaped
 
 from rlcls import heads, networks
 from rlcls._errors import check_choice
@@ -167,39 +167,46 @@ class QTransformer(QLearning):
         self, params: PyTree, network_state: PyTree, batch: Transition, target: PyTree
     ) -> tuple[Float[Array, ""], tuple[PyTree, Array, dict[str, Array]]]:
         tokens = self._actions(batch)
-        outputs, network_state, _ = self._apply(params, network_state, *self._inputs(batch), train=True)
-        chosen = heads.select(outputs, tokens)
+        each, network_state, _ = self._apply(
+            params, network_state, *self._inputs(batch), train=True, method="each"
+        )
+        chosen = jnp.stack([_select(outputs, tokens[:, i]) for i, outputs in enumerate(each)], axis=1)
         unseen = jnp.arange(self._num_actions) != tokens[..., None]
-        if self._conservatism == "unseen":
-            # One target for all outputs: under vmap it is made once, and not for each of them.
-            flat = outputs.reshape(-1, outputs.shape[-1])
-            losses = jax.vmap(self.head.loss, (0, None))(flat, jnp.float32(self._minimum_return))
-            pull = jnp.sum(jnp.where(unseen, losses.reshape(unseen.shape), 0.0), axis=-1)
-        else:
-            values = self.head.value(outputs)
-            pull = jax.nn.logsumexp(values, axis=-1) - self.head.value(chosen)
+        pull = jnp.stack([self._pull(outputs, unseen[:, i]) for i, outputs in enumerate(each)], axis=1)
+        if self._conservatism == "softmax":
+            pull = pull - self.head.value(chosen)
         weight = jnp.asarray(batch.weight)[:, None]
         loss = jnp.mean(weight * (self.head.loss(chosen, target) + self._alpha * pull))
-        mean_unseen = jnp.mean(self.head.value(outputs[:_METRIC_ROWS]), where=unseen[:_METRIC_ROWS])
+        values = self.head.value(jnp.stack([outputs[:_METRIC_ROWS] for outputs in each], axis=1))
+        mean_unseen = jnp.mean(values, where=unseen[:_METRIC_ROWS])
         return loss, (network_state, chosen, {"conservatism": jnp.mean(pull), "q_unseen": mean_unseen})
+
+    def _pull(self, outputs: Float[Array, "b a n"], unseen: Bool[Array, "b a"]) -> Float[Array, "b"]:
+        """The sum over unseen values of one token; with conservatism="softmax" the log-sum-exp of all."""
+        if self._conservatism == "softmax":
+            return jax.nn.logsumexp(self.head.value(outputs), axis=-1)
+        # One target for all outputs: under vmap its histogram is made once. A loop over rows of a reshaped array would
+        # divide indices to find each row's bias.
+        loss = jax.vmap(jax.vmap(self.head.loss, (0, None)), (0, None))
+        losses = loss(outputs, jnp.float32(self._minimum_return))
+        return jnp.sum(jnp.where(unseen, losses, 0.0), axis=-1)
 
     def targets(
         self, state: AgentState, batch: Transition
     ) -> tuple[Float[Array, "b t"], Float[Array, "b t"]]:
         """The target of each token, twice: every head's target is the scalar itself."""
 
-        def values(network: Network) -> tuple[Float[Array, "b u a"], Float[Array, "b a"]]:
+        def values(network: Network) -> list[Float[Array, "b a"]]:
             """Values of tokens 2 to T after the recorded tokens before them, and of token 1 at the next observation."""
-            outputs, _, _ = self._apply(*network, *self._inputs(batch), train=False)
+            each, _, _ = self._apply(*network, *self._inputs(batch), train=False, method="each")
             first, _, _ = self._apply(*network, batch.next_observation, train=False, method="first")
-            return self.head.value(outputs)[:, 1:], self.head.value(first)
+            return [self.head.value(outputs) for outputs in (*each[1:], first)]
 
-        following, next_first = values(state.target)
-        chooses_following, chooses_first = values(state.online) if self._double else (following, next_first)
-        best_following = _value_of_best(following, chooses_following)
-        best_first = _value_of_best(next_first, chooses_first)
+        evaluated = values(state.target)
+        choosing = values(state.online) if self._double else evaluated
+        *best, best_first = map(_value_of_best, evaluated, choosing)
         last = jnp.asarray(batch.reward + batch.discount * best_first)
-        target = jnp.concatenate([best_following, last[:, None]], axis=1)
+        target = jnp.stack([*best, last], axis=1)
         if self._monte_carlo:
             if batch.return_to_go is None:
                 raise ValueError(
@@ -321,6 +328,25 @@ class QTransformerBC(Cloning, QTransformer):
             target_period=target_period,
             target_tau=target_tau,
         )
+
+
+@jax.custom_vjp
+def _select(outputs: Float[Array, "b a n"], tokens: Int[Array, "b"]) -> Float[Array, "b n"]:
+    """`heads.select` with a gradient that is added to that of the other outputs in one pass, and not in three."""
+    return heads.select(outputs, tokens)
+
+
+def _select_forward(outputs: Array, tokens: Array) -> tuple[Array, tuple[Array, int]]:
+    return _select(outputs, tokens), (tokens, outputs.shape[-2])
+
+
+def _select_backward(saved: tuple[Array, int], gradient: Array) -> tuple[Array, None]:
+    tokens, count = saved
+    is_taken = jnp.arange(count) == tokens[..., None]
+    return jnp.where(is_taken[..., None], gradient[..., None, :], 0.0), None
+
+
+_select.defvjp(_select_forward, _select_backward)
 
 
 def _value_of_best(values: Float[Array, "*b a"], chooser: Float[Array, "*b a"]) -> Float[Array, "*b"]:

@@ -1,28 +1,37 @@
 """Measures updates and decisions of the Q-Transformer a second on one core, at 11 and at 256 bins.
 
-    taskset -c 0 python benchmarks/qtransformer_speed.py
+    taskset -c 0 python benchmarks/qtransformer_speed.py --lucidrains ~/lucidrains/bin/python
 
 Updates: width 64, 2 layers, 4 action dimensions, batch 128, with HL-Gauss of 21 bins and with MSE. Decisions: batch 64,
-token by token with remembered keys and values, and by the whole sequence for each token. Each figure is the median of
-7 rounds, in which all settings take turns.
+token by token with remembered keys and values, and by the whole sequence for each token. --lucidrains names a Python
+that has `q-transformer` from PyPI, whose updates are timed at the same size (benchmarks/peers/run_lucidrains.py). A
+product of two 1,024 x 1,024 matrices tells how fast the core was meanwhile.
+
+All settings take turns in short rounds. The best round counts: the others shared the core with more work. Rates are by
+the clock and by the CPU time of the process, which leaves out what others take from the core.
 """
 
+import argparse
+import json
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import _report
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _bare_update import MARK
 
 from rlcls import heads, networks
 from rlcls.agents import QTransformer
 from rlcls.spec import Spec
-from rlcls.training import xla
+from rlcls.training import memory, xla
 from rlcls.transition import Transition
 
-ROUNDS, BATCH, PLAYED = 7, 128, 64
+BATCH, PLAYED, SIDE = 128, 64, 1024
 SPEC = Spec(
     jax.ShapeDtypeStruct((11,), np.float32),
     jax.ShapeDtypeStruct((4,), np.float32),
@@ -30,12 +39,18 @@ SPEC = Spec(
     (-np.ones(4, np.float32), np.ones(4, np.float32)),
 )
 HEADS = {"hlgauss": heads.make("hlgauss", vmin=-0.2, vmax=1.2, num_bins=21), "mse": heads.make("mse")}
+Rates = dict[str, list[float]]
 
 
 def main() -> None:
     """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--lucidrains", help="a Python that has q-transformer")
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    memory.reuse_freed_memory()  # as a run does
     facts = _report.machine()
-    timed: dict[str, tuple[Callable[[], Any], int]] = {}
+    timed: dict[str, tuple[Callable[[], Any], int]] = {"products of matrices": _products()}
     for bins in (11, 256):
         for name, head in HEADS.items():
             agent = QTransformer(
@@ -44,23 +59,62 @@ def main() -> None:
             timed[f"updates, {name}, {bins} bins"] = _updates(agent)
             timed[f"decisions, {name}, {bins} bins"] = _decisions(agent)
             timed[f"decisions without a cache, {name}, {bins} bins"] = _uncached(agent)
-    rates: dict[str, list[float]] = {name: [] for name in timed}
-    for _ in range(ROUNDS):
+    rates: dict[str, Rates] = {name: {"wall": [], "cpu": []} for name in timed}
+    for _ in range(arguments.rounds):
         for name, (call, count) in timed.items():
-            start = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             call()
-            rates[name].append(count / (time.perf_counter() - start))
+            rates[name]["wall"].append(count / (time.perf_counter() - wall))
+            rates[name]["cpu"].append(count / (time.process_time() - cpu))
+        if arguments.lucidrains:
+            measured = _lucidrains(arguments.lucidrains)
+            facts["versions"] |= measured["versions"]
+            mine = rates.setdefault("updates, q-transformer (lucidrains), 11 bins", {"wall": [], "cpu": []})
+            for clock, each in measured["rates"].items():
+                mine[clock] += each
+    _report.write("qtransformer_speed", {"machine": facts, "rates": rates}, _text(facts, rates))
+
+
+def _text(facts: dict[str, Any], rates: dict[str, Rates]) -> str:
     rows = [
-        [name, f"{np.median(each):,.0f}", f"{min(each):,.0f} to {max(each):,.0f}"]
+        [name, *(f"{max(each[clock]):,.0f}" for clock in ("wall", "cpu")), f"{np.median(each['cpu']):,.0f}"]
         for name, each in rates.items()
     ]
-    text = f"# Speed of the Q-Transformer\n\n{_report.describe(facts)}\n\n" + _report.table(
-        ["setting", "a second", "range"], rows
+    gigaflops = 2e-9 * SIDE**3 * max(rates["products of matrices"]["cpu"])
+    return "\n\n".join(
+        [
+            "# Speed of the Q-Transformer",
+            f"{_report.describe(facts)} {len(next(iter(rates.values()))['cpu'])} rounds.",
+            f"The core multiplied matrices at {gigaflops:.0f} billion operations a second of CPU time.",
+            _report.table(
+                ["setting", "a second, best", "a second of CPU time, best", "median of CPU time"], rows
+            ),
+        ]
     )
-    _report.write("qtransformer_speed", {"machine": facts, "rates": rates}, text)
 
 
-def _updates(agent: QTransformer, calls: int = 20) -> tuple[Callable[[], Any], int]:
+def _lucidrains(python: str) -> dict[str, Any]:
+    driver = Path(__file__).parent / "peers" / "run_lucidrains.py"
+    done = subprocess.run([python, str(driver)], capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
+    if not lines:
+        raise SystemExit(f"{driver} failed: {done.stderr[-2000:]}")
+    return json.loads(lines[-1].removeprefix(MARK))
+
+
+def _products(calls: int = 3) -> tuple[Callable[[], Any], int]:
+    matrix = jnp.ones((SIDE, SIDE))
+    product = xla.jit(lambda matrix: matrix @ matrix)
+
+    def run() -> None:
+        for _ in range(calls):
+            jax.block_until_ready(product(matrix))
+
+    run()
+    return run, calls
+
+
+def _updates(agent: QTransformer, calls: int = 10) -> tuple[Callable[[], Any], int]:
     random = np.random.default_rng(0)
     observations = random.normal(size=(2, BATCH, 11)).astype(np.float32)
     batch = Transition(
@@ -85,7 +139,7 @@ def _updates(agent: QTransformer, calls: int = 20) -> tuple[Callable[[], Any], i
     return run, calls
 
 
-def _decisions(agent: QTransformer, calls: int = 20) -> tuple[Callable[[], Any], int]:
+def _decisions(agent: QTransformer, calls: int = 10) -> tuple[Callable[[], Any], int]:
     acting = agent.acting(agent.init(jax.random.key(0)))
     observations = jnp.ones((PLAYED, 11))
     act = xla.jit(lambda acting: agent.q_values(acting, observations))
@@ -98,7 +152,7 @@ def _decisions(agent: QTransformer, calls: int = 20) -> tuple[Callable[[], Any],
     return run, calls * PLAYED
 
 
-def _uncached(agent: QTransformer, calls: int = 20) -> tuple[Callable[[], Any], int]:
+def _uncached(agent: QTransformer, calls: int = 10) -> tuple[Callable[[], Any], int]:
     """The same decisions, each token by a pass over the whole sequence."""
     acting = agent.acting(agent.init(jax.random.key(0)))
     observations = jnp.ones((PLAYED, 11))

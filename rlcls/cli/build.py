@@ -14,10 +14,11 @@ import hydra
 import jax
 import numpy as np
 from hydra.errors import HydraException
+from jaxtyping import Shaped
 from omegaconf import DictConfig, OmegaConf
 
 from rlcls import networks
-from rlcls._errors import UserError, one_line
+from rlcls._errors import UserError, nearest, one_line
 from rlcls.agents.base import Agent, check_agent
 from rlcls.datasets import Mixture, Transitions
 from rlcls.envs.base import HostEnv, as_host_env
@@ -167,10 +168,31 @@ def agent(config: DictConfig, spec: Spec) -> Agent[Any]:
     Raises:
       UserError: the parts do not fit together, or the agent lacks a function of the interface.
     """
-    head = build(config, "loss")
-    made = build(config, "agent", spec, _backbone(config), head)
+    head, vectors = build(config, "loss"), config.agent.get("embeddings")
+    options = {"embeddings": _task_vectors(config, vectors)} if isinstance(vectors, str) else {}
+    made = build(config, "agent", spec, _backbone(config), head, **options)
     check_agent(made, spec, acts_with_target=acts_with_target(config))
     return made
+
+
+def _task_vectors(config: DictConfig, file: str) -> Shaped[np.ndarray, "tasks size"]:
+    """The vectors of the tasks in `data.games`, in their order, from an .npz file with an array for each name.
+
+    Raises:
+      UserError: the file cannot be read, lacks a task, or its vectors are no vectors of one size.
+    """
+    option, names = f"agent.embeddings={file}", OmegaConf.select(config, "data.games")
+    if not OmegaConf.is_list(names) or not names:
+        raise UserError(f"{option} needs data.games=, the names of the tasks")
+    try:
+        with np.load(Path(file).expanduser()) as arrays:
+            if missing := [name for name in names if name not in arrays]:
+                raise UserError(
+                    f"{option} has no vector of {', '.join(missing)}{nearest(missing[0], arrays)}"
+                )
+            return np.stack([arrays[name].reshape(-1) for name in names])
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{option}: {one_line(error)}; an .npz file has one vector for each task") from error
 
 
 def _backbone(config: DictConfig) -> Callable[..., Any]:
@@ -522,17 +544,18 @@ def _check_batches(agent: Agent[Any], data: Dataset) -> None:
 
 
 def _check_support(agent: Agent[Any], data: Dataset) -> None:
-    """Raises a UserError if the only reward that the data has lies outside the support of the agent's head."""
-    reward, head = getattr(data, "sparse_reward", None), getattr(agent, "head", None)
-    if reward is None or head is None or not hasattr(head, "clip_fraction"):
+    """Raises a UserError if the only reward of a game in the data lies outside the support of the head."""
+    rewards, head = getattr(data, "sparse_rewards", {}), getattr(agent, "head", None)
+    if head is None or not hasattr(head, "clip_fraction"):
         return
-    with jax.transfer_guard("allow"):
-        is_outside = bool(head.clip_fraction(np.full(1, reward, np.float32)))
-    if is_outside:
-        raise UserError(
-            f"the data rewards {reward:g} and nothing else, which lies outside the support of {type(head).__name__}; "
-            "returns.low and returns.high must enclose it, or data.reward_scale change it"
-        )
+    for name, reward in rewards.items():
+        with jax.transfer_guard("allow"):
+            is_outside = bool(head.clip_fraction(np.full(1, reward, np.float32)))
+        if is_outside:
+            raise UserError(
+                f"the data of {name} rewards {reward:g} and nothing else, which lies outside the support of "
+                f"{type(head).__name__}; returns.low and returns.high must enclose it, or data.reward_scale change it"
+            )
 
 
 def _of_each_lane(

@@ -74,6 +74,11 @@ class Mixture:
         """The mean return of each game; see `Transitions.behaviour_returns`."""
         return {name: mean for game in self.games.values() for name, mean in game.behaviour_returns.items()}
 
+    @property
+    def sparse_rewards(self) -> dict[str, float]:
+        """The one reward of each game that has one, see `Transitions.sparse_rewards`."""
+        return {name: reward for name, game in self.games.items() for reward in game.sparse_rewards.values()}
+
     def sample(self, size: int, seed: int, number: int) -> tuple[Transition, tuple[np.ndarray, np.ndarray]]:
         """A batch; see `rlcls.training.Source`. Its origin is (games, rows), each int64 [size].
 

@@ -177,10 +177,11 @@ class Transitions:
         return {layout.game: float(returns[is_whole].mean())}
 
     @property
-    def sparse_reward(self) -> float | None:
-        """The only reward value besides 0; None if there are several or none."""
+    def sparse_rewards(self) -> dict[str, float]:
+        """The only learnt reward besides 0, by the name of the game; empty if there are several or none."""
         rewards = self._rewards[self._rewards != 0]
-        return float(rewards[0]) if len(rewards) and (rewards == rewards[0]).all() else None
+        is_one = len(rewards) and (rewards == rewards[0]).all()
+        return {self.recording.manifest.layout.game: float(rewards[0])} if is_one else {}
 
     def _successes(self) -> Bool[np.ndarray, "rows"]:
         """The rows of episodes with a recorded return above 0."""

@@ -101,6 +101,12 @@ class TokenQNetwork(nnx.Module):
 
         A token outside 0, ..., K - 1 gives NaN.
         """
+        return jnp.stack(self.each(observations, tokens), axis=1)
+
+    def each(
+        self, observations: PyTree[Num[Array, "b *_"]], tokens: Int[Array, "b t"]
+    ) -> list[Float[Array, "b k n"]]:
+        """The outputs of `__call__`, one array for each token, since stacking them would copy every output."""
         x = self._observe(observations)
         observed = x.shape[1]
         before = [self._embed(tokens[:, i], i) for i in range(self.num_tokens - 1)]
@@ -110,7 +116,7 @@ class TokenQNetwork(nnx.Module):
         features = self.norm(x)[:, observed - 1 :]
         if self.capture:
             self.sow(nnx.Intermediate, "features", features.reshape(-1, features.shape[-1]))
-        return jnp.stack([q_head(features[:, i]) for i, q_head in enumerate(self.q_heads)], axis=1)
+        return [q_head(features[:, i]) for i, q_head in enumerate(self.q_heads)]
 
     def first(self, observations: PyTree[Num[Array, "b *_"]]) -> Float[Array, "b k n"]:
         """The outputs of token 1 only."""

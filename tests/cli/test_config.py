@@ -69,6 +69,36 @@ def test_a_recipe_may_know_a_backbone_and_leaves_the_others_alone():
     assert "init_scale" not in compose.compose(["recipe=fast", "backbone=impala"]).backbone
 
 
+@pytest.mark.parametrize(
+    ("env", "backbone"),
+    [
+        ("atari", "nature"),
+        ("gymnasium", "mlp"),
+        ("minatar", "mlp"),
+        ("pick", "states"),
+        ("metaworld", "states"),
+    ],
+)
+def test_the_backbone_reads_what_the_environment_shows_whatever_the_recipe(env, backbone):
+    agent = "qtransformer" if backbone == "states" else "dqn"
+    for recipe in ("paper", "fast"):
+        run = compose.compose([f"agent={agent}", f"env={env}", f"recipe={recipe}"])
+        assert run.choices.backbone == (backbone if (env, recipe) != ("atari", "fast") else "data_efficient")
+    command = [f"agent={agent}", f"env={env}", "recipe=paper", "backbone=impala"]
+    assert compose.compose(command).choices.backbone == "impala"
+
+
+@pytest.mark.parametrize("agent", ["qtransformer", "qtransformer_bc"])
+def test_the_paper_recipe_of_the_q_transformer_has_256_bins_and_returns_of_0_and_1(agent):
+    command = [f"agent={agent}", "env=pick", "recipe=paper", "data=recording"]
+    run = compose.compose(command)
+    assert (run.agent.bins, run.steps, run.data.gamma) == (256, 80_000, 0.98)
+    assert run.loss.vmin < 0 and 1 < run.loss.vmax < 1.5
+    assert compose.compose([*command, "agent.bins=11", "returns.high=2"]).loss.vmax == 2
+    agent_of_run = build.agent(run, build.one_environment(run).spec)  # the parts fit together
+    assert agent_of_run.spec.action.shape == (4,)
+
+
 @pytest.mark.parametrize("loss", choices("loss"))
 def test_the_supports_of_the_fast_recipe_go_with_its_discount(loss):
     run = compose.compose(["recipe=fast", f"loss={loss}"])

@@ -1,6 +1,8 @@
 """`rlcls.collect`, `rlcls.train` and `rlcls.evaluate` with continuous actions, on the pick task."""
 
+import dataclasses
 import json
+import shutil
 
 import imageio.v3
 import jax
@@ -10,6 +12,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 from rlcls import collect, evaluate
+from rlcls._errors import UserError
+from rlcls.cli import build
+from rlcls.cli.compose import compose
 from rlcls.datasets import Recording, Transitions
 from rlcls.envs import pick
 from rlcls.runs import checkpoint, metrics
@@ -39,7 +44,7 @@ def test_noisy_episodes_are_recorded_with_what_disturbed_them(recording):
     source = data.recording.manifest.source
     assert (source["noise"], source["levels"], source["episodes"]) == ("mixed", [0.1, 0.3], 40)
     assert data.spec.action.shape == (4,) and 0 < data.behaviour_returns["pick"] < 1
-    assert data.sparse_reward == 1.0
+    assert data.sparse_rewards == {"pick": 1.0}
 
 
 def test_a_q_transformer_stops_goes_on_to_the_same_bits_and_is_filmed(
@@ -108,7 +113,7 @@ def test_the_film_of_a_later_episode_begins_with_it(tmp_path, recording, monkeyp
         (["env.history=3"], "the data has observations float32 [11] and actions float32 [4], and pick has"),
         (
             ["returns.high=0.5"],
-            "the data rewards 1 and nothing else, which lies outside the support of HLGauss",
+            "the data of pick rewards 1 and nothing else, which lies outside the support of HLGauss",
         ),
         (["returns.low=0.1"], "agent: minimum_return (0) lies outside the support of HLGauss"),
         (["agent.bins=1"], "agent: bins must be at least 2, not 1"),
@@ -144,3 +149,66 @@ def test_a_noise_that_does_not_exist_is_one_clear_line(options, message, tmp_pat
     assert collect.main(["env=pick", "episodes=2", f"out={tmp_path}/a", *policy, *options]) == 2
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def two_tasks(tmp_path_factory, recording):
+    """Two data sets with equal observations stand for two tasks; both are played as the last part of their names."""
+    root = tmp_path_factory.mktemp("tasks")
+    for name in ("mild", "rough"):
+        (root / name).mkdir()
+        copy = root / name / "pick"
+        shutil.copytree(recording, copy)
+        manifest = Recording(copy).manifest
+        layout = dataclasses.replace(manifest.layout, game=f"{name}/pick")
+        dataclasses.replace(manifest, layout=layout).write(copy)
+    np.savez(
+        root / "vectors.npz", **{"rough/pick": np.ones(3), "mild/pick": -np.ones(3), "push": np.zeros(3)}
+    )
+    return root
+
+
+SEVERAL = ["agent.games=2", "data.games=[mild/pick,rough/pick]"]
+
+
+def test_tasks_share_a_network_told_apart_by_vectors_from_a_file_and_each_is_evaluated(
+    two_tasks, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    command = [*TRAIN, *SEVERAL, f"data.path={two_tasks}", f"agent.embeddings={two_tasks}/vectors.npz"]
+    assert main([*command, "run_dir=run"]) == 0, capsys.readouterr().err
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    played = {row["kind"]: len(row["returns"]) for row in rows if row["kind"].startswith("eval")}
+    assert played == {"eval.mild/pick": 8, "eval.rough/pick": 8}
+    # The table of vectors is saved as bits, in the order of data.games.
+    saved = [leaf.view(np.float32) for leaf in leaves(tmp_path / "run") if leaf.shape == (2, 3)]
+    assert saved and all(np.array_equal(table, [[-1] * 3, [1] * 3]) for table in saved)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["returns.high=0.5"],
+            "the data of mild/pick rewards 1 and nothing else, which lies outside the support",
+        ),
+        (["agent.embeddings=none.npz"], "agent.embeddings=none.npz: [Errno 2] No such file or directory"),
+        (["data.games=[mild/pick,mildpick]"], "mildpick"),
+    ],
+)
+def test_a_misfit_of_several_tasks_is_one_clear_line(
+    options, message, two_tasks, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    vectors = f"agent.embeddings={two_tasks}/vectors.npz"
+    assert main([*TRAIN, *SEVERAL, f"data.path={two_tasks}", vectors, *options, "run_dir=run"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and len(error.splitlines()) == 1, error
+
+
+def test_a_task_without_a_vector_is_named(two_tasks):
+    config = compose(
+        [*TRAIN, "data.games=[mild/pick,rough/pik]", f"agent.embeddings={two_tasks}/vectors.npz"]
+    )
+    with pytest.raises(UserError, match=r"has no vector of rough/pik; did you mean 'rough/pick'\?"):
+        build.agent(config, build.one_environment(config).spec)
