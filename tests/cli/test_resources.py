@@ -2,7 +2,7 @@
 
 import re
 import resource
-from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import pytest
 
@@ -172,5 +172,5 @@ def test_a_compiled_run_is_compared_with_the_memory_of_its_device(monkeypatch):
     check(*compiled, "replay.capacity=10000000")
     with pytest.raises(UserError, match="^10 times replay.capacity=20000000 needs 7.6 GiB of memory"):
         check(*compiled, "replay.capacity=20000000")
-    five_seeds_on_each = SimpleNamespace(data=2)
+    five_seeds_on_each = create_autospec(Placement, instance=True, data=2)
     check(*compiled, "replay.capacity=20000000", placement=five_seeds_on_each)
