@@ -390,7 +390,7 @@ def _check_loop_has(section: str, key: str, known: DictConfig) -> None:
     """Raises a UserError if the chosen loop does not have the section of an option, such as replay."""
     loops = _choices_with("loop", section)
     loop = f"loop={known.choices.loop}"
-    if not loops or section in known:
+    if not loops or (loop in loops and section in known):  # a recipe may set options of another loop
         return
     option = key.rpartition(".")[2]
     in_data = not option.startswith("_") and _choices_with("data", option)

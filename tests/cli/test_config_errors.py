@@ -71,7 +71,7 @@ MISTAKES = {
     "+seed=1": "seed exists; write it without +",
     "+replay={gamma:0.9}": "'replay' is a group of options, set one by one (replay.capacity, replay.min_size, "
     "replay.n_step, replay.gamma, replay.prioritized, replay.priority_exponent, replay.importance_exponent, "
-    "replay.reward_clip)",
+    "replay.reward_clip, replay.reward_noise)",
     "agent.optimizer.b1=1.5": "agent.optimizer.b1: expected at least 0 and below 1, not 1.5",
     "agent.optimizer.b2=1": "agent.optimizer.b2: expected at least 0 and below 1, not 1.0",
     "agent.optimizer.eps=-1": "agent.optimizer.eps: expected at least 0, not -1.0",
