@@ -13,6 +13,7 @@ the clock and by the CPU time of the process, which leaves out what others take 
 
 import argparse
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -95,7 +96,9 @@ def _text(facts: dict[str, Any], rates: dict[str, Rates]) -> str:
 
 def _lucidrains(python: str) -> dict[str, Any]:
     driver = Path(__file__).parent / "peers" / "run_lucidrains.py"
-    done = subprocess.run([python, str(driver)], capture_output=True, text=True, check=False)
+    # Its dependencies would take this checkout's folder `kernels` for a package of that name.
+    env = {**os.environ, "PYTHONPATH": ""}
+    done = subprocess.run([python, str(driver)], capture_output=True, text=True, check=False, env=env)
     lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
     if not lines:
         raise SystemExit(f"{driver} failed: {done.stderr[-2000:]}")
