@@ -106,7 +106,8 @@ def test_the_run_folder_that_the_readme_names_is_that_of_its_command():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_in_the_documents_runs(page):
+def test_python_in_the_documents_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a block may write a file
     for block in blocks(page, "python"):
         exec(compile(block, str(page), "exec"), {})
 
