@@ -160,8 +160,8 @@ class Connected:
             time.sleep(_PING)
 
     def _watch(self) -> None:
-        # `_ping` does not do this, because sending to a frozen process can block. Silence is counted in looks instead of
-        # seconds: after a pause of this machine, messages that others sent meanwhile are still unread.
+        # `_ping` does not do this, because sending to a frozen process can block. Silence is counted in looks instead
+        # of seconds: after a pause of this machine, messages that others sent meanwhile are still unread.
         heard = dict.fromkeys(self._links, 0.0)
         looks = dict.fromkeys(self._links, 0)
         while not self._closing:

@@ -28,10 +28,8 @@ _VERSION = 1  # changes with the format of the messages
 _PACKAGES = ("rlcls", "jax", "jaxlib", "flax", "optax", "numpy", "gymnasium", "ale-py")
 _GRACE = 3.0  # seconds after an exception in which the death of another process may be noticed as its cause
 _PORT = 29_417  # the coordinator's port on a TPU slice
-_FIRST_PORT, _PORTS = (
-    20_000,
-    12_000,
-)  # the coordinator's ports under SLURM; Linux uses higher ones for other purposes
+# The coordinator's ports under SLURM, which are below the ports that Linux gives to outgoing connections.
+_FIRST_PORT, _PORTS = 20_000, 12_000
 
 
 class Place(NamedTuple):
