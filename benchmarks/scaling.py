@@ -86,9 +86,8 @@ def compiled(target: str, options: list[str]) -> dict[str, Any]:
     """The report of `rlcls.compile`."""
     place = _report.ROOT / "runs" / "scaling.json"
     place.parent.mkdir(exist_ok=True)
-    place.unlink(
-        missing_ok=True
-    )  # a crash exits with 1, too, and must not leave an earlier report to be read
+    # A crash exits with 1, too, and must not leave the report of an earlier target to be read.
+    place.unlink(missing_ok=True)
     command = [sys.executable, "-m", "rlcls.compile", f"target={target}", f"out={place}", *options]
     done = subprocess.run(command, env=_report.environment(), cwd=_report.ROOT, check=False)
     if done.returncode not in (0, 1):
