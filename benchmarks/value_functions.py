@@ -2,9 +2,9 @@
 
     python benchmarks/value_functions.py   # about ten minutes on one core
 
-`shown` is the data of examples/nnx_steps_to_success.py: its failures show in the motion. In `unannounced` the expert
-errs at random, and an opened gripper ends an episode at once. Each seed has its own initial network and batches; the
-recordings and the episodes held out are the same.
+`shown` is the data of examples/nnx_steps_to_success.py, where the motion shows failures. In `unannounced` the
+expert errs at random, and an opened gripper ends an episode at once. Each seed has its own initial network and batches.
+The recordings and the held-out episodes are the same for all seeds.
 """
 
 import argparse

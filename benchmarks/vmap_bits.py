@@ -2,9 +2,9 @@
 
     python benchmarks/vmap_bits.py
 
-Seed 7 is trained alone and beside others. The table has the largest difference between a parameter of seed 7 there and
-the same parameter of seed 7 alone, after 2 to 300 updates, and whether the episodes that it played since the start had
-the same returns. Nothing is timed, so the machine may be busy.
+Seed 7 is trained alone and among others. The table has the largest difference between a parameter of seed 7 in the two
+runs, after 2 to 300 updates, and whether all episodes of seed 7 had the same returns. Nothing is timed, so the machine
+may be busy.
 """
 
 import argparse
@@ -19,8 +19,8 @@ import numpy as np
 
 LOSSES = ("mse", "hlgauss")
 SEED = 7
-UPDATES = (2, 10, 100, 300)  # two are made in an iteration
-# (seeds, vmap), and what it is compared with.
+UPDATES = (2, 10, 100, 300)  # even numbers, because an iteration makes two updates
+# Each (seeds, vmap), and the (seeds, vmap) with which it is compared.
 PAIRS = {(3, False): (1, False), (1, True): (1, False), (2, True): (1, True), (3, True): (1, True)}
 
 
@@ -57,7 +57,7 @@ def main() -> None:
 def _train(
     loss: str, lanes: int, vmap: bool, updates: list[int]
 ) -> dict[int, tuple[np.ndarray, list[float]]]:
-    """After each number of updates the parameters of seed 7, and the returns of its episodes so far."""
+    """For each number of updates, the parameters of seed 7 then, and the returns of its episodes so far."""
     import jax
 
     from rlcls.training import Compiled

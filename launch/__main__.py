@@ -15,7 +15,7 @@ _ABOUT = """Starts training on several processes or machines.
 
 usage: python -m rlcls.launch WHERE [--option ...] -- ARGUMENT_OF_TRAIN ...
 
-  local   processes on this machine, begun again when one dies
+  local   processes on this machine, started again when one dies
   slurm   a cluster's queue
   tpu     a TPU slice of Google Cloud, by queued resources
   sky     TPUs or GPUs of any cloud, by SkyPilot

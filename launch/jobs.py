@@ -1,4 +1,4 @@
-"""The commands that are to be run, checked before anything is started."""
+"""The jobs that a launcher starts. Their arguments are checked before anything is started."""
 
 from __future__ import annotations
 
@@ -24,21 +24,19 @@ STALE_NAMES = (
     "JAX_NUM_PROCESSES",
     "JAX_PROCESS_ID",
 )
-"""Variables that another program may have left; JAX would look for processes that are not there."""
-
-
+"""Variables that another program may have left. They would make JAX look for processes that do not exist."""
 DEATHS = (DIED, *(128 + number for number in (6, 7, 9, 11)))
-"""Exit codes after which all processes begin again: a peer's death, or SIGABRT, SIGBUS, SIGKILL and SIGSEGV."""
+"""Exit codes after which all processes start again: another process's death, SIGABRT, SIGBUS, SIGKILL and SIGSEGV."""
 PYTHON = "~/rlcls-env/bin/python"
-"""The interpreter that `install` makes on a machine of a cloud."""
+"""The interpreter that `install` makes on a cloud machine."""
 
 
 class Job(NamedTuple):
     """One run.
 
     Attributes:
-      arguments: of rlcls.train.
-      name: letters, digits and dashes, for a queue or a cloud.
+      arguments: the arguments of rlcls.train.
+      name: the job's name in a queue or a cloud: letters, digits and dashes.
     """
 
     arguments: list[str]
@@ -46,12 +44,12 @@ class Job(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The arguments for a shell."""
+        """The arguments, quoted for a shell."""
         return shlex.join(self.arguments)
 
 
 def jobs_of(arguments: list[str]) -> list[Job]:
-    """The runs that arguments of rlcls.train ask for; with --multirun among them, those of the sweep.
+    """The job of these arguments of rlcls.train; with --multirun among them, a job for each run of the sweep.
 
     Raises:
       UserError: there are no arguments, or rlcls.train refuses them.
@@ -64,7 +62,7 @@ def jobs_of(arguments: list[str]) -> list[Job]:
         )
     flags, rest = split_flags(arguments)
     if flags - {"--multirun"}:
-        raise UserError(f"{sorted(flags)[0]} is no flag of a run that is launched")
+        raise UserError(f"a run that is launched does not take {sorted(flags - {'--multirun'})[0]}")
     commands = expand(rest) if "--multirun" in flags else [rest]
     for each in commands:
         compose(each)
@@ -74,14 +72,14 @@ def jobs_of(arguments: list[str]) -> list[Job]:
 
 
 def parser(where: str, about: str) -> argparse.ArgumentParser:
-    """The parser of a place's options, with --dry-run."""
+    """A parser for the options of a launcher, which already has --dry-run."""
     made = argparse.ArgumentParser(prog=f"python -m rlcls.launch {where}", description=about, add_help=True)
     made.add_argument("--dry-run", action="store_true", help="print files and commands, and do nothing")
     return made
 
 
 def install(extra: str) -> str:
-    """A shell command that installs the checkout in which it runs, with a Python that is new enough for JAX."""
+    """A shell command that installs the checkout in which it runs, in an environment of Python 3.12."""
     return (
         "export PATH=$HOME/.local/bin:$PATH && "
         "{ command -v uv >/dev/null || curl -LsSf https://astral.sh/uv/install.sh | sh; } && "
@@ -91,7 +89,7 @@ def install(extra: str) -> str:
 
 
 def write(files: dict[str, str]) -> None:
-    """Writes what was generated; folders are made."""
+    """Writes the text of each path, and makes its folder."""
     for path, text in files.items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(text)
@@ -107,14 +105,14 @@ def run_each(commands: list[list[str]]) -> int:
         try:
             code = subprocess.run(each, check=False).returncode
         except FileNotFoundError:
-            raise UserError(f"{each[0]} is not on PATH; --dry-run prints what it would be given") from None
+            raise UserError(f"{each[0]} is not on PATH; --dry-run prints its arguments") from None
         if code:
             return 128 - code if code < 0 else code
     return 0
 
 
 def without_stale(environment: dict[str, str]) -> dict[str, str]:
-    """The environment without `STALE_NAMES` and other variables of MEGASCALE."""
+    """The environment without `STALE_NAMES` and all other MEGASCALE variables."""
     return {
         name: value
         for name, value in environment.items()

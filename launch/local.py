@@ -1,4 +1,4 @@
-"""Several processes on this machine, all of which begin again when one of them dies."""
+"""Starts several processes on this machine, and starts all of them again when one dies."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from rlcls.runs.signals import collected
 
 from .jobs import Job, parser, show, without_stale
 
-_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds before an attempt, doubled with each
-_LAST_WORDS = 15.0  # seconds in which the others end by themselves
+_PAUSE, _LONGEST_PAUSE = 1.0, 30.0  # seconds before the second attempt, doubled before each later one
+_LAST_WORDS = 15.0  # seconds after a failure in which the other processes may end by themselves
 _PROGRAM = [sys.executable, "-m", "rlcls.train"]
 
 
 def main(options: list[str], jobs: list[Job]) -> int:
-    """Runs each job; returns the exit code of the first that did not end well, or 0."""
-    about = "Runs a training of several processes on this machine, and begins them all again when one dies."
+    """Runs the jobs one after another until one fails; returns its exit code, or 0."""
+    about = "Runs a training of several processes on this machine, and starts them all again when one dies."
     parsed = parser("local", about)
     parsed.add_argument("--processes", type=int, default=2, help="number of processes; default: 2")
     parsed.add_argument("--restarts", type=int, default=10, help="attempts after the first; default: 10")
@@ -74,8 +74,9 @@ def _run(job: Job, processes: int, restarts: int, devices: int, logs: Path) -> i
 def _is_death(codes: list[int]) -> bool:
     """Whether the processes ended because one of them died.
 
-    A mistake (2) or a fault (1) would come again, and a process that was told to end (128 and more) has saved. A
-    process that waits at the start for one that was killed ends with 2, too, so SIGKILL counts in any case.
+    After a user's mistake (2) or a fault (1) another attempt would fail, too. A process that a signal stopped (128 and
+    more) has saved, and is not started again. If a process is killed before all have met, the others end with 2, so
+    SIGKILL always counts as a death.
     """
     if -signal.SIGKILL in codes:
         return True
@@ -83,7 +84,7 @@ def _is_death(codes: list[int]) -> bool:
 
 
 def _attempt(job: Job, processes: int, devices: int, logs: Path, received: list[int]) -> list[int]:
-    """Starts all processes and waits for them; returns their exit codes, negative for a signal from elsewhere."""
+    """Starts all processes and waits for them. Returns their exit codes, -n for one that signal n killed."""
     port = _free_port()
     environment = without_stale(dict(os.environ))
     if devices:
@@ -95,7 +96,7 @@ def _attempt(job: Job, processes: int, devices: int, logs: Path, received: list[
         for process in running:
             process.send_signal(number)
 
-    # A terminal sends Ctrl-C to all processes; a signal to this one alone is passed on.
+    # A terminal sends Ctrl-C to all processes. Other signals come to this process alone, which passes them on.
     reactions: dict[int, Callable[[], object]] = {
         number: functools.partial(pass_on, number)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -123,10 +124,10 @@ def _attempt(job: Job, processes: int, devices: int, logs: Path, received: list[
 
 
 def _wait(running: list[subprocess.Popen[bytes]]) -> list[int]:
-    """Waits until all have ended; once one has failed, the others have a few seconds to end by themselves.
+    """Waits until all processes have ended. Once one has failed, the others are killed after `_LAST_WORDS` seconds.
 
     Returns:
-      Their exit codes, for one that had to be killed here that of the death of another process.
+      Their exit codes; `DIED` for a process that was killed here.
     """
     end, late = None, []
     while None in (codes := [process.poll() for process in running]):

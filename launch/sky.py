@@ -34,7 +34,7 @@ def main(options: list[str], jobs: list[Job]) -> int:
         )
         for job in jobs
     }
-    # A managed job is recovered after a preemption, and after the exit code of a death.
+    # SkyPilot recovers a managed job after a preemption, and after an exit code in `DEATHS`.
     commands = [
         ["sky", "jobs", "launch", "--yes", "--name", job.name, *chosen.sky, path]
         for job, path in zip(jobs, files, strict=True)
@@ -46,11 +46,11 @@ def main(options: list[str], jobs: list[Job]) -> int:
 
 
 def task(job: Job, accelerators: str, nodes: int, spot: bool, bucket: str) -> dict[str, Any]:
-    """The task of a job, as SkyPilot reads it."""
+    """The SkyPilot task of a job."""
     extra = "tpu" if accelerators.lower().startswith("tpu") else "cuda"
     given = [each for each in job.arguments if each.startswith("run_dir=")]
     run_dir = [] if given else [f"run_dir={_RUNS}/{job.name}"]
-    # A TPU slice of several hosts is one node that runs the command on each of them.
+    # For SkyPilot a TPU slice of several hosts is one node. SkyPilot runs the command on each host.
     train = [
         f"{PYTHON} -m rlcls.train",
         job.text,

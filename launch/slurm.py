@@ -7,9 +7,9 @@ from pathlib import Path
 
 from .jobs import DEATHS, STALE_NAMES, Job, parser, run_each, show, write
 
-# The processes find each other by SLURM's variables, and end each other, which srun therefore need not do. Only the
-# warning before the end of the time has the job queued again: a user's scancel sends TERM, and does not. A job that is
-# preempted is queued again by SLURM.
+# The processes find each other by SLURM's variables. When one dies they end each other, so srun need not kill them. The
+# job is queued again after a death, and after SLURM's warning (USR1) before the time limit, but not after a user's
+# scancel, which sends TERM. SLURM itself queues a preempted job again.
 _SCRIPT = """#!/bin/bash
 #SBATCH --job-name={name}
 #SBATCH --nodes={nodes}

@@ -1,4 +1,4 @@
-"""Training on a TPU slice of Google Cloud, which is asked for, used and given back by one script."""
+"""Training on a TPU slice of Google Cloud. One script requests the slice, trains on it and deletes it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _STOP = (
     'for _ in $(seq 60); do kill -0 "$pid" 2>/dev/null || break; sleep 1; done; '
     'if grep -qs rlcls.train "/proc/${pid:-none}/cmdline"; then kill -9 "$pid"; fi'
 )
-"""Ends, on a worker, the training of an attempt that lost its connection, which would keep the chips."""
+"""Ends a training on a worker whose attempt lost its connection. That training would otherwise keep the chips."""
 _SCRIPT = """#!/bin/bash
-# Asks for a TPU slice, trains on all its workers, begins again after a preemption, and gives the slice back.
-# Commands in single quotes are for the workers' shells, and a trap calls finish.
+# Requests a TPU slice, trains on all its workers, starts again after a preemption, and deletes the slice.
+# Commands in single quotes are for the workers' shells. A trap calls finish.
 # shellcheck disable=SC2016,SC2329
 set -u
 name={name}
@@ -72,7 +72,7 @@ for attempt in $(seq {attempts}); do
     on_all_workers "attempt=$$-$attempt; "{train}
     code=$?
   fi
-  # 75: a worker died. 128 and more: a signal ended it. 255: ssh lost it.
+  # 75: a worker died. 128 and more: a signal ended the training. 255: ssh lost the connection.
   if [ "$code" -ne 75 ] && [ "$code" -lt 128 ]; then break; fi
   echo "attempt $attempt ended with exit code $code"
   if [ "$attempt" -lt {attempts} ]; then
@@ -85,7 +85,7 @@ exit "$code"
 
 
 def main(options: list[str], jobs: list[Job]) -> int:
-    """Runs each job on a slice of its own name, one after another."""
+    """Runs the jobs one after another, each on a slice with its name."""
     parsed = parser("tpu", "Trains on a TPU slice of Google Cloud. It needs gcloud, logged in.")
     parsed.add_argument("--type", required=True, help="accelerator type, such as v5litepod-16")
     parsed.add_argument("--zone", required=True)
@@ -124,8 +124,9 @@ def _script(job: Job, chosen: argparse.Namespace) -> str:
     given = [each for each in job.arguments if each.startswith("run_dir=")]
     run_dir = [] if given else [f"run_dir={chosen.runs}/{job.name}"]
     unset = " ".join(f"-u {name}" for name in STALE_NAMES)
-    # gcloud repeats a command whose connection was lost. The training then ends, and all begin again in the next
-    # attempt. Otherwise the shell becomes the training, so its number is that of the training.
+    # gcloud repeats a command whose connection was lost. In a repeated command `before` equals `attempt`. It ends the
+    # training and exits with 75, so that the next attempt starts all workers again. `exec` turns the shell into the
+    # training, so $$ in rlcls.pid is the training's process id.
     train = (
         f'before=$(cat ~/rlcls.attempt 2>/dev/null); {_STOP}; if [ "$before" = "$attempt" ]; then exit 75; fi; '
         'echo "$attempt" >~/rlcls.attempt; echo $$ >~/rlcls.pid; cd ~/rlcls && '

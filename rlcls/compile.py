@@ -1,4 +1,4 @@
-"""Compiles an update for devices that one need not have: `python -m rlcls.compile target=v5e:2x2 game=Pong`."""
+"""Compiles an update for devices that need not be there: `python -m rlcls.compile target=v5e:2x2 game=Pong`."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from rlcls.chips import Target
     from rlcls.spec import Spec
 
-_HELP = """Compiles one update of an agent for devices that this machine need not have, and reports what it needs.
+_HELP = """Compiles one update of an agent for devices that this machine need not have, and reports its memory and work.
 
 usage: python -m rlcls.compile target=DEVICES [out=FILE] [name=value ...]
 
 target=DEVICES    v5e:2x2, v5e:16x16, v6e:2x4, v5p:2x2x1, v4:2x2x1: a TPU slice, compiled by libtpu
                   h100:8, h100:16: GPUs, compiled by jax-cuda12-plugin
 out=FILE          also write the report as JSON
-name=value        options of rlcls.train; mesh.data is by default the number of devices over mesh.model, and a batch
-                  is training.batch_size for all of them
+name=value        options of rlcls.train; mesh.data is the number of devices divided by mesh.model, and all devices
+                  share training.batch_size
 
-The report has the memory of a device, FLOPs, and each kind of collective with its bytes. The exit code is 1 if the
-update does not fit into a device's memory. Nothing runs on a device, so there are no times but the compiler's own."""
+The report has the memory of a device, FLOPs, and the number and bytes of each kind of collective. The exit code is 1
+if the update does not fit into a device's memory. Nothing runs on a device, so only the compiler is timed."""
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
 _SHAPE = re.compile(rf"\b({'|'.join(_BYTES)}|f64|s64|u64)\[([\d,]*)\]")
 _COLLECTIVE = re.compile(
@@ -41,8 +41,8 @@ class Collective(NamedTuple):
     """The collectives of one kind in a program.
 
     Attributes:
-      number: how many.
-      bytes: of their results on one device, for one update.
+      number: the number of collectives.
+      bytes: the bytes of their results on one device, in one update.
     """
 
     number: int
@@ -85,8 +85,8 @@ def measure(config: DictConfig, target: Target) -> dict[str, Any]:
     """Compiles the update of a configuration for a target.
 
     Raises:
-      UserError: the parts do not fit together, the mesh does not fit the devices or the batch, or the compiler refuses
-        the program.
+      UserError: the parts do not match, the mesh does not divide the devices or the batch, or the compiler refuses the
+        program.
     """
     import contextlib
 
@@ -165,7 +165,7 @@ def collectives(text: str) -> dict[str, Collective]:
     total: dict[str, Collective] = {}
     for result, kind, is_start in _COLLECTIVE.findall(text):
         sizes = list(_sizes(result))
-        # An asynchronous one returns its operands, too; only an all-reduce's results are not listed apart.
+        # The result of an asynchronous collective also contains its operands, except for an all-reduce.
         size = sum(sizes) // (2 if is_start and kind != "all-reduce" else 1)
         before = total.get(kind, Collective(0, 0))
         total[kind] = Collective(before.number + 1, before.bytes + size)
@@ -173,7 +173,7 @@ def collectives(text: str) -> dict[str, Collective]:
 
 
 def _sizes(text: str) -> Iterator[int]:
-    """Bytes of each array in the text of a result."""
+    """The bytes of each array in the text of a result."""
     for dtype, shape in _SHAPE.findall(text):
         size = _BYTES.get(dtype, 8)
         for length in filter(None, shape.split(",")):
@@ -182,7 +182,7 @@ def _sizes(text: str) -> Iterator[int]:
 
 
 def _batch(spec: Spec, size: int) -> Any:
-    """The shapes of a batch with all fields that recorded data have."""
+    """The shapes of a batch with all fields of recorded data."""
     import jax
     import numpy as np
 

@@ -35,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    # The imports take seconds. What --config and --help print is often written to a file, where nothing else belongs.
+    # The imports take seconds, so `phase` reports them. --config and --help print nothing but their text, which users
+    # often redirect to a file.
     prints_only = {"--config", "--help", "-h"}.intersection(argv)
     with contextlib.nullcontext() if prints_only else phase("starting"):
         from rlcls.cli import compose, config_file, sweep
@@ -52,7 +53,7 @@ def _command(argv: list[str]) -> int:
             arguments = config_file.overrides(file, overrides) if file else overrides
             with config_file.named(file, arguments, overrides):
                 commands = compose.expand(arguments) if sweeping else [arguments]
-                # A sweep composes each command where it runs it.
+                # A sweep composes each command again when it runs it.
                 configs = [compose.compose(each) for each in commands] if print_only or not sweeping else []
     if "--help" in flags:
         print(compose.help_text())
@@ -84,13 +85,13 @@ class _Parts(NamedTuple):
     Attributes:
       config: the run's configuration.
       hosts: the processes.
-      device: the kind of device that was chosen.
+      device: a device of the kind that was chosen.
       placement: the devices that learn.
-      env: the environment, the first one of several games.
+      env: the environment, of the first game if there are several.
       name: the environment's name, or the number of games.
-      agent: what learns.
-      loop: learns.
-      evaluators: score it.
+      agent: the agent that learns.
+      loop: the loop that trains the agent.
+      evaluators: evaluate the agent.
     """
 
     config: DictConfig
@@ -105,7 +106,7 @@ class _Parts(NamedTuple):
 
     @property
     def unit(self) -> str:
-        """What the steps of the run count: "agent steps" or "updates"."""
+        """The unit of the run's `steps` in words: "agent steps" or "updates"."""
         return self.loop.unit.replace("_", " ")
 
 
@@ -137,18 +138,18 @@ def _train_with(config: DictConfig, hosts: Hosts) -> int:
             folder.record()
         if begun.checkpoint:
             print(f"resuming {path} at {unit[:-1]} {begun.checkpoint.steps:,}", flush=True)
-            if remark := _otherwise(parts, begun, begun.checkpoint):
+            if remark := _remark(parts, begun, begun.checkpoint):
                 print(f"note: {remark}", file=sys.stderr)
             try:
                 _restore(parts, begun, begun.checkpoint, lambda: bool(received) and hosts.count == 1)
             except Stopped:
                 print(
-                    f"stopped by {_name(received)} before it went on; the same command continues from there"
+                    f"stopped by {_name(received)} before training continued; the same command continues from there"
                 )
                 return 128 + received[0]
         _header(parts, path, seconds)
         _drive(parts, begun, path, wandb, received, seconds)
-        # A signal after the last step stopped nothing. One that stopped the run may have come to another process.
+        # A signal after the last step stopped nothing. A signal that stopped the run may have come to another process.
         is_early = bool(received) or loop.counts[loop.unit] < config.steps
         ended = hosts.broadcast(
             not is_early or _finished_at(path, config.steps) is not None if folder else None
@@ -160,7 +161,7 @@ def _train_with(config: DictConfig, hosts: Hosts) -> int:
 
 
 def _build(config: DictConfig, hosts: Hosts, stack: contextlib.ExitStack) -> _Parts:
-    """Builds and tries every part before a file is written; only W&B can still fail later. `stack` closes them."""
+    """Builds and checks every part before a file is written. Only W&B can still fail later. `stack` closes parts."""
     from rlcls.cli import build, packages, resources
     from rlcls.distributed import compare
     from rlcls.runs.metrics import check_wandb
@@ -201,7 +202,7 @@ def _build(config: DictConfig, hosts: Hosts, stack: contextlib.ExitStack) -> _Pa
 
 
 def _open_folder(parts: _Parts, stack: contextlib.ExitStack) -> tuple[Path, RunFolder | None]:
-    """The path of the run folder, and on the first process the folder, which `stack` closes."""
+    """The path of the run folder, and on the first process the open folder, which `stack` closes."""
     from rlcls.cli import build
     from rlcls.runs import RunFolder
 
@@ -215,7 +216,7 @@ def _open_folder(parts: _Parts, stack: contextlib.ExitStack) -> tuple[Path, RunF
 
 
 def _open_wandb(parts: _Parts, path: Path, begun: Start, stack: contextlib.ExitStack) -> WandB | None:
-    """The open W&B run, which `stack` closes; None on all processes but the first, and where none is asked for."""
+    """The open W&B run, which `stack` closes; None on all processes but the first, and without logging.wandb."""
     from rlcls.cli import build
     from rlcls.runs.metrics import WandB
 
@@ -251,35 +252,35 @@ def _check_shared(path: Path, hosts: Hosts) -> None:
         )
 
 
-def _otherwise(parts: _Parts, begun: Start, checkpoint: Checkpoint) -> str:
-    """A remark where a run goes on with other processes, or on another mesh, than before; otherwise empty."""
+def _remark(parts: _Parts, begun: Start, checkpoint: Checkpoint) -> str:
+    """A remark if the number of processes or the mesh is not that of the checkpoint; otherwise empty."""
     if begun.is_dealt:
         is_online = "replay" in checkpoint.counters["loop"]
         kept = "parameters, optimiser and counters are kept"
         if is_online and begun.replay:
             kept = "parameters, optimiser, counters, environments and replay are kept"
-        anew = "batches and random actions are" if is_online else "the data is"
+        changed = "batches and random actions are drawn" if is_online else "the data is divided"
         before, now = checkpoint.hosts, parts.hosts.count
         return (
-            f"{before} process{'es' * (before > 1)} wrote the checkpoint, and {now} go{'es' * (now == 1)} on: {kept}, "
-            f"{anew} dealt out anew, so the run goes on to other bits"
+            f"{before} process{'es' * (before > 1)} wrote the checkpoint, and {now} continue{'s' * (now == 1)} from "
+            f"it: {kept}, and {changed} differently, so the results differ in bits"
         )
     mesh = checkpoint.counters["loop"].get("mesh", {"data": 1, "model": 1})
     if mesh == parts.placement.sizes:
         return ""
     sizes = ", ".join(f"{axis}={size}" for axis, size in mesh.items())
     return (
-        f"restored from a mesh of {sizes} on one of {parts.placement}: on another mesh sums are rounded otherwise, so "
-        "the run may go on to other bits"
+        f"restored from a mesh of {sizes} on one of {parts.placement}: another mesh rounds sums differently, so the "
+        "results may differ in bits"
     )
 
 
 def _restore(parts: _Parts, begun: Start, checkpoint: Checkpoint, stopped: Callable[[], bool]) -> None:
-    """Restores a loop; the state that it began with is freed at the end.
+    """Restores the loop from a checkpoint, and then frees the state with which the loop was built.
 
     Raises:
       Stopped: a signal came meanwhile.
-      UserError: another number of processes wrote the checkpoint, and the loop cannot deal it out.
+      UserError: another number of processes wrote the checkpoint, and the loop has no `deal`.
     """
     from rlcls.runs.signals import unless_stopped
     from rlcls.training import Dealing
@@ -294,8 +295,8 @@ def _restore(parts: _Parts, begun: Start, checkpoint: Checkpoint, stopped: Calla
             saved = checkpoint.dealt(fresh.tree, rows, loop, parts.hosts.index)
         else:
             raise UserError(
-                f"{type(loop).__qualname__} has no `deal`, so as many processes as wrote the checkpoint "
-                f"({checkpoint.hosts}) can go on with it"
+                f"{type(loop).__qualname__} has no `deal`, so only as many processes as wrote the checkpoint "
+                f"({checkpoint.hosts}) can continue from it"
             )
     with phase("replaying actions") as tick:
         loop.restore(saved, unless_stopped(stopped, tick))
@@ -311,7 +312,7 @@ def _drive(
 
     config, loop, hosts = parts.config, parts.loop, parts.hosts
     checkpoints = Checkpoints(path, config.checkpoint.keep, begun.segments, hosts)
-    # Every process but the first has metrics of its own: the episodes of its environments.
+    # Every process but the first writes its own metrics, with the episodes of its environments.
     own = path / HOSTS / str(hosts.index) if hosts.index else path
     own.mkdir(parents=True, exist_ok=True)
     metrics = Metrics(
@@ -383,7 +384,7 @@ def _header(parts: _Parts, path: Path, seconds: float) -> None:
 
 
 def _mesh(placement: Placement) -> str:
-    """The mesh, and how many devices there are; empty where the only one is used."""
+    """The mesh, and the number of visible devices; empty if there is only one."""
     import jax
 
     used, visible = len(placement.devices), len(jax.devices(placement.devices[0].platform))
@@ -391,7 +392,7 @@ def _mesh(placement: Placement) -> str:
 
 
 def _head_line(config: DictConfig) -> str:
-    """The loss and its options in one line."""
+    """The name of the loss and its options in one line."""
     options = {name: value for name, value in config.loss.items() if name not in ("_target_", "name")}
     return " ".join([config.choices.loss, *(f"{name}={value}" for name, value in options.items())])
 
@@ -400,7 +401,7 @@ def _finished_at(path: Path, steps: int) -> int | None:
     """The units of the newest checkpoint if the run in this folder ended with it, at `steps` or later."""
     from rlcls.runs.checkpoint import last_written, load
 
-    # Reading a checkpoint hashes its files, so it is read only if the record leaves the question open; 0 is a
+    # Reading a checkpoint hashes its files, so it is read only if the record does not answer the question. 0 means a
     # damaged record.
     last = last_written(path)
     if last is None or 0 < last < steps:
@@ -411,7 +412,7 @@ def _finished_at(path: Path, steps: int) -> int | None:
 
 
 def _picture(path: Path) -> str:
-    """Draws the learning curve; the end of a sentence that says where, or why there is none."""
+    """Draws the learning curve. Returns the end of a sentence: the path of the picture, or why there is none."""
     from rlcls.plotting.curves import learning_curve
 
     with warnings.catch_warnings():
@@ -435,7 +436,7 @@ def _name(received: list[int]) -> str:
 
 
 if __name__ == "__main__":
-    # Until there is something to save, Ctrl-C ends the process at once: some library's import may swallow an exception.
+    # Ctrl-C ends the process at once until there is something to save. As an exception it could be lost in an import.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(main())

@@ -36,13 +36,13 @@ from rlcls.training.loop import Dataset, Loop
 from . import resources
 from .compose import options_of
 
-# Hydra 1.4 asks which targets may run: here it is any, since a class of one's own is the user's own code.
+# Hydra 1.4 asks which targets may run. Here any target may, because a class of the user's own is the user's own code.
 _UNCHECKED = getattr(hydra.utils, "UNSAFE_DISABLE_EXECUTION_CHECKS", None)
 _ANY_TARGET: dict[str, Any] = {"_execution_whitelist_": _UNCHECKED} if _UNCHECKED else {}
 
 
 def build(config: DictConfig, section: str, *positional: Any, **arguments: Any) -> Any:
-    """The object that `section` of a configuration describes; a partial one is called with the arguments.
+    """The object that `section` of a configuration describes. If it is a partial one, it is called with the arguments.
 
     Raises:
       UserError: its class cannot be imported, or does not take these options or arguments.
@@ -58,7 +58,7 @@ def build(config: DictConfig, section: str, *positional: Any, **arguments: Any) 
         made = hydra.utils.instantiate(OmegaConf.select(config, section), _convert_="all", **_ANY_TARGET)
         return made(*positional, **arguments) if positional or arguments else made
     except UserError as error:
-        # JAX attaches a note of several lines to exceptions that pass through its functions; a new one has none.
+        # JAX attaches a note of several lines to exceptions that pass through its functions. A new one has no note.
         raise UserError(str(error)) from error
     except (TypeError, ValueError) as error:
         raise _refused(config, section, error) from error
@@ -74,23 +74,23 @@ def build(config: DictConfig, section: str, *positional: Any, **arguments: Any) 
 
 
 def _refused(config: DictConfig, section: str, error: Exception) -> UserError:
-    """What an object refused, by its section; a class of the user's own is named too."""
+    """A UserError that names the section of the object that raised `error`, and its class if it is the user's own."""
     target = str(OmegaConf.select(config, section).get("_target_"))
     own = "" if target.startswith("rlcls.") else f"{target}: "
     return UserError(f"{section}: {own}{one_line(error)}")
 
 
 def _sentence(error: BaseException) -> str:
-    """`one_line`, but the whole first sentence of Hydra's messages, which it breaks into lines."""
+    """`one_line`, except that a message of Hydra's, which has line breaks, becomes its first sentence."""
     if isinstance(error, HydraException):
         return " ".join(str(error).split()).partition(". ")[0]
     return one_line(error)
 
 
 def environment(config: DictConfig) -> HostEnv:
-    """The environments to train in; `env.number` makes them one of several games, see `OneOfMany`.
+    """The environments to train in. With `env.number` they are one of several games; see `OneOfMany`.
 
-    A `JaxEnv`, or an environment of gymnax, is copied `env.num_envs` times.
+    A `JaxEnv` or an environment of gymnax becomes `env.num_envs` environments.
     """
     options = {key: value for key, value in config.env.items() if key != "number"}
     takes = options_of(str(options["_target_"]))
@@ -108,10 +108,10 @@ def environment(config: DictConfig) -> HostEnv:
 
 
 def share(config: DictConfig, host: int, hosts: int) -> DictConfig:
-    """The configuration of one of several processes: its environments, its part of the replay, its part of the data.
+    """The configuration of one of several processes, with its share of environments, replay and data.
 
     Raises:
-      UserError: an amount cannot be divided among them, or the loop runs in one process.
+      UserError: an amount cannot be divided among them, or the loop runs in one process only.
     """
     if hosts == 1:
         return config
@@ -119,7 +119,7 @@ def share(config: DictConfig, host: int, hosts: int) -> DictConfig:
         raise UserError("loop=compiled trains in one process, on several devices with mesh.data=N")
     own = copy.deepcopy(config)
     for option in ("env.num_envs", "replay.capacity", "replay.min_size", "training.batch_size"):
-        # A data set is divided by itself, and the environments in which it is evaluated are of one process.
+        # Offline, the data set divides itself, and only one process steps environments, to evaluate.
         amount = (
             OmegaConf.select(config, option)
             if "replay" in config or option == "training.batch_size"
@@ -137,11 +137,11 @@ def share(config: DictConfig, host: int, hosts: int) -> DictConfig:
 
 
 def games(config: DictConfig) -> dict[str, DictConfig]:
-    """For each of several games that a run learns, by its name, the configuration in which it is played.
+    """The configuration in which each game of a run is played, by the name of the game.
 
-    Its `env.game` is the game (its `env.task` what stands behind the last slash of the name) and its `env.number` the
-    place in `data.games`. A run of one game has one configuration, its own, whose name is empty; so has a run that
-    chose `env.number` itself.
+    The option `env.game` is set to the name, or `env.task` to its part after the last slash. `env.number` is set to the
+    place in `data.games`. A run of one game, or one whose `env.number` is given, has one configuration, its own, under
+    an empty name.
     """
     names = OmegaConf.select(config, "data.games")
     option = next((option for option in ("game", "task") if option in config.env), None)
@@ -155,7 +155,10 @@ def games(config: DictConfig) -> dict[str, DictConfig]:
 
 
 def one_environment(config: DictConfig) -> HostEnv:
-    """One environment of a run, of the first of several games, which states what its agent observes and does."""
+    """One environment of a run (of its first game, if there are several), for the spec of its agent.
+
+    It sets `env.num_envs` of the configuration to 1.
+    """
     config = next(iter(games(config).values()))
     if "num_envs" in config.env:
         config.env.num_envs = 1
@@ -179,7 +182,7 @@ def _task_vectors(config: DictConfig, file: str) -> Shaped[np.ndarray, "tasks si
     """The vectors of the tasks in `data.games`, in their order, from an .npz file with an array for each name.
 
     Raises:
-      UserError: the file cannot be read, lacks a task, or its vectors are no vectors of one size.
+      UserError: the file cannot be read, lacks a task, or has vectors of different sizes.
     """
     option, names = f"agent.embeddings={file}", OmegaConf.select(config, "data.games")
     if not OmegaConf.is_list(names) or not names:
@@ -196,7 +199,7 @@ def _task_vectors(config: DictConfig, file: str) -> Shaped[np.ndarray, "tasks si
 
 
 def _backbone(config: DictConfig) -> Callable[..., Any]:
-    """Makes the backbone of a configuration; the agent calls it, and what it refuses is an error of its section."""
+    """A function with which the agent makes its backbone. Its errors name the section `backbone`."""
     make = build(config, "backbone")
 
     def make_backbone(*arguments: Any, **options: Any) -> Any:
@@ -209,12 +212,12 @@ def _backbone(config: DictConfig) -> Callable[..., Any]:
 
 
 def acts_with_target(config: DictConfig) -> bool:
-    """Whether the target network acts."""
+    """Whether the target network acts instead of the online network."""
     return bool(config.training.get("act_with_target", False))
 
 
 def acting_like(config: DictConfig, agent: Agent[Any]) -> Any:
-    """Structure, shapes and dtypes of what acts in a run of this configuration."""
+    """Structure, shapes and dtypes of the part of the agent that acts, in a run of this configuration."""
     target = acts_with_target(config)
     key = jax.eval_shape(jax.random.key, 0)
     return jax.eval_shape(lambda key: agent.acting(agent.init(key), target=target), key)
@@ -228,7 +231,7 @@ def describe_network(config: DictConfig, agent: Agent[Any]) -> str:
 
 
 def dataset(config: DictConfig) -> Dataset | None:
-    """The data set of a configuration; None where the run learns from what it plays.
+    """The data set of a configuration; None if the run learns from its own play.
 
     Raises:
       UserError: it cannot be opened, or is not a data set.
@@ -246,11 +249,11 @@ def dataset(config: DictConfig) -> Dataset | None:
 def trained_spec(config: DictConfig, env: HostEnv) -> Spec:
     """The observations and actions that the agent of a run was built for.
 
-    An offline run that plays begins only if its data and its environment have the same, so only a run that does not
-    play needs its data again.
+    A run with data whose evaluators play has started only if data and environment have equal specs, so the
+    environment's spec is enough. Otherwise the data set is opened again.
 
     Raises:
-      UserError: the data is needed and cannot be opened.
+      UserError: the data set is needed and cannot be opened.
     """
     data = None if _plays(config) else dataset(config)
     return data.spec if data else env.spec
@@ -260,10 +263,10 @@ def placement(config: DictConfig) -> Placement:
     """The devices of a configuration.
 
     Raises:
-      UserError: there are fewer, or a rule cannot be read.
+      UserError: the machine has fewer devices, or a rule is not valid.
     """
     options = plain_dict(config)["mesh"]
-    if options["data"] is None:  # each process of several has devices in the mesh
+    if options["data"] is None:  # several processes use all devices, since each must have some in the mesh
         options["data"] = max(1, jax.device_count() // options["model"]) if jax.process_count() > 1 else 1
     try:
         return Placement(**options)
@@ -281,21 +284,21 @@ def loop(
     """The loop of a configuration.
 
     Args:
-      config: the run's configuration, or that of one process, see `share`.
-      agent: what learns.
+      config: the run's configuration, or the share of one process; see `share`.
+      agent: the agent that learns.
       env: the environments of this process.
       data: the data set, if there is one.
       place: the devices; None takes those of the configuration.
 
     Raises:
-      UserError: the parts do not fit together, or do not fit into the memory.
+      UserError: the parts do not match, or need more memory than there is.
     """
     place = place or placement(config)
     if is_compiled(config) and data is not None:
         _check_is_on_device(data)
     resources.check(config, agent, data.spec if data else env.spec, env.frame_stack, place, data)
     common: dict[str, Any] = {"seed": config.seed, "log_every": config.logging.every}
-    if len(place.devices) > 1:  # a loop of the user's own need not know of meshes
+    if len(place.devices) > 1:  # so that a loop of the user's own need not take `placement`
         common["placement"] = place
     if data is not None:
         if "replay" in config:
@@ -331,10 +334,10 @@ def loop(
 def _program(
     config: DictConfig, made: Agent[Any] | None, env: HostEnv, data: Mapping[int, Transitions]
 ) -> Program | OfflineProgram:
-    """The program of one setting; the first setting has its agent and environment already.
+    """The program of one setting. `made` and `env` are those of the first one; for others `made` is None.
 
     Raises:
-      UserError: the environment is not pure, or the parts do not fit together.
+      UserError: the environment is not pure, or the parts do not match.
     """
     if data:
         spec = next(iter(data.values())).spec
@@ -367,9 +370,10 @@ def _check_is_on_device(data: Dataset) -> None:
 
 
 def _data_of_seeds(config: DictConfig, setting: DictConfig, data: Dataset | None) -> dict[int, Transitions]:
-    """What each seed of a setting samples; empty where the run learns from what it plays.
+    """The transitions that each seed of a setting samples from; empty if the run learns from its own play.
 
-    The seed after the first has the noise and the held-out episodes of the data's seed plus 1, and so on.
+    The run's first seed has the noise and held-out episodes of the data's seed, the next seed those of that seed plus
+    1, and so on.
 
     Args:
       config: the run's configuration.
@@ -391,9 +395,9 @@ def evaluators(
 
     Args:
       config: the run's configuration.
-      agent: what is scored.
-      envs: the environment of each of `games(config)`. With several games, an evaluator that plays is made for each,
-        and writes lines of the kind eval.GAME.
+      agent: the agent to evaluate.
+      envs: the environment of each of `games(config)`. With several games there is an evaluator that plays for each,
+        which writes lines of the kind eval.GAME.
       data: the data set, if there is one.
 
     Raises:
@@ -410,7 +414,7 @@ def evaluators(
 
 
 def check_task(config: DictConfig, envs: Mapping[str, HostEnv], data: Dataset | None) -> None:
-    """Compares the data with the environments in which evaluators play, before an agent is made for the data.
+    """Compares the spec of the data with those of the environments in which evaluators play.
 
     Raises:
       UserError: the observations or the actions differ.
@@ -482,13 +486,13 @@ def plain_dict(config: DictConfig) -> dict[str, Any]:
 
 
 def other_task(learnt: Spec, env: HostEnv) -> str:
-    """The difference between what an agent learnt and what `env` has, in one phrase; empty where it can play there."""
+    """How the spec that an agent learnt differs from that of `env`, in one phrase; empty if they are equal."""
     there, here = _describe(learnt), _describe(env.spec)
     return f"{there}, and {env.name} has {here}" if there != here else ""
 
 
 def _evaluator_sections(config: DictConfig) -> dict[str, str]:
-    """The options of each evaluator by the kind of its lines."""
+    """The section of each evaluator, by the kind of its lines of metrics."""
     return {"eval": "eval"} | {name: f"evals.{name}" for name in config.evals}
 
 
@@ -497,7 +501,7 @@ def _every(config: DictConfig, section: str) -> int:
 
 
 def _plays(config: DictConfig) -> bool:
-    """Whether an evaluator plays in the environment."""
+    """Whether any evaluator plays in the environment."""
     return any(
         _every(config, section) and _plays_in(config, section)
         for section in _evaluator_sections(config).values()
@@ -516,7 +520,7 @@ def _takes_data(config: DictConfig, section: str) -> bool:
 
 
 def _class_of(config: DictConfig, section: str) -> Any:
-    """The evaluator's class; None where it cannot be imported, which `build` reports."""
+    """The evaluator's class; None if it cannot be imported, which `build` reports."""
     try:
         return pkgutil.resolve_name(OmegaConf.select(config, section)._target_)
     except (ImportError, AttributeError, ValueError):
@@ -553,7 +557,7 @@ def _check_support(agent: Agent[Any], data: Dataset) -> None:
             is_outside = bool(head.clip_fraction(np.full(1, reward, np.float32)))
         if is_outside:
             raise UserError(
-                f"the data of {name} rewards {reward:g} and nothing else, which lies outside the support of "
+                f"the only reward in the data of {name}, {reward:g}, lies outside the support of "
                 f"{type(head).__name__}; returns.low and returns.high must enclose it, or data.reward_scale change it"
             )
 
@@ -561,7 +565,7 @@ def _check_support(agent: Agent[Any], data: Dataset) -> None:
 def _of_each_lane(
     config: DictConfig, section: str, agent_: Agent[Any], env: HostEnv, data: Dataset | None
 ) -> Any:
-    """The evaluator of a section; of a compiled run one that scores each lane."""
+    """The evaluator of a section. In a compiled run it evaluates each lane."""
     if not is_compiled(config):
         return _evaluator(config, section, agent_, env, data)
     each = []
@@ -588,4 +592,6 @@ def _evaluator(
     try:
         return build(OmegaConf.create({root: options | {"_partial_": True}}), root, agent, env, **given)
     except UserError as error:
-        raise UserError(str(error).replace(root, section, 1)) from error
+        message = str(error)
+        named = message.startswith((f"{root}:", f"{root}."))  # `build` knows the section as `root`
+        raise UserError(section + message.removeprefix(root) if named else message) from error

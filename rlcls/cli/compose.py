@@ -1,7 +1,7 @@
-"""The configuration of a run: composed by Hydra from `rlcls.configs`, checked, and fitted to classes of one's own.
+"""Composes the configuration of a run from `rlcls.configs` with Hydra, and checks it.
 
-Hydra's own `main` answers a typing error with ten lines of its internals and leaves an `outputs/` folder; here a
-mistake is one line, a `UserError`.
+Options that a class of the user's own does not take are dropped. Hydra's own `main` answers a typing error with ten
+lines of its internals and leaves an `outputs/` folder. Here a mistake is one line, a `UserError`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rlcls.runs.identity import leaves
 from . import checks, help
 from .help import FLAGS, GROUPS, choices
 
-# Sections that describe an object by `_target_`. Options may be added to them, and `_target_` may be one's own.
+# Sections that describe an object by `_target_`. Options may be added to them, and `_target_` may be the user's class.
 OBJECTS = (
     "agent",
     "agent.optimizer",
@@ -45,33 +45,24 @@ OBJECTS = (
     "exploration",
     "eval",
 )
-FIXED = ("loss.name", "env.game")  # follow from loss=, game=
-# Texts that are taken as they are typed: Hydra would read 2026_11_26 as a number and true as a truth value.
+FIXED = ("loss.name", "env.game")  # loss= and game= set them
+# Options that are text, whatever is typed. Hydra would read 2026_11_26 as a number and true as a truth value.
 _AS_TYPED = ("game", "run_dir", "env.id", "env.task", "logging.wandb")
 _SHORT = {"task": "env.task"}
-_SHARED = (
-    "eval",
-    "evals",
-    "checkpoint",
-    "logging",
-    "diagnostics",
-    "mesh",
-    "distributed",
-)  # sections that no setting has of its own
-_MOST_RUNS = 1000  # of a sweep; each is composed and checked before the first begins
-_ALSO_READ = {
-    "eval": {"every"},
-    "env": {"number", "num_envs"},
-}  # options of a section that its object does not take
+# Sections that all settings of a run share.
+_SHARED = ("eval", "evals", "checkpoint", "logging", "diagnostics", "mesh", "distributed")
+_MOST_RUNS = 1000  # the largest sweep; all its runs are composed and checked before the first begins
+# Options that are read although the object of their section does not take them.
+_ALSO_READ = {"eval": {"every"}, "env": {"number", "num_envs"}}
 
 
 def compose(argv: list[str], *, trains: bool = True) -> DictConfig:
     """The whole configuration that `argv` asks for, every value checked and every interpolation resolved.
 
     Later entries win: config.yaml, loop, data, agent, loss, backbone, eval, recipe, env, then the files
-    <loop>, <agent>_<loss>, <backbone> and <agent/schedule> of recipe/<recipe>/, then `argv`. The key `choices`
-    holds the name of what was chosen of each group; a class of one's own (`loss._target_=package.Class`) goes by
-    its name. Options that the class of a section does not take are dropped.
+    <loop>, <agent>_<loss>, <backbone> and <agent/schedule> of recipe/<recipe>/, then `argv`. The key `choices` holds
+    the chosen name of each group, or the name of the user's own class (`loss._target_=package.Class`). Options that the
+    class of a section does not take are dropped.
 
     Args:
       argv: overrides in Hydra's syntax, such as `["loss=mse", "agent.learning_rate=1e-4"]`.
@@ -124,7 +115,7 @@ def compose(argv: list[str], *, trains: bool = True) -> DictConfig:
 
 
 def _settings(overrides: list[Override], known: DictConfig) -> list[dict[str, Any]]:
-    """What each of several settings changes: every combination of options that are lists, or `settings=` one by one.
+    """The options that each setting changes: all combinations of the options that are lists, or the list `settings=`.
 
     Args:
       overrides: the user's own values.
@@ -138,7 +129,7 @@ def _settings(overrides: list[Override], known: DictConfig) -> list[dict[str, An
             changes = override.value()
         elif _makes_settings(override, known):
             lists[option] = override.value()
-        else:  # the last value wins where an option is given twice
+        else:  # the last value wins if an option is given twice
             lists.pop(option, None)
     if changes is None:
         for option, numbers in lists.items():
@@ -175,8 +166,8 @@ def _with_settings(argv: list[str], changes: list[dict[str, Any]], trains: bool)
     """The first setting's configuration, with a list `settings` of the options in which each differs.
 
     Args:
-      argv: what all settings share, as in `compose`.
-      changes: what each of them changes.
+      argv: the options that all settings share, as in `compose`.
+      changes: the options that each setting changes.
       trains: as in `compose`.
     """
     configs = []
@@ -261,7 +252,7 @@ def expand(argv: list[str]) -> list[list[str]]:
 
 def configs() -> contextlib.AbstractContextManager[Any]:
     """A context in which Hydra composes from `rlcls.configs`."""
-    # Hydra 1.3 warns where version_base is missing, and 1.4 where it is given.
+    # Hydra 1.3 warns if version_base is missing, and 1.4 if it is given.
     version = {} if hasattr(hydra.errors, "Hydra15MigrationWarning") else {"version_base": "1.3"}
     return hydra.initialize_config_module("rlcls.configs", **version)
 
@@ -270,7 +261,7 @@ def _compose(overrides: list[str]) -> DictConfig:
     return copy.deepcopy(_composed(tuple(overrides)))
 
 
-# Hydra takes a quarter of a second, and a sweep asks for the same groups again and again.
+# Hydra takes a quarter of a second, and a sweep composes the same groups again and again.
 @functools.lru_cache(maxsize=64)
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
     try:
@@ -286,7 +277,7 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
 
 
 def _leave_playing_out(config: DictConfig) -> None:
-    """Makes a compiled loop that plays one that learns from `data`."""
+    """Turns the configuration of a compiled loop that plays into that of one that learns from `data`."""
     for section in ("replay", "exploration"):
         config.pop(section, None)
     if config.training._target_ == "rlcls.training.Program":
@@ -294,7 +285,7 @@ def _leave_playing_out(config: DictConfig) -> None:
 
 
 def _resolved_where_possible(config: DictConfig) -> dict[str, Any]:
-    """Nested dictionaries; an interpolation that needs a missing value stays as it is written."""
+    """The configuration as nested dictionaries. An interpolation that needs a missing value is left as written."""
     tree: dict[str, Any] = {}
     for key, value in config.items_ex(resolve=False):
         if isinstance(value, DictConfig):
@@ -336,7 +327,7 @@ def _unknown_flag(flag: str) -> UserError:
 
 
 def _as_typed(value: str) -> str:
-    """The value in quotes, and each of several (a,b); null, quotes, sweeps and interpolations keep their meaning."""
+    """Quotes the value, or each of several (a,b). null, quotes, sweeps and interpolations keep their meaning."""
     if re.match(r"['\"]|(choice|range|glob|shuffle|sort|tag)\(", value) or "${" in value:
         return value
     return ",".join(each if each == "null" else _quoted(each) for each in value.split(","))
@@ -347,7 +338,7 @@ def _quoted(value: str) -> str:
 
 
 def _text(override: Override) -> str:
-    """The override as Hydra's parser read it."""
+    """The text that Hydra's parser read."""
     return override.input_line or ""
 
 
@@ -424,15 +415,16 @@ def _nearest_option(key: str, names: list[str]) -> str:
 
 
 def _initials(name: str) -> str:
-    """lr for learning_rate."""
+    """The initials of a name's words: lr for learning_rate."""
     return "".join(word[0] for word in name.split("_") if word)
 
 
 def _fit(config: DictConfig, known: DictConfig, section: str, given: set[str]) -> None:
     """Drops the options that the class of `section` does not take.
 
-    The name of a class of one's own is recorded in `choices`. A recipe may set options of an optimiser or a loop that
-    another choice has replaced. A section without a class is dropped whole.
+    They are there because a recipe may set options of a class that the user has replaced. Options that the user gave
+    raise a UserError instead. The name of a class of the user's own is recorded in `choices`. A section without a class
+    is dropped, unless the user gave one of its options.
     """
     options = OmegaConf.select(config, section)
     parent, _, name = section.rpartition(".")
@@ -448,7 +440,7 @@ def _fit(config: DictConfig, known: DictConfig, section: str, given: set[str]) -
         config.choices[group] = str(target).rpartition(".")[2]
     takes = options_of(str(target))
     importable = takes is not None
-    if takes is None:  # a class of one's own gets nothing that it may not know
+    if takes is None:  # a class of the user's own gets only the options that the user gave
         if target == usual:
             return
         takes = frozenset()
@@ -463,15 +455,15 @@ def _fit(config: DictConfig, known: DictConfig, section: str, given: set[str]) -
 
 
 def _takes_game(config: DictConfig) -> bool:
-    """Whether an option, of the environment or of the data, has the value of the option `game`."""
+    """Whether an option of the environment or of the data refers to the option `game`."""
     raw: Any = OmegaConf.to_container(config)
     return any(isinstance(value, str) and "${game}" in value for _, value in leaves(raw))
 
 
 def options_of(target: str) -> frozenset[str] | None:
-    """The keyword arguments of the class or function at an import path; None if they cannot be told.
+    """The keyword arguments of the class or function at an import path; None if they are unknown.
 
-    A class that takes **options hands them on to the class it inherits from.
+    A class that takes **options is assumed to pass them to the class that it inherits from.
     """
     try:
         made: Any = pkgutil.resolve_name(target)
@@ -480,7 +472,7 @@ def options_of(target: str) -> frozenset[str] | None:
             inits = [vars(each)["__init__"] for each in made.__mro__[:-1] if "__init__" in vars(each)]
             functions = inits or functions
         signatures = [inspect.signature(function).parameters.values() for function in functions]
-    except Exception:  # whatever importing raises: building the object reports it with its section
+    except Exception:  # importing may raise anything; `build` reports it with the section
         return None
     names: set[str] = set()
     for parameters in signatures:

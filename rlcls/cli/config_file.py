@@ -46,17 +46,18 @@ def split(argv: list[str]) -> tuple[Path | None, list[str]]:
 
 
 def overrides(path: Path, argv: list[str]) -> list[str]:
-    """The options of a file as arguments, followed by `argv`, which replace them.
+    """The options of a file as arguments, followed by `argv`. An option in `argv` replaces that of the file.
 
-    A group that `argv` chooses replaces all that the file says about the group: `loss=mse` drops `loss.sigma_ratio`.
+    If `argv` chooses from a group, all options of the group in the file are dropped: `loss=mse` drops
+    `loss.sigma_ratio`.
 
     Keys are the names of the command line, nested or dotted: `loss: mse`, `agent: {learning_rate: 1e-4}`,
-    `agent.learning_rate: 1e-4`, `+env.name: value`. A run folder's config.yaml can be read too: the entries of its
-    `choices` choose the groups, and its `settings` train together.
+    `agent.learning_rate: 1e-4`, `+env.name: value`. The file may be config.yaml of a run folder. Its `choices` then
+    choose from the groups, and its `settings` become the settings of the run.
 
     Raises:
-      UserError: the file cannot be read, or holds something other than options; or `argv` chooses another recipe for
-        the configuration of a run, whose values would all replace the recipe's.
+      UserError: the file cannot be read, or does not consist of options. Or it is the config.yaml of a run and `argv`
+        chooses a recipe, whose values would have no effect.
     """
     try:
         config = OmegaConf.load(path)
@@ -70,9 +71,9 @@ def overrides(path: Path, argv: list[str]) -> list[str]:
     chosen = tree.pop("choices", None) or {}
     if not isinstance(chosen, dict):
         raise UserError(f"{path}: choices: expected groups and their names, not {plain(chosen)!r}")
-    # The other choices are the names of the user's own classes, which the options `_target_` choose.
+    # Other choices are names of the user's own classes. The options `_target_` choose these.
     options = {group: name for group, name in chosen.items() if group in GROUPS and name in choices(group)}
-    # An evaluator of one's own is an option that is added.
+    # An evaluator of the user's own is an added option, written with +.
     leaves_of_file = {
         f"+{name}" if str(name).startswith("evals.") else str(name): value for name, value in leaves(tree)
     }
@@ -92,7 +93,7 @@ def overrides(path: Path, argv: list[str]) -> list[str]:
 
     if isinstance(settings, list) and all(isinstance(each, dict) for each in settings):
         left = [{name: value for name, value in each.items() if not is_replaced(name)} for each in settings]
-        # Without an option that they differed in, some may be equal.
+        # `argv` may replace the options in which settings differed, so equal ones are kept once.
         settings = [each for number, each in enumerate(left) if each and each not in left[:number]]
         options = {
             name: value for name, value in options.items() if not any(name in each for each in settings)
@@ -110,7 +111,7 @@ def named(path: Path | None, arguments: list[str], argv: list[str]) -> Iterator[
     """Names the file in a UserError about one of its options.
 
     Args:
-      path: the file; None where there is none.
+      path: the file; None if there is none.
       arguments: what `overrides` returned.
       argv: the arguments of the command line.
     """
@@ -127,7 +128,7 @@ def named(path: Path | None, arguments: list[str], argv: list[str]) -> Iterator[
 
 
 def _sections(group: str) -> tuple[str, ...]:
-    """The sections that a choice of the group fills."""
+    """The sections of the configuration that a choice from the group sets."""
     return ("training", "replay", "exploration") if group == "loop" else (group.replace("/", "."),)
 
 

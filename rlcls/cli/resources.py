@@ -23,20 +23,19 @@ from rlcls.training.loop import Dataset
 _SHARE = 0.9  # of the memory that this process may use
 _PROGRAM = 1 << 29  # bytes of libraries and compiled programs, which no array holds
 _EPISODE = 100  # bytes of one evaluation episode: its return and length, as numbers and as a line of metrics
-_TRANSITION = (
-    37  # bytes of one transition besides its frame: columns, priority, and copies while a checkpoint is made
-)
+# Bytes of one transition besides its frame: columns, priority, and copies while a checkpoint is written.
+_TRANSITION = 37
 _ROW = 9  # bytes of a row of a recording besides its columns, in a compiled loop: return to go, place, a flag
-_FILES = 256  # files that a run may have open at once; most of them are of a checkpoint that is being written
+_FILES = 256  # files that a run may have open at once, most of them while it writes a checkpoint
 
 
 class Need(NamedTuple):
-    """Memory that an option decides.
+    """Memory that one part of a run needs.
 
     Attributes:
-      words: the option and its value, or what needs the memory.
-      bytes: how many.
-      value: the value of an option to which the bytes are proportional; None where they are not.
+      words: the option that decides the memory, with its value, or a phrase that names the part.
+      bytes: the memory in bytes.
+      value: the value to which the bytes are proportional; None if there is none.
     """
 
     words: str
@@ -54,12 +53,13 @@ def check(
 ) -> None:
     """Compares an estimate of the arrays that a process of a run holds with the memory that it may use.
 
-    The estimate is of the replay, the parameters and the optimiser's state, the largest activations of the batches, the
-    recorded data of a compiled loop, and the episodes of an evaluation. It is rather too low, so that no run is refused
-    that would have fitted. A compiled loop holds its arrays in the memory of its devices.
+    The estimate contains the replay, the parameters and the optimiser's state, the largest activations of the batches,
+    the recorded data of a compiled loop, and the episodes of an evaluation. It is rather too low than too high, so that
+    no run is refused that would fit. A compiled loop holds its arrays in the memory of its devices.
 
     Raises:
-      UserError: the run needs more; the line names the option that needs most, and a value that fits.
+      UserError: the run needs more. The line names the largest part that can be reduced to fit, and a value that fits.
+        It names the network if that alone is too large, and the largest part if nothing else helps.
     """
     lanes, memory = config.get("seeds", 1) * len(config.get("settings", [1])), available()
     if "seeds" in config and jax.default_backend() != "cpu":
@@ -79,12 +79,14 @@ def check(
     room, total = max(0, int(memory * _SHARE) - _PROGRAM), sum(need.bytes for need in needs)
     if total <= room:
         return
-    for need in sorted(needs, key=lambda need: need.bytes, reverse=True):
+    needs.sort(key=lambda need: need.bytes, reverse=True)
+    for need in needs:
         rest = total - need.bytes
         fits = _rounded_down((need.value or 0) * max(0, room - rest) // max(1, need.bytes))
-        # No batch fits if the network is what is too large.
-        if need.value is None or fits:
+        if fits or (need.value is None and (need is needs[0] or need.bytes > room)):
             break
+    else:  # two options are each too large, and no value of one of them fits beside the other
+        need = needs[0]
     raise UserError(
         f"{need.words} needs {_gib(need.bytes)} GiB of memory, the whole run {_gib(total)}, and this process has room "
         f"for {_gib(room)} (of {_gib(memory)})" + (f"; {fits:,} would fit" if fits else "")
@@ -98,7 +100,7 @@ def available(system: Path = Path("/")) -> int | None:
       system: the folder that holds `proc` and `sys`.
 
     Returns:
-      None where the system does not say it.
+      None if the system does not tell.
     """
     limits = []
     with contextlib.suppress(OSError, ValueError):
@@ -117,7 +119,7 @@ def available(system: Path = Path("/")) -> int | None:
 
 
 def allow_open_files() -> None:
-    """Raises this process's limit of open files to what a checkpoint needs.
+    """Raises this process's limit of open files to the number that a checkpoint needs.
 
     Raises:
       UserError: the system does not allow it.
@@ -133,7 +135,7 @@ def allow_open_files() -> None:
 
 
 def _group_limits(root: Path, path: str, name: str) -> list[int]:
-    """The limits of a control group and of those around it; inside a container the outermost is at the root."""
+    """The limits of a control group and of the groups that contain it, up to `root`."""
     group = root / path.lstrip("/")
     limits = []
     for folder in (group, *group.parents):
@@ -145,7 +147,7 @@ def _group_limits(root: Path, path: str, name: str) -> list[int]:
 
 
 def _replay(config: DictConfig, spec: Spec, frame_stack: int) -> list[Need]:
-    """The ring; none where the run has none, or one whose options are its own."""
+    """The replay's ring; empty if the run has no replay, or a replay of the user's own without `capacity`."""
     observation = spec.observation
     if "capacity" not in config.get("replay", {}) or not isinstance(observation, jax.ShapeDtypeStruct):
         return []
@@ -156,7 +158,7 @@ def _replay(config: DictConfig, spec: Spec, frame_stack: int) -> list[Need]:
 
 
 def _recording(config: DictConfig, data: Transitions, lanes: int) -> Need:
-    """The recording on the device, and the columns that each lane has of its own."""
+    """The recording on the device, and the columns that differ between lanes."""
     rows, columns = data.recording.columns.num_rows, data.recording.manifest.layout.columns.values()
     row = _ROW + sum(dtype.itemsize * math.prod(shape) for dtype, shape in columns)
     of_lane = 8 * bool(config.data.get("reward_noise")) + 4 * bool(config.data.get("held_out"))
@@ -164,22 +166,22 @@ def _recording(config: DictConfig, data: Transitions, lanes: int) -> Need:
 
 
 def _learning(config: DictConfig, agent: Agent[Any], spec: Spec, placement: Placement) -> list[Need]:
-    """Parameters with what learning keeps beside them, and the batches with their activations.
+    """The parameters with the optimiser's state and copies, and the batches with their activations.
 
-    An accelerator has its own memory, of which JAX reports a lack by itself.
+    Empty on an accelerator, whose own memory holds them. JAX reports by itself that this memory is too small.
     """
     if jax.default_backend() != "cpu":
         return []
     state = jax.eval_shape(agent.init, jax.eval_shape(jax.random.key, 0))
     acting = jax.eval_shape(agent.acting, state)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(acting))
-    # The devices of a CPU share its memory, and each row of a mesh has a network. Lanes are counted elsewhere.
+    # The devices of a CPU share its memory, and each row of a mesh has a network. `check` multiplies by the lanes.
     rows = 1 if "seeds" in config else max(1, placement.devices_here // placement.model)
     words = f"a network of {parameters:,} parameters" + (f" on each of {rows} devices" if rows > 1 else "")
     # The state, the gradient, and two copies that act.
     needs = [Need(words, rows * (_bytes(state) + 3 * _bytes(acting)), None)]
     sizes = {"training.batch_size": config.training.get("batch_size")}
-    # A compiled loop diagnoses nothing.
+    # A compiled loop computes no diagnostics.
     if "replay" in config and config.diagnostics.every and "seeds" not in config:
         sizes["diagnostics.batch_size"] = config.diagnostics.batch_size
     for option, size in sizes.items():
@@ -208,6 +210,6 @@ def _gib(size: int) -> str:
 
 
 def _rounded_down(value: int) -> int:
-    """The value with two digits that count."""
+    """The value, rounded down to two significant digits."""
     unit = 10 ** max(0, len(str(value)) - 2)
     return value // unit * unit

@@ -1,6 +1,6 @@
-"""A recording as arrays on the device, sampled by pure functions, for loops that are one compiled program.
+"""Samples transitions from a recording on the device with pure functions, for compiled loops.
 
-Its transitions are those of `Transitions`, and the tests compare the two row by row.
+The transitions equal those of `Transitions`. The tests compare the two row by row.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Columns: TypeAlias = dict[str, Shaped[Array, "..."]]
 
 @dataclasses.dataclass(frozen=True)
 class ArrayTransitions:
-    """Samples the arrays of a `Transitions`, which are an argument, so that lanes of a program share the frames.
+    """Samples transitions from `Transitions.arrays`, which each method takes as an argument, so that lanes share them.
 
-    Sums over n steps are of float32 numbers, those of `Transitions` of float64: they can differ in the last bits.
+    Rewards are summed in float32. `Transitions` sums them in float64, so the two sums can differ in the last bits.
 
     Attributes:
-      stack: frames in an observation; 0 where the frame is the observation.
+      stack: frames in an observation; 0 if a frame is the observation.
       n_step: rewards summed before bootstrapping.
       gamma: discount of one agent step.
     """
@@ -48,9 +48,9 @@ class ArrayTransitions:
         """A batch, drawn with replacement; all transitions are equally likely.
 
         Args:
-          columns: the recording.
+          columns: the arrays of the recording.
           size: transitions in the batch.
-          key: for the draws.
+          key: determines which transitions are drawn.
 
         Returns:
           The transitions, and the row where each of them starts.
@@ -62,7 +62,7 @@ class ArrayTransitions:
         """The transitions that start at these rows, as `Transitions.at`."""
         reward, discount, steps = self._accumulate(columns, rows)
         last = columns["begins"].shape[0] - 1
-        # After a terminal row without a final observation there is none to bootstrap from, and the discount is 0.
+        # A terminal row without a final observation has no next row; its discount is 0.
         ahead = jnp.minimum(rows + steps, last)
         is_missing = columns["begins"][ahead] | (rows + steps > last)
         next_rows = jnp.where(is_missing, rows + steps - 1, ahead)
@@ -80,12 +80,12 @@ class ArrayTransitions:
     def _accumulate(
         self, columns: Columns, rows: Int[Array, "b"]
     ) -> tuple[Float32[Array, "b"], Float32[Array, "b"], Int[Array, "b"]]:
-        """Sum of rewards, discount, and how many rows ahead to bootstrap."""
+        """The sum of rewards, the discount, and the number of rows to the bootstrap observation."""
         at = rows[:, None] + jnp.arange(self.n_step)
         last = columns["begins"].shape[0] - 1
         is_known = (at <= last) & columns["steps"][jnp.minimum(at, last)]
         terminals = columns["terminals"][jnp.minimum(at, last)]
-        # The sum ends before a row whose outcome is not known, and behind a terminal one.
+        # The sum stops before a row whose outcome is not known, and after a terminal row.
         ends = jnp.cumsum(~is_known | jnp.pad(terminals[:, :-1], ((0, 0), (1, 0))), axis=1)
         running: Bool[Array, "b n"] = (ends == 0).at[:, 0].set(True)
         discounts = (self.gamma ** np.arange(self.n_step + 1)).astype(np.float32)
@@ -100,7 +100,7 @@ class ArrayTransitions:
         if not self.stack:
             return frames[rows]
         back = jnp.maximum(rows[:, None] + jnp.arange(1 - self.stack, 1), 0)  # oldest frame first
-        # A frame is of another episode if any row after it, up to the sampled one, began one.
+        # A frame belongs to another episode if a later row, up to the sampled one, starts an episode.
         begins = columns["begins"][back[:, 1:]]
         before = jnp.flip(jnp.cumsum(jnp.flip(begins, 1), axis=1), 1) > 0
         before = jnp.pad(before, ((0, 0), (0, 1)))

@@ -116,7 +116,7 @@ class Transitions:
     def with_seed(self, seed: int) -> Transitions:
         """The same recording with the noise and the held-out episodes of another seed.
 
-        Arrays that do not depend on the seed are those of this object.
+        The new object shares the arrays that do not depend on the seed.
 
         Raises:
           UserError: that seed holds every transition out.
@@ -178,7 +178,7 @@ class Transitions:
 
     @property
     def sparse_rewards(self) -> dict[str, float]:
-        """The only learnt reward besides 0, by the name of the game; empty if there are several or none."""
+        """The game's name and its only nonzero learnt reward; empty if there are several such values or none."""
         rewards = self._rewards[self._rewards != 0]
         is_one = len(rewards) and (rewards == rewards[0]).all()
         return {self.recording.manifest.layout.game: float(rewards[0])} if is_one else {}
@@ -208,11 +208,11 @@ class Transitions:
         return (rows[_spread(len(rows), most)],)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What `rlcls.datasets.ArrayTransitions` samples, as rows by name.
+        """The arrays that `rlcls.datasets.ArrayTransitions` samples from, by name.
 
-        frames [T, *frame], actions [T, *action], float32 rewards and returns [T] (learnt rewards, and their returns to
-        go), bool terminals, begins and steps [T] (whether a row begins an episode, and whether the outcome of its
-        action is known), int32 first_rows [count], where transitions start, and int32 count.
+        With T rows: frames [T, *frame]; actions [T, *action]; float32 rewards [T], as they are learnt; float32 returns
+        [T], the returns to go; bool terminals [T]; bool begins [T], whether a row begins an episode; bool steps [T],
+        whether the outcome of a row's action is known; int32 first_rows [count], where transitions start; int32 count.
 
         Raises:
           UserError: a frame is damaged or not finite.
@@ -285,13 +285,13 @@ class Transitions:
 
 
 def _spread(available: int, most: int) -> Int64[np.ndarray, "count"]:
-    """At most `most` evenly spaced numbers of 0, ..., available - 1."""
+    """At most `most` evenly spaced numbers from 0, ..., available - 1."""
     count = min(available, most)
     return np.arange(count, dtype=np.int64) * available // max(count, 1)
 
 
 def _uniforms(use: int, count: int, seed: int) -> Float32[np.ndarray, "count"]:
-    """Numbers between 0 and 1. Each `use` has other numbers, and the first ones do not depend on `count`."""
+    """Numbers between 0 and 1, which differ for each `use`. A larger `count` only appends numbers."""
     random = np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, 0, use]))
     return random.random(count, np.float32)
 

@@ -15,32 +15,37 @@ from typing import Any
 from .messages import Closed, Link
 
 DIED = 75
-"""The exit code after the death of another process, on which a launcher begins all processes again (EX_TEMPFAIL)."""
+"""The exit code after the death of another process (EX_TEMPFAIL). A launcher then starts all processes again."""
 _PING = 1.0  # seconds between two signs of life
-_SILENCE = 5  # signs of life that fail to come, after which a process counts as dead
-_LAST_WORDS = 0.3  # seconds in which the others are told of an end, and what was printed is written
-_AHEAD = 2  # calls of `stops` from the newest known one to the first that is proposed
+_SILENCE = 5  # a process counts as dead after this many missing signs of life
+_LAST_WORDS = 0.3  # seconds before the exit, for telling the other processes and for flushing the output
+_AHEAD = 2  # the first proposed call of `stops` is this many after the newest call of process 0
 
 
 class Connected:
-    """Every process but the first has one connection, to process 0, which passes on what concerns the others.
+    """`Hosts` for several processes. Each has one connection, to process 0, which forwards messages to the others.
 
-    Threads of their own read the connections and send signs of life, so that neither a compilation nor an evaluation
-    counts as death. When a process dies, freezes or fails, every other one prints a line and ends at once by
-    `os._exit`: its main thread may be in a collective that never ends.
+    Separate threads read the connections and send signs of life, so a process is not taken for dead while it compiles
+    or evaluates. When a process dies, freezes or fails, every other one prints a line and ends at once by `os._exit`,
+    because its main thread may be in a collective that never ends.
 
-    *Stopping.* Processes are at most a few steps apart, and one that waits for another in a collective cannot answer
-    from its main thread. So the reading threads agree. Process 0 proposes the S-th call of `stops`. A process whose
-    main thread has not made that call promises to stop at it, and another one answers with its count; then process 0
-    proposes a later call, each time twice as far ahead, since processes that do not wait for each other make calls
-    while the messages travel. Once all have promised, S is settled. A main thread that comes to the call S before that
-    waits for the answer. It keeps nobody from coming to S, because all that S needs of it has been dispatched: calls
-    are made between steps. Messages of several threads may overtake each other, so the latest proposal counts.
+    *Stopping.* All processes must stop at the same call of `stops`. The reading threads agree on it, because a main
+    thread that waits in a collective cannot answer:
+
+    1. Process 0 proposes that all stop at call S.
+    2. A process that has made fewer than S calls promises to stop at S. Any other answers with its number of calls.
+    3. After such an answer process 0 proposes a later call. Each proposal is twice as far ahead as the one before,
+       because processes that do not wait for each other make calls while the messages travel.
+    4. Once all have promised, S is settled, and process 0 tells the others.
+
+    A main thread that arrives at call S earlier waits until S is settled. The others can still arrive at S, because
+    calls are made between steps: this process has already dispatched its part of every collective before S. Messages of
+    several threads may overtake each other, so only the latest proposal counts.
 
     Args:
       index: the number of this process.
       names: the host of each process.
-      links: process 0 has one to each other process by its number, and the others have one to process 0.
+      links: on process 0 the connection to each other process, by its number; on others the one to process 0.
     """
 
     def __init__(self, index: int, names: Sequence[str], links: dict[int, Link]):
@@ -48,13 +53,13 @@ class Connected:
         self._names, self._links = list(names), links
         self._change = threading.Condition()
         self._gathered = 0  # calls of `gather` so far
-        self._parts: dict[int, dict[int, Any]] = {}  # of each call that is not complete, by process
+        self._parts: dict[int, dict[int, Any]] = {}  # for each unfinished `gather`, the values by process
         self._results: dict[int, list[Any]] = {}
-        self._calls = 0  # of `stops` so far
+        self._calls = 0  # calls of `stops` so far
         self._stop_at: int | None = None  # the call at which this process has promised to stop
         self._settled = False
-        self._requests: queue.SimpleQueue[None] = queue.SimpleQueue()  # for a stop
-        self._promised: set[int] = set()  # processes that promised the present proposal; on process 0
+        self._requests: queue.SimpleQueue[None] = queue.SimpleQueue()  # requests of this process to stop
+        self._promised: set[int] = set()  # on process 0, the processes that promised the latest proposal
         self._proposed, self._ahead = 0, _AHEAD
         self._ended: set[int] = set()  # processes that have said goodbye
         self._closing = False
@@ -94,7 +99,8 @@ class Connected:
 
     def ask_stop(self) -> None:
         """See `Hosts.ask_stop`."""
-        # A thread sends it: a signal handler may interrupt this one while it sends. A SimpleQueue admits that.
+        # A thread sends the request, because a signal handler may interrupt a `send` of the main thread. It may call
+        # SimpleQueue.put at any time.
         self._requests.put(None)
 
     @property
@@ -103,18 +109,20 @@ class Connected:
         return self._stop_at is not None
 
     def fail(self, reason: str, code: int) -> None:
-        """Tells the other processes that this one fails; they end with `code`."""
-        self._closing = True  # the others end at once, and this process has an error of its own to print
+        """Tells the other processes that this one failed. They end with `code`."""
+        self._closing = (
+            True  # the others now close their connections, which this process must not report as deaths
+        )
         self._tell(list(self._links), self.index, f"failed: {reason}", code)
 
     def close(self) -> None:
-        """Ends the connections once all processes have come to this call."""
+        """Closes the connections once all processes have called it."""
         self.gather(None)
         self._closing = True
         for link in self._links.values():
             with contextlib.suppress(Closed):
                 link.send("bye")
-        # Process 0 stays until the others have gone, since its end would look like a death to them.
+        # Process 0 waits for the goodbye of the others, because they would take its end for a death.
         with self._change:
             self._change.wait_for(lambda: len(self._ended) == len(self._links), timeout=_SILENCE * _PING)
         for link in self._links.values():
@@ -126,7 +134,7 @@ class Connected:
         return thread
 
     def _send(self, other: int, kind: str, **values: Any) -> None:
-        # The thread that listens to a closed connection ends this process.
+        # A closed connection is ignored here, because the thread that listens to it ends this process.
         with contextlib.suppress(Closed):
             self._links[other].send(kind, **values)
 
@@ -152,8 +160,8 @@ class Connected:
             time.sleep(_PING)
 
     def _watch(self) -> None:
-        # Not in the thread that sends: sending to a frozen process can block. Silence is counted in looks and not in
-        # seconds: where the machine pauses, or all machines do, what the others sent waits to be read.
+        # `_ping` does not do this, because sending to a frozen process can block. Silence is counted in looks instead
+        # of seconds: after a pause of this machine, messages that others sent meanwhile are still unread.
         heard = dict.fromkeys(self._links, 0.0)
         looks = dict.fromkeys(self._links, 0)
         while not self._closing:
@@ -204,7 +212,7 @@ class Connected:
             self._change.notify_all()
 
     def _propose(self, least: int) -> None:
-        """Proposes a call that is later than `least`; the first of several requests begins."""
+        """Proposes to stop at a call later than `least`, unless the latest proposal is already later."""
         with self._change:
             if self._proposed and least < self._proposed:
                 return
@@ -216,7 +224,7 @@ class Connected:
         self._take_answer(0, call, self._promise(call))
 
     def _promise(self, call: int) -> int | None:
-        """Promises to stop at a call; the calls so far if that one has been made."""
+        """Promises to stop at a call, and returns None; returns the number of calls so far if it has been made."""
         with self._change:
             if self._calls >= call:
                 return self._calls
@@ -244,8 +252,8 @@ class Connected:
             self._change.notify_all()
 
     def _end(self, other: int, what: str, code: int) -> None:
-        """Ends this process, and on process 0 all others, because of one of them."""
-        self._is_ending.acquire()  # never released: the first reason is the one to print
+        """Ends this process because another one ended. Process 0 also ends all others."""
+        self._is_ending.acquire()  # never released, so that only the first reason is printed
         line = f"process {other} of {self.count} on {self._names[other]} {what}; this one ends with exit code {code}"
         with contextlib.suppress(OSError):
             os.write(2, f"error: {line}\n".encode())
@@ -255,13 +263,13 @@ class Connected:
         os._exit(code)
 
     def _tell(self, others: Sequence[int], process: int, what: str, code: int) -> None:
-        """Tells others of an end. One that is frozen may take no message any more, so none is waited for long."""
+        """Tells other processes that one ended. A frozen one may accept no message, so the wait is short."""
         send = functools.partial(self._send, process=process, what=what, code=code)
         _within(_LAST_WORDS, [self._start(send, each, "end") for each in others])
 
 
 def _within(seconds: float, threads: Sequence[threading.Thread]) -> None:
-    """Waits for threads to end, no longer than so many seconds for all of them."""
+    """Waits for threads to end, at most `seconds` for all of them together."""
     end = time.monotonic() + seconds
     for thread in threads:
         thread.join(max(0.0, end - time.monotonic()))

@@ -1,4 +1,4 @@
-"""The interface of the processes of one run, and that of a run of a single process."""
+"""The interface to the processes of one run, and its implementation for a run of a single process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 class Hosts(Protocol):
     """The processes of a run, seen from one of them.
 
-    All call `gather`, `broadcast` and `stops` equally often and in the same order.
+    All processes must call `gather`, `broadcast` and `stops` equally often and in the same order.
 
     Attributes:
       index: the number of this process, from 0.
@@ -20,7 +20,7 @@ class Hosts(Protocol):
     count: int
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes in their order, on every process; nobody goes on before all have come.
+        """The values of all processes, ordered by `index`, on every process. It returns once all have called it.
 
         Args:
           value: JSON-able.
@@ -28,19 +28,19 @@ class Hosts(Protocol):
         ...
 
     def broadcast(self, value: Any) -> Any:
-        """The value of process 0, on every process; the others' values are ignored."""
+        """The value of process 0, on every process. Values of other processes are ignored."""
         ...
 
     def stops(self, *, asked: bool) -> bool:
-        """Whether all processes stop at this call, which each makes between two steps.
+        """Whether all processes stop at this call. Each makes one call between two steps.
 
         Args:
-          asked: whether something asks this process to stop. All then stop at the same one of the next calls.
+          asked: whether this process was asked to stop. All processes then stop at the same later call.
         """
         ...
 
     def ask_stop(self) -> None:
-        """Asks all processes to stop, as `stops(asked=True)` does later; a signal handler may call it."""
+        """Asks all processes to stop, without waiting for the next `stops(asked=True)`. Signal handlers may call it."""
         ...
 
     @property

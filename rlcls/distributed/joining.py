@@ -1,4 +1,4 @@
-"""How processes meet at the start: they compare what they were given, and start JAX's runtime."""
+"""Connects the processes of a run at its start, compares their options, and starts JAX's runtime."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ from .connected import Connected
 from .hosts import ALONE, Hosts
 from .messages import Closed, Link
 
-_VERSION = 1  # of the messages
+_VERSION = 1  # changes with the format of the messages
 _PACKAGES = ("rlcls", "jax", "jaxlib", "flax", "optax", "numpy", "gymnasium", "ale-py")
-_GRACE = 3.0  # seconds in which a failure may turn out to be the death of another process
-_PORT = 29_417  # on a TPU slice
-_FIRST_PORT, _PORTS = 20_000, 12_000  # below those that Linux gives to outgoing connections
+_GRACE = 3.0  # seconds after an exception in which the death of another process may be noticed as its cause
+_PORT = 29_417  # the coordinator's port on a TPU slice
+# The coordinator's ports under SLURM, which are below the ports that Linux gives to outgoing connections.
+_FIRST_PORT, _PORTS = 20_000, 12_000
 
 
 class Place(NamedTuple):
@@ -37,8 +38,8 @@ class Place(NamedTuple):
     Attributes:
       coordinator: host:port of process 0.
       processes: the number of processes.
-      process: the number of this one.
-      timeout: seconds that they wait for each other.
+      process: the number of this process.
+      timeout: seconds that the processes wait for each other at the start.
     """
 
     coordinator: str
@@ -49,17 +50,19 @@ class Place(NamedTuple):
 
 @contextlib.contextmanager
 def joined(options: Mapping[str, Any], facts: Mapping[str, Any], *, runtime: bool = True) -> Iterator[Hosts]:
-    """The processes of this run, while the block runs; `ALONE` where there is one.
+    """A context with the processes of this run; `ALONE` if there is only one.
 
-    An exception that leaves the block ends the other processes, too. If it is a UserError, their exit code is 2.
+    An exception that leaves the block also ends the other processes. Their exit code is 2 if it is a UserError, and 1
+    otherwise.
 
     Args:
-      options: coordinator, num_processes, process_id and timeout; what is None is taken from a TPU slice or SLURM.
+      options: coordinator, num_processes, process_id and timeout. If the first three are None, SLURM or the TPU slice
+        decides them.
       facts: nested dictionaries of JSON-able values that must be equal in all processes, such as the configuration.
       runtime: whether JAX's distributed runtime is started, which must precede any use of a device.
 
     Raises:
-      UserError: the processes do not meet, or were given different things. All of them raise it.
+      UserError: the processes do not meet, or have different facts. All of them raise it.
     """
     where = place(options, os.environ)
     if where is None:
@@ -72,26 +75,26 @@ def joined(options: Mapping[str, Any], facts: Mapping[str, Any], *, runtime: boo
         yield hosts
     except BaseException as error:
         if not isinstance(error, UserError):
-            # A collective with a process that has died fails, perhaps before its connection is seen to be closed.
-            # Then the thread that listens to it ends this process.
+            # When another process dies, a collective can fail before the closed connection is noticed. During this
+            # pause the listening thread notices it, and ends this process with the right message.
             time.sleep(_GRACE)
         code = 2 if isinstance(error, UserError) else 1
         hosts.fail(one_line(error) or type(error).__name__, code)
-        # JAX's own end would wait for the other processes, which are gone.
+        # At exit JAX would wait for the other processes, which have ended.
         atexit.register(_leave, code)
         raise
     hosts.close()
 
 
 def compare(hosts: Hosts, facts: Mapping[str, Any]) -> None:
-    """Compares facts that are known only after the start, such as what the environments say of themselves.
+    """Compares facts that are known only after the start, such as those of the environments.
 
     Args:
       hosts: the processes, all of which call this.
       facts: as in `joined`.
 
     Raises:
-      UserError: a process has others than process 0. All of them raise it.
+      UserError: a process has other facts than process 0. All of them raise it.
     """
     first, *others = hosts.gather(_leaves(facts))
     for index, other in enumerate(others, 1):
@@ -106,7 +109,7 @@ def _leave(code: int) -> None:
 
 
 def place(options: Mapping[str, Any], environment: Mapping[str, str]) -> Place | None:
-    """The place of this process by its options, or by the variables of SLURM or of a TPU slice; None if it is alone.
+    """The place of this process, from its options or from SLURM or a TPU slice; None if it is alone.
 
     Raises:
       UserError: some of the options are missing, or out of range.
@@ -129,7 +132,7 @@ def place(options: Mapping[str, Any], environment: Mapping[str, str]) -> Place |
 
 
 def _slurm(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
-    # A batch script has SLURM_NTASKS and SLURM_PROCID, too, without being a process of a step.
+    # SLURM sets SLURM_NTASKS and SLURM_PROCID in a batch script, too. Only a process of a step has SLURM_STEP_NODELIST.
     nodes = environment.get("SLURM_STEP_NODELIST", "")
     count = int(environment.get("SLURM_NTASKS", "1"))
     if count < 2 or "SLURM_PROCID" not in environment or not nodes:
@@ -163,7 +166,7 @@ def _tpu(environment: Mapping[str, str]) -> tuple[str, int, int] | None:
 
 
 def _tpu_metadata(host: str) -> tuple[list[str], str]:
-    """The addresses of the workers of a TPU slice, and the number of this one, as a TPU VM's metadata server says."""
+    """The addresses of a TPU slice's workers and the number of this one, from the TPU VM's metadata server."""
 
     def ask(attribute: str) -> str:
         url = f"http://{host}/computeMetadata/v1/instance/attributes/{attribute}"
@@ -198,7 +201,7 @@ def _meet(where: Place, facts: Mapping[str, Any]) -> tuple[Connected, int]:
 
 
 def _invite(where: Place, card: dict[str, Any]) -> tuple[Connected, int]:
-    """Process 0: waits for all the others."""
+    """Process 0 waits for all other processes."""
     host, port = _split(where.coordinator)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -233,7 +236,7 @@ def _invite(where: Place, card: dict[str, Any]) -> tuple[Connected, int]:
             try:
                 guest = link.receive(min(left, 5.0))
             except Closed:
-                link.close()  # some other program
+                link.close()  # another program connected
                 continue
             if guest["kind"] != "join":
                 link.close()
@@ -259,7 +262,7 @@ def _refuse_all(links: Mapping[int, Link], problem: str) -> None:
 
 
 def _visit(where: Place, card: dict[str, Any]) -> tuple[Connected, int]:
-    """Any other process: comes to process 0."""
+    """Every other process connects to process 0."""
     host, port = _split(where.coordinator)
     end = time.monotonic() + where.timeout
     while True:
@@ -278,12 +281,12 @@ def _visit(where: Place, card: dict[str, Any]) -> tuple[Connected, int]:
         answer = link.receive(max(0.1, end - time.monotonic()) + 5.0)
     except Closed as error:
         raise UserError(
-            f"distributed.coordinator={where.coordinator} answers as no process of rlcls does, or ended"
+            f"distributed.coordinator={where.coordinator}: the program there is not rlcls, or it ended"
         ) from error
     if answer["kind"] == "refuse":
         raise UserError(answer["reason"])
     if answer["kind"] != "welcome":
-        raise UserError(f"distributed.coordinator={where.coordinator} answers as no process of rlcls does")
+        raise UserError(f"distributed.coordinator={where.coordinator}: the program there is not rlcls")
     return Connected(where.process, answer["names"], {0: link}), answer["port"]
 
 
@@ -308,7 +311,7 @@ def _other_facts(who: str, before: Mapping[str, Any], now: Mapping[str, Any]) ->
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of nested dictionaries by their dotted names."""
+    """Flattens nested dictionaries: the values by their dotted names."""
     values: dict[str, Any] = {}
     for name, value in tree.items():
         values |= (
@@ -328,10 +331,11 @@ def _versions() -> dict[str, str | None]:
 
 
 def _start_runtime(where: Place, port: int) -> None:
-    """Starts JAX's distributed runtime; our own connections notice deaths long before it does."""
+    """Starts JAX's distributed runtime. Its timeouts are long, because `Connected` notices deaths earlier."""
     import jax
 
-    # JAX's own service would take SIGTERM from here on, and lose one that comes before a run collects signals.
+    # JAX's preemption service would handle SIGTERM from here on, and one that comes before the run collects signals
+    # would be lost.
     jax.config.update("jax_enable_preemption_service", False)
     host, _ = _split(where.coordinator)
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,4 +1,4 @@
-"""Messages between two processes: JSON behind its length, over a socket."""
+"""Messages between two processes over a socket: the length of a JSON text, then the text."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import time
 from typing import Any
 
 _LENGTH = struct.Struct("!I")
-_MOST = 1 << 30  # bytes of a message
+_MOST = 1 << 30  # bytes of the longest message
 
 
 class Closed(Exception):
-    """The other process has closed the connection, or what it sends are no messages."""
+    """The other process has closed the connection, or sends something other than messages."""
 
 
 class Link:
@@ -25,7 +25,7 @@ class Link:
       connection: the connected socket.
 
     Attributes:
-      heard: when the last bytes came, by `time.monotonic`.
+      heard: the time of the last bytes received, by `time.monotonic`.
     """
 
     def __init__(self, connection: socket.socket):
@@ -34,7 +34,7 @@ class Link:
         self.heard = time.monotonic()
 
     def send(self, kind: str, **values: Any) -> None:
-        """Sends a message; several threads may.
+        """Sends a message. Several threads may call it at once.
 
         Raises:
           Closed: the connection is closed.
@@ -50,10 +50,10 @@ class Link:
         """The next message.
 
         Args:
-          seconds: to wait for it; None waits for ever.
+          seconds: how long to wait for it; None waits for ever.
 
         Raises:
-          Closed: there is none, or what came is no message.
+          Closed: no message came, or something other than a message.
         """
         try:
             self._socket.settimeout(seconds)
@@ -78,7 +78,7 @@ class Link:
         return bytes(data)
 
     def close(self) -> None:
-        """Closes the connection; a `receive` in another thread ends."""
+        """Closes the connection. A `receive` in another thread then raises `Closed`."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()

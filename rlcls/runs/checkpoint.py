@@ -2,14 +2,14 @@
 
 A checkpoint is a folder `checkpoints/<steps>`, named by the loop's units so far (agent steps, or updates). Its
 `manifest.json` lists every file that it consists of, with size and SHA-256: the tree that Orbax wrote, the small
-arrays and counters, and the replay's segments, which lie in `replay/` and are shared between checkpoints. Of several
-hosts each has arrays, counters and segments of its own (host-1-arrays.npz.zst, replay/1-of-2/). Everything is
-read back and on the disk before the folder gets its name. Files that do not match their manifest are never read. Files
-beside those of a checkpoint are left alone, except in Orbax's folder `tree/` and in unfinished checkpoints, which are
-removed whole.
+arrays and counters, and the replay's segments, which are in `replay/` and belong to several checkpoints. With several
+hosts, each one writes its own arrays, counters and segments (host-1-arrays.npz.zst, replay/1-of-2/). All files are read
+back and are on the disk before the folder gets its name. Files that do not match their manifest are never read. Foreign
+files in a checkpoint's folder are never removed, except from Orbax's folder `tree/` and from unfinished checkpoints,
+which are removed whole.
 
-The newest `keep` checkpoints keep their segments, so that a run can go on from them. Older ones are kept if they are
-permanent or the best so far. Their segments are removed, so what acts can be read from them and the replay cannot.
+The newest `keep` checkpoints keep their segments, so that a run can continue from them. Older ones are kept if they are
+permanent or the best so far. Their segments are removed, so they contain an agent that can act, but no replay.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ FOLDER, MANIFEST = "checkpoints", "manifest.json"
 RECORD = "last_checkpoint.json"
 """A file in the run folder that says that a checkpoint was written, and when."""
 _ARRAYS, _COUNTERS = "arrays.npz.zst", "counters.json"
-_ATTEMPTS = 100  # `read` tries so often, because training may remove and replace checkpoints meanwhile
+_ATTEMPTS = (
+    100  # the most attempts of `read`, which fail if training removes or replaces checkpoints meanwhile
+)
 
 
 class Damaged(NamedTuple):
@@ -99,7 +101,7 @@ class Checkpoint(NamedTuple):
         return Saved(self.tree(like), self.arrays, self.counters["loop"], rows)
 
     def dealt(self, like: PyTree, rows: Rows | None, loop: Dealing, host: int) -> Saved:
-        """As `saved`, for process `host` of another number of processes than wrote the checkpoint."""
+        """Like `saved`, for process `host` of a run with another number of processes than wrote the checkpoint."""
         manifest = json.loads((self.folder / MANIFEST).read_text())
         parts = [_part(self.folder, manifest, each) for each in range(self.hosts)]
         if rows is not None:
@@ -111,8 +113,8 @@ class Checkpoint(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run, for the processes that write them: usually one, or one on each of several hosts.
 
-    Every process writes what is its own (rows, small arrays, counters), all write the tree together, and the first one
-    writes the manifest and removes what is old.
+    Every process writes its own rows, small arrays and counters. All write the tree together. The first process writes
+    the manifest and removes old checkpoints.
 
     Args:
       run_dir: the run folder, which must exist, and which all hosts see.
@@ -156,7 +158,7 @@ class Checkpoints:
 
         Raises:
           UserError: the disk is full or cannot be written, or it gives back other bytes than were written. The
-            checkpoint before is untouched.
+            previous checkpoint is unchanged.
         """
         draft = _Draft(self._run_dir, steps, self._hosts, self._segments)
         values = counters | {"best": best, "loop": saved.counters}
@@ -175,7 +177,7 @@ class Checkpoints:
         return self._remove_old(steps, draft.replaced, best) if draft.is_first else []
 
     def _together(self, work: Callable[[], _T]) -> list[_T]:
-        """The results of a piece of work that every host does; all raise if it fails on one of them."""
+        """Calls `work` on every host, and returns the results of all; all raise if it fails on one of them."""
         result, problem = None, None
         try:
             result = work()
@@ -205,14 +207,14 @@ class _Draft:
       run_dir: the run folder.
       steps: the loop's units.
       hosts: the processes, all of which call the same methods.
-      segments: those of the checkpoint before.
+      segments: the segments of the previous checkpoint.
 
     Attributes:
       is_first: whether this process is the first one.
-      final: the checkpoint's folder, once it is whole.
-      working: the folder until then.
-      replaced: where a checkpoint of the same name is until then.
-      segments: those that this process has written, and those of the checkpoint before that it goes on with.
+      final: the folder of the finished checkpoint.
+      working: the folder in which the checkpoint is written.
+      replaced: the folder to which `finish` moves an older checkpoint of the same name.
+      segments: the segments that hold this process's rows, written now or for the previous checkpoint.
     """
 
     def __init__(self, run_dir: Path, steps: int, hosts: Hosts, segments: list[Segment]):
@@ -224,11 +226,11 @@ class _Draft:
         )
 
     def begin(self, tree: PyTree) -> None:
-        """Makes the folder, on a disk that has room for the tree."""
+        """Makes the working folder, and raises an OSError if the disk has no room for the tree."""
         if not self.is_first:
             return
         shutil.rmtree(self.working, ignore_errors=True)
-        # A run folder that was removed or moved meanwhile is not made again.
+        # Without `parents`, mkdir fails if the run folder was removed or moved meanwhile.
         self.final.parent.mkdir(exist_ok=True)
         self.working.mkdir()
         trees.reserve(self.working / "room", tree)
@@ -247,14 +249,14 @@ class _Draft:
         }
         for path in [*seals, *([self.segments[-1].path.parent] if self.segments else [])]:
             sync(path)
-        # The seals of segments that the checkpoint before lists are reused. Reading them again would read the
+        # The seals of segments that the previous checkpoint lists are reused. Hashing them again would read the
         # whole replay, and would accept any damage since then.
         shared = {str(each.path.relative_to(self._run_dir)): each.seal for each in self.segments}
         named = {str(Path(FOLDER, self.final.name, path.name)): seal for path, seal in seals.items()}
         return named | shared, list(shared)
 
     def finish(self, own: Sequence[tuple[dict[str, Seal], list[str]]], permanent: bool) -> None:
-        """Writes the manifest of what all processes have written, and gives the folder its name."""
+        """Writes the manifest of the files of all processes, and gives the folder its name."""
         if not self.is_first:
             return
         files = (path for path in sorted((self.working / trees.FOLDER).rglob("*")) if path.is_file())
@@ -274,7 +276,7 @@ class _Draft:
         write_verified(self.working / MANIFEST, json.dumps(manifest, indent=1).encode())
         for path in [*self.working.rglob("*"), self.working, self._run_dir]:
             sync(path)
-        if self.final.exists():  # set aside until the new one has its name: a kill must leave one of them
+        if self.final.exists():  # it is renamed, not removed, so that a kill leaves the old or the new one
             self.final.rename(self.replaced)
         self.working.rename(self.final)
         sync(self.final.parent)
@@ -295,7 +297,7 @@ def load(run_dir: Path, *, replay: bool = True) -> tuple[Checkpoint | None, list
       replay: whether its segments must be whole, too.
 
     Returns:
-      The checkpoint, or None where there is none, and the newer ones that are damaged, newest first.
+      The checkpoint, or None if there is none, and the newer ones that are damaged, newest first.
     """
     damaged: list[Damaged] = []
     for folder in reversed(folders(run_dir)):
@@ -380,7 +382,7 @@ def _own_files(folder: Path, host: int) -> tuple[Path, Path]:
 def folders(run_dir: Path) -> list[Path]:
     """The folders that may be checkpoints, oldest first."""
     paths = (run_dir / FOLDER).glob("[0-9]*")
-    # A foreign file keeps the folder of a removed checkpoint, which then has none of these files.
+    # The folder of a removed checkpoint stays if it contains a foreign file. It then has none of these files.
     names = MANIFEST, _ARRAYS, _COUNTERS
     return sorted(
         path
@@ -390,7 +392,7 @@ def folders(run_dir: Path) -> list[Path]:
 
 
 def last_written(run_dir: Path) -> int | None:
-    """The units of the last checkpoint that was written, 0 where the record is damaged; None if there was none."""
+    """The units of the last checkpoint that was written: 0 if the record is damaged, None if there was none."""
     path = run_dir / RECORD
     if not path.exists():
         names = [int(folder.name) for folder in folders(run_dir)]
@@ -465,8 +467,8 @@ def _is_permanent(folder: Path) -> bool:
 
 
 def tidy(run_dir: Path) -> list[str]:
-    """Finishes what a kill cut short in `Checkpoints.save`: removes an unfinished checkpoint, and gives a replaced one
-    its name back where the new one did not get it.
+    """Cleans up after a kill during `Checkpoints.save`: removes an unfinished checkpoint, and gives a replaced one its
+    name back if the new one has not got it.
 
     Returns:
       A line on each folder that could not be removed.

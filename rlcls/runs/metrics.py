@@ -225,7 +225,7 @@ def check(run_dir: str | os.PathLike[str], position: Mapping[str, Any]) -> None:
 
 
 def cut(run_dir: str | os.PathLike[str], counts: Mapping[str, int]) -> int:
-    """Cuts metrics.jsonl before its first line that was written after `counts`, or is torn; returns the lines left."""
+    """Removes the first line that is later than `counts` or invalid, and all after it; returns how many are left."""
     path, kept = Path(run_dir) / FILE, []
     if not path.exists():
         return 0

@@ -44,7 +44,7 @@ class Start(NamedTuple):
       replay: whether the checkpoint's rows are restored. If not, they are collected again.
       metrics: the position at which the metrics continue; None starts new ones.
       remarks: lines for the user.
-      is_dealt: whether another number of processes wrote the checkpoint, which then is as the first of them wrote it.
+      is_dealt: whether another number of processes wrote the checkpoint. `checkpoint` is then the first one's part.
     """
 
     checkpoint: Checkpoint | None
@@ -148,8 +148,9 @@ def start(folder: RunFolder, allowed: str | None = None) -> Start:
 def together(begun: Start | None, run_dir: Path, hosts: Hosts) -> Start:
     """Where a run of several processes continues. The first process has chosen; the others read their parts.
 
-    Where another number of processes wrote the checkpoint, the metrics of all but the first are cut to it, so that
-    those of a process which comes back later go on without the lines of steps that were made again.
+    If another number of processes wrote the checkpoint, the metrics of all processes but the first lose the lines that
+    are later than the checkpoint. The run repeats these steps, and a process that takes part again later continues its
+    metrics without them.
 
     Args:
       begun: from `start` on the first process, None on the others.

@@ -13,7 +13,7 @@ from rlcls.files import Seal, pack, sync, unpack
 from rlcls.training.loop import Rows
 
 FOLDER = "replay"
-_BYTES = 1 << 28  # bytes of rows in a segment before compression, which writing it needs in memory
+_BYTES = 1 << 28  # bytes of a segment before compression; writing one takes as much memory
 _NAME = re.compile(r"rows-(\d+)-(\d+)\.npz\.zst")
 
 
@@ -34,7 +34,7 @@ class Segment(NamedTuple):
 
     @classmethod
     def at(cls, path: Path, seal: Seal) -> Segment:
-        """The segment with the rows in the file's name.
+        """The segment in a file whose name contains `first` and `last`.
 
         Raises:
           ValueError: the name is not that of a segment.
@@ -46,7 +46,7 @@ class Segment(NamedTuple):
 
 
 def folder(run_dir: Path, host: int, hosts: int) -> Path:
-    """The folder with the segments of a host. Another number of hosts has other folders: no file is written twice."""
+    """The folder of a host's segments. Each number of hosts has its own folders, so no file is written twice."""
     return run_dir / FOLDER / f"{host}-of-{hosts}" if hosts > 1 else run_dir / FOLDER
 
 
@@ -89,8 +89,8 @@ def read_share(hosts: Sequence[list[Segment]], rows: Rows, host: int) -> None:
     """Puts the share of one host back into its `rows`, from the segments of another number of hosts.
 
     Args:
-      hosts: the segments of each host that wrote them, oldest first. All hold the same rows, each of its own streams.
-      rows: those of `host`; streams are numbered over all hosts.
+      hosts: the segments of each host that wrote them, oldest first. All hosts have the same rows of different streams.
+      rows: the rows of `host`. Streams are numbered over all hosts.
       host: the number of the host that reads.
     """
     own = slice(host * rows.num_streams, (host + 1) * rows.num_streams)

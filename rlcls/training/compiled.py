@@ -21,24 +21,25 @@ from .placement import Placement
 from .program import Episodes, Lane, Program
 
 _AnyProgram: TypeAlias = Program | OfflineProgram
-_REHEARSAL = 0.5  # seconds for which the loop is measured before it begins
+_REHEARSAL = 0.5  # seconds; `warm_up` measures the loop for at least this long
 
 
 class Compiled:
-    """A `Loop` whose lanes advance together, all of them from one line of metrics to the next in one call.
+    """A `Loop` of many lanes. One `advance` takes all of them from one line of metrics to the next.
 
-    There is a lane for each seed of each setting. Settings that differ only in numbers, such as the learning rate, are
-    one compiled program; the others, such as those of different networks, are programs that run one after another.
-    Without `vmap` each lane runs alone, all with the same program. Agent steps and updates are those of one lane. The
-    lanes play (`Program`) or learn from a recording that all of them share on the device (`OfflineProgram`).
+    A lane trains one seed of one setting. It plays (`Program`), or it learns from a recording that all lanes share on
+    the device (`OfflineProgram`). Settings that differ only in numbers, such as the learning rate, share one compiled
+    program. Other settings, such as those with different networks, have programs of their own, which run one after
+    another. With `vmap` one call of a program advances all of its lanes; without, each lane has a call of its own.
+    Agent steps and updates are counted for one lane.
 
-    Without vmap what a lane learns does not depend on the lanes beside it: the seed 7 of ten has the same bits as the
-    seed 7 alone. With vmap XLA may round otherwise for another number of lanes. A number that differs between settings
-    is an argument of the program, not a constant in it, so a setting among others can differ from the same setting
-    alone in the last bits.
+    Without vmap, a lane's results do not depend on the other lanes: seed 7 of ten seeds has the same bits as seed 7
+    alone. With vmap, XLA may round differently for another number of lanes. A number that differs between settings is
+    an argument of the program, not a constant in it. A setting among others can therefore differ in the last bits from
+    the same setting alone.
 
-    On a mesh the lanes of a program with vmap are divided over the devices, and without vmap they take the devices in
-    turns. No device waits for another.
+    On a mesh with vmap, the lanes of a program are divided over the devices. On a mesh without vmap, lane i runs on
+    device i modulo the number of devices. No device waits for another.
 
     Args:
       settings: the program of each setting. All make their updates after the same agent steps.
@@ -128,7 +129,7 @@ class Compiled:
             if not finite.all():
                 raise Diverged(
                     f"{self._name(group, finite)}: a loss or parameter is not finite after update "
-                    f"{self._updates(last)}, and was after update {self._updates(self.number)}"
+                    f"{self._updates(last)}, and was finite after update {self._updates(self.number)}"
                 )
         self.number, self._halfway = last, False
         if last % self._log_every:
@@ -170,17 +171,17 @@ class Compiled:
         return values, recent
 
     def _name(self, group: _Group, good: np.ndarray) -> str:
-        """The first lane that is not good."""
+        """The name of the first lane whose entry in `good` is False."""
         setting, seed = self.lanes[group.lanes[int(np.argmin(good))]]
         return f"seed {seed}" + (f" of setting {setting}" if len(self._settings) > 1 else "")
 
     def warm_up(self, until: int) -> float:
-        """Compiles what a run to `until` agent steps needs, and measures half a second of learning.
+        """Compiles what a run to `until` agent steps (or updates) needs, and measures half a second of learning.
 
-        Call it before the first `advance` or `restore`: the lanes begin again afterwards.
+        Call it before the first `advance` or `restore`, because it then resets all lanes.
 
         Returns:
-          Seconds for an agent step, or an update, of one lane, while all learn.
+          Seconds for one agent step (or update) of every lane.
         """
         self._until = -(-until // self._first.units)
         first, seconds = self._first.warm_iterations, 0.0
@@ -196,7 +197,7 @@ class Compiled:
         return seconds / (count * self._first.units)
 
     def save(self) -> Saved:
-        """All lanes; the replay is a part of the tree, recorded data are not.
+        """The state of all lanes. It contains replays, but no recorded data.
 
         Raises:
           RuntimeError: an `advance` failed halfway.
@@ -253,14 +254,14 @@ def of_lanes(values: dict[str, list[Any]]) -> dict[str, Any]:
 
 
 class _Data:
-    """The recorded columns that lanes read, each once on a device if it is the same for all lanes.
+    """The recorded columns that lanes read. A device holds a column once if it is equal for all lanes.
 
     Args:
-      columns: the arrays of each lane on the host, by name.
+      columns: the host's arrays of each lane, by name.
       placement: the devices.
 
     Attributes:
-      shapes: of the columns of one lane.
+      shapes: the shapes and dtypes of one lane's columns.
     """
 
     def __init__(self, columns: Sequence[dict[str, np.ndarray]], placement: Placement):
@@ -270,7 +271,8 @@ class _Data:
             name: not all(_same(first[name], each[name]) for each in columns[1:]) for name in first
         }
         self._common: dict[jax.Device | None, dict[str, Array]] = {}
-        # Lanes can hold out different numbers of episodes; the ends of their lists of rows are never read.
+        # Lanes that hold out episodes can have different numbers of first rows. `_padded` makes the columns equally
+        # long, and no lane reads its padding.
         self._lengths = {
             name: max(len(each[name]) for each in columns) if first[name].ndim else 0 for name in first
         }
@@ -282,7 +284,7 @@ class _Data:
         }
 
     def own(self, places: list[int]) -> dict[str, np.ndarray]:
-        """The columns in which lanes differ, stacked for some of the lanes."""
+        """The columns that differ between lanes, stacked over the lanes in `places`."""
         return {
             name: np.stack([self._padded(name, self._columns[place][name]) for place in places])
             for name, is_own in self._is_own.items()
@@ -290,7 +292,7 @@ class _Data:
         }
 
     def common(self, device: jax.Device | None) -> dict[str, Array]:
-        """The other columns on a device; None means on every device of the placement."""
+        """The columns that are equal for all lanes, on a device; None means on every device of the placement."""
         if device not in self._common:
             columns = {name: self._columns[0][name] for name, is_own in self._is_own.items() if not is_own}
             self._common[device] = (
@@ -305,23 +307,23 @@ class _Data:
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two arrays are equal; those of one memory are not read."""
+    """Whether two arrays are equal. Arrays that share their memory are not read."""
     if one.shape != other.shape:
         return False
     return one.ctypes.data == other.ctypes.data or np.array_equal(one, other)
 
 
 class _Shared:
-    """Settings whose programs differ only in numbers, as compiled functions of their lanes.
+    """The compiled functions that settings share because their programs differ only in numbers.
 
     Attributes:
       numbers: the places of the settings among all settings.
       vmap: whether lanes advance together.
       init: (values, seeds) -> lanes before their first iteration.
       run: (lanes, values, seeds, own, common, first, last) -> lanes after the iterations first, ..., last - 1, and
-        `Program.is_sound` of each. It donates the lanes. The columns of `_Data` are an argument of their own.
-      init_values: for each setting the numbers that `init` takes.
-      run_values: for each setting the numbers that `run` takes.
+        `Program.is_sound` of each. It donates the lanes. `own` and `common` are columns from `_Data`.
+      init_values: the `values` of each setting for `init`.
+      run_values: the `values` of each setting for `run`.
     """
 
     def __init__(
@@ -344,8 +346,8 @@ class _Shared:
             lane = lax.fori_loop(first, last, body, lane)
             return lane, program.is_sound(lane)
 
-        # The iteration is not batched, so rows are written in place and conditions stay branches. Products
-        # this small are slower with the options of `xla.jit`.
+        # `first` and `last` are not batched, so rows are written in place and conditions stay branches. The options
+        # of `xla.jit` would make matrix products of this size slower.
         batch, compiled = (jax.vmap, placement.lanes) if program.vmap else (_alone, _on_its_device)
         of_all = (0, 0, 0, 0, None, None, None)
         self.init = compiled(batch(init, in_axes=(0, 0)), (0, 0))
@@ -364,7 +366,7 @@ def _on_its_device(
 
 
 def _alone(function: Any, in_axes: tuple[int | None, ...]) -> Any:
-    """As `jax.vmap` over an axis of one, without the batched arithmetic that makes convolutions half as fast."""
+    """Like `jax.vmap` over an axis of one, but without batched arithmetic, which makes convolutions half as fast."""
 
     def squeezed(*arguments: Any) -> Any:
         pairs = zip(arguments, in_axes, strict=True)
@@ -375,7 +377,7 @@ def _alone(function: Any, in_axes: tuple[int | None, ...]) -> Any:
 
 
 def _grouped(settings: Sequence[_AnyProgram], data: _Data, placement: Placement) -> list[_Shared]:
-    """The settings in groups that can be one program each."""
+    """Groups the settings so that those of a group can share one program."""
     groups: list[list[int]] = []
     for number, setting in enumerate(settings):
         for group in groups:
@@ -388,7 +390,7 @@ def _grouped(settings: Sequence[_AnyProgram], data: _Data, placement: Placement)
 
 
 def _lifted(settings: Sequence[_AnyProgram], data: _Data) -> dict[str, Lifted] | None:
-    """The functions of several settings as one each; None if they differ in more than numbers."""
+    """`init` and `iterate`, each as one function that all settings share; None if they differ in more than numbers."""
     if len(settings) == 1:
         return {
             name: Lifted(_without_values(getattr(settings[0], name)), [[]]) for name in ("init", "iterate")
@@ -406,7 +408,7 @@ def _lifted(settings: Sequence[_AnyProgram], data: _Data) -> dict[str, Lifted] |
 
 
 def _counted(episodes: Episodes | None) -> Any:
-    """What a line of metrics says of the episodes; None where no lane plays."""
+    """The parts of `Episodes` that a line of metrics reports; None if lanes play no episodes."""
     return None if episodes is None else (episodes.recent, episodes.finished)
 
 
@@ -422,8 +424,8 @@ class _Group:
     """Lanes that one call advances.
 
     Attributes:
-      lanes: their numbers among all lanes.
-      state: every `Lane`, stacked.
+      lanes: the numbers of these lanes in `Compiled.lanes`.
+      state: their `Lane`s, stacked.
     """
 
     state: Lane | OfflineLane
@@ -437,7 +439,7 @@ class _Group:
         placement: Placement,
     ):
         self._shared, self.lanes, self._placement = shared, places, placement
-        # None where there is no mesh, and where the mesh divides the lanes.
+        # None without a mesh, and with a mesh over which the lanes are divided.
         self._device = None
         if not shared.vmap and len(placement.devices) > 1:
             self._device = placement.devices[places[0] % len(placement.devices)]
@@ -454,12 +456,12 @@ class _Group:
         )
 
     def begin(self) -> None:
-        """Every lane before its first iteration."""
-        self.__dict__.pop("state", None)  # its memory is free before the new one is made
+        """Sets every lane to its state before the first iteration."""
+        self.__dict__.pop("state", None)  # frees the memory of the old state before the new one needs memory
         self.state = jax.block_until_ready(self._shared.init(self._init_values, self._seeds))
 
     def run(self, first: int, last: int) -> tuple[Array, Array]:
-        """Begins the iterations first, ..., last - 1; returns `Program.is_sound` of each lane after them."""
+        """Dispatches the iterations first, ..., last - 1, and returns `Program.is_sound` of each lane after them."""
         ends: Any = np.int32(first), np.int32(last)
         ends = self._placement.everywhere(ends) if self._shared.vmap else jax.device_put(ends, self._device)
         arguments = self._run_values, self._seeds, self._own, self._common, *ends
@@ -471,7 +473,7 @@ class _Group:
         self.state = self._shared.clear(self.state)
 
     def acting(self) -> PyTree:
-        """What acts in each lane, stacked, on one device."""
+        """The acting part of each lane's agent, stacked, on one device."""
         acting = self._shared.acting(self.state)
         if self._shared.vmap:
             return self._placement.acting(acting)

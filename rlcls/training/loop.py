@@ -33,10 +33,11 @@ class Source(Protocol):
         Args:
           size: B, transitions in the batch.
           seed: the run's seed.
-          number: updates before the one that the batch is for.
+          number: the batch's update, counted from 0.
 
         Returns:
-          The batch, in arrays that are not written to later, because the learner may use them where they lie.
+          The batch, and the origin of its items. The source must not write to these arrays later, because the learner
+          may use them without a copy.
         """
         ...
 
@@ -45,8 +46,8 @@ class Source(Protocol):
 class Dataset(Source, Protocol):
     """A source of recorded experience.
 
-    It may have an `identity`, {name of a part: str that tells its contents}. A run then resumes only on data of the
-    same identity.
+    It may have an `identity`, a dict from the name of each part to a str that identifies its contents. A run then
+    resumes only with data of the same identity.
     """
 
     @property
@@ -82,7 +83,7 @@ class Rows(Protocol):
         ...
 
     def write(self, first: int, columns: dict[str, np.ndarray]) -> None:
-        """Puts back rows that `read` returned; `first` is the number of the first of them, and `last` follows."""
+        """Restores rows that `read` returned. The first of them gets the number `first`, and `last` grows with them."""
         ...
 
 
@@ -107,7 +108,7 @@ class Loop(Protocol):
     """Training that advances step by step and can be saved between two steps; `rlcls.runs.run` drives it.
 
     Attributes:
-      unit: the key of `counts` that the `steps` of a run are, "agent_steps" or "updates".
+      unit: the key of `counts` that a run's `steps` refer to, "agent_steps" or "updates".
       counts: the counts on every line of metrics: agent_steps, frames and updates so far.
       number: grows with every `advance`. It identifies a moment of the run, and seeds the evaluation there.
     """
@@ -142,31 +143,32 @@ class Loop(Protocol):
     def save(self) -> Saved:
         """The current state; it changes nothing.
 
-        The state is one between two calls of `advance`, or one that the exception of an environment or a data set left
-        in `advance`: a loop restored from it makes that call again, and gives the bits that it would have given.
+        Usually this is the state between two calls of `advance`. After an exception of an environment or a data set it
+        is the state in which `advance` stopped. A loop restored from it repeats that call, and gives the bits that the
+        call would have given.
 
         The next `advance` may donate the arrays of the tree, so write or copy them first.
 
         Raises:
-          Diverged: this moment is not worth keeping, because an update gave a result that is not finite.
-          RuntimeError: an exception left `advance` where its step can be neither ended nor made again.
+          Diverged: an update gave a result that is not finite, so this state is useless.
+          RuntimeError: an exception stopped `advance` in a step that can be neither finished nor repeated.
         """
         ...
 
     def restore(self, saved: Saved, tick: Tick = ...) -> None:
-        """Goes on from a saved moment; rows have been written already.
+        """Continues from a saved state, whose rows the caller has already written to the loop's `Rows`.
 
         Args:
-          saved: by `save`. Its `rows` are None where the rows of that moment are lost: the loop then gathers new ones.
-          tick: called while environments are brought back, with the steps done and all of them.
+          saved: a result of `save`. If its `rows` are None, the saved rows are lost, and the loop collects new ones.
+          tick: called while environments replay their steps, with the steps done and the total.
 
         Raises:
-          UserError: the environments do not come back to where they were.
+          UserError: the environments do not return to their saved states.
         """
         ...
 
     def warm_up(self, until: int) -> float:
-        """Compiles what a run to `until` units needs, and measures the loop as it runs; call it before `restore`.
+        """Compiles what a run to `until` units needs, and measures the speed of the loop. Call it before `restore`.
 
         Returns:
           Seconds for one unit once learning has begun.
@@ -180,22 +182,22 @@ class Loop(Protocol):
 
 @runtime_checkable
 class Dealing(Protocol):
-    """A loop of several processes that can go on from what another number of them saved."""
+    """A loop of several processes that can continue from a state that another number of processes saved."""
 
     def deal(self, parts: Sequence[Saved]) -> Saved:
-        """The share of this process of a moment that other processes saved, for `Loop.restore`.
+        """The share of this process in the state that other processes saved, for `Loop.restore`.
 
         Args:
-          parts: what each of them saved. All have the same tree, and the rows that have been written for this process.
+          parts: the part that each process saved. All parts have the same tree, and the rows of this process.
 
         Raises:
-          UserError: they cannot be dealt among the processes of this loop.
+          UserError: the parts cannot be divided among the processes of this loop.
         """
         ...
 
 
 def check(loop: Loop) -> None:
-    """Raises a UserError if a loop cannot be driven to its end, so that no resume finds it out after days."""
+    """Raises a UserError if a loop lacks a member that a run needs, even one that only a later resume would need."""
     kind = f"{type(loop).__module__}.{type(loop).__qualname__}"
     missing = [name for name in vars(Loop) if not name.startswith("_") and not hasattr(loop, name)]
     if missing:
@@ -206,7 +208,9 @@ def check(loop: Loop) -> None:
         check_choice("unit", loop.unit, UNITS)
         inspect.signature(loop.restore).bind(None, None)
         if loop.unit not in loop.counts:
-            raise ValueError(f"counts must have {loop.unit}, its unit, and has {', '.join(loop.counts)}")
+            raise ValueError(
+                f"counts must have {loop.unit}, the loop's unit, and has only {', '.join(loop.counts)}"
+            )
     except TypeError:
         raise UserError(
             f"training: {kind}.restore must take (saved, tick), as rlcls.training.Loop has it"
@@ -216,7 +220,7 @@ def check(loop: Loop) -> None:
 
 
 def check_same_data(before: dict[str, str] | None, now: dict[str, str] | None) -> None:
-    """Raises a UserError that names the parts in which the identities of two data sets differ; None has none."""
+    """Raises a UserError that names the parts in which two identities of data differ; None is an unknown identity."""
     if before is None or now is None or before == now:
         return
     names = [name for name in before | now if before.get(name) != now.get(name)]

@@ -19,21 +19,21 @@ from .loop import Dataset, Saved, Tick, Where, check_same_data
 from .placement import Placement
 
 _BLOCK = 10  # updates in one call of `advance`
-_REHEARSAL = 0.5  # seconds for which a warm-up measures
+_REHEARSAL = 0.5  # seconds; `warm_up` measures updates for at least this long
 
 
 class Offline:
     """A loop that samples a batch for each update number, so its position in the data is the update number.
 
-    Batches are sampled while the updates before them run in a second thread. One `advance` makes ten updates, so a run
-    ends, evaluates and saves at multiples of ten.
+    A second thread makes the updates, so sampling a batch overlaps with earlier updates. One `advance` makes ten
+    updates, so a run ends, evaluates and saves at multiples of ten.
 
     Args:
-      agent: what learns.
+      agent: the agent that learns.
       data: where batches come from. If it has an `identity` (`Dataset`), checkpoints contain it.
       seed: determines the networks and the samples.
-      batch_size: transitions in an update, of all processes together.
-      act_with_target: the agent's target network is evaluated, not the online network.
+      batch_size: transitions in an update, summed over all processes.
+      act_with_target: whether the agent's target network is evaluated instead of the online network.
       log_every: updates between two "train" lines.
       placement: the devices on which updates are made; None takes one.
 
@@ -69,10 +69,10 @@ class Offline:
         self._learner = Learner(
             agent, init_key, update_key, act_with_target=act_with_target, placement=placement
         )
-        self._halfway = (
-            False  # whether an `advance` failed where its block can be neither ended nor made again
-        )
-        self._sums: collections.Counter[str] = collections.Counter()  # of update metrics since the last line
+        # Whether `advance` failed in a block that can be neither finished nor repeated.
+        self._halfway = False
+        # The sums of the updates' metrics since the last "train" line, and the number of those updates.
+        self._sums: collections.Counter[str] = collections.Counter()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -80,7 +80,7 @@ class Offline:
         return {"updates": self.number}
 
     def acting(self) -> PyTree:
-        """The evaluators play with this."""
+        """The acting part of the agent, with which evaluators play."""
         return self._learner.acting
 
     def advance(self) -> list[tuple[str, dict[str, Any]]]:
@@ -93,7 +93,7 @@ class Offline:
         return [("train", values)]
 
     def _update(self, count: int) -> None:
-        # A block that failed among its samples can be saved: it goes on with the first update that was not submitted.
+        # If `_sample` raises, the loop can be saved: the block continues with the first update that was not submitted.
         while self._learner.submitted < self.number + count:
             self._learner.submit(*self._sample(self._learner.submitted))
         self._halfway = True
@@ -104,7 +104,7 @@ class Offline:
         self._halfway = False
 
     def _sample(self, number: int) -> tuple[Transition, Where]:
-        """The batch of an update, which is one that the agent can learn from."""
+        """The batch of an update, once its values have been checked."""
         batch, where = self._data.sample(self._batch_size, self._seed, number)
         check_values(self._data, batch, where)
         return batch, where
@@ -116,7 +116,7 @@ class Offline:
         }
 
     def warm_up(self, until: int) -> float:
-        """Compiles the update and makes updates for half a second, which are thrown away.
+        """Compiles the update, and measures half a second of updates, which it then discards.
 
         Returns:
           Seconds for one update.
@@ -131,7 +131,7 @@ class Offline:
                 learner.end_round()
                 if block > 1:  # the first update compiles
                     seconds, updates = seconds + time.perf_counter() - begun, updates + block
-                # Several processes must make the same updates, so the clock of none of them may decide.
+                # All processes must make equally many updates, so none of them may decide by its own clock.
                 if seconds > _REHEARSAL or (self._hosts > 1 and updates):
                     break
         finally:
@@ -151,17 +151,17 @@ class Offline:
             "number": self.number,
             "sums": dict(self._sums),
             "data": self._identity,
-            # Evaluations of the checkpoint are normalised with these, where the data set is not opened.
+            # An evaluation of the checkpoint normalises returns with these, because it does not open the data set.
             "behaviour_returns": dict(getattr(self._data, "behaviour_returns", {})),
             "mesh": self._learner.placement.sizes,
         }
         return Saved(tree, arrays, counters)
 
     def restore(self, saved: Saved, tick: Tick = lambda done, total: None) -> None:
-        """Goes on from a saved moment; the next batch is that of the next update number.
+        """Continues from a saved state; the next batch is that of the next update number.
 
         Raises:
-          UserError: the source has another identity than at that moment.
+          UserError: the identity of the data has changed since then.
         """
         check_same_data(saved.counters.get("data"), self._identity)
         self._learner.restore(saved.tree, saved.arrays)

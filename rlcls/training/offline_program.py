@@ -31,7 +31,7 @@ class OfflineLane(NamedTuple):
 
     @property
     def episodes(self) -> None:
-        """No lane plays."""
+        """None, because an offline lane plays no episodes."""
 
 
 class OfflineKeys(NamedTuple):
@@ -42,20 +42,20 @@ class OfflineKeys(NamedTuple):
 
 
 class OfflineProgram:
-    """The pure functions of one lane, whose iteration is an update; see `Program`.
+    """The pure functions of one lane. Each iteration is one update; see `Program`.
 
-    The data are an argument of the program. Lanes share each array that is the same for all of them: all but the
-    learnt rewards, if they are noisy, and the choice of rows, if episodes are held out.
+    The data are an argument of the program, and lanes share every array that is equal for all of them. Only noisy
+    rewards with their returns, and the rows to sample if episodes are held out, differ between lanes.
 
     Args:
-      agent: what learns.
-      data: for each seed what it samples, as `Transitions.with_seed` gives it.
+      agent: the agent that learns.
+      data: for each seed the transitions to sample from, which `Transitions.with_seed` returns.
       batch_size: transitions in an update.
-      act_with_target: the target network is evaluated, not the online network.
-      vmap: lanes advance together, see `Program`.
+      act_with_target: whether the target network is evaluated instead of the online network.
+      vmap: whether lanes advance together; see `Program`.
 
     Attributes:
-      identity: that of the data.
+      identity: the identity of the data.
 
     Raises:
       ValueError: an option is out of range.
@@ -86,7 +86,7 @@ class OfflineProgram:
         self._columns = {seed: different[id(each)] for seed, each in data.items()}
 
     def columns(self, seed: int) -> dict[str, np.ndarray]:
-        """The arrays on the host that the lane of a seed reads."""
+        """The host's arrays that the lane of a seed reads."""
         return self._columns[seed]
 
     def init(self, seed: UInt32[Array, ""]) -> OfflineLane:
@@ -120,11 +120,11 @@ class OfflineProgram:
         return OfflineLane(agent, {name: total + info.metrics[name] for name, total in lane.sums.items()})
 
     def acting(self, lane: OfflineLane) -> PyTree[Array]:
-        """What is evaluated."""
+        """The part of the lane's agent that acts in evaluations."""
         return self.agent.acting(lane.agent, target=self._target)
 
     def is_sound(self, lane: OfflineLane) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
-        """Whether the metrics and the parameters are finite, and whether the data are, which is known before."""
+        """Whether metrics and parameters are finite; and True, because `Transitions.arrays` has checked the data."""
         return all_finite((lane.sums, self.agent.acting(lane.agent))), jnp.ones((), bool)
 
     def clear(self, lane: OfflineLane) -> OfflineLane:

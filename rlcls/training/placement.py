@@ -1,4 +1,4 @@
-"""Where arrays lie and how programs are compiled: on one device, or on a mesh of devices."""
+"""Places arrays, and compiles programs, on one device or on a mesh of devices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from rlcls.agents.base import UpdateInfo
 from . import xla
 
 Rules = Sequence[tuple[str, Sequence[str | None]]]
-"""A regular expression that is searched for in the path of an array, and for each dimension "model" or None."""
+"""Pairs of a regular expression, which is searched for in an array's path, and "model" or None for each dimension."""
 
 RULES: Rules = (
     # Transformers, also the Q-Transformer's: attention heads and hidden units are divided, so that each half of a layer
@@ -44,11 +44,11 @@ _DATA, _MODEL = "data", "model"
 class Placement:
     """Arrays on one device, or on a mesh of data * model devices.
 
-    Each row of the mesh, `model` devices, holds a network and learns from its part of every batch. With data=1 and
-    model=1 there is no mesh, and every function is compiled as by `xla.jit`.
+    Each of the mesh's `data` rows has `model` devices. A row holds one copy of the network, and learns from its part of
+    every batch. With data=1 and model=1 there is no mesh, and `xla.jit` compiles every function.
 
-    With model=1 an update runs on each device with its part of the batch, and gradients, metrics and the network's
-    state are averaged in float32, whatever dtype the network computes in. With model > 1, and for an agent whose
+    With model=1 each device runs the update with its part of the batch. Gradients, metrics and the network's state are
+    averaged in at least float32, whatever dtype the network computes in. With model > 1, and for an agent whose
     `update` does not take `mean`, XLA's partitioner divides the program. It sums gradients in the dtype in which they
     were computed.
 
@@ -56,19 +56,20 @@ class Placement:
       data: devices that share a batch.
       model: devices that share a network.
       rules: how the arrays of an agent's state are divided over "model"; the first rule that matches an array's path,
-        such as params/backbone/layers/0/query/kernel, decides. The optimiser's moments and the target network have
-        paths that end as those of the parameters, and follow. None: `RULES`. They are read where model > 1.
-      devices: the devices to take; None takes those of JAX's default kind. Functions for devices that the machine does
-        not have can be lowered and compiled, of the shapes from `shapes` and `shapes_of_batch`.
+        such as params/backbone/layers/0/query/kernel, decides. The paths of the optimiser's moments and of the target
+        network end like those of the parameters, so the same rules divide them. None means `RULES`. Rules have no
+        effect if model=1.
+      devices: the devices to take; None takes those of JAX's default kind. If the machine does not have these devices,
+        functions can still be lowered and compiled, for arguments from `shapes` and `shapes_of_batch`.
 
     Attributes:
       data: devices that share a batch.
       model: devices that share a network.
-      devices: [data * model], those of the mesh; the first one acts.
+      devices: [data * model], the devices of the mesh; the first one acts.
 
     Raises:
-      ValueError: a size is below 1, there are fewer devices, processes have other shares of them, or a rule cannot be
-        read.
+      ValueError: a size is below 1, there are fewer devices, the processes have different shares of them, or a rule is
+        not valid.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class Placement:
         grid = np.array(self.devices).reshape(data, model)
         if devices is None:
             _check_shares(grid)
-        # Programs for devices that are not here take no options of the CPU's compiler.
+        # `xla.jit` adds options of the CPU's compiler, which programs for other devices do not accept.
         self._jit: Callable[..., Any] = xla.jit if devices is None else jax.jit
         self._rules = [_read_rule(rule) for rule in (RULES if rules is None else rules)]
         self._own_rules = rules is not None
@@ -135,13 +136,13 @@ class Placement:
         return sum(device.process_index == jax.process_index() for device in self.devices)
 
     def check_batch(self, **sizes: int) -> None:
-        """Raises a ValueError for the first size of a batch, by the name of its option, that `data` does not divide."""
+        """Raises a ValueError for the first batch size that `data` does not divide; keywords are the options' names."""
         for name, size in sizes.items():
             if size % self.data:
                 raise ValueError(f"{name} ({size}) must be a multiple of mesh.data ({self.data})")
 
     def init(self, function: Callable[..., PyTree], *arguments: Any) -> PyTree:
-        """function(*arguments) in buffers of their own, placed by the rules; these may be donated.
+        """The result of function(*arguments), placed by the rules, in new buffers, which may be donated.
 
         Raises:
           UserError: a rule matches no array, is longer than an array's shape, or divides a dimension unevenly; or
@@ -180,10 +181,10 @@ class Placement:
           function: (state, batch, number) -> (state, `UpdateInfo`, whether all is finite).
           state: from `init`.
           averages: whether `function` takes `mean`, see `rlcls.agents.Agent`.
-          scales: whether the weights of a batch are divided by the largest of the whole batch first.
+          scales: on a mesh, whether the weights of a batch are first divided by the largest weight of the whole batch.
 
         Returns:
-          The same function of a state and of a batch from `batch`; priorities are in the order of the batch.
+          The compiled `function`. Its batch must come from `batch`, and its priorities are in the batch's order.
         """
         if self._mesh is None:
             return self._jit(function, donate_argnums=0)
@@ -212,11 +213,11 @@ class Placement:
     def lanes(
         self, function: Callable[..., PyTree], in_axes: tuple[int | None, ...], donate: tuple[int, ...] = ()
     ) -> Callable[..., PyTree]:
-        """A compiled function of stacked lanes, of which each device computes its share without the others.
+        """Compiles a function of stacked lanes. Each device computes its share of the lanes without the others.
 
         Args:
-          function: of arguments that are stacked along axis 0, and of others; all results are stacked.
-          in_axes: for each argument 0, or None where it is not stacked.
+          function: its arguments are stacked along axis 0 or shared by all lanes; all its results are stacked.
+          in_axes: for each argument, 0 if it is stacked and None if it is shared.
           donate: the places of the arguments that are donated.
         """
         if self._mesh is not None:
@@ -227,9 +228,9 @@ class Placement:
         return jax.jit(function, donate_argnums=donate)
 
     def batch(self, tree: PyTree) -> PyTree:
-        """A batch of this process on its devices, divided over `data`; on a CPU it may be used where it lies.
+        """A batch of this process on its devices, divided over `data`. On a CPU the result may share its memory.
 
-        A compiled update takes no batch that was placed otherwise: it would be compiled again.
+        A batch that was placed in another way would make a compiled update compile again.
 
         Args:
           tree: arrays [B, ...], in which B is a multiple of the devices along `data`.
@@ -242,36 +243,36 @@ class Placement:
         return jax.device_put(tree, self._over_data, may_alias=True)
 
     def everywhere(self, tree: PyTree) -> PyTree:
-        """Arrays or numbers of the host that are the same in every process, on every device."""
+        """Copies arrays or numbers of the host, which must be the same in every process, to every device."""
         if self._mesh is None:
             return jax.device_put(tree)
-        if jax.process_count() > 1:  # device_put would compare them, by a collective
+        if jax.process_count() > 1:  # device_put would compare the values of all processes with a collective
             place = functools.partial(jax.make_array_from_process_local_data, self._everywhere)
             return jax.tree.map(lambda leaf: place(np.asarray(leaf)), tree)
         return jax.device_put(tree, self._everywhere)
 
     def copy(self, tree: PyTree) -> PyTree:
-        """A copy of arrays in buffers of its own, placed as they are."""
+        """Copies of arrays in new buffers, with the same placement."""
         copies = jax.tree.map(jnp.copy, tree)
         if self._mesh is None:
             return copies
         return jax.device_put(copies, jax.tree.map(lambda leaf: leaf.sharding, tree))
 
     def local(self, tree: PyTree) -> PyTree:
-        """Results of an update on the host: of one that is divided over `data`, the rows of this process's batch."""
+        """Copies results of an update to the host. An array divided over `data` becomes the rows of this process."""
         return jax.device_get(tree if jax.process_count() == 1 else jax.tree.map(_own_rows, tree))
 
     def acting(self, tree: PyTree) -> PyTree:
-        """Arrays that are on every device, as arrays of one device of this process, on which programs act."""
+        """Arrays that are on every device, as arrays on one device of this process, where agents act."""
         if self._mesh is None:
             return tree
         return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
     def settled(self, tree: PyTree) -> PyTree:
-        """The results of a program on the mesh, once another program may begin.
+        """The results of a program on the mesh. If the devices are a CPU's, it waits until they are computed.
 
-        The devices of a CPU share its threads. Several programs under way can occupy all of them, each waiting for a
-        part of its all-reduce that cannot begin, so a mesh of them computes one program after another.
+        The devices of a CPU share its threads. Several running programs can occupy all threads, while each waits for a
+        part of its all-reduce that has no thread left. A mesh of CPU devices therefore runs one program at a time.
         """
         waits = self._mesh is not None and self.devices[0].platform == "cpu"
         return jax.block_until_ready(tree) if waits else tree
@@ -339,7 +340,7 @@ def _read_rule(rule: Any) -> _Rule:
     try:
         return _Rule(text, re.compile(text), tuple(entries))
     except re.error as error:
-        raise ValueError(f"mesh.rules: {text!r} is no regular expression ({error})") from error
+        raise ValueError(f"mesh.rules: {text!r} is not a regular expression ({error})") from error
 
 
 def _devices() -> list[jax.Device]:
@@ -349,7 +350,7 @@ def _devices() -> list[jax.Device]:
 
 
 def _check_shares(grid: np.ndarray) -> None:
-    """Raises a ValueError unless every process has whole rows of the mesh, and each as many."""
+    """Raises a ValueError unless every process has whole rows of the mesh, and all have equally many."""
     (data, model), processes = grid.shape, jax.process_count()
     owners = [{device.process_index for device in row} for row in grid]
     if any(len(each) > 1 for each in owners):
@@ -370,7 +371,7 @@ def _as_info(metrics: Any, priorities: Any) -> UpdateInfo:
 
 
 def _with_scaled_weights(function: Callable[..., Any], axis: str | None) -> Callable[..., Any]:
-    """An update of a batch whose weights are divided by their maximum, which is taken over `axis` of the mesh, too."""
+    """An update that first divides a batch's weights by their maximum, also over `axis` of the mesh if it is given."""
 
     def scaled(state: PyTree, batch: Any, number: Any, **mean: Any) -> Any:
         largest = jnp.max(batch.weight)
@@ -386,8 +387,8 @@ def _mean(tree: PyTree, *, as_one: bool) -> PyTree:
 
     Args:
       tree: the arrays of one device.
-      as_one: whether they are one vector on the way. On a CPU each array of an all-reduce is a message of its own, and
-        the messages take longer than the copies. Elsewhere XLA sends them together.
+      as_one: whether to send them as one vector. On a CPU an all-reduce sends each array as a message of its own, which
+        takes longer than copying them into one vector. On other devices XLA sends them together.
     """
     leaves, structure = jax.tree.flatten(tree)
     places = [place for place, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
@@ -414,7 +415,7 @@ def _sharded(shapes: PyTree, shardings: PyTree | Sharding) -> PyTree:
 
 
 def _own_rows(leaf: Any) -> Any:
-    """The rows of an array that lie on this process's devices, in their order; arrays on every device stay whole."""
+    """The rows of an array that are on this process's devices, in order. Arrays that are on every device stay whole."""
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
         return leaf
     shards = {shard.index[0].start or 0: shard.data for shard in leaf.addressable_shards}
@@ -422,7 +423,7 @@ def _own_rows(leaf: Any) -> Any:
 
 
 def _largest(state: PyTree) -> str:
-    """A phrase that names the largest arrays of a state, without those that follow them, such as their moments."""
+    """A phrase that names the largest arrays of a state, and skips other arrays of the same path, such as moments."""
     named = [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)

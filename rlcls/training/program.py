@@ -74,23 +74,23 @@ class Program:
     there is one update every `update_period` agent steps. All lanes count their iterations together, from 0.
 
     Args:
-      agent: what learns.
-      env: the environments; its `JaxEnv`, the number of them and the history are used.
+      agent: the agent that learns.
+      env: the environments. Only its `JaxEnv`, `num_envs` and `frame_stack` are used.
       replay: the replay's options.
       exploration: its epsilon(agent steps since learning began) accepts a traced number.
       batch_size: transitions in an update.
       update_period: agent steps between updates; a multiple of the number of environments, or a divisor of it.
-      act_with_target: the target network acts.
-      vmap: lanes advance together, as one batched computation, and not one after another; None does so except on a CPU,
-        where it is slower.
+      act_with_target: whether the target network acts instead of the online network.
+      vmap: whether lanes advance together as one batched computation, instead of one after another. None means True
+        except on a CPU, where it is slower.
 
     Attributes:
-      unit: what the steps of a run count.
-      units: of an iteration.
-      updates: of an iteration.
+      unit: the name of what a run's `steps` count.
+      units: agent steps in an iteration.
+      updates: updates in an iteration.
       warm_iterations: iterations before the first update.
-      name: of the environment.
-      identity: of recorded data; None, since there are none.
+      name: the name of the environment.
+      identity: None, because there are no recorded data.
 
     Raises:
       ValueError: an option is out of range.
@@ -117,7 +117,7 @@ class Program:
         if env.num_envs % update_period and update_period % env.num_envs:
             raise ValueError(
                 f"update_period ({update_period}) must be a multiple or a divisor of env.num_envs ({env.num_envs}), so "
-                "that all updates come after as many steps"
+                "that equally many steps come before each update"
             )
         self.agent, self.env, self.replay = agent, env, replay
         self.vmap = jax.default_backend() != "cpu" if vmap is None else vmap
@@ -161,7 +161,7 @@ class Program:
         sums = {name: jnp.zeros(()) for name in info.metrics}
         playing = jax.vmap(self._episodes.begin)(keys)
         lane = Lane(agent, playing, jnp.ones(n, bool), ring, episodes, sums)
-        # An environment may begin with Python numbers, and a loop's state has the same types before and after it.
+        # An environment may start with Python numbers, whose types are weak. A loop's state must keep its types.
         return jax.tree.map(_strongly_typed, lane)
 
     def keys(self, seed: UInt32[Array, ""]) -> Keys:
@@ -171,7 +171,7 @@ class Program:
         return Keys(*(jax.random.fold_in(key, int(use)) for use in uses))
 
     def iterate(self, lane: Lane, keys: Keys, iteration: Int32[Array, ""], columns: dict[str, Array]) -> Lane:
-        """The lane after an iteration; its updates are left out until the replay is filled."""
+        """The lane after an iteration, which makes no updates during the first `warm_iterations`."""
         lane = _repeat(self.steps, iteration, lambda lane, number: self._step(lane, keys, number), lane)
         rows, first = (iteration + 1) * self.steps, iteration - self.warm_iterations
 
@@ -183,13 +183,13 @@ class Program:
                 changing,
             )
 
-        # The columns of the ring stay outside, so that the branches hand back nothing of its size.
+        # The ring's columns are not in `changing`, so that the branches return no array of their size.
         changing = lane.agent, lane.ring.weights, lane.sums
         agent, weights, sums = lax.cond(first >= 0, learn, lambda changing: changing, changing)
         return lane._replace(agent=agent, ring=lane.ring._replace(weights=weights), sums=sums)
 
     def acting(self, lane: Lane) -> PyTree[Array]:
-        """What acts in the lane."""
+        """The part of the lane's agent that acts."""
         return self.agent.acting(lane.agent, target=self._target)
 
     def is_sound(self, lane: Lane) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
@@ -246,8 +246,8 @@ def _strongly_typed(leaf: Array) -> Array:
 
 
 def _repeat(times: int, of: Array, function: Callable[[Any, Array], Any], carry: Any) -> Any:
-    """function(carry, number) for the numbers of one iteration, where each iteration has `times` of them."""
+    """Applies function(carry, number) for the numbers of * times, ..., of * times + times - 1."""
     if times == 1:
         return function(carry, of)
-    # A loop: several environment steps one after another in a program compile slowly.
+    # A loop, because a program with several unrolled environment steps compiles slowly.
     return lax.fori_loop(0, times, lambda i, carry: function(carry, of * times + i), carry)

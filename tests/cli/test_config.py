@@ -360,6 +360,22 @@ def test_a_further_evaluator_has_a_name_and_a_period():
     assert dict(run.evals.mine) == {"_target_": "package.Mine", "every": 7} and run.eval.every == 0
 
 
+class Refusing:
+    """An evaluator that cannot be made."""
+
+    def __init__(self, agent, env, *, seed):
+        raise UserError("the data lacks returns")
+
+
+@pytest.mark.untyped
+def test_the_name_of_an_evaluator_does_not_change_the_words_of_its_error():
+    run = compose.compose(
+        [f"+evals.data._target_={__name__}.Refusing", "+evals.data.every=7", "eval.every=0"]
+    )
+    with pytest.raises(UserError, match="^the data lacks returns$"):
+        build._evaluator(run, "evals.data", None, None, None)
+
+
 def test_a_game_stands_only_in_the_configuration_of_what_plays_one():
     assert "game" not in compose.compose(["env=gymnasium"])
     assert (

@@ -113,7 +113,7 @@ def test_the_film_of_a_later_episode_begins_with_it(tmp_path, recording, monkeyp
         (["env.history=3"], "the data has observations float32 [11] and actions float32 [4], and pick has"),
         (
             ["returns.high=0.5"],
-            "the data of pick rewards 1 and nothing else, which lies outside the support of HLGauss",
+            "the only reward in the data of pick, 1, lies outside the support of HLGauss",
         ),
         (["returns.low=0.1"], "agent: minimum_return (0) lies outside the support of HLGauss"),
         (["agent.bins=1"], "agent: bins must be at least 2, not 1"),
@@ -190,7 +190,7 @@ def test_tasks_share_a_network_told_apart_by_vectors_from_a_file_and_each_is_eva
     [
         (
             ["returns.high=0.5"],
-            "the data of mild/pick rewards 1 and nothing else, which lies outside the support",
+            "the only reward in the data of mild/pick, 1, lies outside the support",
         ),
         (["agent.embeddings=none.npz"], "agent.embeddings=none.npz: [Errno 2] No such file or directory"),
         (["data.games=[mild/pick,mildpick]"], "mildpick"),

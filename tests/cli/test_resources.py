@@ -51,6 +51,11 @@ def test_what_does_not_fit_is_refused_with_what_would(option, eight_gib):
     )
 
 
+def test_of_two_options_that_are_each_too_large_the_larger_is_named(eight_gib):
+    with pytest.raises(UserError, match=r"^eval.episodes=1000000000000 needs [\d,.]+ GiB .*\(of 8.0\)$"):
+        check(*VECTORS, "replay.capacity=100000000000", "eval.episodes=1000000000000")
+
+
 def test_what_would_fit_does(eight_gib):
     with pytest.raises(UserError) as error:
         check(*VECTORS, "replay.capacity=1000000000")

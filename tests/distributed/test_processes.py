@@ -197,7 +197,7 @@ def test_without_process_0_the_others_say_where_they_looked(start):
 def test_processes_that_do_not_belong_together_say_why_and_end(start, options, expected):
     results = ends(start("values", 3, **options))
     assert {code for code, _, _ in results} == {2}
-    errors = {errors for _, _, errors in results if "answers as no process" not in errors}
+    errors = {errors for _, _, errors in results if "the program there is not rlcls" not in errors}
     assert re.fullmatch(expected, only_error(errors))
 
 
@@ -218,7 +218,7 @@ def test_another_program_at_the_address_is_told_from_a_process(start):
         with connection:
             connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         ((code, _, errors),) = ends(processes)
-    assert code == 2 and "answers as no process of rlcls does" in errors
+    assert code == 2 and "the program there is not rlcls, or it ended" in errors
 
 
 @pytest.mark.parametrize(

@@ -142,8 +142,9 @@ def test_a_signal_to_any_process_saves_all_and_another_number_of_processes_goes_
     capsys.readouterr()
     assert main([*OPTIONS, f"steps={steps + 40}", f"run_dir={run_dir}"]) == 0
     expected = (
-        "note: 2 processes wrote the checkpoint, and 1 goes on: parameters, optimiser, counters, environments and "
-        "replay are kept, batches and random actions are dealt out anew, so the run goes on to other bits"
+        "note: 2 processes wrote the checkpoint, and 1 continues from it: parameters, optimiser, counters, "
+        "environments and replay are kept, and batches and random actions are drawn differently, so the results "
+        "differ in bits"
     )
     assert expected in capsys.readouterr().err.splitlines()
     lines = (run_dir / "hosts/1/metrics.jsonl").read_text()

@@ -20,8 +20,8 @@ TRAIN = ["agent=dqn", "game=Pong"]
         ),
         (["local", "--", "agnt=dqn"], "error: unknown option 'agnt'"),
         (["local", "--", "loss=hlgaus"], "error: unknown loss 'hlgaus'; did you mean 'hlgauss'?"),
-        (["local", "--", "--config"], "error: --config is no flag of a run that is launched\n"),
-        (["slurm", "--", *TRAIN], "error: sbatch is not on PATH; --dry-run prints what it would be given\n"),
+        (["local", "--", "--config"], "error: a run that is launched does not take --config\n"),
+        (["slurm", "--", *TRAIN], "error: sbatch is not on PATH; --dry-run prints its arguments\n"),
         (
             ["sky", "--accelerators", "H100:8", "--bucket", "gs://b", "--", *TRAIN],
             "error: sky is not on PATH",

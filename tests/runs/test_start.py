@@ -190,7 +190,7 @@ def test_a_loop_that_cannot_deal_says_how_many_processes_can_go_on():
     loop = types.SimpleNamespace(save=lambda: Saved({}, {}, {}))
     newest = types.SimpleNamespace(hosts=2)
     message = (
-        r"SimpleNamespace has no `deal`, so as many processes as wrote the checkpoint \(2\) can go on with it"
+        r"SimpleNamespace has no `deal`, so only as many processes as wrote the checkpoint \(2\) can continue"
     )
     with pytest.raises(UserError, match=message):
         begun = Start(newest, True, None, [], is_dealt=True)
@@ -210,7 +210,9 @@ def test_a_signal_while_actions_are_played_again_ends_the_resume_and_changes_no_
     before = contents(run_dir)
     code, out, _ = resume(call)
     assert code == 128 + signal.SIGTERM
-    assert out.endswith("stopped by SIGTERM before it went on; the same command continues from there\n")
+    assert out.endswith(
+        "stopped by SIGTERM before training continued; the same command continues from there\n"
+    )
     assert contents(run_dir) | {"config.yaml": b""} == before | {"config.yaml": b""}
 
 

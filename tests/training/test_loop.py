@@ -21,7 +21,10 @@ class Mine:
     ("wrong", "line"),
     [
         ({"unit": "epochs"}, "training: {kind}: unit must be one of agent_steps, updates, not epochs"),
-        ({"unit": "updates"}, "training: {kind}: counts must have updates, its unit, and has agent_steps"),
+        (
+            {"unit": "updates"},
+            "training: {kind}: counts must have updates, the loop's unit, and has only agent_steps",
+        ),
         (
             {"restore": lambda self, saved: None},
             "training: {kind}.restore must take (saved, tick), as rlcls.training.Loop has it",

@@ -181,7 +181,7 @@ REFUSED = {
     "mesh.model=2 mesh.rules=[[layers.*kernel,[null,model]],[1/kernel,[model]]]": "'1/kernel' matches no array that an",
     "mesh.model=2 mesh.rules=[[q_head,[null,model]]]": "error: mesh.rules: 'q_head' is for 2 dimensions, and params/",
     "mesh.model=4 mesh.rules=[[q_head.*kernel,[null,model]]]": "'q_head.*kernel' divides dimension 1 of params/",
-    "mesh.model=2 mesh.rules=[['ker(nel',[model]]]": "error: mesh.rules: 'ker(nel' is no regular expression (missing )",
+    "mesh.model=2 mesh.rules=[['ker(nel',[model]]]": "mesh.rules: 'ker(nel' is not a regular expression (missing )",
     "mesh.rules=[[kernel,[data]]]": "'kernel': expected one dimension of model and null for others, not ['data']",
     "mesh.rules=[kernel]": "error: mesh.rules: expected [PATTERN,[null,model]], not 'kernel'",
     "mesh.rules=kernel": "error: mesh.rules: expected a list, not 'kernel'",
