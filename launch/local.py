@@ -36,12 +36,12 @@ def main(options: list[str], jobs: list[Job]) -> int:
         help="CPU devices of each process (XLA_FLAGS); default: as XLA_FLAGS says",
     )
     parsed.add_argument(
-        "--logs", type=Path, help="folder of the other processes' output; default: runs/launch-PID"
+        "--logs", type=Path, help="folder of the other processes' output; default: launches/PID"
     )
     chosen = parsed.parse_args(options)
     if chosen.processes < 1 or chosen.restarts < 0 or chosen.devices < 0:
         parsed.error("--processes must be at least 1, --restarts and --devices at least 0")
-    logs = chosen.logs or Path("runs") / f"launch-{os.getpid()}"
+    logs = chosen.logs or Path("launches") / str(os.getpid())
     for job in jobs:
         if chosen.dry_run:
             commands = [_command(job, chosen.processes, index, "PORT") for index in range(chosen.processes)]

@@ -25,7 +25,7 @@ def main(options: list[str], jobs: list[Job]) -> int:
         "--sky", action="append", default=[], help="a further option of sky, such as --infra=gcp"
     )
     parsed.add_argument(
-        "--scripts", type=Path, default=Path("runs"), help="folder of the tasks; default: runs"
+        "--scripts", type=Path, default=Path("launches"), help="folder of the tasks; default: launches"
     )
     chosen = parsed.parse_args(options)
     files = {

@@ -66,7 +66,7 @@ def main(options: list[str], jobs: list[Job]) -> int:
     )
     parsed.add_argument("--python", default="python", help="the interpreter on the nodes; default: python")
     parsed.add_argument(
-        "--logs", type=Path, default=Path("runs"), help="folder of scripts and output; default: runs"
+        "--logs", type=Path, default=Path("launches"), help="folder of scripts and output; default: launches"
     )
     chosen = parsed.parse_args(options)
     files = {

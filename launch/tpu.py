@@ -51,7 +51,7 @@ on_all_workers() {{
   "${{gcloud[@]}}" tpu-vm ssh "$name" "${{flags[@]}}" --worker=all --command="$1"
 }}
 install() {{
-  tar -czf "$archive" --exclude-vcs --exclude=./runs --exclude='.venv*' -C {folder} . &&
+  tar -czf "$archive" --exclude-vcs --exclude=./runs --exclude=./launches --exclude='.venv*' -C {folder} . &&
     "${{gcloud[@]}}" tpu-vm scp "$archive" "$name:rlcls.tar.gz" "${{flags[@]}}" --worker=all &&
     on_all_workers {install}
 }}
@@ -102,7 +102,7 @@ def main(options: list[str], jobs: list[Job]) -> int:
     )
     parsed.add_argument("--keep", action="store_true", help="do not delete the slice at the end")
     parsed.add_argument(
-        "--scripts", type=Path, default=Path("runs"), help="folder of the scripts; default: runs"
+        "--scripts", type=Path, default=Path("launches"), help="folder of the scripts; default: launches"
     )
     chosen = parsed.parse_args(options)
     if not jobs:

@@ -161,7 +161,7 @@ def groups(runs: list[Run]) -> list[tuple[str, list[Run]]]:
     variants: list[list[Run]] = []
     for run in sorted(runs, key=lambda run: (run.loss, str(run.folder))):
         for variant in variants:
-            if not _options(difference(variant[0].config, run.config)):
+            if not _changed(variant[0], run):
                 variant.append(run)
                 break
         else:
@@ -170,7 +170,7 @@ def groups(runs: list[Run]) -> list[tuple[str, list[Run]]]:
     for variant in variants:
         first = variant[0]
         others = [other[0] for other in variants if other is not variant and other[0].loss == first.loss]
-        options = set().union(*(_options(difference(other.config, first.config)) for other in others))
+        options = set().union(*(_changed(other, first) for other in others))
         named = [
             f"{option.rpartition('.')[2]}={OmegaConf.select(first.config, option)}"
             for option in sorted(options)
@@ -186,6 +186,15 @@ def note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
 
 
-def _options(lines: list[str]) -> set[str]:
-    """The options in the lines of `difference`, without the seed."""
+def _changed(run: Run, other: Run) -> set[str]:
+    """The options in which two runs differ, without the seed."""
+    lines = difference(_setting(run.config), _setting(other.config))
     return {line.split()[0] for line in lines} - {"seed"}
+
+
+def _setting(config: DictConfig) -> dict[str, Any]:
+    """The options of a run. `data.seed` is counted from the run's seed, which it follows unless it is given."""
+    options: Any = OmegaConf.to_container(config)
+    if "seed" in (options.get("data") or {}):
+        options["data"]["seed"] -= options["seed"]
+    return options

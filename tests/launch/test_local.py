@@ -101,7 +101,7 @@ def test_a_dry_run_prints_the_commands_and_begins_nothing(machine, capfd):
     assert launch("--dry-run") == 0
     lines = capfd.readouterr().out.splitlines()
     assert [line.split()[-1] for line in lines] == ["distributed.process_id=0", "distributed.process_id=1"]
-    assert machine.trained(0) == [] and not os.path.exists("runs")
+    assert machine.trained(0) == [] and not os.path.exists("launches")
 
 
 @pytest.mark.parametrize(

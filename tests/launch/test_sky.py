@@ -28,14 +28,14 @@ def launch(*options, arguments=TRAIN):
 
 
 def task():
-    (path,) = Path("runs").glob("*.yaml")
+    (path,) = Path("launches").glob("*.yaml")
     return yaml.safe_load(path.read_text())
 
 
 def test_a_task_says_what_was_asked_for(machine):
     assert launch("--accelerators", "H100:8", "--nodes", "2", "--spot", "--sky=--infra=gcp") == 0
     command = ["jobs", "launch", "--yes", "--name", "rlcls-dqn-pong", "--infra=gcp"]
-    assert machine.calls("sky") == [[*command, "runs/rlcls-dqn-pong.sky.yaml"]]
+    assert machine.calls("sky") == [[*command, "launches/rlcls-dqn-pong.sky.yaml"]]
     made = task()
     assert made["num_nodes"] == 2 and made["file_mounts"] == {
         "/runs": {"source": "gs://me/runs", "mode": "MOUNT"}
@@ -72,8 +72,8 @@ def test_the_nodes_of_a_task_meet(machine):
 def test_each_run_of_a_sweep_is_a_job(machine):
     assert launch("--accelerators", "H100:1", arguments=["--multirun", "game=Pong", "seed=0,1"]) == 0
     assert [call[-1] for call in machine.calls("sky")] == [
-        "runs/rlcls-pong-0.sky.yaml",
-        "runs/rlcls-pong-1.sky.yaml",
+        "launches/rlcls-pong-0.sky.yaml",
+        "launches/rlcls-pong-1.sky.yaml",
     ]
 
 
@@ -86,7 +86,7 @@ SKY = shutil.which("sky")
 def test_skypilot_accepts_the_task(machine, accelerators):
     assert launch("--accelerators", accelerators, "--nodes", "2", "--spot") == 0
     python = Path(SKY).read_text().splitlines()[0].removeprefix("#!")
-    command = [python, "-c", VALIDATE, "runs/rlcls-dqn-pong.sky.yaml"]
+    command = [python, "-c", VALIDATE, "launches/rlcls-dqn-pong.sky.yaml"]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

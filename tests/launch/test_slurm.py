@@ -13,7 +13,7 @@ def launch(machine, *options):
 
 
 def log():
-    (path,) = Path("runs").glob("*.log")
+    (path,) = Path("launches").glob("*.log")
     return path.read_text()
 
 
@@ -76,7 +76,7 @@ def test_each_run_of_a_sweep_is_a_job(machine):
     python = str(machine.folder / "bin" / "train")
     assert main(["slurm", "--python", python, "--", "--multirun", "agent=dqn", "game=Pong,Breakout"]) == 0
     assert machine.calls("sbatch") == [
-        ["runs/rlcls-dqn-pong-0.sbatch"],
-        ["runs/rlcls-dqn-breakout-1.sbatch"],
+        ["launches/rlcls-dqn-pong-0.sbatch"],
+        ["launches/rlcls-dqn-breakout-1.sbatch"],
     ]
     assert [each["arguments"][1] for each in machine.trained(0)] == ["game='Pong'", "game='Breakout'"]

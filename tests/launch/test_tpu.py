@@ -110,6 +110,6 @@ def test_elsewhere_than_in_a_checkout_the_error_is_one_line(machine, capfd):
 def test_a_dry_run_prints_the_script_and_asks_for_nothing(machine, capfd):
     assert launch("--dry-run") == 0
     text = capfd.readouterr().out
-    assert text.startswith("--- runs/rlcls-dqn-pong.sh\n#!/bin/bash\n")
-    assert text.endswith("$ bash runs/rlcls-dqn-pong.sh\n")
+    assert text.startswith("--- launches/rlcls-dqn-pong.sh\n#!/bin/bash\n")
+    assert text.endswith("$ bash launches/rlcls-dqn-pong.sh\n")
     assert machine.calls("gcloud") == []
