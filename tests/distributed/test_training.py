@@ -151,7 +151,10 @@ def test_a_signal_to_any_process_saves_all_and_another_number_of_processes_goes_
     assert launch("stopped", f"steps={steps + 80}").wait(timeout=240) == 0
     newest, _ = checkpoint.load(run_dir)
     assert (newest.steps, newest.hosts) == (steps + 80, 2)
-    assert "note: 1 process wrote the checkpoint, and 2 go on:" in (tmp_path / "stopped.txt").read_text()
+    assert (
+        "note: 1 process wrote the checkpoint, and 2 continue from it:"
+        in (tmp_path / "stopped.txt").read_text()
+    )
     assert (run_dir / "hosts/1/metrics.jsonl").read_text().startswith(lines)
 
 
@@ -210,7 +213,7 @@ def test_cql_learns_from_the_same_batches_in_two_processes_and_one_and_two_again
             training = launch("both", f"steps={steps}", base=command)
             assert training.wait(timeout=240) == 0, (tmp_path / "both.txt").read_text()
     assert (
-        "note: 1 process wrote the checkpoint, and 2 go on: parameters, optimiser and counters are kept, the data"
+        "note: 1 process wrote the checkpoint, and 2 continue from it: parameters, optimiser and counters are kept, the data"
         in (tmp_path / "both.txt").read_text()
     )
     assert_close(contents(tmp_path / "alone"), contents(tmp_path / "both"))

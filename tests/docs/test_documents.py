@@ -146,5 +146,6 @@ def test_every_training_command_of_the_documents_is_accepted(page):
     """Whatever classes of one's own it names: tests/docs/test_plug_in_page.py runs those."""
     from rlcls.cli.compose import compose, split_flags
 
-    for command in re.findall(r"python -m rlcls\.train ([^`\n#]+)", page.read_text()):
+    text = page.read_text().replace("\\\n", " ")  # a backslash continues the line
+    for command in re.findall(r"python -m rlcls\.train ([^`\n#]+)", text):
         compose(split_flags(shlex.split(command))[1])
