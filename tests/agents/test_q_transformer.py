@@ -317,7 +317,7 @@ def test_a_history_of_pictures_is_read_picture_by_picture_with_a_vector_for_each
     agent = QTransformer(spec, networks.IMPALA, heads.make("mse"), layers=1, width=16, heads=2)
     network = agent._make_network(nnx.Rngs(0))
     pictures = np.random.default_rng(0).integers(0, 256, (4, 2, 3, 16, 16), np.uint8)
-    places = np.asarray(network.places[...])[:, 0]
+    places = np.asarray(network.positions[...])[:, 0]
     tokens = np.asarray(network._observe(jnp.asarray(pictures)))
     swapped = np.asarray(network._observe(jnp.asarray(pictures[:, ::-1])))
     np.testing.assert_allclose((tokens - places)[:, ::-1], swapped - places, atol=1e-4)

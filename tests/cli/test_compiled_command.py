@@ -192,7 +192,7 @@ MISFITS_OF_DATA = {
     "data.sampling=epochs": "data.sampling=epochs needs loop=offline; loop=compiled draws with replacement",
     "data.held_out=[0.1,0.2] eval.every=[1,2]": "eval.every: expected one number, not [1, 2]",
     "data.games=[probe/policy,probe/policy]": "rows/probe/policy is not a recording",
-    "data.successes_only=true data.held_out=0.999999": "holds no transition",
+    "data.successes_only=true data.held_out=0.999999": "has no transition",
     "agent.target=monte": "target must be one of q_learning, sarsa, monte_carlo, not monte",
 }
 

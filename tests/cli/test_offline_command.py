@@ -207,8 +207,8 @@ REFUSED = {
     "agent.target=sarsa": "agent: target=sarsa needs batches with next_action, but these have none: ",
     "agent=bc env=gymnasium": "the data has observations float32 [1] and actions 2, and CartPole-v1 has observations "
     "float32 [4] and actions 2: choose env= as the data, or eval.every=0",
-    "+data.games=2 +env.number=1": "agent: CQL needs the number of games, games=, since these "
-    "observations are of frames and game",
+    "+data.games=2 +env.number=1": "agent: CQL needs the option games, the number of games, for observations with "
+    "frames and game",
     "+data.games=2 agent.games=2": "the data has observations ['frames'] float32 [1], ['game'] int32 [] and actions 2, "
     "and probe/policy has observations float32 [1] and actions 2: +env.number=K makes it the K-th of several games",
     "agent.games=2": "agent: games=2 needs observations with frames and game, not one array",

@@ -275,7 +275,7 @@ def test_an_emulator_that_plays_differently_is_named(begun, tmp_path):
     run_dir = shutil.copytree(begun, tmp_path / "run")
     newest = checkpoint.load(run_dir)[0]
     counters = json.loads((newest.folder / "counters.json").read_text())
-    counters["loop"]["observations"] = "0" * 64
+    counters["loop"]["observations"] = ["0" * 64 for _ in counters["loop"]["observations"]]
     path = newest.folder / "counters.json"
     path.write_text(json.dumps(counters))
     manifest = json.loads((newest.folder / "manifest.json").read_text())

@@ -129,7 +129,7 @@ DIVIDED = {
     "qtransformer": (
         r"layers/\d/(query|key|value|gate|up|output|down)/kernel",
         {"all-reduce": 14},
-        {"all-reduce": 15, "collective-permute": 1},
+        {"all-reduce": 15, "collective-permute": 3},
     ),
     "soft_moe": (
         r"backbone/layer/experts/(first|second)(_bias)?",

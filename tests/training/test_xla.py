@@ -27,6 +27,7 @@ def test_options_that_this_compiler_knows_are_used_and_change_no_result_beyond_r
 
 def test_the_uses_of_random_numbers_keep_the_numbers_with_which_runs_were_made():
     uses = {"INIT": 0, "ACT": 1, "UPDATE": 2, "EVALUATION": 3, "ENVIRONMENT": 4, "COLLECTION": 5, "SAMPLE": 6}
+    uses["NOISE"] = 7
     assert {use.name: use.value for use in xla.Use} == uses
     (key,) = xla.keys(7, xla.Use.EVALUATION)
     assert key == jax.random.fold_in(jax.random.key(7), 3)
