@@ -50,6 +50,15 @@ def test_settings_are_compared_with_intervals(tmp_path, capsys):
     assert row[2] == "2"
 
 
+def test_seeds_that_learn_from_data_are_one_setting_unless_the_seed_of_the_data_is_given(tmp_path, capsys):
+    data = ["agent=cql", "data=recording", "data.path=recorded"]
+    folders = [make_run(tmp_path / f"run{seed}", *data, f"seed={seed}", returns=[seed]) for seed in range(3)]
+    folders.append(make_run(tmp_path / "other", *data, "seed=0", "data.seed=7", returns=[9.0]))
+    assert compare.main(folders) == 0
+    rows = table_rows(capsys.readouterr().out, "hlgauss, ")
+    assert sorted(row[1:3] for row in rows if row[2] != "-") == [["seed=0", "3"], ["seed=7", "1"]]
+
+
 def test_two_seeds_have_no_interval_and_runs_without_evaluations_are_named(tmp_path, capsys):
     folders = [
         make_run(tmp_path / f"{loss}{seed}", f"loss={loss}", f"seed={seed}", returns=[seed])
