@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rlcls._errors import UserError
-from rlcls.envs import base, probe
+from rlcls.envs import base, gymnax, probe
 from rlcls.envs.one_of_many import OneOfMany
 
 
@@ -31,3 +31,10 @@ def test_unsuitable_arguments_are_refused_in_one_line():
             OneOfMany(probe.make("probe/policy", 1), number)
     with pytest.raises(UserError, match="^env.number needs a gymnasium vector environment, not object$"):
         OneOfMany(object(), 0)
+
+
+def test_boolean_observations_keep_their_type():
+    pytest.importorskip("gymnax")
+    env = base.as_host_env(OneOfMany(gymnax.minatar("Breakout", 2), 0))
+    assert env.spec.observation["frames"].dtype == bool
+    assert env.reset(seed=1)[0]["frames"].dtype == bool
