@@ -233,15 +233,18 @@ class Connected:
             return None
 
     def _take_answer(self, other: int, call: int, calls: int | None) -> None:
+        with self._change:
+            # A process that promised the latest proposal may answer an earlier one afterwards, from the call at which
+            # it now waits. That refuses nothing.
+            if call != self._proposed:
+                return
+            if calls is None:
+                self._promised.add(other)
+                if len(self._promised) < self.count:
+                    return
         if calls is not None:
             self._propose(calls)
             return
-        with self._change:
-            if call != self._proposed:
-                return
-            self._promised.add(other)
-            if len(self._promised) < self.count:
-                return
         for each in self._links:
             self._send(each, "settled", call=call)
         self._settle(call)
