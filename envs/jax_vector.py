@@ -241,7 +241,7 @@ class Film:
 
 def _observation_space(shape: tuple[int, ...], dtype: np.dtype) -> gymnasium.Space:
     if np.dtype(dtype).kind == "b":
-        return gymnasium.spaces.Box(0, 1, shape, np.bool_)
+        return gymnasium.spaces.Box(0, 1, shape, np.bool_)  # type: ignore[arg-type]
     limits = np.iinfo(dtype) if np.issubdtype(dtype, np.integer) else None
     low, high = (limits.min, limits.max) if limits else (-np.inf, np.inf)
     return gymnasium.spaces.Box(low, high, shape, dtype)  # type: ignore[arg-type]
