@@ -37,7 +37,7 @@ _COUNTERS = {"metrics", "unfinished", "loop"}  # counters of a checkpoint that t
 
 
 class Start(NamedTuple):
-    """Where a run continues.
+    """The checkpoint and the metrics from which a run continues.
 
     Attributes:
       checkpoint: the checkpoint from which it continues; None starts it from the beginning.
@@ -146,7 +146,7 @@ def start(folder: RunFolder, allowed: str | None = None) -> Start:
 
 
 def together(begun: Start | None, run_dir: Path, hosts: Hosts) -> Start:
-    """Where a run of several processes continues. The first process has chosen; the others read their parts.
+    """The `Start` of each of several processes. The first process chooses a checkpoint; the others read their parts.
 
     If another number of processes wrote the checkpoint, the metrics of all processes but the first lose the lines that
     are later than the checkpoint. The run repeats these steps, and a process that takes part again later continues its

@@ -423,7 +423,7 @@ class Online:
             name: joined(name)[own] for name in ("seedings", "seeded_at", "replay/drawn")
         }
         arrays["replay/priorities"] = joined("replay/priorities").reshape(total, -1)[own].reshape(-1)
-        # What an environment was sent before its last seed changes nothing, so zeros take the place of what is missing.
+        # Actions before an environment's last seed have no effect, so shorter columns are padded with zeros.
         sent = [part.arrays["sent"] for part in parts]
         longest = max(map(len, sent))
         padded = [

@@ -67,12 +67,12 @@ class EpisodeReturns:
 
     @staticmethod
     def deal(saved: Sequence[dict[str, Any]], own: slice) -> dict[str, Any]:
-        """What `save` returned in several processes, for one of another number.
+        """Combines the states that several processes saved into the state of one of another number of processes.
 
         Args:
-          saved: of each process.
-          own: the environments of the process, numbered over all. The one that has the first of them goes on counting
-            the episodes of all.
+          saved: the result of `save` of each process that wrote the checkpoint.
+          own: the environments of the process, numbered over all. The process with the first environment
+            continues the count of finished episodes of all processes.
         """
         dealt = {
             name: [each for part in saved for each in part[name]][own] for name in ("returns", "lengths")
