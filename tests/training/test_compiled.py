@@ -189,7 +189,7 @@ def test_the_program_writes_in_place_and_branches():
 def test_a_diverged_lane_is_named():
     loop = Compiled([program(rate=1e30)], [4, 5], log_every=4000)
     with pytest.raises(
-        Diverged, match=r"seed 4: a loss or parameter is not finite after update \d+, and was after"
+        Diverged, match=r"seed 4: a loss or parameter is not finite after update \d+, and was finite after"
     ):
         run(loop, 8000)
 
