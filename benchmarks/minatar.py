@@ -17,7 +17,8 @@ offline  HL-Gauss and MSE on Breakout from a recording: targets of Q-learning an
 
 A run is one command of rlcls.train with `loop=compiled`, which trains all its seeds at once on a core of its own.
 --minutes stops the runs after that time, and they save: the same command goes on. Runs that have ended, here or among
-the results in --out, are not made again. The score of a seed is the mean of its last three evaluations of 30 episodes.
+the results in --out, are not made again, and parts that need the same run share it. The score of a seed is the mean of
+its last three evaluations of 30 episodes.
 """
 
 import argparse
@@ -61,7 +62,9 @@ class Run(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{self.part}-{self.game}-{self.label}".replace(" ", "_").replace(",", "")
+        """Names what is trained: parts that need the same run share its folder."""
+        options = "-".join(self.options).replace("=", "_").replace("[", "").replace("]", "")
+        return f"{self.game}-{self.steps}-{self.seeds}-{options}"
 
 
 def runs() -> list[Run]:
@@ -73,27 +76,33 @@ def runs() -> list[Run]:
     for game, loss in itertools.product(GAMES, LOSSES):
         made.append(Run("losses", loss, game, 1_000_000, 10, [f"loss={loss}"]))
         if loss in RATES:
-            own = [f"loss={loss}", f"agent.learning_rate={RATES[loss]:g}"]
+            own = [f"loss={loss}", *_unless_default("agent.learning_rate", RATES[loss], RATE)]
             made.append(Run("own", f"{loss} {RATES[loss]:g}", game, 1_000_000, 10, own))
     for bins, ratio in itertools.product((21, 51, 101), (0.25, 0.75, 2.0)):
-        options = ["loss=hlgauss", f"returns.num_bins={bins}", f"loss.sigma_ratio={ratio:g}"]
+        options = ["loss=hlgauss", *_unless_default("returns.num_bins", bins, 51)]
+        options += _unless_default("loss.sigma_ratio", ratio, 0.75)
         made.append(Run("bins", f"{bins} bins, ratio {ratio:g}", "Breakout", 500_000, 10, options))
     for loss, sticky in itertools.product(("mse", "hlgauss"), (0.0, 0.25)):
-        options = [f"loss={loss}", f"env.sticky_actions={sticky:g}"]
+        options = [f"loss={loss}", *_unless_default("env.sticky_actions", sticky, 0)]
         made.append(Run("sticky", f"{loss}, sticky {sticky:g}", "Breakout", 500_000, 10, options))
     for loss in ("mse", "mse_softmax", "hlgauss"):
         made.append(Run("softmax", loss, "Breakout", 500_000, 10, [f"loss={loss}"]))
     for loss, times in itertools.product(("mse", "hlgauss"), (1, 2, 4)):
-        options = [f"loss={loss}", f"backbone.hidden=[{128 * times}]"]
+        options = [f"loss={loss}", *([f"backbone.hidden=[{128 * times}]"] if times > 1 else [])]
         made.append(Run("width", f"{loss}, width {times}", "Breakout", 500_000, 10, options))
     for loss, noise in itertools.product(("mse", "hlgauss"), NOISES):
-        options = [f"loss={loss}", f"replay.reward_noise={noise:g}", *_support(noise)]
+        options = [f"loss={loss}", *_unless_default("replay.reward_noise", noise, 0), *_support(noise)]
         made.append(Run("noise", f"{loss}, noise {noise:g}", "Breakout", 500_000, 10, options))
     for loss, target, noise in itertools.product(("mse", "hlgauss"), ("q_learning", "sarsa"), NOISES[::2]):
         options = ["agent=cql", f"loss={loss}", f"agent.target={target}", f"data.reward_noise={noise:g}"]
         options += ["data=recording", "checkpoint.every=50000", "logging.every=5000", *_support(noise)]
         made.append(Run("offline", f"{loss}, {target}, noise {noise:g}", "Breakout", 200_000, 10, options))
     return made
+
+
+def _unless_default(option: str, value: float, default: float) -> list[str]:
+    """The option with its value. It is left out where the recipe has that value, so that runs can be shared."""
+    return [] if value == default else [f"{option}={value:g}"]
 
 
 def _support(noise: float) -> list[str]:
@@ -167,8 +176,8 @@ def _result(run: Run, folder: Path, known: list[dict[str, Any]]) -> dict[str, An
     """The evaluations of a run that has ended, from its folder or from the results; None for any other."""
     fields = json.loads(json.dumps(run._asdict()))
     for each in known:
-        if all(each[name] == value for name, value in fields.items()):
-            return each
+        if all(each[name] == fields[name] for name in ("game", "steps", "seeds", "options")):
+            return {**each, **fields}
     path = folder / run.name / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     evaluations = [line for line in lines if line["kind"] == "eval"]
