@@ -33,14 +33,14 @@ HLGAUSS, MSE = ["loss=hlgauss"], ["loss=mse", "agent.alpha=0.1"]
 CLONE, FILTERED = ["agent=qtransformer_bc"], ["agent=qtransformer_bc", "data.successes_only=true"]
 # The options of rlcls.collect for each kind of data. Level 0 of "replay" is a demonstration: 2 of 25 episodes are.
 DATA = {
-    "mixed": ["env=pick", "noise=mixed", "levels=0.1,0.2,0.25,0.3,0.4"],
-    "hidden": ["env=pick", "env.hidden=true", "noise=mixed", "levels=0.1,0.2,0.25,0.3,0.4"],
+    "mixed": ["env=pick", "noise=mixed", "levels=0.05,0.1,0.15,0.2,0.3"],
+    "hidden": ["env=pick", "env.hidden=true", "noise=mixed", "levels=0.05,0.1,0.15,0.2,0.3"],
     "hidden, history": [
         "env=pick",
         "env.hidden=true",
         "env.history=3",
         "noise=mixed",
-        "levels=0.1,0.2,0.25,0.3,0.4",
+        "levels=0.05,0.1,0.15,0.2,0.3",
     ],
     "relay": ["env=pick", "task=relay"],
     "published": ["env=pick", "noise=replay", f"levels=0,0,{','.join(['0.2'] * 23)}"],

@@ -4,7 +4,7 @@ from .arrays import ArrayTransitions
 from .choices import open_dqn_replay, open_minari, open_recording, open_rl_unplugged
 from .mixture import Mixture
 from .recording import Recording, Writer
-from .rows import BEGINS, CONTINUES, CUT, Layout, Rows
+from .rows import BEGINS, CONTINUES, CUT, TRUNCATED, Layout, Rows
 from .streams import Streams
 from .transitions import Transitions
 
@@ -12,6 +12,7 @@ __all__ = [
     "BEGINS",
     "CONTINUES",
     "CUT",
+    "TRUNCATED",
     "ArrayTransitions",
     "Layout",
     "Mixture",

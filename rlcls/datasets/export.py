@@ -20,7 +20,7 @@ from rlcls.files import filling
 from . import minari
 from .atari_games import NUM_ACTIONS
 from .recording import Recording
-from .rows import BEGINS, CONTINUES, CUT, Layout, Rows
+from .rows import BEGINS, CUT, Layout, Rows
 
 Tick = Callable[[int], object]
 """Called with the rows that have been written."""
@@ -142,7 +142,7 @@ EXPORTS = {"minari": to_minari, "dqn_replay": to_dqn_replay}
 
 def _episodes(columns: Rows) -> Iterator[tuple[int, int]]:
     """The first row of each episode, and the one after its last."""
-    begins = np.flatnonzero(columns.starts != CONTINUES).tolist()
+    begins = np.flatnonzero(columns.begins).tolist()
     return itertools.pairwise([*begins, columns.num_rows])
 
 

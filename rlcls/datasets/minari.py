@@ -27,7 +27,7 @@ from .atari_games import given
 from .conversion import Conversion, Part, reading, sizes
 from .dqn_replay import check_fraction
 from .rl_unplugged import picture
-from .rows import BEGINS, CONTINUES, Layout, Rows
+from .rows import BEGINS, CONTINUES, TRUNCATED, Layout, Rows
 
 _PART = 20  # episodes of a part, which a killed conversion repeats
 _CONSOLE, _FRAME = (210, 160, 3), (84, 84)
@@ -168,6 +168,8 @@ def _rows(columns: dict[str, Any], *, layout: Layout, shape: tuple[int, ...], jp
         columns[name] for name in ("actions", "rewards", "terminations")
     )
     starts[0] = BEGINS
+    if steps and columns["truncations"][-1] and not terminals[-2]:
+        starts[-1] = TRUNCATED
     return Rows(frames, actions, rewards, terminals, starts)
 
 

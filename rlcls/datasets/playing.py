@@ -122,5 +122,5 @@ def _part(
             rows += 1
         observations, starts, step = next_observations, np.array(info["episode_start"]), step + 1
         yield rows, begun - int((playing & ~starts).sum())
-    for recorder in recorders:
-        recorder.close()
+    for recorder, unfinished in zip(recorders, playing, strict=True):
+        recorder.close(ended=not unfinished)

@@ -29,7 +29,8 @@ from rlcls.phases import phase
 from .rows import CONTINUES, Layout, Rows
 
 MANIFEST = "manifest.json"
-_FORMAT = "rlcls recording 1"
+_FORMAT = "rlcls recording 2"
+_READABLE = ("rlcls recording 1", _FORMAT)  # in the first, no row is marked as TRUNCATED
 _CHUNK = 256  # rows per checksum: 1.8 MB of Atari frames, which take about a millisecond to hash
 
 
@@ -95,7 +96,7 @@ class Manifest:
         try:
             values = json.loads(path.read_bytes())
             version, seal = values.pop("format"), values.pop("seal")
-            if version != _FORMAT:
+            if version not in _READABLE:
                 raise UserError(f"{path} has the format {version!r}; this version reads {_FORMAT!r}")
             manifest = cls(**{**values, "layout": Layout.of_json(values["layout"])})
             damaged = manifest.seal != seal

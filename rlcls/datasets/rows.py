@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float32, Shaped, UInt8
+from jaxtyping import Bool, Float32, Float64, Shaped, UInt8
 
 from rlcls.spec import Spec
 
@@ -17,21 +17,23 @@ BEGINS = 1
 """A value of `starts`: the row is the first of its episode."""
 CUT = 2
 """A value of `starts`: the row is the first recorded one of an episode, but not the first of the episode."""
+TRUNCATED = 3
+"""A value of `starts`: the row is the final observation of an episode that a limit of the environment ended."""
 
 
 class Rows(NamedTuple):
     """Consecutive rows. A row has the observation, action and outcome of one agent step.
 
-    An episode is a row with BEGINS or CUT, and the rows with CONTINUES after it. Transitions bootstrap from its last
-    row and do not start there, unless that row is terminal. This rule covers recordings with and without a final
-    observation.
+    An episode is a row with BEGINS or CUT, and the rows after it up to the next such row. Transitions bootstrap from
+    its last row and do not start there, unless that row is terminal. This rule covers recordings with and without a
+    final observation. An episode without a terminal whose last row is not TRUNCATED was not recorded to its end.
 
     Attributes:
       frames: [rows, *frame], the newest frame of the observation.
       actions: int32 [rows], or float32 [rows, D]; taken at that observation.
       rewards: the rewards of the actions.
       terminals: whether the action terminated the episode; false if a limit or the end of a file cut it.
-      starts: CONTINUES, BEGINS or CUT.
+      starts: CONTINUES, BEGINS, CUT or TRUNCATED.
     """
 
     frames: Shaped[np.ndarray, "rows *frame"]
@@ -48,6 +50,22 @@ class Rows(NamedTuple):
     def part(self, first: int, last: int) -> Rows:
         """The rows first, ..., last - 1."""
         return Rows(*(column[first:last] for column in self))
+
+    @property
+    def begins(self) -> Bool[np.ndarray, "rows"]:
+        """Whether each row is the first of an episode, or the first recorded one."""
+        return (self.starts == BEGINS) | (self.starts == CUT)
+
+    def episode_returns(self) -> tuple[Float64[np.ndarray, "episodes"], Bool[np.ndarray, "episodes"]]:
+        """The sum of the rewards of each episode, and whether the episode is recorded from its beginning to its end."""
+        first = np.flatnonzero(self.begins)
+        last = np.append(first[1:], self.num_rows) - 1
+        # The final observation follows the terminal step, and some formats do not have it. An earlier terminal is a
+        # lost life.
+        is_terminal = self.terminals[last] | self.terminals[np.maximum(last - 1, first)]
+        ended = is_terminal | (self.starts[last] == TRUNCATED)
+        returns = np.add.reduceat(np.asarray(self.rewards, np.float64), first)
+        return returns, (self.starts[first] == BEGINS) & ended
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,8 +129,8 @@ class Layout:
                 )
         if not np.isfinite(rows.rewards).all():
             raise ValueError("a reward is not finite")
-        if rows.starts.max(initial=0) > CUT:
-            raise ValueError(f"starts has the value {rows.starts.max()}; it can be 0, 1 or 2")
+        if rows.starts.max(initial=0) > TRUNCATED:
+            raise ValueError(f"starts has the value {rows.starts.max()}; it can be 0, 1, 2 or 3")
         low, high = rows.actions.min(initial=0), rows.actions.max(initial=0)
         if self.num_actions is not None and not (low >= 0 and high < self.num_actions):
             wrong = low if low < 0 else high

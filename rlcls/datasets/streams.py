@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Shaped
 from rlcls.files import writing
 
 from .recording import Writer
-from .rows import BEGINS, CONTINUES, CUT, Rows
+from .rows import BEGINS, CONTINUES, CUT, TRUNCATED, Rows
 
 _PIECE = 256  # rows read back at a time, 1.8 MB of Atari frames
 
@@ -65,20 +65,24 @@ class Streams:
         finished = 0
         for stream in range(len(self._steps)):
             if starts[stream]:
-                finished += self._end(stream)
+                finished += self._end(stream, ended=True)
                 self._kinds[stream] = BEGINS
             with writing(self._writer.path):
                 self._frames[stream].write(np.ascontiguousarray(frames[stream], layout.frame_dtype).data)
             self._steps[stream].append((np.array(actions[stream]), rewards[stream], terminals[stream]))
         return finished
 
-    def close(self) -> None:
-        """Appends the unfinished episodes, and removes the temporary files."""
+    def close(self, *, ended: bool = False) -> None:
+        """Appends the last episodes, and removes the temporary files.
+
+        Args:
+          ended: whether the environments have ended these episodes.
+        """
         for stream in range(len(self._steps)):
-            self._end(stream)
+            self._end(stream, ended=ended)
             self._frames[stream].close()
 
-    def _end(self, stream: int) -> int:
+    def _end(self, stream: int, *, ended: bool) -> int:
         steps, self._steps[stream] = self._steps[stream], []
         if not steps:
             return 0
@@ -86,6 +90,8 @@ class Streams:
         frame_shape = self._writer.manifest.layout.frame_shape
         starts = np.full(len(steps), CONTINUES, np.uint8)
         starts[0] = self._kinds[stream]
+        if ended and len(steps) > 1 and not any(terminal for *_, terminal in steps[-2:]):
+            starts[-1] = TRUNCATED
         with writing(self._writer.path):
             self._frames[stream].seek(0)
         for first in range(0, len(steps), _PIECE):

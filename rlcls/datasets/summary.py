@@ -10,7 +10,6 @@ import numpy as np
 from rlcls.files import replacing
 
 from .recording import Recording
-from .rows import BEGINS, CONTINUES
 from .transitions import Transitions
 
 _ACROSS, _DOWN = 8, 4
@@ -21,11 +20,10 @@ def describe(transitions: Transitions) -> list[str]:
     """Lines about counts, episodes, returns and actions."""
     recording = transitions.recording
     layout, columns = recording.manifest.layout, recording.columns
-    begins = np.flatnonzero(columns.starts != CONTINUES)
-    returns = np.add.reduceat(np.asarray(columns.rewards, np.float64), begins)
+    begins = np.flatnonzero(columns.begins)
     lengths = np.diff(np.append(begins, columns.num_rows))
-    ended = np.logical_or.reduceat(columns.terminals, begins)
-    whole = returns[(columns.starts[begins] == BEGINS) & ended]
+    returns, is_whole = columns.episode_returns()
+    whole = returns[is_whole]
     shown = returns if not len(whole) else whole
     of = "complete episodes" if len(whole) else "episodes, none of which is complete"
     kind = "clipped rewards" if layout.rewards_clipped else "rewards"

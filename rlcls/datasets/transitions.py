@@ -13,7 +13,7 @@ from rlcls.transition import Transition
 
 from .indices import Indices
 from .recording import Recording
-from .rows import BEGINS, CONTINUES, CUT
+from .rows import CUT
 
 _NOISE, _EPISODES = 2, 3  # high words of Philox counters; `Indices`, `permute` and `Mixture` use 0 and 1
 
@@ -94,7 +94,7 @@ class Transitions:
         self.stack, self.n_step, self.gamma = layout.stack, n_step, gamma
         columns = recording.columns
         self._actions, self._terminals = np.array(columns.actions), np.array(columns.terminals)
-        self._begins = np.array(columns.starts) != CONTINUES
+        self._begins = columns.begins
         self._clipped = np.array(columns.rewards)
         if reward_clip:
             np.clip(self._clipped, -reward_clip, reward_clip, out=self._clipped)
@@ -165,15 +165,9 @@ class Transitions:
         It is empty if no episode is complete, or if the rewards were clipped before they were recorded.
         """
         layout, columns = self.recording.manifest.layout, self.recording.columns
-        begins = np.flatnonzero(self._begins)
-        # The last row is the final observation, or in some formats the terminal step. An earlier terminal is a lost
-        # life.
-        ends = np.append(begins[1:], columns.num_rows) - 1
-        ended = self._terminals[ends] | self._terminals[np.maximum(ends - 1, begins)]
-        is_whole = (columns.starts[begins] == BEGINS) & ended
+        returns, is_whole = columns.episode_returns()
         if layout.rewards_clipped or not is_whole.any():
             return {}
-        returns = np.add.reduceat(np.asarray(columns.rewards, np.float64), begins)
         return {layout.game: float(returns[is_whole].mean())}
 
     @property
@@ -185,8 +179,7 @@ class Transitions:
 
     def _successes(self) -> Bool[np.ndarray, "rows"]:
         """The rows of episodes with a recorded return above 0."""
-        begins = np.flatnonzero(self._begins)
-        returns = np.add.reduceat(np.asarray(self.recording.columns.rewards, np.float64), begins)
+        returns, _ = self.recording.columns.episode_returns()
         return (returns > 0)[np.cumsum(self._begins) - 1]
 
     def sample(self, size: int, seed: int, number: int) -> tuple[Transition, tuple[np.ndarray]]:

@@ -43,7 +43,9 @@ def test_noisy_episodes_are_recorded_with_what_disturbed_them(recording):
     data = Transitions(Recording(recording))
     source = data.recording.manifest.source
     assert (source["noise"], source["levels"], source["episodes"]) == ("mixed", [0.1, 0.3], 40)
-    assert data.spec.action.shape == (4,) and 0 < data.behaviour_returns["pick"] < 1
+    assert data.spec.action.shape == (4,)
+    # Most failures end at the horizon.
+    assert data.behaviour_returns["pick"] == data.recording.columns.rewards.sum() / 40
     assert data.sparse_rewards == {"pick": 1.0}
 
 

@@ -12,6 +12,7 @@ from rlcls.datasets import (
     BEGINS,
     CONTINUES,
     CUT,
+    TRUNCATED,
     Layout,
     Rows,
     Transitions,
@@ -142,6 +143,7 @@ def test_minari_gives_back_whole_episodes_to_the_bit(tmp_path, record):
     rows = play(PONG, [(BEGINS, 70, 68), (BEGINS, 6, None), (BEGINS, 5, 3)])
     last = np.array([69, 75, 80])
     rows.actions[last], rows.rewards[last] = 0, 0  # the form has none there
+    rows.starts[75] = TRUNCATED  # as the form says of each episode without a terminal
     recording = record(tmp_path / "a", rows, PONG)
     assert export.to_minari(recording, tmp_path / "b-v0") == []
     read = open_minari(tmp_path / "b-v0", fraction=1.0).recording

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from rlcls._errors import UserError
-from rlcls.datasets import BEGINS, open_minari
+from rlcls.datasets import BEGINS, CONTINUES, TRUNCATED, open_minari
 from rlcls.datasets.minari import grey_frames
 
 h5py = pytest.importorskip("h5py")
@@ -136,6 +136,8 @@ def test_vectors_are_read_as_they_were_written(data_format, action, tmp_path):
         np.testing.assert_array_equal(columns.rewards[first:last], columns_of["rewards"].astype(np.float32))
         np.testing.assert_array_equal(columns.terminals[first:last], columns_of["terminations"])
         assert not columns.terminals[last] and columns.starts[first] == BEGINS
+        is_limited = columns_of["truncations"][-1] and not columns_of["terminations"][-1]
+        assert columns.starts[last] == (TRUNCATED if is_limited else CONTINUES)
         first = last + 1
     assert first == columns.num_rows and data.count == sum(len(each["rewards"]) for each in episodes)
     assert data.spec.num_actions == (6 if action is DISCRETE else None)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlcls._errors import UserError
-from rlcls.datasets import Mixture, Transitions, open_recording
+from rlcls.datasets import TRUNCATED, Mixture, Transitions, open_recording
 from rlcls.training import Dataset
 
 GAMES = {"Pong": 6, "Breakout": 4, "Freeway": 3}
@@ -63,9 +63,10 @@ def test_each_game_has_its_own_noise(tmp_path, record, make_rows, layout):
 
 
 def test_the_behaviour_is_the_mean_return_of_whole_episodes(tmp_path, record, make_rows, layout):
-    rows = make_rows(layout, [30, 20, 10])
-    rows.terminals[58] = False  # the third episode is not complete
-    expected = (rows.rewards[:30].sum() + rows.rewards[30:50].sum()) / 2
+    rows = make_rows(layout, [30, 20, 10, 9])
+    rows.terminals[[48, 58]] = False
+    rows.starts[49] = TRUNCATED  # a limit ended the second episode, and the third one is not complete
+    expected = (rows.rewards[:30].sum() + rows.rewards[30:50].sum() + rows.rewards[60:].sum()) / 3
     for game in ("Pong", "Breakout"):
         record(
             tmp_path / game, rows, dataclasses.replace(layout, game=game, rewards_clipped=game == "Breakout")

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlcls._errors import UserError
-from rlcls.datasets import BEGINS, CONTINUES, CUT, Layout, Rows, Streams, Transitions, Writer
+from rlcls.datasets import BEGINS, CONTINUES, CUT, TRUNCATED, Layout, Rows, Streams, Transitions, Writer
 from rlcls.replay import FrameReplay
 from rlcls.training import Dataset
 
@@ -40,6 +40,9 @@ def random_episodes(case):
 def as_rows(episodes):
     steps = [step for _, episode in episodes for step in episode]
     starts = [s for start, episode in episodes for s in [start] + [CONTINUES] * (len(episode) - 1)]
+    for last, (_, episode) in zip(np.cumsum([len(e) for _, e in episodes]) - 1, episodes, strict=True):
+        if len(episode) % 2 == 0:  # which changes no transition
+            starts[last] = TRUNCATED
     frames, actions, rewards, terminals = zip(*steps, strict=True)
     return Rows(
         np.array(frames, np.int64)[:, None],
