@@ -130,7 +130,7 @@ def edited(path):
 
 def older(path):
     text = (path / "manifest.json").read_text()
-    (path / "manifest.json").write_text(text.replace("rlcls recording 1", "rlcls recording 0"))
+    (path / "manifest.json").write_text(text.replace("rlcls recording 2", "rlcls recording 0"))
 
 
 DAMAGE = {
@@ -151,6 +151,13 @@ def test_damage_is_one_line_that_names_the_file(damage, tmp_path, record, make_r
     with pytest.raises(UserError, match=DAMAGE[damage]) as error:
         Recording(tmp_path / "a")
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_recording_from_before_truncated_episodes_were_marked_is_read(tmp_path, record, make_rows, layout):
+    identity = record(tmp_path / "a", make_rows(layout, [30])).identity
+    text = (tmp_path / "a" / "manifest.json").read_text()
+    (tmp_path / "a" / "manifest.json").write_text(text.replace("rlcls recording 2", "rlcls recording 1"))
+    assert Recording(tmp_path / "a").identity == identity
 
 
 def test_a_writer_does_not_mix_recordings(tmp_path, record, make_rows, layout):
