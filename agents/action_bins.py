@@ -80,4 +80,6 @@ class ActionBins:
         cell = jnp.zeros((), jnp.int32)
         for digit in jnp.split(jnp.asarray(tokens), self.levels, axis=-1):
             cell = cell * self.bins + digit
-        return low + (cell.astype(jnp.float32) + 0.5) / self.cells * (high - low)
+        # In this form the centre of the middle interval is exactly the middle of the range, such as 0.
+        offset = (2 * cell + 1 - self.cells).astype(jnp.float32) / self.cells
+        return (low + high) / 2 + offset * ((high - low) / 2)

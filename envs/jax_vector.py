@@ -59,8 +59,9 @@ class JaxVectorEnv(gymnasium.vector.VectorEnv):
         self.observation_space = gymnasium.vector.utils.batch_space(self.single_observation_space, num_envs)
         self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, num_envs)
         self._carry: Playing | None = None
-        # The experts' assumed states and last actions, and whether there was a step since.
-        self._script: tuple[PyTree[Array], Array] | None = None
+        # The experts' assumed states, last actions and whether the assumed episode has ended; and whether there was a
+        # step since.
+        self._script: tuple[PyTree[Array], Array, Array] | None = None
         self._stepped = False
         self._actions: np.ndarray | None = None
         self._episode_start = np.zeros(num_envs, bool)
@@ -129,7 +130,8 @@ class JaxVectorEnv(gymnasium.vector.VectorEnv):
         if self._script is None:
             looks = np.ones(self.num_envs, bool)
             action = self.spec.action
-            self._script = self._carry.state, jnp.zeros((self.num_envs, *action.shape), action.dtype)
+            actions = jnp.zeros((self.num_envs, *action.shape), action.dtype)
+            self._script = self._carry.state, actions, jnp.zeros(self.num_envs, bool)
         arguments = jax.device_put((looks, np.full(self.num_envs, self._stepped)))
         self._script = self._programs.script(self._carry, *self._script, *arguments)
         self._stepped = False
@@ -193,18 +195,21 @@ class _Programs:
             return episodes.begin(jax.random.key(seed))
 
         def script(
-            one: Playing, twin: PyTree[Array], action: Array, look: Array, stepped: Array
-        ) -> tuple[PyTree[Array], Array]:
-            """The state that the expert assumes, and its action there.
+            one: Playing, twin: PyTree[Array], action: Array, over: Array, look: Array, stepped: Array
+        ) -> tuple[PyTree[Array], Array, Array]:
+            """The state that the expert assumes, its action there, and whether it assumes that the episode has ended.
 
-            `twin` and `action` are those of the previous call. The twin steps with the expert's action if the
-            environment has stepped, and is replaced by the true state if the expert looks.
+            `twin`, `action` and `over` are those of the previous call. The twin steps with the expert's action if the
+            environment has stepped, and is replaced by the true state if the expert looks. A twin whose episode has
+            ended no longer steps, so the expert repeats its last action until it looks.
             """
             # The environment's step used the same key, so without disturbances the twin equals the environment.
             key = jax.random.fold_in(one.key, one.steps - 1)
-            twin = select(stepped, env.step(twin, action, key)[0], twin)
-            twin = select(look, one.state, twin)
-            return twin, env.expert(twin)  # type: ignore[attr-defined]
+            stepped_twin, _, _, ended, _ = env.step(twin, action, key)
+            steps = stepped & ~over
+            over = (over | (steps & ended)) & ~look
+            twin = select(look, one.state, select(steps & ~ended, stepped_twin, twin))
+            return twin, env.expert(twin), over  # type: ignore[attr-defined]
 
         self.begin = jax.jit(jax.vmap(begin))
         self.again = jax.jit(jax.vmap(lambda one, mask: select(mask, episodes.again(one), one)))

@@ -38,7 +38,8 @@ class TokenQNetwork(nnx.Module):
         game's vector, which are initialised with 0. The vectors are part of the network's state, so a checkpoint
         contains them.
       history: 0, or the number W of states in an observation [B, W, ...]. The backbone processes each state alone, and
-        a learned vector for each position is added to its tokens.
+        each of the W positions has a learned vector that is added to its tokens. An observation of one state has one
+        such vector: without it, layer norm would remove the length of the observation.
 
     Raises:
       ValueError: a size is out of range.
@@ -84,7 +85,8 @@ class TokenQNetwork(nnx.Module):
         self.film, self.vectors = film, table
         self.projection = linear(size, width)
         init = nnx.initializers.normal(1.0)
-        self.positions = nnx.Param(init(rngs.params(), (history, 1, width), jnp.float32)) if history else None
+        self.history = history
+        self.positions = nnx.Param(init(rngs.params(), (max(history, 1), 1, width), jnp.float32))
         # The last token needs no embedding. The shape has at least one, because an empty array cannot be saved.
         shape = max(num_tokens - 1, 1), num_values, width
         self.embeddings = nnx.Param(init(rngs.params(), shape, jnp.float32))
@@ -154,12 +156,12 @@ class TokenQNetwork(nnx.Module):
     def _observe(self, observations: PyTree[Num[Array, "b *_"]]) -> Float[Array, "b s d"]:
         seen = observations if self.film is None else observations["frames"]
         batch = len(seen)
-        if self.positions is not None:
+        if self.history:
             seen = seen.reshape(-1, *seen.shape[2:])
         features = self.backbone(seen)
         if features.ndim == 2:
             features = features[:, None]
-        if self.positions is not None:
+        if self.history:
             features = features.reshape(batch, -1, features.shape[-1])
         if self.film is not None and self.vectors is not None:
             table = jax.lax.bitcast_convert_type(self.vectors[...], jnp.float32)
@@ -168,8 +170,6 @@ class TokenQNetwork(nnx.Module):
             scale, shift = jnp.split(self.film(vectors)[:, None], 2, axis=-1)
             features = (1 + scale) * features + shift
         tokens = self.projection(features)
-        if self.positions is None:
-            return tokens
         by_position = tokens.reshape(batch, len(self.positions[...]), -1, tokens.shape[-1])
         return (by_position + self.positions[...]).reshape(tokens.shape)
 

@@ -214,6 +214,12 @@ def test_a_continuous_action_lies_in_its_bin_and_its_centre_has_the_same_tokens(
     np.testing.assert_array_equal(division.encode(centre), tokens)
 
 
+@pytest.mark.parametrize("bins", [3, 11, 201])
+def test_the_centre_of_the_middle_bin_is_exactly_the_middle(bins):
+    division = ActionBins((-1.0,), (1.0,), bins)
+    assert jax.jit(division.decode)(np.array([[bins // 2]], np.int32)) == 0
+
+
 def test_continuous_actions_are_learnt_and_played_as_centres_of_bins():
     range_ = np.array([-1.0, 0.0], np.float32), np.array([1.0, 4.0], np.float32)
     spec = Spec(SPEC.observation, jax.ShapeDtypeStruct((2,), np.float32), None, range_)

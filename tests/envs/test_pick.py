@@ -145,6 +145,23 @@ def test_an_expert_that_does_not_look_plays_what_it_would_have_played_undisturbe
     np.testing.assert_array_equal(seeing, jax.vmap(env.env.expert)(env.state))
 
 
+def test_an_expert_that_assumes_that_it_has_succeeded_repeats_its_last_action():
+    env = pick.make("pick", num_envs=1)
+    env.reset(seed=2)
+    blind, actions = np.zeros(1, bool), []
+    for step in range(env.env.horizon):
+        actions.append(env.scripted_actions(blind))
+        env.step(np.ones((1, 4), np.float32) if step == 0 else actions[-1])  # the first action goes wrong
+    undisturbed = pick.make("pick", num_envs=1)
+    undisturbed.reset(seed=2)
+    length = 0
+    while not undisturbed.step(undisturbed.scripted_actions())[2].any():
+        length += 1
+    assert (np.array(actions[length:]) == actions[length]).all()
+    looking = env.scripted_actions()
+    np.testing.assert_array_equal(looking, jax.vmap(env.env.expert)(env.state))
+
+
 def test_an_environment_without_an_expert_or_a_picture_says_that_it_has_none():
     class Bare(pick.Pick):
         expert = property()
