@@ -13,8 +13,8 @@ bins        256 bins, and 16 bins at two levels, beside 11
 history     the fingers hidden, with and without the last three observations
 metaworld   three tasks of Meta-World, 100 fresh goals (needs the extra robotics)
 
-Each cell is trained on recordings of its own seed by a command of rlcls.train, 3,000 updates, and its final network
-plays 500 fresh episodes, or 100 of Meta-World. --minutes stops the runs after that time, and they save: the same
+Each cell is trained on recordings of its own seed by a command of rlcls.train, 3,000 updates unless its label says
+otherwise, and its final network plays 500 fresh episodes, or 100 of Meta-World. --minutes stops the runs after that time, and they save: the same
 command goes on. Runs that have ended are not made again, nor are those whose results lie in --out.
 """
 
@@ -64,6 +64,7 @@ class Cell(NamedTuple):
       data: a key of `DATA`.
       options: what rlcls.train is given.
       seeds: its own seeds; empty takes those of the command.
+      steps: updates.
     """
 
     part: str
@@ -71,12 +72,14 @@ class Cell(NamedTuple):
     data: str
     options: list[str]
     seeds: tuple[int, ...] = ()
+    steps: int = STEPS
 
 
 def cells() -> list[Cell]:
     """Every setting, by part."""
     made = [
         Cell("pick", "HL-Gauss", "mixed", HLGAUSS),
+        Cell("pick", "HL-Gauss, 9,000 updates", "mixed", HLGAUSS, steps=9000),
         Cell("pick", "MSE", "mixed", MSE),
         Cell("pick", "MSE, weight of HL-Gauss", "mixed", ["loss=mse"]),
         Cell("pick", "cloning", "mixed", CLONE),
@@ -171,12 +174,12 @@ def main() -> None:
 
 def _known(path: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
     """The runs that `_write` wrote before, on whatever machine, by part, label and seed."""
-    settings = {(cell.part, cell.label): [cell.data, cell.options] for cell in cells()}
+    settings = {(cell.part, cell.label): [cell.data, cell.options, cell.steps] for cell in cells()}
     results = json.loads(path.read_text())["cells"] if path.exists() else []
     return {
         (each["part"], each["label"], run["seed"]): run
         for each in results
-        if settings.get((each["part"], each["label"])) == [each["data"], each["options"]]
+        if settings.get((each["part"], each["label"])) == [each["data"], each["options"], each["steps"]]
         for run in each["runs"]
     }
 
@@ -194,7 +197,7 @@ def _train(cell: Cell, seed: int, folder: Path) -> _runs.Job:
     if any(option.startswith("agent=") for option in cell.options):
         command.remove("agent=qtransformer")
     command += [f"data.path={folder / 'recordings' / f'{_name(cell.data)}-s{seed}'}", *cell.options]
-    command += [f"steps={STEPS}", "eval.every=1000", f"seed={seed}"]
+    command += [f"steps={cell.steps}", f"eval.every={cell.steps // 3}", f"seed={seed}"]
     if not any(option.startswith("eval.episodes=") for option in cell.options):
         command.append(f"eval.episodes={EPISODES}")
     return _runs.Job(name, [*command, "logging.tensorboard=false", f"run_dir={folder / name}"])
@@ -205,7 +208,7 @@ def _run_name(cell: Cell, seed: int) -> str:
 
 
 def _name(label: str) -> str:
-    return label.replace(", ", "-").replace(" ", "_").replace("=", "")
+    return label.replace(", ", "-").replace(" ", "_").replace("=", "").replace(",", "")
 
 
 def _ended(cell: Cell, folder: Path) -> list[dict[str, Any]]:
@@ -222,7 +225,7 @@ def _evaluations(cell: Cell, seed: int, folder: Path) -> dict[str, Any] | None:
     path = folder / _run_name(cell, seed) / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     found, facts = [line for line in lines if line["kind"] == "eval"], _report.machine()
-    if not found or found[-1]["updates"] != STEPS:
+    if not found or found[-1]["updates"] != cell.steps:
         return None
     return {
         "seed": seed,
@@ -254,7 +257,7 @@ def _write(
             if not ended:
                 continue
             data = np.mean([run["behaviour"] for run in ended])
-            final = np.array([run["success"][str(STEPS)] for run in ended])
+            final = np.array([run["success"][str(cell.steps)] for run in ended])
             results.append({**cell._asdict(), "runs": ended})
             rows.append([cell.label, cell.data, f"{data:.2f}", *_cells(final)])
         if rows:
@@ -264,8 +267,8 @@ def _write(
     if not results:
         raise SystemExit(f"no run in {folder} has ended yet")
     intro = (
-        f"Success of the final network in {EPISODES} fresh episodes (100 of Meta-World) after {STEPS:,} updates, "
-        "greedy, without a choice of checkpoint. Each seed has recordings of its own. From 5 seeds on, the interval is "
+        f"Success of the final network in {EPISODES} fresh episodes (100 of Meta-World) after {STEPS:,} updates "
+        "where the label names no other number, greedy, without a choice of checkpoint. Each seed has recordings of its own. From 5 seeds on, the interval is "
         f"Student's t over seeds. Each run on one core. {_report.describe(facts)}"
     )
     data = {"machine": facts, "steps": STEPS, "episodes": EPISODES, "cells": results}
@@ -292,7 +295,7 @@ def _picture(results: list[dict[str, Any]], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(6.4, 0.8 + 0.32 * len(results)), layout="constrained")
     for row, each in enumerate(results):
-        final = [run["success"][str(STEPS)] for run in each["runs"]]
+        final = [run["success"][str(each["steps"])] for run in each["runs"]]
         axes.plot(final, [row] * len(final), "o", color="#0072b2", markersize=4, alpha=0.6)
         axes.plot([np.mean(final)] * 2, [row - 0.3, row + 0.3], color="#0072b2", linewidth=2)
         behaviour = np.mean([run["behaviour"] for run in each["runs"]])
