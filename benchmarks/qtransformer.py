@@ -13,9 +13,10 @@ bins        256 bins, and 16 bins at two levels, beside 11
 history     the fingers hidden, with and without the last three observations
 metaworld   three tasks of Meta-World, 100 fresh goals (needs the extra robotics)
 
-Each cell is trained on recordings of its own seed by a command of rlcls.train, 3,000 updates unless its label says
-otherwise, and its final network plays 500 fresh episodes, or 100 of Meta-World. --minutes stops the runs after that time, and they save: the same
-command goes on. Runs that have ended are not made again, nor are those whose results lie in --out.
+Each cell is trained on recordings of its own seed by a command of rlcls.train, with 3,000 updates unless its label says
+otherwise. Its final network plays 500 fresh episodes, or 100 of Meta-World. --minutes stops the runs after that time,
+and they save: the same command goes on. Runs that have ended are not made again, nor are those whose results lie in
+--out.
 """
 
 import argparse
@@ -267,9 +268,10 @@ def _write(
     if not results:
         raise SystemExit(f"no run in {folder} has ended yet")
     intro = (
-        f"Success of the final network in {EPISODES} fresh episodes (100 of Meta-World) after {STEPS:,} updates "
-        "where the label names no other number, greedy, without a choice of checkpoint. Each seed has recordings of its own. From 5 seeds on, the interval is "
-        f"Student's t over seeds. Each run on one core. {_report.describe(facts)}"
+        f"Success of the final network in {EPISODES} fresh episodes (100 of Meta-World), greedy, without a choice of "
+        f"checkpoint, after {STEPS:,} updates where the label names no other number. Each seed has recordings of its "
+        "own. From 5 seeds on, the interval is Student's t over seeds. Each run on one core. "
+        f"{_report.describe(facts)}"
     )
     data = {"machine": facts, "steps": STEPS, "episodes": EPISODES, "cells": results}
     _report.write(
