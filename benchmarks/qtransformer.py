@@ -11,7 +11,8 @@ comparison  each of these at its best weight of `tuning` (WEIGHTS below)
 shapes      8 % demonstrations and 92 % noisy replays, as published: conservatism, bound and n-step taken away
 bins        256 bins, and 16 bins at two levels, beside 11
 history     the fingers hidden, with and without the last three observations
-metaworld   three tasks of Meta-World, 100 fresh goals (needs the extra robotics)
+metaworld   three tasks of Meta-World, and all three in one network, 100 fresh goals (needs the extra robotics)
+pictures    one of these tasks from pictures, 500 episodes, one seed
 
 Each cell is trained on recordings of its own seed by a command of rlcls.train, with 3,000 updates unless its label says
 otherwise. Its final network plays 500 fresh episodes, or 100 of Meta-World. --minutes stops the runs after that time,
@@ -20,6 +21,7 @@ and they save: the same command goes on. Runs that have ended are not made again
 """
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -46,8 +48,9 @@ DATA = {
     "relay": ["env=pick", "task=relay"],
     "published": ["env=pick", "noise=replay", f"levels=0,0,{','.join(['0.2'] * 23)}"],
 }
-TASKS = ("pick-place-v3", "push-v3", "drawer-open-v3")
-DATA |= {task: ["env=metaworld", f"task={task}", "noise=closed_loop"] for task in TASKS}
+TASKS = ("metaworld/pick-place-v3", "metaworld/push-v3", "metaworld/drawer-open-v3")
+DATA |= {task: ["env=metaworld", f"task={Path(task).name}", "noise=closed_loop"] for task in TASKS}
+DATA["pictures"] = [*DATA[TASKS[0]], "env.image_size=84", "episodes=500"]
 # Options of the environment, which training repeats.
 ENVIRONMENT = ("env=", "env.", "task=")
 LOSSES, WEIGHTS_TRIED = ("mse", "two_hot", "hlgauss"), (0.03, 0.1, 0.3, 1.0)
@@ -62,7 +65,7 @@ class Cell(NamedTuple):
     Attributes:
       part: the part of the benchmark that trains it.
       label: names it in tables.
-      data: a key of `DATA`.
+      data: a key of `DATA`, or "tasks", the recordings of all `TASKS`.
       options: what rlcls.train is given.
       seeds: its own seeds; empty takes those of the command.
       steps: updates.
@@ -125,14 +128,15 @@ def cells() -> list[Cell]:
         Cell("history", "hidden", "hidden", MSE),
         Cell("history", "hidden, history 3", "hidden, history", MSE),
     ]
-    for task in TASKS:
-        for label, options in (
-            ("MSE", MSE),
-            ("HL-Gauss", HLGAUSS),
-            ("cloning", CLONE),
-            ("filtered cloning", FILTERED),
-        ):
-            made.append(Cell("metaworld", f"{task}, {label}", task, [*options, "eval.episodes=100"]))
+    agents = {"MSE": MSE, "HL-Gauss": HLGAUSS, "cloning": CLONE, "filtered cloning": FILTERED}
+    for data, (label, options) in itertools.product((*TASKS, "tasks"), agents.items()):
+        name, options = Path(data).name, [*options, "eval.episodes=100"]
+        if data == "tasks":
+            name, games = "all in one network", f"data.games=[{','.join(TASKS)}]"
+            options += [f"agent.games={len(TASKS)}", games]
+        made.append(Cell("metaworld", f"{name}, {label}", data, options, (0, 1, 2)))
+    pictures = [*MSE, "backbone=impala", "training.batch_size=32", "eval.episodes=100"]
+    made.append(Cell("pictures", "MSE", "pictures", pictures, (0,)))
     return made
 
 
@@ -160,7 +164,7 @@ def main() -> None:
             for cell in wanted
             if seed in (cell.seeds or arguments.seeds) and (cell.part, cell.label, seed) not in known
         ]
-        recordings = dict.fromkeys(cell.data for cell in chosen)
+        recordings = dict.fromkeys(data for cell in chosen for data in _recorded(cell))
         jobs = [_record(data, seed, arguments.runs) for data in recordings]
         trainings = [_train(cell, seed, arguments.runs) for cell in chosen]
         for each in (jobs, trainings):
@@ -185,19 +189,31 @@ def _known(path: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
     }
 
 
+def _recorded(cell: Cell) -> list[str]:
+    """The keys of `DATA` that a cell reads."""
+    return list(TASKS) if cell.data == "tasks" else [cell.data]
+
+
+def _path(data: str, seed: int, folder: Path) -> Path:
+    return folder / "recordings" / f"s{seed}" / data.replace(", ", "-")
+
+
 def _record(data: str, seed: int, folder: Path) -> _runs.Job:
-    out = folder / "recordings" / f"{_name(data)}-s{seed}"
-    command = ["-m", "rlcls.collect", "policy=scripted", *DATA[data], "episodes=2000", f"seed={seed}"]
-    return _runs.Job(f"record-{_name(data)}-s{seed}", [*command, f"out={out}"])
+    # The data may have a number of episodes of their own.
+    options = {option.partition("=")[0]: option for option in ["episodes=2000", *DATA[data]]}
+    command = ["-m", "rlcls.collect", "policy=scripted", *options.values(), f"seed={seed}"]
+    name = f"record-{data.replace(', ', '-').replace('/', '-')}-s{seed}"
+    return _runs.Job(name, [*command, f"out={_path(data, seed, folder)}"])
 
 
 def _train(cell: Cell, seed: int, folder: Path) -> _runs.Job:
     name = _run_name(cell, seed)
-    environment = [option for option in DATA[cell.data] if option.startswith(ENVIRONMENT)]
+    environment = [option for option in DATA[_recorded(cell)[0]] if option.startswith(ENVIRONMENT)]
     command = ["-m", "rlcls.train", *environment, "agent=qtransformer", "data=recording"]
     if any(option.startswith("agent=") for option in cell.options):
         command.remove("agent=qtransformer")
-    command += [f"data.path={folder / 'recordings' / f'{_name(cell.data)}-s{seed}'}", *cell.options]
+    path = _path("" if cell.data == "tasks" else cell.data, seed, folder)
+    command += [f"data.path={path}", *cell.options]
     command += [f"steps={cell.steps}", f"eval.every={cell.steps // 3}", f"seed={seed}"]
     if not any(option.startswith("eval.episodes=") for option in cell.options):
         command.append(f"eval.episodes={EPISODES}")
@@ -222,18 +238,26 @@ def _ended(cell: Cell, folder: Path) -> list[dict[str, Any]]:
 
 
 def _evaluations(cell: Cell, seed: int, folder: Path) -> dict[str, Any] | None:
-    """Success of the data and at each evaluation, and seconds of training; None where the run has not ended."""
+    """Success of the data and at each evaluation, and seconds of training; None where the run has not ended.
+
+    With several tasks, success is their mean, and `each` has the final success of each task.
+    """
     path = folder / _run_name(cell, seed) / "metrics.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    found, facts = [line for line in lines if line["kind"] == "eval"], _report.machine()
-    if not found or found[-1]["updates"] != cell.steps:
+    found, facts = [line for line in lines if line["kind"].startswith("eval")], _report.machine()
+    last = [line for line in found if line["updates"] == cell.steps]
+    if len(last) != len(_recorded(cell)):
         return None
+    success: dict[str, list[float]] = {}
+    for line in found:
+        success.setdefault(str(line["updates"]), []).append(line["return_mean"])
     return {
         "seed": seed,
-        "behaviour": _behaviour(cell.data, seed, folder),
-        "success": {str(line["updates"]): line["return_mean"] for line in found},
-        "seconds": found[-1]["seconds"],
-        "length": found[-1]["length_mean"],
+        "behaviour": float(np.mean([_behaviour(data, seed, folder) for data in _recorded(cell)])),
+        "success": {updates: float(np.mean(means)) for updates, means in success.items()},
+        "each": {line["kind"].removeprefix("eval."): line["return_mean"] for line in last},
+        "seconds": last[-1]["seconds"],
+        "length": last[-1]["length_mean"],
         **{name: facts[name] for name in ("cpu", "revision")},
     }
 
@@ -241,7 +265,7 @@ def _evaluations(cell: Cell, seed: int, folder: Path) -> dict[str, Any] | None:
 def _behaviour(data: str, seed: int, folder: Path) -> float:
     from rlcls.datasets import open_recording
 
-    (mean,) = open_recording(folder / "recordings" / f"{_name(data)}-s{seed}").behaviour_returns.values()
+    (mean,) = open_recording(_path(data, seed, folder)).behaviour_returns.values()
     return mean
 
 
