@@ -21,10 +21,11 @@ from rlcls import networks
 from rlcls._errors import UserError, nearest, one_line
 from rlcls.agents.base import Agent, check_agent
 from rlcls.datasets import Mixture, Transitions
-from rlcls.envs.base import HostEnv, as_host_env
+from rlcls.envs.base import HostEnv
 from rlcls.envs.gymnax import as_jax_env
 from rlcls.envs.jax_vector import JaxVectorEnv
 from rlcls.envs.one_of_many import OneOfMany
+from rlcls.envs.wrappers import as_host_env
 from rlcls.evaluation import EachLane, EpisodeEvaluator, Periodic
 from rlcls.runs.identity import identity, leaves
 from rlcls.runs.lanes import is_compiled, seeds, settings

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlcls._errors import UserError
+from rlcls._errors import UserError, class_name
 from rlcls.transition import Transition
 
 from .loop import Dataset, Where
@@ -30,7 +30,7 @@ def check_structure(data: Dataset, size: int = 2) -> Transition:
             f"({', '.join(type(each).__name__ for each in sampled)})" if is_pair else type(sampled).__name__
         )
         raise UserError(
-            f"data: {_name(data)}.sample must return (Transition, tuple of arrays: where it is from), not {shown}"
+            f"data: {class_name(data)}.sample must return (Transition, tuple of arrays: where it is from), not {shown}"
         )
     batch, where = sampled
     spec, number = data.spec, jax.ShapeDtypeStruct((), np.float32)
@@ -45,8 +45,8 @@ def check_structure(data: Dataset, size: int = 2) -> Transition:
         actual, wanted = _shapes(values), _shapes(expected[field], size)
         if actual != wanted:
             raise UserError(
-                f"data: {_name(data)}.sample gives {field} {_show(actual)} in a batch of {size}, and its spec says "
-                f"{_show(wanted)}"
+                f"data: {class_name(data)}.sample gives {field} {_show(actual)} in a batch of {size}, and its spec "
+                f"says {_show(wanted)}"
             )
     check_values(data, batch, where)
     return batch
@@ -62,7 +62,7 @@ def check_values(data: Dataset, batch: Transition, where: Where) -> None:
         for leaf in [tree] if isinstance(tree, np.ndarray) else jax.tree.leaves(tree):
             if isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
                 item = int(np.argwhere(~np.isfinite(leaf))[0, 0])
-                raise UserError(f"data: {_name(data)}: the {field} is not finite {_place(item, where)}")
+                raise UserError(f"data: {class_name(data)}: the {field} is not finite {_place(item, where)}")
     actions, num_actions = batch.action, data.spec.num_actions
     if num_actions is None or not isinstance(actions, np.ndarray):
         return
@@ -70,7 +70,7 @@ def check_values(data: Dataset, batch: Transition, where: Where) -> None:
         outside = (actions < 0) | (actions >= num_actions)
         item = int(np.argwhere(outside)[0, 0])
         raise UserError(
-            f"data: {_name(data)}: the action is {actions[outside][0]} {_place(item, where)}, and its spec has "
+            f"data: {class_name(data)}: the action is {actions[outside][0]} {_place(item, where)}, and its spec has "
             f"{num_actions} actions, 0 to {num_actions - 1}"
         )
 
@@ -96,7 +96,3 @@ def _shapes(tree: Any, size: int | None = None) -> dict[str, tuple[str, list[int
 
 def _show(shapes: dict[str, tuple[str, list[int]]]) -> str:
     return ", ".join(f"{name} {kind} {shape}".strip() for name, (kind, shape) in shapes.items()) or "no array"
-
-
-def _name(data: Dataset) -> str:
-    return f"{type(data).__module__}.{type(data).__qualname__}"
