@@ -21,7 +21,7 @@ from rlcls.envs import gymnasium as gymnasium_envs
 from rlcls.envs import probe
 from rlcls.envs.jax_vector import JaxVectorEnv
 from rlcls.replay import FrameReplay
-from rlcls.runs.checkpoint import Checkpoints
+from rlcls.runs import Checkpoints
 from rlcls.training.loop import Saved
 
 STREAMS, ROWS = 3, 150
