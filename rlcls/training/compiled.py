@@ -48,6 +48,7 @@ class Compiled:
       placement: the devices of the lanes; None takes one.
 
     Attributes:
+      settings: the program of each setting.
       unit: "agent_steps", or "updates" without environments.
       lanes: (setting, seed) of each lane, the order of all lists of metrics; settings vary slowest.
 
@@ -83,7 +84,7 @@ class Compiled:
         self._cleared_at = 0  # the iteration at which the sums were last cleared
         self._halfway = False  # whether an exception left the groups at different iterations
         self._recent_return: list[float | None] = [None] * len(self.lanes)
-        self._settings = settings
+        self.settings = settings
         self._groups = []
         data = _Data([settings[setting].columns(seed) for setting, seed in self.lanes], placement)
         for shared in _grouped(settings, data, placement):
@@ -154,7 +155,7 @@ class Compiled:
             sums, episodes = jax.device_get((group.state.sums, _counted(group.state.episodes)))
             for place, lane in enumerate(group.lanes):
                 one = {name: float(sums[name][place]) / updates if updates else None for name in sums}
-                setting = self._settings[self.lanes[lane][0]]
+                setting = self.settings[self.lanes[lane][0]]
                 if isinstance(setting, Program):
                     (counts, returns, lengths), finished = episodes
                     count = int(counts[place])
@@ -173,7 +174,7 @@ class Compiled:
     def _name(self, group: _Group, good: np.ndarray) -> str:
         """The name of the first lane whose entry in `good` is False."""
         setting, seed = self.lanes[group.lanes[int(np.argmin(good))]]
-        return f"seed {seed}" + (f" of setting {setting}" if len(self._settings) > 1 else "")
+        return f"seed {seed}" + (f" of setting {setting}" if len(self.settings) > 1 else "")
 
     def warm_up(self, until: int) -> float:
         """Compiles what a run to `until` agent steps (or updates) needs, and measures half a second of learning.

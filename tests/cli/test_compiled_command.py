@@ -7,7 +7,7 @@ import pytest
 
 from rlcls import collect, compare, evaluate, plot, train, trained
 from rlcls._errors import UserError
-from rlcls.cli import build, config_file, resources
+from rlcls.cli import build, config_file, resources, run_config
 from rlcls.cli.compose import compose
 from rlcls.datasets import Mixture, Recording
 from rlcls.plotting import load, load_each
@@ -107,7 +107,9 @@ def test_settings_can_be_named_one_by_one():
 
 def test_the_default_folder_names_the_seeds():
     config = compose(["env=minatar", "game=Breakout", "seeds=10", "seed=5"])
-    assert build.run_dir(config, "Breakout-MinAtar").name.startswith("dqn-hlgauss-Breakout-MinAtar-s5-14-")
+    assert run_config.run_dir(config, "Breakout-MinAtar").name.startswith(
+        "dqn-hlgauss-Breakout-MinAtar-s5-14-"
+    )
 
 
 OFFLINE = ["agent=cql", "env=probe", "game=probe/policy", "recipe=minatar", "loop=compiled", "data=recording"]

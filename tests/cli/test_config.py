@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlcls._errors import UserError
-from rlcls.cli import build, compose
+from rlcls.cli import build, compose, evaluators, run_config
 from rlcls.cli.help import GROUPS, choices
 from rlcls.runs.identity import difference, identity
 
@@ -238,9 +238,9 @@ def test_null_is_still_no_path_and_quotes_are_still_the_grammars():
 
 def test_a_path_may_begin_at_home(monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
-    assert build.run_dir(compose.compose(["run_dir=~/x"]), "Pong") == Path("/somewhere/x")
+    assert run_config.run_dir(compose.compose(["run_dir=~/x"]), "Pong") == Path("/somewhere/x")
     with pytest.raises(UserError, match="run_dir=~no-such-user/x: Could not determine home directory"):
-        build.run_dir(compose.compose(["run_dir=~no-such-user/x"]), "Pong")
+        run_config.run_dir(compose.compose(["run_dir=~no-such-user/x"]), "Pong")
 
 
 def test_a_head_of_ones_own_gets_only_the_options_that_were_said():
@@ -373,7 +373,7 @@ def test_the_name_of_an_evaluator_does_not_change_the_words_of_its_error():
         [f"+evals.data._target_={__name__}.Refusing", "+evals.data.every=7", "eval.every=0"]
     )
     with pytest.raises(UserError, match="^the data lacks returns$"):
-        build._evaluator(run, "evals.data", None, None, None)
+        evaluators._evaluator(run, "evals.data", None, None, None)
 
 
 def test_a_game_stands_only_in_the_configuration_of_what_plays_one():

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from rlcls._errors import UserError, nearest
-from rlcls.cli import build, compose
+from rlcls.cli import build, compose, evaluators
 
 pytestmark = pytest.mark.untyped
 
@@ -186,8 +186,8 @@ def test_a_value_that_a_constructor_refuses_is_one_line(options):
         config = compose.compose(["env=probe", "game=probe/policy", "backbone=mlp", *options.split()])
         env = build.environment(config)
         agent = build.agent(config, env.spec)
-        build.loop(config, agent, env)
-        build.evaluators(config, agent, {"": env})
+        loop = build.loop(config, agent, env)
+        evaluators.make(config, loop, agent, {"": env})
     assert str(caught.value).startswith(IMPOSSIBLE[options])
     assert "\n" not in str(caught.value)
 

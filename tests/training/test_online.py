@@ -10,7 +10,7 @@ import pytest
 
 from rlcls._errors import UserError
 from rlcls.agents import DQN
-from rlcls.cli import build
+from rlcls.cli import build, run_config
 from rlcls.cli.compose import compose
 from rlcls.envs.probe import PROBES
 from rlcls.evaluation import EpisodeEvaluator
@@ -233,7 +233,7 @@ def shares(count, *overrides):
     config = compose([*PROBE, "game=probe/two_step", "loss=mse", "training.reseed_every=9", *overrides])
     loops = []
     for host in range(count):
-        own = build.share(config, host, count)
+        own = run_config.share(config, host, count)
         env = build.environment(own)
         loops.append(build.loop(own, build.agent(own, env.spec), env))
         loops[-1]._host, loops[-1]._hosts = host, count
