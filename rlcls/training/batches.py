@@ -1,4 +1,4 @@
-"""Checks of the batches of a data set: of their structure before a run begins, and of their values each time."""
+"""Checks the batches of a data set: the structure of one before a run begins, and the values of each."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .loop import Dataset, Where
 
 
 def check_structure(data: Dataset, size: int = 2) -> Transition:
-    """A batch of a data set, whose arrays have the shapes of the data set's spec, and its kinds of numbers.
+    """Samples a batch, and checks the shapes and dtypes of its arrays against the spec of the data set.
 
     Args:
       data: the data set.
       size: transitions in the batch.
 
     Raises:
-      UserError: `sample` returns something else.
+      UserError: they differ, or `sample` does not return a batch and its origin.
     """
     sampled: Any = data.sample(size, 0, 0)
     is_pair = isinstance(sampled, tuple) and len(sampled) == 2
@@ -55,8 +55,8 @@ def check_structure(data: Dataset, size: int = 2) -> Transition:
 def check_values(data: Dataset, batch: Transition, where: Where) -> None:
     """Raises a UserError, which names the row, if a reward or observation is not finite or an action does not exist.
 
-    It costs about 10 microseconds, so it looks at each part of the data once: the next observations and actions of one
-    batch are the observations and actions of others.
+    It takes about 10 microseconds. It does not read next observations and next actions, because they are the
+    observations and actions of other transitions.
     """
     for field, tree in (("reward", batch.reward), ("observation", batch.observation)):
         for leaf in [tree] if isinstance(tree, np.ndarray) else jax.tree.leaves(tree):
@@ -76,19 +76,19 @@ def check_values(data: Dataset, batch: Transition, where: Where) -> None:
 
 
 def _place(item: int, where: Where) -> str:
-    """The origin of a batch's item in words."""
+    """A phrase that names the origin of an item of a batch."""
     origin = ", ".join(str(axis[item]) for axis in where if np.ndim(axis) and len(axis) > item)
     return f"at row {origin}" if origin else f"in transition {item} of a batch"
 
 
 def _shapes(tree: Any, size: int | None = None) -> dict[str, tuple[str, list[int]]]:
-    """Kind and shape of each leaf by its name; of leaves without a batch axis if `size` is given."""
+    """The kind and shape of each leaf, by its name. If `size` is given, it is added to each shape as the batch axis."""
     kinds = {"f": "float", "i": "integer", "u": "integer", "b": "bool"}
     shapes = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
         shape = [*array.shape] if size is None else [size, *array.shape]
-        # Pictures of bytes are scaled by the networks, other integers are not.
+        # "uint8" is a kind of its own, because networks scale images of bytes and no other integers.
         kind = "uint8" if array.dtype == np.uint8 else kinds.get(np.dtype(array.dtype).kind, str(array.dtype))
         shapes[jax.tree_util.keystr(path)] = (kind, shape)
     return shapes

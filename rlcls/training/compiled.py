@@ -216,10 +216,10 @@ class Compiled:
         return Saved({"acting": self.acting(), "lanes": lanes}, {}, counters)
 
     def restore(self, saved: Saved, tick: Tick = lambda done, total: None) -> None:
-        """Goes on from a saved moment.
+        """Continues from a saved state.
 
         Raises:
-          UserError: the data have changed since.
+          UserError: the identity of the data has changed since then.
         """
         del tick
         check_same_data(saved.counters.get("data"), self._first.identity)
@@ -233,6 +233,7 @@ class Compiled:
         """Does nothing: a compiled loop holds no thread and no file."""
 
     def _updates(self, iterations: int) -> int:
+        """Updates of one lane in its first `iterations`."""
         return max(0, iterations - self._first.warm_iterations) * self._first.updates
 
 
@@ -350,9 +351,9 @@ class _Shared:
         # `first` and `last` are not batched, so rows are written in place and conditions stay branches. The options
         # of `xla.jit` would make matrix products of this size slower.
         batch, compiled = (jax.vmap, placement.lanes) if program.vmap else (_alone, _on_its_device)
-        of_all = (0, 0, 0, 0, None, None, None)
+        axes = (0, 0, 0, 0, None, None, None)
         self.init = compiled(batch(init, in_axes=(0, 0)), (0, 0))
-        self.run = compiled(batch(run, in_axes=of_all), of_all, donate=(0,))
+        self.run = compiled(batch(run, in_axes=axes), axes, donate=(0,))
         self.clear = compiled(jax.vmap(program.clear), (0,), donate=(0,))
         acting = jax.vmap(program.acting)
         self.acting = placement.jit(acting) if program.vmap else jax.jit(acting)
@@ -367,7 +368,7 @@ def _on_its_device(
 
 
 def _alone(function: Any, in_axes: tuple[int | None, ...]) -> Any:
-    """Like `jax.vmap` over an axis of one, but without batched arithmetic, which makes convolutions half as fast."""
+    """Like `jax.vmap` over an axis of size 1, but without batched convolutions, which are half as fast."""
 
     def squeezed(*arguments: Any) -> Any:
         pairs = zip(arguments, in_axes, strict=True)
@@ -414,10 +415,12 @@ def _counted(episodes: Episodes | None) -> Any:
 
 
 def _shapes(tree: PyTree) -> Any:
+    """The structure of the tree, and the shape and dtype of each leaf."""
     return jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
 
 
 def _without_values(function: Any) -> Any:
+    """The function with a first argument `values`, which it ignores."""
     return lambda values, *arguments: function(*arguments)
 
 
@@ -440,7 +443,7 @@ class _Group:
         placement: Placement,
     ):
         self._shared, self.lanes, self._placement = shared, places, placement
-        # None without a mesh, and with a mesh over which the lanes are divided.
+        # None if there is no mesh, or if the lanes are divided over the mesh.
         self._device = None
         if not shared.vmap and len(placement.devices) > 1:
             self._device = placement.devices[places[0] % len(placement.devices)]
