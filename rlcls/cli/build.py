@@ -189,7 +189,7 @@ def loop(
         _check_is_on_device(data)
     resources.check(config, agent, data.spec if data else env.spec, env.frame_stack, place, data)
     common: dict[str, Any] = {"seed": config.seed, "log_every": config.logging.every}
-    if len(place.devices) > 1:  # so that a loop of the user's own need not take `placement`
+    if len(place.devices) > 1:  # otherwise a loop of the user's own need not take `placement`
         common["placement"] = place
     if data is not None:
         if "replay" in config:
@@ -225,7 +225,13 @@ def loop(
 def _program(
     config: DictConfig, made: Agent[Any] | None, env: HostEnv, data: Mapping[int, Transitions]
 ) -> Program | OfflineProgram:
-    """The program of one setting. `made` and `env` are those of the first one; for others `made` is None.
+    """The program of one setting.
+
+    Args:
+      config: the configuration of the setting.
+      made: the agent of the first setting; None for others, which get an agent and an environment of their own.
+      env: the environment of the first setting.
+      data: the transitions of each seed; empty if the run learns from its own play.
 
     Raises:
       UserError: the environment is not pure, or the parts do not match.

@@ -129,7 +129,7 @@ def check_task(config: DictConfig, envs: Mapping[str, HostEnv], data: Dataset | 
         return
     for env in envs.values():
         if other := other_task(data.spec, env):
-            raise UserError(f"the data has {other}: {_cure(data, envs)}")
+            raise UserError(f"the data has {other}: {_remedy(data, envs)}")
 
 
 def trained_spec(config: DictConfig, env: HostEnv) -> Spec:
@@ -151,7 +151,8 @@ def other_task(learnt: Spec, env: HostEnv) -> str:
     return f"{there}, and {env.name} has {here}" if there != here else ""
 
 
-def _cure(data: Dataset, envs: Mapping[str, HostEnv]) -> str:
+def _remedy(data: Dataset, envs: Mapping[str, HostEnv]) -> str:
+    """The end of an error message: how data and environments can have equal specs."""
     if len(envs) > 1:
         return (
             "several games need the same observations and actions, for Atari +env.full_action_space=true when they "
@@ -178,6 +179,7 @@ def _evaluator_sections(config: DictConfig) -> dict[str, str]:
 
 
 def _every(config: DictConfig, section: str) -> int:
+    """The period of an evaluator; 0 means never."""
     return OmegaConf.select(config, section).every
 
 
@@ -190,10 +192,12 @@ def _plays(config: DictConfig) -> bool:
 
 
 def _plays_in(config: DictConfig, section: str) -> bool:
+    """Whether the evaluator of a section plays in the environment."""
     return getattr(_class_of(config, section), "plays", True)
 
 
 def _takes_data(config: DictConfig, section: str) -> bool:
+    """Whether the constructor of an evaluator has an argument `data`."""
     try:
         return "data" in inspect.signature(_class_of(config, section)).parameters
     except (ValueError, TypeError):

@@ -52,7 +52,7 @@ def share(config: DictConfig, host: int, hosts: int) -> DictConfig:
         raise UserError("loop=compiled trains in one process, on several devices with mesh.data=N")
     own = copy.deepcopy(config)
     for option in ("env.num_envs", "replay.capacity", "replay.min_size", "training.batch_size"):
-        # Offline, the data set divides itself, and only one process steps environments, to evaluate.
+        # An offline run has no replay. Its data set divides itself, and only process 0 steps environments, to evaluate.
         amount = (
             OmegaConf.select(config, option)
             if "replay" in config or option == "training.batch_size"
