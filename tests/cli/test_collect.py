@@ -113,7 +113,7 @@ def slow_oracle(seeds, most_episodes):
     return [rows for *_, rows in sorted(episodes)[:most_episodes]]
 
 
-def test_played_episodes_are_those_of_each_environment_alone(tmp_path):
+def test_recorded_episodes_are_those_that_each_environment_plays_alone(tmp_path):
     env, seeds = gymnasium_envs.make("CartPole-v1", 3, max_episode_steps=30), np.array([5, 6, 7])
     counts = []
     with Writer(tmp_path / "a", playing.layout_of(env), {}) as writer:
@@ -137,7 +137,9 @@ NOISY = (JaxVectorEnv, ["env=pick", "policy=scripted", "noise=mixed", "levels=0.
 @pytest.mark.parametrize(
     ("played", "limit"), [(RANDOM, "steps=333"), (RANDOM, "episodes=20"), (NOISY, "steps=333")]
 )
-def test_a_killed_command_goes_on_to_the_same_recording(played, limit, tmp_path, monkeypatch, capsys):
+def test_a_killed_command_that_runs_again_makes_the_same_recording(
+    played, limit, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(playing, "_PART", 60)
     kind, options = played
     command = [*options, "env.num_envs=3", limit, "seed=3"]
@@ -179,7 +181,7 @@ def test_another_seed_plays_other_episodes(tmp_path, capsys):
     assert actions[0] != actions[1]
 
 
-def test_a_scripted_policy_is_the_environments_own(tmp_path, capsys):
+def test_the_scripted_policy_is_that_of_the_environment(tmp_path, capsys):
     command = ["env=probe", "game=probe/policy", "policy=scripted", "episodes=30", f"out={tmp_path}/a"]
     assert collect.main(command) == 0, capsys.readouterr().err
     columns = Recording(tmp_path / "a").columns
@@ -204,7 +206,7 @@ def played(tmp_path_factory):
     return run_dir
 
 
-def test_the_policy_of_a_run_acts_as_it_does_elsewhere(played, tmp_path, capsys):
+def test_the_policy_of_a_run_acts_as_in_an_evaluation(played, tmp_path, capsys):
     command = ["policy=run", f"run={played}", "epsilon=0", "steps=64", f"out={tmp_path}/a"]
     assert collect.main(command) == 0, capsys.readouterr().err
     recording = Recording(tmp_path / "a")
@@ -256,7 +258,7 @@ def test_mistakes_are_one_line_and_write_nothing(replay_run, played, tmp_path, c
     assert (tmp_path / "mine" / "frames.bin").read_bytes() == b"somebody else's"
 
 
-def test_the_rules_of_training_do_not_bind_a_policy_that_plays(tmp_path, capsys):
+def test_rules_that_concern_only_training_do_not_apply_to_a_policy_that_plays(tmp_path, capsys):
     many = ["policy=random", "env=probe", "game=probe/policy", "env.num_envs=5000", "steps=5000"]
     assert collect.main([*many, f"out={tmp_path}/a"]) == 0, capsys.readouterr().err
 
@@ -316,7 +318,7 @@ def test_a_long_episode_is_recorded_in_little_memory(tmp_path):
         ({"action": jax.ShapeDtypeStruct((4,), "int32")}, "its actions are 4 tokens"),
     ],
 )
-def test_what_is_no_column_of_a_recording_is_refused(change, message):
+def test_replay_rows_that_do_not_fit_the_recording_are_refused(change, message):
     env = probe.make("probe/policy", 1)
     env.spec = env.spec._replace(**change)
     with pytest.raises(UserError, match=message):

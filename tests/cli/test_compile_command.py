@@ -38,7 +38,7 @@ def test_an_update_for_four_tpus_sends_its_parameters_once(tmp_path, capsys):
 
 @pytest.mark.aot
 @needs_libtpu
-def test_what_the_compiler_does_not_know_is_one_line(capsys):
+def test_a_target_that_the_compiler_does_not_know_is_one_line(capsys):
     assert command.main(["target=v5e:3x5", "game=Pong"]) == 2
     assert "target=v5e:3x5: the compiler knows no such devices" in capsys.readouterr().err
 

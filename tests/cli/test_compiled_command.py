@@ -91,7 +91,7 @@ def test_lists_make_settings_that_train_together(tmp_path):
     assert compare.main([str(folder)]) == 0
 
 
-def test_of_an_option_given_twice_the_last_one_holds():
+def test_the_last_value_of_an_option_given_twice_wins():
     options = ["env=minatar", "game=Breakout", "agent.learning_rate=[1e-4,1e-3]"]
     assert "settings" in compose(options)
     assert "settings" not in compose([*options, "agent.learning_rate=1e-2"])
@@ -135,7 +135,7 @@ def recorded(tmp_path_factory):
     ],
     ids=" ".join,
 )
-def test_seeds_learn_from_a_recording_and_go_on(options, recorded, tmp_path):
+def test_seeds_learn_from_a_recording_and_resume_to_the_same_metrics(options, recorded, tmp_path):
     command = [*OFFLINE, *options, f"data.path={recorded}"]
     command += ["data.held_out=0.2"] if "agent.target=sarsa" in options else []
     if "data.held_out=0.2" in command:

@@ -125,7 +125,7 @@ def test_a_mistake_is_named_in_one_line(said):
         ),
     ],
 )
-def test_a_flag_that_is_none_is_named(flag, line):
+def test_an_unknown_flag_is_named(flag, line):
     with pytest.raises(UserError) as caught:
         compose.split_flags([flag])
     assert str(caught.value) == line
@@ -192,7 +192,7 @@ def test_a_value_that_a_constructor_refuses_is_one_line(options):
     assert "\n" not in str(caught.value)
 
 
-def test_a_target_that_hydra_blocks_is_a_whole_sentence():
+def test_the_error_of_a_target_that_hydra_blocks_is_a_whole_sentence():
     with pytest.raises(UserError) as caught:
         build.build(compose.compose(["agent._target_=os.system"]), "agent")
     assert re.fullmatch(
@@ -205,6 +205,6 @@ def test_a_user_error_inside_a_built_object_keeps_its_words():
         build.build(compose.compose(["game=Pnog"]), "env")
 
 
-def test_nothing_near_is_no_suggestion():
+def test_without_a_similar_name_there_is_no_suggestion():
     assert nearest("zzz", ["mse", "hlgauss"]) == " (hlgauss, mse)"
     assert nearest("MSE", ["mse", "hlgauss"]) == "; did you mean 'mse'? (hlgauss, mse)"

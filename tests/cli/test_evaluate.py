@@ -49,7 +49,7 @@ def run_dir(tmp_path_factory) -> Path:
     return folder
 
 
-def test_it_plays_the_episodes_of_the_runs_own_evaluation_and_films_the_first(run_dir):
+def test_the_command_plays_the_episodes_of_the_runs_own_evaluation_and_films_the_first(run_dir):
     done = python("-m", "rlcls.evaluate", f"run={run_dir}", "video=true")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -72,7 +72,7 @@ def test_it_plays_the_episodes_of_the_runs_own_evaluation_and_films_the_first(ru
     assert np.ptp(early, axis=2).max() > 50  # in colour
 
 
-def test_other_options_leave_the_result_of_the_runs_own(run_dir, capsys):
+def test_other_options_have_a_result_file_of_their_own(run_dir, capsys):
     own = run_dir / "evaluations" / "96.json"
     before = own.read_bytes() if own.exists() else None
     options = ["eval.episodes=1", "seed=5", "env.protocol=atari100k", "eval.epsilon=1", "device=cpu"]

@@ -40,7 +40,7 @@ TOO_LARGE = {
 
 
 @pytest.mark.parametrize("option", TOO_LARGE)
-def test_what_does_not_fit_is_refused_with_what_would(option, eight_gib):
+def test_a_run_that_does_not_fit_is_refused_with_a_value_that_fits(option, eight_gib):
     others, ending = TOO_LARGE[option]
     with pytest.raises(UserError, match=ending) as error:
         check(*others, option)
@@ -51,12 +51,12 @@ def test_what_does_not_fit_is_refused_with_what_would(option, eight_gib):
     )
 
 
-def test_of_two_options_that_are_each_too_large_the_larger_is_named(eight_gib):
+def test_the_larger_of_two_options_that_are_both_too_large_is_named(eight_gib):
     with pytest.raises(UserError, match=r"^eval.episodes=1000000000000 needs [\d,.]+ GiB .*\(of 8.0\)$"):
         check(*VECTORS, "replay.capacity=100000000000", "eval.episodes=1000000000000")
 
 
-def test_what_would_fit_does(eight_gib):
+def test_a_value_that_the_error_names_fits(eight_gib):
     with pytest.raises(UserError) as error:
         check(*VECTORS, "replay.capacity=1000000000")
     fits = str(error.value).rpartition("; ")[2].removesuffix(" would fit").replace(",", "")
@@ -121,7 +121,7 @@ def test_the_memory_of_a_control_group_is_what_a_process_may_use(files, limit, t
     assert resources.available(system(tmp_path, files)) == limit
 
 
-def test_without_a_control_group_the_memory_is_the_machines_or_that_of_the_shell(tmp_path, monkeypatch):
+def test_without_a_control_group_the_limit_is_the_machines_memory_or_ulimit(tmp_path, monkeypatch):
     machine = resources.available(tmp_path)
     assert machine is not None and machine > GIB
     monkeypatch.setattr(resource, "getrlimit", lambda which: (machine // 2, resource.RLIM_INFINITY))

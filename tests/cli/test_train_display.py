@@ -22,7 +22,7 @@ PROBE = [
 ]
 
 
-def test_a_run_shows_what_it_does_and_a_resume_the_values_shown_before(tmp_path, monkeypatch, capsys):
+def test_a_run_shows_its_progress_and_a_resumed_one_the_last_values_shown(tmp_path, monkeypatch, capsys):
     for name in ("PLAIN_PERIOD", "PATIENCE"):  # nearly every step is shown
         monkeypatch.setattr(phases, name, 0.001)
     arguments = [*PROBE, f"run_dir={tmp_path / 'run'}"]

@@ -106,7 +106,7 @@ def assert_equal(first, second):
         np.testing.assert_array_equal(values, second[1][name], err_msg=name)
 
 
-def test_a_training_whose_process_was_killed_ends_in_the_same_bits(launch, tmp_path):
+def test_a_run_whose_process_was_killed_ends_in_the_same_bits(launch, tmp_path):
     assert launch("whole", "steps=1200").wait(timeout=240) == 0, (tmp_path / "whole.txt").read_text()
     training = launch("killed", "steps=1200")
     wait_for_checkpoint(tmp_path / "killed", 300)
@@ -119,7 +119,9 @@ def test_a_training_whose_process_was_killed_ends_in_the_same_bits(launch, tmp_p
     assert_equal(contents(tmp_path / "whole"), contents(tmp_path / "killed"))
 
 
-def test_a_signal_to_any_process_saves_all_and_another_number_of_processes_goes_on(launch, tmp_path, capsys):
+def test_a_signal_to_any_process_saves_all_and_another_number_of_processes_continues(
+    launch, tmp_path, capsys
+):
     training, run_dir = launch("stopped", "steps=1000000"), tmp_path / "stopped"
     wait_for_checkpoint(run_dir, 300)
     begun = time.monotonic()
@@ -203,7 +205,7 @@ def assert_close(first, second):
         np.testing.assert_allclose(values, trees[1][name], rtol=0, atol=1e-5, err_msg=name)
 
 
-def test_cql_learns_from_the_same_batches_in_two_processes_and_one_and_two_again(launch, tmp_path):
+def test_cql_learns_from_the_same_batches_if_two_processes_one_and_two_continue_in_turn(launch, tmp_path):
     command = recorded(CQL, tmp_path / "data")
     assert main([*command, "steps=60", f"run_dir={tmp_path / 'alone'}"]) == 0
     for steps in (20, 40, 60):
@@ -228,7 +230,7 @@ def test_a_q_transformer_learns_from_the_same_batches_in_two_processes(launch, t
 
 @pytest.mark.slow
 @pytest.mark.skipif("RLCLS_SOAK" not in os.environ, reason="takes a quarter of an hour; RLCLS_SOAK=1 runs it")
-def test_a_training_whose_processes_are_killed_twenty_times_ends_in_the_same_bits(launch, tmp_path):
+def test_a_run_whose_processes_are_killed_twenty_times_ends_in_the_same_bits(launch, tmp_path):
     generator = random.Random(0)
     # A start takes minutes where the machine is busy.
     options = ["steps=6000", "distributed.timeout=300"]

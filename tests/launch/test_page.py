@@ -19,7 +19,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_a_launch_of_the_documents_is_accepted(machine, command):
+def test_a_launch_in_the_documents_is_accepted(machine, command):
     assert main([command[0], "--dry-run", *command[1:]]) == 0
 
 

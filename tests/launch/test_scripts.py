@@ -48,7 +48,7 @@ def test_shellcheck_accepts_the_commands_of_a_task(tmp_path, step):
     assert done.returncode == 0, done.stdout
 
 
-def test_arguments_come_through_every_shell_as_they_were(machine):
+def test_arguments_pass_through_every_shell_unchanged(machine):
     arguments = [*TRAIN[:-1], "run_dir=$HOME/it's `mine`"]
     machine.plan("done", "done")
     assert main(["tpu", *TPU, "--", *arguments]) == 0

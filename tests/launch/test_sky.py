@@ -32,7 +32,7 @@ def task():
     return yaml.safe_load(path.read_text())
 
 
-def test_a_task_says_what_was_asked_for(machine):
+def test_a_task_has_the_values_of_the_options(machine):
     assert launch("--accelerators", "H100:8", "--nodes", "2", "--spot", "--sky=--infra=gcp") == 0
     command = ["jobs", "launch", "--yes", "--name", "rlcls-dqn-pong", "--infra=gcp"]
     assert machine.calls("sky") == [[*command, "launches/rlcls-dqn-pong.sky.yaml"]]

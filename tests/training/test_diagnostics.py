@@ -109,7 +109,7 @@ def test_training_with_and_without_diagnostics_gives_the_same_bits(through):
     chex.assert_trees_all_equal(ending(without), end)
 
 
-def test_a_resumed_run_sees_the_same(through):
+def test_a_resumed_run_has_the_same_diagnostics(through):
     checkpoint, _, rest, end = through
     resumed = make(*OVERRIDES, "diagnostics.every=4")
     fresh = resumed.save()
@@ -118,7 +118,7 @@ def test_a_resumed_run_sees_the_same(through):
     chex.assert_trees_all_equal(ending(resumed), end)
 
 
-def test_an_agent_that_cannot_be_looked_into_trains_all_the_same():
+def test_an_agent_without_diagnose_trains_without_diagnostics():
     loop = make("diagnostics.every=5", without=["diagnose"])
     loop.warm_up(1000)
     assert run(loop, 60) == [] and loop.counts["updates"] > 5
@@ -189,7 +189,7 @@ def transitions(size, seed):
 @pytest.mark.parametrize(
     ("name", "options"), [("mse", {}), ("c51", {"double": True, "max_gradient_norm": 1e-3})]
 )
-def test_an_agent_measures_what_it_says(name, options):
+def test_the_diagnostics_of_an_agent_equal_their_definitions(name, options):
     bounded = {} if name == "mse" else {"vmin": -3, "vmax": 3, "num_bins": 11}
     head = heads.make(name, **bounded)
 
@@ -250,7 +250,7 @@ class _Shows(networks.MLP):
         return x
 
 
-def test_what_a_backbone_shows_of_itself_is_told_and_costs_an_update_nothing():
+def test_what_a_backbone_sows_is_reported_and_is_not_computed_in_an_update():
     head = heads.make("mse")
 
     agent = DQN(spec((3,)), functools.partial(_Shows, hidden=(8,)), head)
@@ -277,7 +277,7 @@ def test_what_a_backbone_shows_of_itself_is_told_and_costs_an_update_nothing():
     ],
     ids=["soft_moe", "transformer"],
 )
-def test_the_routing_and_the_attention_of_our_backbones_are_told(make_backbone, names):
+def test_the_routing_and_the_attention_of_the_backbones_are_reported(make_backbone, names):
     agent = DQN(spec((1, 12, 12), dtype=np.uint8), make_backbone, heads.make("mse"))
     frames = np.random.default_rng(0).integers(0, 256, (5, 1, 12, 12), dtype=np.uint8)
     batch = transitions(5, 0)._replace(observation=frames, next_observation=frames)
@@ -286,7 +286,7 @@ def test_the_routing_and_the_attention_of_our_backbones_are_told(make_backbone, 
 
 
 @pytest.mark.slow
-def test_the_command_writes_them_where_they_are_looked_for(tmp_path):
+def test_the_command_writes_diagnostics_to_metrics_tensorboard_and_the_picture(tmp_path):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     short = [
         "steps=900",

@@ -40,7 +40,7 @@ def test_a_loop_that_breaks_the_interface_is_one_line(wrong, line):
 
 
 @pytest.mark.untyped
-def test_what_a_loop_lacks_is_one_line():
+def test_the_members_that_a_loop_lacks_are_one_line():
     class Half:
         unit = "updates"
 
@@ -50,5 +50,5 @@ def test_what_a_loop_lacks_is_one_line():
         loop.check(Half())
 
 
-def test_the_loops_that_come_with_the_package_count_what_a_run_can_count():
+def test_the_loops_of_the_package_count_the_two_units():
     assert {online.Online.unit, offline.Offline.unit} == set(loop.UNITS)

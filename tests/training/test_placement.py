@@ -101,7 +101,7 @@ def test_a_loop_on_a_mesh_learns_the_same_compiles_once_and_resumes_to_the_same_
 
 
 @pytest.mark.parametrize("what", ("playing", "recorded"))
-def test_lanes_in_turns_on_two_devices_have_the_bits_of_one_device(what, facts):
+def test_lanes_without_vmap_on_two_devices_have_the_bits_of_one_device(what, facts):
     fact = facts("lanes", "alone", what)
     assert fact["same_bits"] and fact["resumed_same_bits"]
     assert fact["devices"] == ["cpu:0", "cpu:1"] and fact["acting_devices"] == ["cpu:0"]
@@ -109,7 +109,7 @@ def test_lanes_in_turns_on_two_devices_have_the_bits_of_one_device(what, facts):
 
 
 @pytest.mark.parametrize("what", ("playing", "recorded"))
-def test_batched_lanes_are_divided_over_the_devices_without_any_communication(what, facts):
+def test_lanes_with_vmap_are_divided_over_the_devices_without_communication(what, facts):
     fact = facts("lanes", "vmap", what)
     assert fact["distance"] < 1e-3 and fact["resumed_same_bits"]
     assert fact["devices"] == ["cpu:0", "cpu:1"] and fact["acting_devices"] == ["cpu:0"]
@@ -151,7 +151,7 @@ DIVIDED = {
 
 
 @pytest.mark.parametrize("network", [pytest.param(name, marks=pytest.mark.slow) for name in DIVIDED])
-def test_a_network_that_several_devices_share_learns_the_same_and_sends_what_is_listed(facts, network):
+def test_a_network_divided_over_devices_learns_the_same_and_sends_what_is_listed(facts, network):
     pattern, *expected = DIVIDED[network]
     fact = facts("model", network)
     for sizes, most in zip(("1x2", "2x2"), expected, strict=True):
@@ -231,7 +231,7 @@ def test_a_mesh_larger_than_the_machine_names_what_it_needs():
         ),
     ],
 )
-def test_each_process_has_equally_many_whole_rows_of_a_mesh(data, model, each, message, monkeypatch):
+def test_processes_with_unequal_shares_of_a_mesh_are_refused(data, model, each, message, monkeypatch):
     devices = [SimpleNamespace(process_index=process) for process in range(2) for _ in range(each)]
     monkeypatch.setattr(placement, "_devices", lambda: devices)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
@@ -250,6 +250,6 @@ def test_one_device_has_no_mesh():
 
 
 @pytest.mark.parametrize("rules", [RULES, []])
-def test_rules_say_nothing_where_a_network_is_on_one_device(rules):
+def test_rules_have_no_effect_on_one_device(rules):
     state = Placement(rules=rules).init(lambda: {"kernel": jax.numpy.ones((3, 3))})
     np.testing.assert_array_equal(state["kernel"], np.ones((3, 3)))
