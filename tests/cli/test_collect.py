@@ -1,4 +1,4 @@
-"""`python -m rlcls.collect` records the replay of a run, and what a policy plays."""
+"""`python -m rlcls.collect` records the replay of a run, or the episodes that a policy plays."""
 
 import contextlib
 import itertools
@@ -29,7 +29,7 @@ SAMPLING = {"n_step": 3, "gamma": 0.9, "reward_clip": 1.0}
 
 
 def history(random):
-    """Vector steps with terminals, truncations and lost lives; no two frames are alike."""
+    """Vector steps with terminals, truncations and lost lives. No two frames are equal."""
     pending, starts = np.zeros(STREAMS, bool), np.ones(STREAMS, bool)
     for _ in range(ROWS):
         frames = random.integers(0, 256, (STREAMS, 4, 84, 84), np.uint8)
@@ -90,12 +90,12 @@ def test_a_fraction_of_a_replay_is_its_first_part_by_time(replay_run, tmp_path, 
 
 
 def leaning(observations, starts, part, step):
-    """Pushes the cart to where its pole leans."""
+    """Pushes the cart towards the side to which its pole leans."""
     return (observations[:, 2] > 0).astype(np.int32)
 
 
 def slow_oracle(seeds, most_episodes):
-    """The rows (observation, action, reward, terminal) of the first episodes to begin, each environment alone."""
+    """The rows (observation, action, reward, terminal) of the episodes that start first, each environment alone."""
     episodes = []
     for number, seed in enumerate(seeds):
         env = gymnasium_envs.make("CartPole-v1", 1, max_episode_steps=30)
@@ -125,12 +125,12 @@ def test_recorded_episodes_are_those_that_each_environment_plays_alone(tmp_path)
     episodes = [rows[first:last] for first, last in itertools.pairwise([*begins, len(rows)])]
     assert sorted(episodes) == sorted(slow_oracle(seeds, 8))
     ended = np.logical_or.reduceat(columns.terminals, begins)
-    assert ended.any() and not ended.all()  # some fell, some were stopped by the time limit
+    assert ended.any() and not ended.all()  # some poles fall, and the time limit stops others
     assert counts[-1] == (columns.num_rows, 8) and counts == sorted(counts)
 
 
 RANDOM = (gymnasium_envs.GymnasiumEnv, ["env=gymnasium", "env.id=CartPole-v1", "policy=random"])
-# Within a part, the policy remembers noise levels, and the environments the states that their experts believe in.
+# Within a part the policy has noise levels, and the environments have the states that their experts assume.
 NOISY = (JaxVectorEnv, ["env=pick", "policy=scripted", "noise=mixed", "levels=0.1,0.4"])
 
 
@@ -160,9 +160,7 @@ def test_a_killed_command_that_runs_again_makes_the_same_recording(
         Recording(tmp_path / "broken")
     assert collect.main([*command, f"out={tmp_path}/broken"]) == 0
     broken = Recording(tmp_path / "broken")
-    assert (
-        unbroken_steps < len(steps) - unbroken_steps < 2 * unbroken_steps - 10
-    )  # only one part is played again
+    assert unbroken_steps < len(steps) - unbroken_steps < 2 * unbroken_steps - 10  # only one part is replayed
     assert [c.tobytes() for c in broken.columns] == [c.tobytes() for c in through.columns]
     if limit == "steps=333":
         assert through.columns.num_rows == 333 and "333 / 333 agent steps" in capsys.readouterr().out
@@ -191,7 +189,7 @@ def test_the_scripted_policy_is_that_of_the_environment(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
-    """A run that has played 400 agent steps and not learnt yet, which would compile for long."""
+    """A run of 400 agent steps without an update, because compiling one takes long."""
     run_dir = tmp_path_factory.mktemp("played") / "run"
     options = ["env=probe", "game=probe/policy", "recipe=vector", "backbone.hidden=[16]", "env.num_envs=4"]
     config = compose([*options, "replay.min_size=1000", "diagnostics.every=0", "eval.every=0"])
@@ -318,7 +316,7 @@ def test_a_long_episode_is_recorded_in_little_memory(tmp_path):
         ({"action": jax.ShapeDtypeStruct((4,), "int32")}, "its actions are 4 tokens"),
     ],
 )
-def test_replay_rows_that_do_not_fit_the_recording_are_refused(change, message):
+def test_an_environment_that_cannot_be_recorded_is_refused(change, message):
     env = probe.make("probe/policy", 1)
     env.spec = env.spec._replace(**change)
     with pytest.raises(UserError, match=message):

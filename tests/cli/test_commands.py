@@ -1,4 +1,4 @@
-"""`rlcls COMMAND` is `python -m rlcls.COMMAND`, and `rlcls games` lists what can be played."""
+"""`rlcls COMMAND` is `python -m rlcls.COMMAND`, and `rlcls games` lists the games."""
 
 import sys
 

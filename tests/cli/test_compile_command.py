@@ -1,4 +1,4 @@
-"""`python -m rlcls.compile` says what an update needs on devices that are not here."""
+"""`python -m rlcls.compile` says what an update needs on devices that this machine does not have."""
 
 import importlib.util
 import json

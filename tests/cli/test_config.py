@@ -1,4 +1,4 @@
-"""What a command line comes to: precedence, the paper's tables, identity and difference, sweeps, help."""
+"""The configuration of a command line: precedence, the paper's tables, identity and difference, sweeps, help."""
 
 import itertools
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_the_default_is_hlgauss_on_pong_with_recipe_fast():
 def test_every_recipe_has_all_values_for_every_agent_and_loss(recipe):
     for agent in choices("agent"):
         compose.compose([f"agent={agent}", f"recipe={recipe}"])
-    for loss in choices("loss"):  # the files of a pair are those of DQN
+    for loss in choices("loss"):  # recipes have files for pairs of DQN and a loss
         compose.compose([f"loss={loss}", f"recipe={recipe}"])
 
 
@@ -57,7 +57,7 @@ def test_every_choice_composes(group):
 )
 def test_the_command_line_wins_over_the_recipe_in_any_order(argv):
     run = compose.compose(list(argv))
-    assert run.agent.learning_rate == 6.25e-5  # of recipe/paper/dqn_mse.yaml
+    assert run.agent.learning_rate == 6.25e-5  # from recipe/paper/dqn_mse.yaml
     assert run.agent.optimizer.eps == 1e-7
     assert run.training.lag == 0
 
@@ -107,7 +107,7 @@ def test_the_supports_of_the_fast_recipe_fit_its_discount(loss):
         assert (run.loss.vmin, run.loss.vmax) == pytest.approx((-edge, edge), rel=0.15)
 
 
-# Farebrother et al. 2024, Tables B.1 to B.3, and what Dopamine adds where they are silent.
+# Farebrother et al. 2024, Tables B.1 to B.3, and Dopamine's values for what these tables leave out.
 TABLE_B1 = {
     "steps": 50_000_000,
     "replay.gamma": 0.99,
@@ -277,10 +277,10 @@ def test_options_about_place_and_duration_do_not_change_the_identity():
 
 
 @pytest.mark.parametrize(
-    "said", ["seed=1", "game=Breakout", "loss.vmax=11", "env.num_envs=8", "eval.episodes=3"]
+    "option", ["seed=1", "game=Breakout", "loss.vmax=11", "env.num_envs=8", "eval.episodes=3"]
 )
-def test_every_other_option_changes_the_identity(said):
-    assert identity(compose.compose([said])) != identity(compose.compose([]))
+def test_every_other_option_changes_the_identity(option):
+    assert identity(compose.compose([option])) != identity(compose.compose([]))
 
 
 def test_the_same_number_is_the_same_configuration_however_it_is_written():
@@ -341,7 +341,7 @@ def test_help_shows_every_choice_and_every_option_with_its_meaning():
 
 
 def test_options_that_another_choice_does_not_take_are_dropped():
-    """The recipe gives Adam an eps and the rate a schedule."""
+    """The recipe has an eps for Adam, and a schedule of the learning rate."""
     run = compose.compose(["agent/optimizer=sgd", "agent/schedule=constant"])
     assert dict(run.agent.optimizer) == {"_target_": "optax.sgd", "_partial_": True, "momentum": None}
     assert "schedule" not in run.agent and "data" not in run

@@ -1,4 +1,4 @@
-"""A mistake on the command line is one line, and names what would be right."""
+"""A mistake on the command line is one line that names a valid alternative."""
 
 import re
 
@@ -158,7 +158,7 @@ def test_a_sweep_that_is_too_large_or_shares_a_folder_is_refused_before_its_firs
     )
 
 
-# Options that are checked by the constructor that takes them.
+# Options that the constructor that takes them checks.
 IMPOSSIBLE = {
     "env.num_envs=0": "env.num_envs must be at least 1, not 0",
     "loss.vmin=20": "loss: support: vmin (20.0) must be below vmax (3.0)",

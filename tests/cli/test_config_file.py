@@ -1,4 +1,4 @@
-"""A file of options is the command line in YAML: checked alike, overridden by it, named where it is wrong."""
+"""A file of options is checked like the command line, which overrides it. Errors name the file."""
 
 import pytest
 from omegaconf import OmegaConf

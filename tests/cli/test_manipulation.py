@@ -56,7 +56,9 @@ def test_a_q_transformer_stops_resumes_to_the_same_bits_and_is_filmed(
     sample = Transitions.sample
 
     def stopped(self, size, seed, number):
-        if number == 15 and (tmp_path / "broken" / "metrics.jsonl").exists():  # which no warming up writes
+        if (
+            number == 15 and (tmp_path / "broken" / "metrics.jsonl").exists()
+        ):  # `warm_up` samples before the file exists
             raise RuntimeError("the data is gone")
         return sample(self, size, seed, number)
 
@@ -82,7 +84,7 @@ def test_a_q_transformer_stops_resumes_to_the_same_bits_and_is_filmed(
 
 
 def test_the_film_of_a_later_episode_begins_with_that_episode(tmp_path, recording, monkeypatch, capsys):
-    """Two environments play five episodes each, and the best one is the first of neither."""
+    """Two environments play five episodes each. The best episode is not the first one of its environment."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("rlcls.evaluation.episodes._MOST_ENVS", 2)
     bc = ["agent=qtransformer_bc", *TRAIN[1:], f"data.path={recording}", "eval.every=0", "run_dir=run"]
@@ -90,7 +92,7 @@ def test_the_film_of_a_later_episode_begins_with_that_episode(tmp_path, recordin
     step = pick.Pick.step
 
     def lengthening(self, state, action, key):
-        """Episodes last longer the farther the goal lies, and their return is their length."""
+        """Episodes are longer if the goal is farther away, and their return is their length."""
         new, observation, _, _, truncated = step(self, state, action, key)
         length = 3 + (10 * new.goal[0]).astype(np.int32)
         over = new.time >= length
@@ -155,7 +157,7 @@ def test_a_noise_that_does_not_exist_is_one_line(options, message, tmp_path, cap
 
 @pytest.fixture(scope="module")
 def two_tasks(tmp_path_factory, recording):
-    """Two data sets with equal observations stand for two tasks; both are played as the last part of their names."""
+    """Two data sets with equal observations, for two tasks. Both are played as `pick`, the last part of their names."""
     root = tmp_path_factory.mktemp("tasks")
     for name in ("mild", "rough"):
         (root / name).mkdir()
@@ -182,7 +184,7 @@ def test_tasks_share_a_network_with_a_vector_for_each_and_each_is_evaluated(
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     played = {row["kind"]: len(row["returns"]) for row in rows if row["kind"].startswith("eval")}
     assert played == {"eval.mild/pick": 8, "eval.rough/pick": 8}
-    # The table of vectors is saved as bits, in the order of data.games.
+    # The checkpoint has the bits of the vectors, in the order of data.games.
     saved = [leaf.view(np.float32) for leaf in leaves(tmp_path / "run") if leaf.shape == (2, 3)]
     assert saved and all(np.array_equal(table, [[-1] * 3, [1] * 3]) for table in saved)
 

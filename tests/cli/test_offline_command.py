@@ -1,4 +1,4 @@
-"""`python -m rlcls.train` learns from recorded data, stops, and goes on to the same bits."""
+"""`python -m rlcls.train` learns from recorded data, stops, and resumes to the same bits."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from rlcls.evaluation.scores import SCORES
 from rlcls.runs import checkpoint, metrics
 from rlcls.train import main
 
-# Both actions of both states of `probe/policy`. STOP_AT is outside the configuration, as a signal is.
+# A data set of both actions in both states of `probe/policy`. STOP_AT is no option, because signals are not options.
 MODULE = """
 import signal
 
@@ -50,7 +50,7 @@ class Recorded:
         if self._games == ["probe/policy", "probe/action"]:
             frames = np.where(game == 0, frames[:, 0], 0.0).astype(np.float32)[:, None]
             rewards = np.where(game == 0, rewards, 2.0 * actions - 1).astype(np.float32)
-        elif self._games:  # the second game pays for what the first punishes
+        elif self._games:  # the rewards of the second game are the negated ones of the first
             rewards = np.where(game == 0, rewards, -rewards)
         if self._games:
             frames = {"frames": frames, "game": game}

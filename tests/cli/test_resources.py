@@ -1,4 +1,4 @@
-"""A run that this machine cannot hold is refused at once, with what it could hold."""
+"""A run that needs too much memory is refused at once, with a value that fits."""
 
 import re
 import resource
@@ -96,7 +96,7 @@ def system(folder, files):
     ("files", "limit"),
     [
         ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/memory.max": "3000\n"}, 3000),
-        # The limit of a group around it counts, and the word max is none.
+        # The limit of the enclosing group counts, and "max" is no limit.
         (
             {
                 "proc/self/cgroup": "0::/a/b\n",
@@ -105,7 +105,7 @@ def system(folder, files):
             },
             5000,
         ),
-        # Inside a container the path is the host's, and the group lies at the root.
+        # In a container, the path is that on the host, and the group's files are at the root.
         ({"proc/self/cgroup": "0::/docker/17\n", "sys/fs/cgroup/memory.max": "7000\n"}, 7000),
         (
             {

@@ -1,4 +1,4 @@
-"""What `python -m rlcls.train` leaves when it is asked for the impossible: one line, and nothing else."""
+"""A command that cannot do what it is asked for prints one line and writes nothing."""
 
 import errno
 import os
@@ -109,8 +109,10 @@ def test_a_reader_that_closes_the_output_ends_a_command_quietly(tmp_path):
         ("latin-1", 0, ""),
     ],
 )
-def test_an_output_that_cannot_be_written_is_one_line(stream, code, line, tmp_path, monkeypatch, capfd):
-    """The command in this process, whose standard output stands in for a shell's `>/dev/full` and `>&-`."""
+def test_whatever_the_standard_output_is_an_error_is_at_most_one_line(
+    stream, code, line, tmp_path, monkeypatch, capfd
+):
+    """The standard output of this process is like that of a shell's `>/dev/full` and `>&-`."""
     output = {
         "full": lambda: open("/dev/full", "w"),  # noqa: SIM115
         "closed": lambda: None,

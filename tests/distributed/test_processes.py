@@ -26,7 +26,7 @@ def free_port():
 
 @pytest.fixture
 def start():
-    """Starts processes of a case; the others are killed at the end of the test."""
+    """Starts processes of a case. All are killed at the end of the test."""
     begun = []
 
     def start(case, count=2, indices=None, counts=None, facts=None, address=None):

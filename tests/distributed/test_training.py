@@ -1,4 +1,4 @@
-"""Training by two processes: it ends in the same bits, whichever of them is killed meanwhile."""
+"""Training by two processes ends in the same bits, also if one of them is killed."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ SPEED = ("seconds", "steps_per_second", "frames_per_second")
 
 @pytest.fixture
 def launch(tmp_path):
-    """Starts a training of two processes in a folder; what is left of it at the end of the test is killed."""
+    """Starts a training of two processes in a folder. Processes that still run at the end of the test are killed."""
     begun = []
 
     def launch(name, *options, base=OPTIONS):
@@ -63,7 +63,7 @@ def wait_for_checkpoint(run_dir, steps=0, seconds=300):
 
 
 def processes_of(run_dir):
-    """The process numbers of a training, by their place."""
+    """The system's process ids of a training, by the index of the process."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -195,7 +195,7 @@ def recorded(options, path):
 
 
 def assert_close(first, second):
-    """The same updates from the same batches, whose sums are rounded otherwise."""
+    """Asserts equal parameters up to rounding: both make the same updates, and sum gradients in another order."""
     assert first[0] == second[0]
     trees = [
         {name: leaf for name, leaf in each[1].items() if name.startswith("tree/")} for each in (first, second)
@@ -232,7 +232,7 @@ def test_a_q_transformer_learns_from_the_same_batches_in_two_processes(launch, t
 @pytest.mark.skipif("RLCLS_SOAK" not in os.environ, reason="takes a quarter of an hour; RLCLS_SOAK=1 runs it")
 def test_a_run_whose_processes_are_killed_twenty_times_ends_in_the_same_bits(launch, tmp_path):
     generator = random.Random(0)
-    # A start takes minutes where the machine is busy.
+    # A start takes minutes on a busy machine.
     options = ["steps=6000", "distributed.timeout=300"]
     assert launch("whole", *options).wait(timeout=900) == 0
     training = launch("killed", *options)

@@ -1,4 +1,4 @@
-"""Several processes on this machine begin again together, and end together."""
+"""Several processes on this machine restart together, and end together."""
 
 import os
 import signal

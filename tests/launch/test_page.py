@@ -1,4 +1,4 @@
-"""The launches that the documents show are accepted."""
+"""The launches in the documents are accepted."""
 
 import re
 import shlex

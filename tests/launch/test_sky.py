@@ -1,4 +1,4 @@
-"""A generated task is one that SkyPilot reads, and its commands meet on several nodes."""
+"""SkyPilot accepts a generated task, and the processes of its nodes meet."""
 
 import os
 import shutil
@@ -77,7 +77,7 @@ def test_each_run_of_a_sweep_is_a_job(machine):
     ]
 
 
-# SkyPilot pins versions of its own, so it is in an environment of its own, whose `sky` is on PATH.
+# SkyPilot pins versions of its dependencies, so it needs an environment of its own, whose `sky` is on PATH.
 SKY = shutil.which("sky")
 
 

@@ -1,4 +1,4 @@
-"""A generated script is queued, warned, preempted and queued again as on a cluster."""
+"""A generated script is queued, warned before the time limit, and queued again, as on a cluster."""
 
 from pathlib import Path
 

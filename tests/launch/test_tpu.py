@@ -1,4 +1,4 @@
-"""A generated script asks for a slice, trains on its workers, begins again, and gives the slice back."""
+"""A generated script requests a slice, trains on its workers, restarts after a death, and deletes the slice."""
 
 from rlcls.launch.__main__ import main
 
@@ -14,7 +14,7 @@ def verbs(machine):
     return [call[3] for call in machine.calls("gcloud") if call[3] != "describe"]
 
 
-ONCE = ["create", "scp", "ssh", "ssh"]  # made, given the checkout, installed, trained
+ONCE = ["create", "scp", "ssh", "ssh"]  # create the slice, copy the checkout, install it, train
 END = ["ssh", "delete"]
 
 

@@ -1,4 +1,4 @@
-"""A data set that gives something else than it says is refused in one line, at the first batch or at the bad row."""
+"""A data set whose batches differ from its spec is refused in one line, at the first batch or at the bad row."""
 
 import jax
 import numpy as np

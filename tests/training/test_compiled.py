@@ -1,4 +1,4 @@
-"""Many lanes in one program: exact values, the same bits as alone, in place, and one line for what does not fit."""
+"""Many lanes in one program learn exact values, have the same bits as each alone, and write in place."""
 
 import functools
 
@@ -68,12 +68,12 @@ def test_noise_raises_learnt_values_by_its_mean_and_no_reported_return():
     probe = PROBES["probe/policy"]
     values = setting.agent.q_values(loop.acting()["1"], jnp.asarray(probe.observations()))
     np.testing.assert_allclose(values, probe.q_values(GAMMA) + 0.5, atol=0.2)
-    # An episode is one step; each of its returns is -1 or 1, and the sum of the 4,000 is a whole number.
+    # An episode is one step with a return of -1 or 1, so the sum of the 4,000 returns is a whole number.
     for mean, count in zip(line["episode_return_each"], line["episodes_each"], strict=True):
         assert abs(mean * count - round(mean * count)) < 1e-2
 
 
-# Every head with a uniform and every game with a prioritized replay; heads and replays do not know of each other.
+# Every head with a uniform replay, and every game with a prioritized one. Heads and replays do not affect each other.
 @pytest.mark.parametrize(
     ("game", "head", "prioritized"),
     [

@@ -1,4 +1,4 @@
-"""Diagnostics beside the training: what they measure, when, and that they leave no trace in it."""
+"""Diagnostics measure what they define, at their period, and do not change the training."""
 
 import functools
 import json
@@ -80,7 +80,7 @@ def run(loop, steps):
 
 
 def ending(loop):
-    """Everything that the loop saves, in arrays of its own, but for what was diagnosed."""
+    """A copy of everything that the loop saves, except diagnoses."""
     saved = loop.save()
     loop.close()
     arrays = {name: value.copy() for name, value in saved.arrays.items() if "/diagnostics/" not in name}
@@ -92,7 +92,7 @@ OVERRIDES = ("training.lag=3", "replay.prioritized=true")
 
 @pytest.fixture(scope="module")
 def through(tmp_path_factory):
-    """A run with diagnostics: a checkpoint while some are under way, those before and after it, and its end."""
+    """A run with diagnostics: a checkpoint with a pending diagnosis, the lines before and after it, and the end."""
     loop, folder = make(*OVERRIDES, "diagnostics.every=4"), tmp_path_factory.mktemp("through")
     seen = run(loop, 42)  # update 16 is made in the last of these steps
     saved = loop.save()
@@ -237,7 +237,7 @@ def test_the_diagnostics_of_an_agent_equal_their_definitions(name, options):
 
 
 class _Shows(networks.MLP):
-    """A backbone with an attention and a number to show."""
+    """A backbone that sows the queries and keys of an attention, and a number."""
 
     capture, causal = False, True
 
@@ -256,7 +256,7 @@ def test_what_a_backbone_sows_is_reported_and_is_not_computed_in_an_update():
     agent = DQN(spec((3,)), functools.partial(_Shows, hidden=(8,)), head)
     state = agent.init(jax.random.key(0))
     seen = jax.jit(agent.diagnose)(state, transitions(6, 0), transitions(20, 1))
-    # The first of two causal queries has no choice.
+    # The first of two causal queries attends to one key only, so its entropy is 0.
     assert 0 < seen["attention_entropy_least"] <= seen["attention_entropy"] < np.log(2) / 2
     assert -1 <= seen["sine"] <= 1
     program = jax.jit(agent.update).lower(state, transitions(6, 0), jax.random.key(0)).as_text()

@@ -1,4 +1,4 @@
-"""Functions that differ only in numbers become one function of these numbers."""
+"""`lift` makes one function of several that differ only in numbers."""
 
 import functools
 

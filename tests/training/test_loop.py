@@ -1,4 +1,4 @@
-"""A loop that could not be driven to its end is refused before it begins."""
+"""A loop that lacks a part of the interface is refused before the run begins."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from rlcls.training import loop, offline, online
 
 
 class Mine:
-    """A loop of a user's own, as far as the check looks at it."""
+    """A loop of a user's own, with the members that `loop.check` reads."""
 
     unit = "agent_steps"
     counts = {"agent_steps": 0}

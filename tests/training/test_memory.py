@@ -1,4 +1,4 @@
-"""What a process may keep it need not be given again."""
+"""A process that keeps freed memory takes few new pages."""
 
 import platform
 import subprocess
@@ -30,7 +30,7 @@ print((faults() - before) / 100)
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
 def test_large_arrays_reuse_the_pages_of_freed_ones():
-    """They have 512 pages; without it nearly each of them is touched for the first time in every round."""
+    """Two arrays have 512 pages. By default nearly all of them are new in every round."""
     done = subprocess.run([sys.executable, "-c", _FAULTS_A_ROUND], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 20
 

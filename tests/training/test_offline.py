@@ -1,4 +1,4 @@
-"""Training from a data set: the position in the data is the update number."""
+"""Offline training learns exact values, and its position in the data is the update number."""
 
 import chex
 import jax

@@ -1,4 +1,4 @@
-"""Many seeds that learn from one recording: exact values, the bits of a seed alone, and one copy of the data."""
+"""Many seeds learn exact values from one recording, have the bits of each alone, and share one copy of the data."""
 
 import functools
 
@@ -24,13 +24,13 @@ HEADS = {
     "c51": heads.make("c51", **SUPPORT),
     "quantile": heads.make("quantile", num_quantiles=11),
 }
-# Both actions lead from the first state to the second, where action 1 earns 1 and ends the episode, as does action 0.
+# Both actions lead from the first state to the second. There both end the episode, and action 1 earns 1.
 STATES = np.array([[-1.0], [1.0]], np.float32)
 FIRST_VALUE = {"q_learning": GAMMA, "sarsa": GAMMA / 2, "monte_carlo": GAMMA / 2}
 
 
 def write(folder, episodes):
-    """Episodes of two steps, without a final observation; the four pairs of actions follow one another."""
+    """Records episodes of two steps, without a final observation. They play the four pairs of actions in turn."""
     actions = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.int32)[np.arange(episodes) % 4]
     rows = Rows(
         np.tile(STATES, (episodes, 1)),

@@ -1,4 +1,4 @@
-"""The online loop: what it computes does not depend on which thread was quicker."""
+"""The online loop gives the same bits whichever of its threads is faster."""
 
 import random
 import time
@@ -53,7 +53,7 @@ def run(loop: Online, steps: int) -> Online:
 
 
 def ending(loop: Online):
-    """Everything that the loop saves, in arrays of its own."""
+    """A copy of everything that the loop saves."""
     saved = loop.save()
     loop.close()
     return jax.tree.map(np.array, saved.tree), dict(saved.arrays), saved.counters
@@ -123,7 +123,7 @@ def test_updates_sample_what_the_replay_had_lag_steps_before(lag):
 
     loop.replay.sample = spy
     run(loop, 60)
-    # At lag 0 step s samples after adding row s; every step of lag takes one row away, the n-step return n.
+    # At lag 0, step s samples after row s is added. Each step of lag leaves out a row, and n-step returns leave out n.
     assert all(row <= step - lag - 2 for step, row in newest)
     assert any(row == step - lag - 2 for step, row in newest)
     loop.close()
@@ -150,7 +150,7 @@ def test_a_result_that_is_not_finite_stops_the_run_and_names_the_update():
     loop = make("loss=mse", "agent.learning_rate=1e30")
     with pytest.raises(UserError, match=r"(loss|td_divergence|q_mean) is (nan|inf) at update \d"):
         run(loop, 100)
-    with pytest.raises(RuntimeError, match="the last step ended halfway"):  # nor can such a moment be saved
+    with pytest.raises(RuntimeError, match="the last step ended halfway"):  # this state cannot be saved
         loop.save()
     loop.close()
 
@@ -229,7 +229,7 @@ def test_an_episode_longer_than_reseed_every_is_replayed_from_its_start(tmp_path
 
 
 def shares(count, *overrides):
-    """The loops of so many processes, each with its own updates, as no JAX of several processes runs here."""
+    """A loop for each of `count` processes. Each makes its own updates, because JAX runs as a single process here."""
     config = compose([*PROBE, "game=probe/two_step", "loss=mse", "training.reseed_every=9", *overrides])
     loops = []
     for host in range(count):
@@ -241,7 +241,7 @@ def shares(count, *overrides):
 
 
 def restored(loops, parts, folder):
-    """Loops that go on from checkpoints in which each of other loops has written its part."""
+    """The loops, restored from the parts that other loops have saved."""
     for host, loop in enumerate(loops):
         segments = [segments_.write(folder / str(number), part.rows, []) for number, part in enumerate(parts)]
         segments_.read_share(segments, loop.replay, host)
@@ -298,7 +298,7 @@ def test_a_new_seed_cuts_no_episode():
     lengths = [values["length"] for _ in range(60) for kind, values in loop.advance() if kind == "episode"]
     saved = loop.save()
     assert set(lengths) == {2} and saved.arrays["seedings"].min() > 5
-    # An environment ends its game every third step, so at most five steps follow a seed.
+    # An episode takes three steps, so an environment takes at most five steps after a seed.
     assert len(saved.arrays["sent"]) <= 6
     loop.close()
 
@@ -353,11 +353,9 @@ def test_without_rows_a_loop_continues_from_its_weights_and_learns_once_the_repl
     steps, updates, tree = 240, first.counts["updates"], jax.tree.map(np.array, saved.tree)
     assert first.counts["agent_steps"] == steps and updates == (steps - 100) // 4
     epsilon = first._epsilon()
-    # What the environments showed no longer matters: their next episodes begin with their next seeds.
+    # The saved observations have no effect, because every environment starts an episode with its next seed.
     lost = {**saved.counters, "observations": "0" * 64}
-    again.restore(
-        saved._replace(rows=None, counters=lost), lambda *_: pytest.fail("an action is played again")
-    )
+    again.restore(saved._replace(rows=None, counters=lost), lambda *_: pytest.fail("an action is replayed"))
     np.testing.assert_array_equal(again._seedings, first._seedings + 1)
     assert again.counts == first.counts and again._epsilon() == epsilon and again.replay.size == 0
     chex.assert_trees_all_equal(jax.tree.map(np.array, again.save().tree), tree)
@@ -381,7 +379,9 @@ def test_a_segment_is_removed_only_when_no_kept_checkpoint_lists_it(tmp_path):
         newest = checkpoint.load(tmp_path)[0]
         assert {segment.path for segment in newest.segments} <= set((tmp_path / "replay").iterdir())
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
-    assert len(list((tmp_path / "replay").iterdir())) <= 5  # 40 rows a ring, 15 a segment, two checkpoints
+    assert (
+        len(list((tmp_path / "replay").iterdir())) <= 5
+    )  # two checkpoints of 40 rows, with 15 rows in a segment
     loop.close()
 
 
@@ -411,5 +411,7 @@ def test_a_long_run_holds_no_more_arrays_than_a_short_one():
     loop = run(make("loss=mse", "diagnostics.every=10"), 100)
     before = len(jax.live_arrays())
     run(loop, 300)
-    assert len(jax.live_arrays()) <= before + 100  # the values of updates under way; one a step would be 300
+    assert (
+        len(jax.live_arrays()) <= before + 100
+    )  # the values of pending updates; one array per step would be 300
     loop.close()

@@ -1,4 +1,4 @@
-"""Compiler options that a compiler does not know cost a warning, never a run."""
+"""Compiler options that a compiler does not know cause a warning and no error."""
 
 import warnings
 
@@ -49,7 +49,7 @@ def test_compiled_programs_are_in_the_users_cache_unless_jax_is_configured_with_
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: jax.config.values[name] for name in names}
     try:
-        # A user without a home, and one whose home cannot be written, compile again in every run.
+        # Without a home folder, or with one that cannot be written, nothing is cached.
         jax.config.update("jax_compilation_cache_dir", None)
         monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
         monkeypatch.setattr(xla.Path, "home", _no_home)
