@@ -15,7 +15,7 @@ from jaxtyping import Shaped
 from omegaconf import DictConfig, OmegaConf
 
 from rlcls import networks
-from rlcls._errors import UserError, nearest, one_line
+from rlcls._errors import UserError, class_name, nearest, one_line
 from rlcls.agents.base import Agent, check_agent
 from rlcls.datasets import Mixture, Transitions
 from rlcls.envs.base import HostEnv
@@ -145,8 +145,9 @@ def dataset(config: DictConfig) -> Dataset | None:
     made = build(config, "data")
     missing = [name for name in ("sample", "spec") if not hasattr(made, name)]
     if missing:
-        kind = f"{type(made).__module__}.{type(made).__qualname__}"
-        raise UserError(f"data: {kind} has no {' and no '.join(missing)}; a data set has sample and spec")
+        raise UserError(
+            f"data: {class_name(made)} has no {' and no '.join(missing)}; a data set has sample and spec"
+        )
     return made
 
 

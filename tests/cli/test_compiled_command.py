@@ -7,7 +7,7 @@ import pytest
 
 from rlcls import collect, compare, evaluate, plot, train, trained
 from rlcls._errors import UserError
-from rlcls.cli import build, config_file, resources, run_config
+from rlcls.cli import build, config_file, evaluators, resources, run_config
 from rlcls.cli.compose import compose
 from rlcls.datasets import Mixture, Recording
 from rlcls.plotting import load, load_each
@@ -166,6 +166,18 @@ def test_each_seed_has_the_noise_and_the_held_out_episodes_of_a_run_of_its_own(r
     assert list(of_seeds) == [4, 5] and alone.seed == 5
     for name, column in of_seeds[5].arrays().items():
         np.testing.assert_array_equal(column, alone.arrays()[name])
+
+
+def test_evaluators_read_the_data_of_the_loop(recorded):
+    held_out = ["+evals.held_out._target_=rlcls.evaluation.HeldOutEvaluator", "+evals.held_out.every=20"]
+    config = compose([*OFFLINE, f"data.path={recorded}", "data.held_out=0.3", *held_out])
+    data, env = build.dataset(config), build.environment(config)
+    agent = build.agent(config, data.spec)
+    loop = build.loop(config, agent, env, data)
+    *_, last = evaluators.make(config, loop, agent, {"": env}, data)
+    (program,) = loop.settings
+    for evaluator, seed in zip(last.evaluator._evaluators, (0, 1), strict=True):
+        assert evaluator._data is program.data[seed]
 
 
 def test_a_lane_is_recorded_with_noise(finished, tmp_path, capsys):
