@@ -18,7 +18,8 @@ from jaxtyping import Bool, Float32, Integer, UInt8
 from rlcls._errors import UserError, install, nearest
 from rlcls.spec import Spec
 
-from .base import checked_actions, reset_arguments, spec_from_spaces
+from .base import checked_actions, reset_arguments
+from .spaces import spec_from_spaces
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

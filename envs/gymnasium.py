@@ -20,7 +20,8 @@ from jaxtyping import Bool, Float32, Integer, PyTree, Shaped
 from rlcls._errors import UserError, nearest, one_line
 from rlcls.spec import Spec
 
-from .base import checked_actions, observation_dtype, reset_arguments, spec_from_spaces
+from .base import checked_actions, reset_arguments
+from .spaces import observation_dtype, spec_from_spaces
 
 
 class GymnasiumEnv(gymnasium.vector.VectorEnv):

@@ -17,11 +17,12 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float32, Key, PyTree, UInt8
 
-from rlcls._errors import UserError, install, nearest, one_line
+from rlcls._errors import UserError, class_name, install, nearest, one_line
 from rlcls.spec import Spec
 
-from .base import JaxEnv, observation_dtype
+from .base import JaxEnv
 from .jax_vector import JaxVectorEnv
+from .spaces import observation_dtype
 
 MINATAR = ("Asterix", "Breakout", "Freeway", "SpaceInvaders", "Seaquest")
 _CELL = 8  # width in pixels of a cell of MinAtar's field, in films
@@ -177,7 +178,7 @@ def as_jax_env(env: Any) -> JaxEnv | None:
     theirs = isinstance(env, (gymnasium.Env, gymnasium.vector.VectorEnv))
     if theirs or hasattr(env, "num_envs") or not isinstance(env, JaxEnv):
         return None
-    kind, key = f"{type(env).__module__}.{type(env).__qualname__}", jax.eval_shape(jax.random.key, 0)
+    kind, key = class_name(env), jax.eval_shape(jax.random.key, 0)
     try:
         first = jax.eval_shape(env.reset, key)
         if not (isinstance(first, tuple) and len(first) == 2):

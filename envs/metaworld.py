@@ -24,7 +24,8 @@ from jaxtyping import Bool, Float32, Float64, Integer, Shaped, UInt8
 from rlcls._errors import UserError, install, nearest, one_line
 from rlcls.spec import Spec
 
-from .base import checked_actions, reset_arguments, spec_from_spaces
+from .base import checked_actions, reset_arguments
+from .spaces import spec_from_spaces
 
 # The middle of the space over the table, and about half of its width, in metres.
 _CENTRE, _SCALE = (0.0, 0.7, 0.15), 0.15

@@ -24,8 +24,9 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Integer, Key, Sha
 from rlcls._errors import UserError, nearest
 from rlcls.spec import Spec
 
-from .base import checked_actions, reset_arguments, spec_from_spaces
+from .base import checked_actions, reset_arguments
 from .jax_vector import JaxVectorEnv
+from .spaces import spec_from_spaces
 
 _STACK, _SIDE = 4, 84  # frames and pixels, as on Atari
 

@@ -4,7 +4,7 @@ import difflib
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 
@@ -16,6 +16,24 @@ def one_line(error: BaseException) -> str:
     """The first line of an error's message that is not blank; the name of its class if there is none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
+
+
+def class_name(value: Any) -> str:
+    """The module and name of the class of `value`.
+
+    >>> class_name([])
+    'builtins.list'
+    """
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names in one phrase.
+
+    >>> listed(["send", "recv", "close"])
+    'send, recv and close'
+    """
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def check_choice(what: str, value: Any, choices: Iterable[Any]) -> None:

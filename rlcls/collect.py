@@ -238,7 +238,7 @@ def _run_policy(
     import jax
 
     from rlcls import trained
-    from rlcls.cli import build
+    from rlcls.cli import build, evaluators
     from rlcls.files import Seal
     from rlcls.phases import phase
     from rlcls.runs.checkpoint import MANIFEST
@@ -255,7 +255,7 @@ def _run_policy(
         _, digest = Seal.of(chosen.folder / MANIFEST)
     for line in remarks:
         print(f"note: {line}", file=sys.stderr)
-    if other := build.other_task(spec, env):
+    if other := evaluators.other_task(spec, env):
         raise UserError(f"{run_dir} cannot play: it learnt from {other}")
     epsilon = env.evaluation_epsilon if epsilon is None else epsilon
     (key,) = xla.keys(seed, xla.Use.COLLECTION)

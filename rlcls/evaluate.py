@@ -83,7 +83,7 @@ def _command(argv: list[str]) -> int:
         raise UserError(f"film={filmed} says what is filmed; add video=true")
     settings, wanted = _settings(options), options.get("checkpoint", "latest")
 
-    from rlcls.cli import build
+    from rlcls.cli import run_config
     from rlcls.runs import read_config
     from rlcls.runs.lanes import lanes
 
@@ -93,7 +93,7 @@ def _command(argv: list[str]) -> int:
         every = range(len(lanes(config)))
         one = whole_number(options, "lane", 0, every[-1])
         chosen = every if one is None else [one]
-        wanted_runs += [(run_dir, game, lane) for game in build.games(config) for lane in chosen]
+        wanted_runs += [(run_dir, game, lane) for game in run_config.games(config) for lane in chosen]
     if video.endswith(".mp4") and len(wanted_runs) > 1:
         raise UserError(f"video={video} is one film, and there are several runs; video=true films each")
     rows: list[dict[str, str]] = []
@@ -134,7 +134,7 @@ def _evaluate(
       filmed: the option `film`.
     """
     from rlcls import trained
-    from rlcls.cli import build, resources
+    from rlcls.cli import build, evaluators, resources, run_config
     from rlcls.evaluation.film import can_be_filmed, film
     from rlcls.files import replacing
     from rlcls.phases import phase
@@ -146,7 +146,7 @@ def _evaluate(
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of files that training removes meanwhile
     resources.allow_open_files()
     whole = read_config(run_dir)
-    config = build.games(trained.lane_config(whole, lane))[game]
+    config = run_config.games(trained.lane_config(whole, lane))[game]
     several = {"lane": lane} if len(lanes(whole)) > 1 else {}
     changed = ({"game": game} if game else {}) | several | _change(config, settings)
     xla.choose_device(settings.get("device"))
@@ -157,10 +157,10 @@ def _evaluate(
             (agent, acting, spec), chosen, remarks = trained.read(config, env, run_dir, wanted, lane)
         for line in remarks:
             print(f"note: {line}", file=sys.stderr)
-        if other := build.other_task(spec, env):
+        if other := evaluators.other_task(spec, env):
             raise UserError(f"{run_dir} cannot be evaluated in its environment: the data has {other}")
         behaviour_returns = chosen.counters["loop"].get("behaviour_returns", {})
-        evaluator = build.episode_evaluator(config, agent, env, behaviour_returns)
+        evaluator = evaluators.episode_evaluator(config, agent, env, behaviour_returns)
         stack.callback(evaluator.close)
         if video != "false" and not can_be_filmed(evaluator.env):
             raise UserError(f"video={video}: {env.name} cannot be filmed")

@@ -71,9 +71,9 @@ def _command(argv: list[str]) -> int:
 
 def _train(config: DictConfig) -> int:
     from rlcls import distributed
-    from rlcls.cli import build
+    from rlcls.cli import run_config
 
-    options = build.plain_dict(config)
+    options = run_config.plain_dict(config)
     compared = {name: value for name, value in options.items() if name != "distributed"}
     with distributed.joined(config.distributed, compared) as hosts:
         return _train_with(config, hosts)
@@ -162,7 +162,7 @@ def _train_with(config: DictConfig, hosts: Hosts) -> int:
 
 def _build(config: DictConfig, hosts: Hosts, stack: contextlib.ExitStack) -> _Parts:
     """Builds and checks every part before a file is written. Only W&B can still fail later. `stack` closes parts."""
-    from rlcls.cli import build, packages, resources
+    from rlcls.cli import build, evaluators, packages, resources, run_config
     from rlcls.distributed import compare
     from rlcls.runs.metrics import check_wandb
     from rlcls.training import loop as loops
@@ -175,20 +175,20 @@ def _build(config: DictConfig, hosts: Hosts, stack: contextlib.ExitStack) -> _Pa
     memory.reuse_freed_memory()
     if config.logging.wandb and hosts.index == 0:
         check_wandb(config.logging.wandb)
-    own = build.share(config, hosts.index, hosts.count)
+    own = run_config.share(config, hosts.index, hosts.count)
     envs: dict[str, HostEnv] = {}
-    for name, options_of_game in build.games(own).items():
+    for name, options_of_game in run_config.games(own).items():
         envs[name] = build.environment(options_of_game)
         stack.callback(envs[name].close)
     env = next(iter(envs.values()))
     data = build.dataset(own)
-    build.check_task(config, envs, data)
+    evaluators.check_task(config, envs, data)
     agent = build.agent(config, data.spec if data else env.spec)
     placement = build.placement(config)
     loop = stack.enter_context(contextlib.closing(build.loop(own, agent, env, data, placement)))
     loops.check(loop)
-    evaluators = build.evaluators(config, agent, envs, data)
-    for each in evaluators:
+    made = evaluators.make(config, loop, agent, envs, data)
+    for each in made:
         stack.callback(getattr(each.evaluator, "close", lambda: None))
     if config.checkpoint.keep_best and len(envs) > 1:
         raise UserError(
@@ -198,17 +198,17 @@ def _build(config: DictConfig, hosts: Hosts, stack: contextlib.ExitStack) -> _Pa
     facts: dict[str, Any] = {name or "env": each.facts() for name, each in envs.items()}
     compare(hosts, facts | {"data": getattr(data, "identity", None)})
     played = f"{len(envs)}-games" if len(envs) > 1 else env.name
-    return _Parts(config, hosts, device, placement, env, played, agent, loop, evaluators)
+    return _Parts(config, hosts, device, placement, env, played, agent, loop, made)
 
 
 def _open_folder(parts: _Parts, stack: contextlib.ExitStack) -> tuple[Path, RunFolder | None]:
     """The path of the run folder, and on the first process the open folder, which `stack` closes."""
-    from rlcls.cli import build
+    from rlcls.cli import run_config
     from rlcls.runs import RunFolder
 
-    path, folder = build.run_dir(parts.config, parts.name), None
+    path, folder = run_config.run_dir(parts.config, parts.name), None
     if parts.hosts.index == 0:
-        options = build.plain_dict(parts.config)
+        options = run_config.plain_dict(parts.config)
         folder = RunFolder(path, options, environment=parts.name, protocol=parts.env.facts())
         stack.enter_context(folder)
     _check_shared(path, parts.hosts)
@@ -217,14 +217,14 @@ def _open_folder(parts: _Parts, stack: contextlib.ExitStack) -> tuple[Path, RunF
 
 def _open_wandb(parts: _Parts, path: Path, begun: Start, stack: contextlib.ExitStack) -> WandB | None:
     """The open W&B run, which `stack` closes; None on all processes but the first, and without logging.wandb."""
-    from rlcls.cli import build
+    from rlcls.cli import run_config
     from rlcls.runs.metrics import WandB
 
     project = parts.config.logging.wandb
     if not project or parts.hosts.index:
         return None
     run_id = begun.metrics["wandb"] if begun.metrics else None
-    options = build.plain_dict(parts.config)
+    options = run_config.plain_dict(parts.config)
     wandb = WandB(path, project, unit=parts.loop.unit, run_id=run_id, config=options)
     stack.callback(wandb.close)
     return wandb
@@ -360,7 +360,7 @@ def _drive(
 
 def _header(parts: _Parts, path: Path, seconds: float) -> None:
     """Prints what is trained, and when it is expected to end."""
-    from rlcls.cli import build
+    from rlcls.cli import build, run_config
     from rlcls.runs.folder import facts
     from rlcls.runs.progress import UNMEASURED, header
 
@@ -369,7 +369,7 @@ def _header(parts: _Parts, path: Path, seconds: float) -> None:
     left = config.steps - loop.counts[loop.unit]
     end = datetime.datetime.now() + datetime.timedelta(seconds=left * seconds * (1 + UNMEASURED))
     rows = {
-        "game": ", ".join(build.games(config)) or env.name,
+        "game": ", ".join(run_config.games(config)) or env.name,
         "protocol": env.describe(),
         "recipe": f"{config.choices.recipe}, {config.steps:,} {unit}",
         "agent": config.choices.agent,

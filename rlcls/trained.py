@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from rlcls._errors import UserError
 from rlcls.agents.base import Agent
-from rlcls.cli import build
+from rlcls.cli import build, evaluators
 from rlcls.envs.base import HostEnv
 from rlcls.runs import checkpoint as checkpoints
 from rlcls.runs import read_config
@@ -81,7 +81,7 @@ def read(
     Raises:
       UserError: the run has no such checkpoint, or its agent cannot be built.
     """
-    spec = build.trained_spec(config, env)
+    spec = evaluators.trained_spec(config, env)
     agent = build.agent(config, spec)
     acting = build.acting_like(config, agent)
     if is_compiled(config):

@@ -18,7 +18,7 @@ class Arguments(NamedTuple):
 
     Attributes:
       options: values by name.
-      names: arguments that are no options.
+      names: arguments that are not options.
       help: whether --help was given.
     """
 
@@ -36,7 +36,7 @@ def parse(argv: list[str], options: Collection[str], *, names: bool = False) -> 
       names: whether arguments without a known option are names, of run folders for example.
 
     Raises:
-      UserError: an unknown option, or one without a value or with two.
+      UserError: an option is unknown, has no value, or is given twice.
 
     >>> parse(["run=runs/a", "eval.episodes=3"], ["run", "eval.episodes"]).options
     {'run': 'runs/a', 'eval.episodes': '3'}
@@ -61,10 +61,10 @@ def parse(argv: list[str], options: Collection[str], *, names: bool = False) -> 
 
 
 def whole_number(options: Mapping[str, str], name: str, least: int, most: int) -> int | None:
-    """The value of an option that is a whole number between `least` and `most`; None where it is not given.
+    """The value of an option that is a whole number between `least` and `most`; None if it is not given.
 
     Raises:
-      UserError: it is something else.
+      UserError: the value is no such number.
     """
     text = options.get(name)
     if text is None:
@@ -75,10 +75,10 @@ def whole_number(options: Mapping[str, str], name: str, least: int, most: int) -
 
 
 def probability(options: Mapping[str, str], name: str) -> float | None:
-    """The value of an option that is a number between 0 and 1; None where it is not given.
+    """The value of an option that is a number between 0 and 1; None if it is not given.
 
     Raises:
-      UserError: it is something else.
+      UserError: the value is no such number.
     """
     text = options.get(name)
     if text is None:

@@ -1,6 +1,6 @@
-"""Checks a configuration's values: the kind that the YAML shows, and rules that concern several parts.
+"""Checks the values of a configuration: their kinds, which the YAML files show, and rules that concern several parts.
 
-Every other rule stands in the constructor that takes the option.
+The constructor that takes an option checks all other rules.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rlcls.runs.resume import CHOICES as RESUMES
 from .arguments import DEVICES
 from .help import GROUPS
 
-# The kind of a value cannot be seen where the YAML says null.
+# The kinds of options that are null in the YAML files.
 _KIND_BESIDES_NULL: dict[str, type] = {
     "agent.optimizer.momentum": float,
     "backbone.vocabulary": int,
@@ -35,21 +35,16 @@ _KIND_BESIDES_NULL: dict[str, type] = {
     "logging.wandb": str,
 }
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", list: "a list"}
-# Sections whose options their constructors take: an option that is left out there has the constructor's default.
+# A constructor takes the options of such a section, and has a default for an option that is left out.
 _SECTIONS = (*(group for group in GROUPS if "/" not in group), "training", "replay", "exploration")
 
-_SHARES = (
-    "b1",
-    "b2",
-    "b3",
-    "decay",
-    "momentum",
-)  # options of optax's optimisers: the weight of the past in a mean
+# Options of optax's optimisers: the weight of the past in a running mean, and other numbers that are not negative.
+_SHARES = ("b1", "b2", "b3", "decay", "momentum")
 _AMOUNTS = ("eps", "eps_root", "weight_decay")
 
 _KINDS_OF_LINES = ("train", "eval", "episode", "diagnostics", "refill")
 
-# Option, what holds for a possible value, and the words for it.
+# An option, a function that says whether a value is possible, and the possible values in words.
 _Rule = tuple[str, Callable[[Any], bool], str]
 
 
@@ -63,7 +58,7 @@ _RULES: list[_Rule] = [
     *_at_least(1, "checkpoint.every", "checkpoint.keep", "logging.every", "diagnostics.batch_size"),
     *_at_least(1, "seeds"),
     *_at_least(0, "diagnostics.every", "eval.every", "checkpoint.keep_every"),
-    # jax.random.key takes 32 bits, and would make two seeds one.
+    # jax.random.key uses 32 bits, so a larger seed would equal a smaller one.
     ("seed", lambda value: 0 <= value < 2**32, f"between 0 and {2**32 - 1}"),
     ("game", lambda name: name != "", "a name"),
     *((option, lambda name: name != "", "a name") for option in ("env.id", "env.task")),
@@ -72,12 +67,12 @@ _RULES: list[_Rule] = [
 
 
 def check(config: dict[str, Any], known: dict[str, Any], *, trains: bool = True) -> None:
-    """Raises a UserError at the first impossible value, and makes 1e6 the whole number where one is meant.
+    """Raises a UserError at the first impossible value, and converts values to their kinds, such as 1e6 to an int.
 
     Args:
       config: nested dictionaries of plain values, changed in place.
-      known: the same without the user's own values: it shows which options exist and of which kind they are.
-      trains: whether the rules that only training has hold too.
+      known: the same without the user's own values. It shows which options exist, and their kinds.
+      trains: whether the rules that concern only training are checked, too.
     """
     for option, sample in leaves(known):
         section, _, name = option.rpartition(".")
@@ -112,7 +107,7 @@ def check(config: dict[str, Any], known: dict[str, Any], *, trains: bool = True)
 
 
 def _optimizer_rules(values: Mapping[str, Any]) -> list[_Rule]:
-    """Ranges of the numbers that an optimiser of optax takes, which does not check them."""
+    """The ranges of the numbers that optax's optimisers take and do not check."""
     if not str(values.get("agent.optimizer._target_")).startswith("optax."):
         return []
     is_number = {
@@ -127,7 +122,10 @@ def _optimizer_rules(values: Mapping[str, Any]) -> list[_Rule]:
 
 
 def _check_environments(values: Mapping[str, Any]) -> None:
-    """Refuses more environments than the loop can have before they are made: 3,000 games take minutes to start."""
+    """Raises a UserError if there are more environments than the loop accepts.
+
+    The loop's constructor checks the same, but only once the environments are made. 3,000 games take minutes to start.
+    """
     num_envs, min_size, n_step, lag = (
         values.get(name) for name in ("env.num_envs", "replay.min_size", "replay.n_step", "training.lag")
     )
@@ -143,6 +141,11 @@ def _check_environments(values: Mapping[str, Any]) -> None:
 
 
 def _of_kind(option: str, value: Any, sample: Any) -> Any:
+    """The value, converted to the kind of the option; `sample` is the option's value in the YAML files.
+
+    Raises:
+      UserError: the value is of another kind.
+    """
     kind = _KIND_BESIDES_NULL.get(option)
     if kind is None:
         if sample is None or sample == "???" or (isinstance(sample, str) and sample.startswith("${")):
@@ -162,6 +165,7 @@ def _of_kind(option: str, value: Any, sample: Any) -> Any:
 
 
 def _section(config: dict[str, Any], dotted: str) -> dict[str, Any] | None:
+    """The section with this dotted name; None if there is none."""
     place: Any = config
     for part in dotted.split(".") if dotted else []:
         place = place.get(part) if isinstance(place, dict) else None

@@ -15,7 +15,7 @@ def advice(config: DictConfig, replay: Any) -> str:
 
     Args:
       config: the run's configuration.
-      replay: what was played, with `episode_returns`; None for a run that has no replay.
+      replay: the run's replay, which may have `episode_returns`; None if it has no replay.
     """
     low, high = config.loss.get("vmin"), config.loss.get("vmax")
     returns = getattr(replay, "episode_returns", None)
@@ -24,7 +24,7 @@ def advice(config: DictConfig, replay: Any) -> str:
     gamma = config.replay.get("gamma")
     try:
         wanted = suggest_support(returns(), gamma) if gamma is not None else None
-    except ValueError:  # without rewards, or with a discount of 1
+    except ValueError:  # there are no rewards, or the discount is 1
         wanted = None
     if wanted is None:
         return "a wider support (loss.vmin, loss.vmax) would contain them"

@@ -1,7 +1,7 @@
 """Composes the configuration of a run from `rlcls.configs` with Hydra, and checks it.
 
-Options that a class of the user's own does not take are dropped. Hydra's own `main` answers a typing error with ten
-lines of its internals and leaves an `outputs/` folder. Here a mistake is one line, a `UserError`.
+Options that a class of the user's own does not take are dropped. Hydra's own `main` prints ten lines of its internals
+for a mistake, and leaves an `outputs/` folder. Here a mistake is one line, a `UserError`.
 """
 
 from __future__ import annotations
@@ -189,10 +189,10 @@ def _is_number(value: Any) -> bool:
 
 
 def split_flags(argv: list[str]) -> tuple[set[str], list[str]]:
-    """The flags among `argv`, by their long names, and the rest.
+    """The flags in `argv`, by their long names, and the other arguments.
 
     Raises:
-      UserError: an unknown flag.
+      UserError: a flag is unknown.
     """
     flags, rest = set(), []
     for argument in argv:
@@ -218,7 +218,7 @@ def expand(argv: list[str]) -> list[list[str]]:
     """The command lines of a sweep; the last option varies fastest, and each command is checked.
 
     Raises:
-      UserError: a mistake in one of the commands, more than a thousand runs, or two runs in one folder.
+      UserError: a command has a mistake, there are more than a thousand runs, or two runs have the same folder.
 
     >>> expand(["loss=mse,hlgauss", "seed=range(2)"])
     [['loss=mse', 'seed=0'], ['loss=mse', 'seed=1'], ['loss=hlgauss', 'seed=0'], ['loss=hlgauss', 'seed=1']]
@@ -299,6 +299,11 @@ def _resolved_where_possible(config: DictConfig) -> dict[str, Any]:
 
 
 def _parse(argument: str) -> Override:
+    """An argument as an override of Hydra's. A path or a name needs no quotes.
+
+    Raises:
+      UserError: it is not written name=value.
+    """
     if argument.startswith("-"):
         raise _unknown_flag(argument)
     key, equals, value = argument.partition("=")
@@ -313,7 +318,7 @@ def _parse(argument: str) -> Override:
     except HydraException:
         pass
     try:
-        # A path or a name with a character that Hydra's grammar reserves.
+        # It may be a path or a name with a character that Hydra's grammar reserves.
         return parser.parse_override(f"{key}={_quoted(value)}")
     except HydraException:
         raise UserError(f"cannot read {argument!r}; options are written name=value, such as seed=1") from None
@@ -343,17 +348,19 @@ def _text(override: Override) -> str:
 
 
 def _check_choice(override: Override) -> None:
+    """Raises a UserError if a choice from a group does not exist, or is not written group=name."""
     group, choice = override.key_or_group, override.value()
     if override.is_delete() or override.is_add() or override.package is not None:
         raise UserError(
             f"{override.input_line!r}: a group is chosen with {group}=name ({', '.join(choices(group))})"
         )
     if choice not in choices(group):
-        text = override.get_value_string()  # null, where the choice is None
+        text = override.get_value_string()  # "null" if the choice is None
         raise UserError(f"unknown {group} '{text}'" + nearest(text, choices(group)))
 
 
 def _check_option(override: Override, known: DictConfig) -> None:
+    """Raises a UserError if an option does not exist, or if + is missing or superfluous."""
     key = override.key_or_group
     tree: Any = OmegaConf.to_container(known)
     names = [name for name, _ in leaves(tree) if not name.startswith("choices.")]
@@ -422,9 +429,9 @@ def _initials(name: str) -> str:
 def _fit(config: DictConfig, known: DictConfig, section: str, given: set[str]) -> None:
     """Drops the options that the class of `section` does not take.
 
-    They are there because a recipe may set options of a class that the user has replaced. Options that the user gave
-    raise a UserError instead. The name of a class of the user's own is recorded in `choices`. A section without a class
-    is dropped, unless the user gave one of its options.
+    Such options exist because a recipe may set options of a class that the user has replaced. An option that the user
+    gave raises a UserError instead. The name of a class of the user's own is recorded in `choices`. A section without a
+    class is dropped, unless the user gave one of its options.
     """
     options = OmegaConf.select(config, section)
     parent, _, name = section.rpartition(".")
@@ -472,7 +479,7 @@ def options_of(target: str) -> frozenset[str] | None:
             inits = [vars(each)["__init__"] for each in made.__mro__[:-1] if "__init__" in vars(each)]
             functions = inits or functions
         signatures = [inspect.signature(function).parameters.values() for function in functions]
-    except Exception:  # importing may raise anything; `build` reports it with the section
+    except Exception:  # importing may raise any exception, which `build` reports with the section
         return None
     names: set[str] = set()
     for parameters in signatures:

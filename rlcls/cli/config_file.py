@@ -112,7 +112,7 @@ def named(path: Path | None, arguments: list[str], argv: list[str]) -> Iterator[
 
     Args:
       path: the file; None if there is none.
-      arguments: what `overrides` returned.
+      arguments: the arguments that `overrides` returned.
       argv: the arguments of the command line.
     """
     try:

@@ -52,7 +52,8 @@ def render(defaults: dict[str, Any]) -> str:
     """
     lines = ["Trains an agent whose values are learnt by classification or regression.", ""]
     lines += ["usage: python -m rlcls.train [flag ...] [name=value ...]", "", "examples:"]
-    lines += _table([(f"python -m rlcls.train {said}".rstrip(), about) for said, about in _EXAMPLES.items()])
+    examples = [(f"python -m rlcls.train {options}".rstrip(), about) for options, about in _EXAMPLES.items()]
+    lines += _table(examples)
     lines += ["", "flags:", *_table(list(FLAGS.items()))]
     for group in GROUPS:
         lines += ["", f"{group}= (default {defaults[f'choices.{group}']}):"]
@@ -90,13 +91,13 @@ def _read(path: str) -> list[str]:
 
 
 def _opening(path: str) -> str:
-    """The first comment of a file that is not Hydra's: it says what the file is."""
+    """The first comment of a file that is not for Hydra. It says what the file is for."""
     comments = (line[1:].strip() for line in _read(path) if line.startswith("#"))
     return next(comment for comment in comments if not comment.startswith("@"))
 
 
 def _docs(path: str) -> dict[str, str]:
-    """The comment behind each option of a file."""
+    """The comment on each option of a file, by the name of the option."""
     docs, section = {}, ""
     for line in _read(path):
         if match := re.fullmatch(r"(\w+):", line):

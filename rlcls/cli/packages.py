@@ -6,7 +6,7 @@ import importlib
 
 from rlcls._errors import UserError, install, one_line
 
-# Checkpoints, the replay's segments, the picture at the end.
+# They write checkpoints, the replay's segments, and the picture at the end.
 _LATER = ("orbax.checkpoint", "zstandard", "matplotlib.figure")
 
 
@@ -22,7 +22,7 @@ def import_all(*, tensorboard: bool) -> None:
     for name in (*_LATER, *["tensorboardX"] * tensorboard):
         try:
             importlib.import_module(name)
-        except Exception as error:  # a package built for another version of its neighbour can raise anything
+        except Exception as error:  # a package that does not fit another one can raise any exception
             raise UserError(
                 f"{name} cannot be imported ({type(error).__name__}: {one_line(error)}); "
                 f"{install('train', '--upgrade ')} installs versions that fit"

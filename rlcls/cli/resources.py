@@ -20,8 +20,8 @@ from rlcls.spec import Spec
 from rlcls.training import Placement
 from rlcls.training.loop import Dataset
 
-_SHARE = 0.9  # of the memory that this process may use
-_PROGRAM = 1 << 29  # bytes of libraries and compiled programs, which no array holds
+_SHARE = 0.9  # the share of the available memory that a run may need
+_PROGRAM = 1 << 29  # bytes of libraries and compiled programs
 _EPISODE = 100  # bytes of one evaluation episode: its return and length, as numbers and as a line of metrics
 # Bytes of one transition besides its frame: columns, priority, and copies while a checkpoint is written.
 _TRANSITION = 37
@@ -54,8 +54,8 @@ def check(
     """Compares an estimate of the arrays that a process of a run holds with the memory that it may use.
 
     The estimate contains the replay, the parameters and the optimiser's state, the largest activations of the batches,
-    the recorded data of a compiled loop, and the episodes of an evaluation. It is rather too low than too high, so that
-    no run is refused that would fit. A compiled loop holds its arrays in the memory of its devices.
+    the recorded data of a compiled loop, and the episodes of an evaluation. It is too low rather than too high, so that
+    no run that fits is refused. A compiled loop holds its arrays in the memory of its devices.
 
     Raises:
       UserError: the run needs more. The line names the largest part that can be reduced to fit, and a value that fits.
@@ -139,7 +139,7 @@ def _group_limits(root: Path, path: str, name: str) -> list[int]:
     group = root / path.lstrip("/")
     limits = []
     for folder in (group, *group.parents):
-        with contextlib.suppress(OSError, ValueError):  # no such file; the word "max"
+        with contextlib.suppress(OSError, ValueError):  # the file is missing, or contains "max"
             limits.append(int((folder / name).read_text()))
         if folder == root:
             break
@@ -178,7 +178,7 @@ def _learning(config: DictConfig, agent: Agent[Any], spec: Spec, placement: Plac
     # The devices of a CPU share its memory, and each row of a mesh has a network. `check` multiplies by the lanes.
     rows = 1 if "seeds" in config else max(1, placement.devices_here // placement.model)
     words = f"a network of {parameters:,} parameters" + (f" on each of {rows} devices" if rows > 1 else "")
-    # The state, the gradient, and two copies that act.
+    # Besides the state there are the gradient and two copies of the acting part.
     needs = [Need(words, rows * (_bytes(state) + 3 * _bytes(acting)), None)]
     sizes = {"training.batch_size": config.training.get("batch_size")}
     # A compiled loop computes no diagnostics.

@@ -1,4 +1,4 @@
-"""Makes the runs of a sweep: one after another here, or through one of Hydra's launchers."""
+"""Starts the runs of a sweep: one after another on this machine, or by one of Hydra's launchers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def split_launcher(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def run_each(commands: list[list[str]]) -> int:
-    """Makes the runs in processes of their own, one after another, until one of them fails or a signal comes.
+    """Starts each run in a process of its own, one after another, until one of them fails or a signal comes.
 
     Args:
       commands: the arguments of each run.
@@ -50,7 +50,7 @@ def run_each(commands: list[list[str]]) -> int:
     for number, overrides in enumerate(commands, 1):
         print(f"[{number}/{len(commands)}] python -m rlcls.train {shlex.join(overrides)}", flush=True)
         process = subprocess.Popen([sys.executable, "-m", "rlcls.train", *overrides])
-        # A terminal sends Ctrl-C to the run too; a signal to this process alone is passed on.
+        # A terminal sends Ctrl-C to the run, too. Other signals come to this process alone, which passes them on.
         passed_on: dict[int, Callable[[], object]] = {
             number: functools.partial(process.send_signal, number)
             for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)

@@ -14,6 +14,7 @@ from . import checkpoint as checkpoints_
 from . import metrics, segments
 from .checkpoint import Checkpoint
 from .folder import FACTS, RunFolder
+from .saving import tidy
 
 CHOICES = ("weights", "restart")
 HOSTS = "hosts"
@@ -97,7 +98,7 @@ def start(folder: RunFolder, allowed: str | None = None) -> Start:
     """
     run_dir = folder.path
     last = checkpoints_.last_written(run_dir)
-    left = checkpoints_.tidy(run_dir)
+    left = tidy(run_dir)
     checkpoint, damaged = checkpoints_.load(run_dir)
     if checkpoint is None and last is None:
         return Start(None, True, None, left)

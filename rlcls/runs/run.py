@@ -15,9 +15,9 @@ from rlcls.evaluation.evaluator import Periodic
 from rlcls.training import Diverged
 from rlcls.training.loop import Loop, Tick
 
-from .checkpoint import Checkpoints
 from .metrics import Metrics, check_values, is_number, read
 from .progress import Progress
+from .saving import Checkpoints
 from .signals import Stopped, unless_stopped
 
 _SAVING = "saving a checkpoint"

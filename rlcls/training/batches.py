@@ -1,4 +1,4 @@
-"""Checks of the batches of a data set: of their structure before a run begins, and of their values each time."""
+"""Checks the batches of a data set: the structure of one before a run begins, and the values of each."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlcls._errors import UserError
+from rlcls._errors import UserError, class_name
 from rlcls.transition import Transition
 
 from .loop import Dataset, Where
 
 
 def check_structure(data: Dataset, size: int = 2) -> Transition:
-    """A batch of a data set, whose arrays have the shapes of the data set's spec, and its kinds of numbers.
+    """Samples a batch, and checks the shapes and dtypes of its arrays against the spec of the data set.
 
     Args:
       data: the data set.
       size: transitions in the batch.
 
     Raises:
-      UserError: `sample` returns something else.
+      UserError: they differ, or `sample` does not return a batch and its origin.
     """
     sampled: Any = data.sample(size, 0, 0)
     is_pair = isinstance(sampled, tuple) and len(sampled) == 2
@@ -30,7 +30,7 @@ def check_structure(data: Dataset, size: int = 2) -> Transition:
             f"({', '.join(type(each).__name__ for each in sampled)})" if is_pair else type(sampled).__name__
         )
         raise UserError(
-            f"data: {_name(data)}.sample must return (Transition, tuple of arrays: where it is from), not {shown}"
+            f"data: {class_name(data)}.sample must return (Transition, tuple of arrays: where it is from), not {shown}"
         )
     batch, where = sampled
     spec, number = data.spec, jax.ShapeDtypeStruct((), np.float32)
@@ -45,8 +45,8 @@ def check_structure(data: Dataset, size: int = 2) -> Transition:
         actual, wanted = _shapes(values), _shapes(expected[field], size)
         if actual != wanted:
             raise UserError(
-                f"data: {_name(data)}.sample gives {field} {_show(actual)} in a batch of {size}, and its spec says "
-                f"{_show(wanted)}"
+                f"data: {class_name(data)}.sample gives {field} {_show(actual)} in a batch of {size}, and its spec "
+                f"says {_show(wanted)}"
             )
     check_values(data, batch, where)
     return batch
@@ -55,14 +55,14 @@ def check_structure(data: Dataset, size: int = 2) -> Transition:
 def check_values(data: Dataset, batch: Transition, where: Where) -> None:
     """Raises a UserError, which names the row, if a reward or observation is not finite or an action does not exist.
 
-    It costs about 10 microseconds, so it looks at each part of the data once: the next observations and actions of one
-    batch are the observations and actions of others.
+    It takes about 10 microseconds. It does not read next observations and next actions, because they are the
+    observations and actions of other transitions.
     """
     for field, tree in (("reward", batch.reward), ("observation", batch.observation)):
         for leaf in [tree] if isinstance(tree, np.ndarray) else jax.tree.leaves(tree):
             if isinstance(leaf, np.ndarray) and leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
                 item = int(np.argwhere(~np.isfinite(leaf))[0, 0])
-                raise UserError(f"data: {_name(data)}: the {field} is not finite {_place(item, where)}")
+                raise UserError(f"data: {class_name(data)}: the {field} is not finite {_place(item, where)}")
     actions, num_actions = batch.action, data.spec.num_actions
     if num_actions is None or not isinstance(actions, np.ndarray):
         return
@@ -70,25 +70,25 @@ def check_values(data: Dataset, batch: Transition, where: Where) -> None:
         outside = (actions < 0) | (actions >= num_actions)
         item = int(np.argwhere(outside)[0, 0])
         raise UserError(
-            f"data: {_name(data)}: the action is {actions[outside][0]} {_place(item, where)}, and its spec has "
+            f"data: {class_name(data)}: the action is {actions[outside][0]} {_place(item, where)}, and its spec has "
             f"{num_actions} actions, 0 to {num_actions - 1}"
         )
 
 
 def _place(item: int, where: Where) -> str:
-    """The origin of a batch's item in words."""
+    """A phrase that names the origin of an item of a batch."""
     origin = ", ".join(str(axis[item]) for axis in where if np.ndim(axis) and len(axis) > item)
     return f"at row {origin}" if origin else f"in transition {item} of a batch"
 
 
 def _shapes(tree: Any, size: int | None = None) -> dict[str, tuple[str, list[int]]]:
-    """Kind and shape of each leaf by its name; of leaves without a batch axis if `size` is given."""
+    """The kind and shape of each leaf, by its name. If `size` is given, it is added to each shape as the batch axis."""
     kinds = {"f": "float", "i": "integer", "u": "integer", "b": "bool"}
     shapes = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
         shape = [*array.shape] if size is None else [size, *array.shape]
-        # Pictures of bytes are scaled by the networks, other integers are not.
+        # "uint8" is a kind of its own, because networks scale images of bytes and no other integers.
         kind = "uint8" if array.dtype == np.uint8 else kinds.get(np.dtype(array.dtype).kind, str(array.dtype))
         shapes[jax.tree_util.keystr(path)] = (kind, shape)
     return shapes
@@ -96,7 +96,3 @@ def _shapes(tree: Any, size: int | None = None) -> dict[str, tuple[str, list[int
 
 def _show(shapes: dict[str, tuple[str, list[int]]]) -> str:
     return ", ".join(f"{name} {kind} {shape}".strip() for name, (kind, shape) in shapes.items()) or "no array"
-
-
-def _name(data: Dataset) -> str:
-    return f"{type(data).__module__}.{type(data).__qualname__}"

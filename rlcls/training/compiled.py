@@ -48,6 +48,7 @@ class Compiled:
       placement: the devices of the lanes; None takes one.
 
     Attributes:
+      settings: the program of each setting.
       unit: "agent_steps", or "updates" without environments.
       lanes: (setting, seed) of each lane, the order of all lists of metrics; settings vary slowest.
 
@@ -83,7 +84,7 @@ class Compiled:
         self._cleared_at = 0  # the iteration at which the sums were last cleared
         self._halfway = False  # whether an exception left the groups at different iterations
         self._recent_return: list[float | None] = [None] * len(self.lanes)
-        self._settings = settings
+        self.settings = settings
         self._groups = []
         data = _Data([settings[setting].columns(seed) for setting, seed in self.lanes], placement)
         for shared in _grouped(settings, data, placement):
@@ -154,7 +155,7 @@ class Compiled:
             sums, episodes = jax.device_get((group.state.sums, _counted(group.state.episodes)))
             for place, lane in enumerate(group.lanes):
                 one = {name: float(sums[name][place]) / updates if updates else None for name in sums}
-                setting = self._settings[self.lanes[lane][0]]
+                setting = self.settings[self.lanes[lane][0]]
                 if isinstance(setting, Program):
                     (counts, returns, lengths), finished = episodes
                     count = int(counts[place])
@@ -173,7 +174,7 @@ class Compiled:
     def _name(self, group: _Group, good: np.ndarray) -> str:
         """The name of the first lane whose entry in `good` is False."""
         setting, seed = self.lanes[group.lanes[int(np.argmin(good))]]
-        return f"seed {seed}" + (f" of setting {setting}" if len(self._settings) > 1 else "")
+        return f"seed {seed}" + (f" of setting {setting}" if len(self.settings) > 1 else "")
 
     def warm_up(self, until: int) -> float:
         """Compiles what a run to `until` agent steps (or updates) needs, and measures half a second of learning.
@@ -215,10 +216,10 @@ class Compiled:
         return Saved({"acting": self.acting(), "lanes": lanes}, {}, counters)
 
     def restore(self, saved: Saved, tick: Tick = lambda done, total: None) -> None:
-        """Goes on from a saved moment.
+        """Continues from a saved state.
 
         Raises:
-          UserError: the data have changed since.
+          UserError: the identity of the data has changed since then.
         """
         del tick
         check_same_data(saved.counters.get("data"), self._first.identity)
@@ -232,6 +233,7 @@ class Compiled:
         """Does nothing: a compiled loop holds no thread and no file."""
 
     def _updates(self, iterations: int) -> int:
+        """Updates of one lane in its first `iterations`."""
         return max(0, iterations - self._first.warm_iterations) * self._first.updates
 
 
@@ -349,9 +351,9 @@ class _Shared:
         # `first` and `last` are not batched, so rows are written in place and conditions stay branches. The options
         # of `xla.jit` would make matrix products of this size slower.
         batch, compiled = (jax.vmap, placement.lanes) if program.vmap else (_alone, _on_its_device)
-        of_all = (0, 0, 0, 0, None, None, None)
+        axes = (0, 0, 0, 0, None, None, None)
         self.init = compiled(batch(init, in_axes=(0, 0)), (0, 0))
-        self.run = compiled(batch(run, in_axes=of_all), of_all, donate=(0,))
+        self.run = compiled(batch(run, in_axes=axes), axes, donate=(0,))
         self.clear = compiled(jax.vmap(program.clear), (0,), donate=(0,))
         acting = jax.vmap(program.acting)
         self.acting = placement.jit(acting) if program.vmap else jax.jit(acting)
@@ -366,7 +368,7 @@ def _on_its_device(
 
 
 def _alone(function: Any, in_axes: tuple[int | None, ...]) -> Any:
-    """Like `jax.vmap` over an axis of one, but without batched arithmetic, which makes convolutions half as fast."""
+    """Like `jax.vmap` over an axis of size 1, but without batched convolutions, which are half as fast."""
 
     def squeezed(*arguments: Any) -> Any:
         pairs = zip(arguments, in_axes, strict=True)
@@ -413,10 +415,12 @@ def _counted(episodes: Episodes | None) -> Any:
 
 
 def _shapes(tree: PyTree) -> Any:
+    """The structure of the tree, and the shape and dtype of each leaf."""
     return jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
 
 
 def _without_values(function: Any) -> Any:
+    """The function with a first argument `values`, which it ignores."""
     return lambda values, *arguments: function(*arguments)
 
 
@@ -439,7 +443,7 @@ class _Group:
         placement: Placement,
     ):
         self._shared, self.lanes, self._placement = shared, places, placement
-        # None without a mesh, and with a mesh over which the lanes are divided.
+        # None if there is no mesh, or if the lanes are divided over the mesh.
         self._device = None
         if not shared.vmap and len(placement.devices) > 1:
             self._device = placement.devices[places[0] % len(placement.devices)]

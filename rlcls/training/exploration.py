@@ -1,4 +1,4 @@
-"""How often an agent acts at random."""
+"""The probability with which an agent acts at random."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class LinearDecay:
-    """The probability of a random action decays linearly, beginning when learning begins, then stays.
+    """A probability of a random action that decays linearly once learning begins, and then stays constant.
 
     Attributes:
       epsilon_start: probability until learning begins.
@@ -32,7 +32,11 @@ class LinearDecay:
             raise ValueError(f"epsilon_decay must be at least 0, not {self.epsilon_decay}")
 
     def epsilon(self, agent_steps: Any) -> Any:
-        """The probability `agent_steps` after learning began; negative before it. Traced steps give a traced one."""
+        """The probability of a random action.
+
+        Args:
+          agent_steps: agent steps since learning began; negative before that. A traced number gives a traced result.
+        """
         clip = jnp.clip if isinstance(agent_steps, jax.Array) else np.clip
         share = clip(agent_steps / max(1, self.epsilon_decay), 0.0, 1.0)
         return self.epsilon_start + share * (self.epsilon_end - self.epsilon_start)

@@ -1,4 +1,4 @@
-"""Updates in a thread of their own, whose results are read after a fixed lag."""
+"""Makes updates in a second thread. Their results are read after a fixed lag."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _T = TypeVar("_T")
 
 
 class Diverged(UserError):
-    """An update gave numbers that are not finite."""
+    """An update gave a loss or a parameter that is not finite."""
 
 
 class Result(NamedTuple):
     """The result of an update, on the host.
 
     Attributes:
-      number: updates made before it.
-      where: where its batch came from.
+      number: the number of the update, counted from 0.
+      where: the origin of its batch.
       metrics: floats by name.
-      priorities: float32 [B], or None where the agent gives none.
-      diagnostics: floats by name; empty where nothing was diagnosed.
+      priorities: float32 [B], or None if the agent returns none.
+      diagnostics: floats by name; empty if this update had no diagnosis.
     """
 
     number: int
@@ -46,7 +46,10 @@ class Result(NamedTuple):
 
 
 class _Pending(NamedTuple):
-    """An update that was submitted, its values still on the device."""
+    """A submitted update, whose values are still on the device; the fields are those of `Result`.
+
+    `finite` says whether all parameters are finite after it.
+    """
 
     number: int
     where: Where
@@ -57,7 +60,7 @@ class _Pending(NamedTuple):
 
 
 class _Round(NamedTuple):
-    """The updates of a vector step, and what acts after them; None where there are no updates."""
+    """The updates of a round, and the acting part of the agent after them; None if the round has no updates."""
 
     updates: list[concurrent.futures.Future[_Pending]]
     acting: concurrent.futures.Future[PyTree] | None
@@ -66,21 +69,20 @@ class _Round(NamedTuple):
 class Learner:
     """Makes updates one after another while the caller acts, and returns their results `lag` rounds later.
 
-    The updates that are submitted between two calls of `end_round` are a *round*, which may be empty. Which result is
-    seen in which round depends on the lag alone, never on the speed of a thread, so a run gives the same bits at any
-    speed.
+    A *round* is the updates that are submitted between two calls of `end_round`; it may be empty. The lag alone
+    determines in which round a result is read, so a run gives the same bits at any speed of its threads.
 
     Args:
-      agent: whose updates are made.
-      init_key: for the agent's first state.
-      update_key: folded with the number of an update, it is that update's key.
+      agent: the agent that learns.
+      init_key: the key of the agent's first state.
+      update_key: the key of an update is this key, folded with the number of the update.
       lag: rounds between submitting an update and using its result.
-      act_with_target: the target network acts, not the online network.
+      act_with_target: whether the target network acts instead of the online network.
       placement: the devices on which updates are made; None takes one.
-      scale_weights: the weights of a batch are divided by the largest of the whole batch.
+      scale_weights: whether the weights of a batch are divided by the largest weight of the whole batch.
 
     Attributes:
-      acting: what acts in this round, on one device.
+      acting: the acting part of the agent in this round, on one device.
       placement: the devices.
       submitted: updates submitted since the run began.
       update: the compiled program of one update, (state, batch, number) -> (state, UpdateInfo, whether all parameters
@@ -119,24 +121,24 @@ class Learner:
 
     @property
     def diagnoses(self) -> bool:
-        """Whether the agent can look inside its network."""
+        """Whether the agent has `diagnose`."""
         return self._diagnose is not None
 
     def submit(self, batch: Transition, where: Where, held_out: Transition | None = None) -> None:
-        """Queues an update of the present round, preceded by a diagnosis if `held_out` is given."""
+        """Queues an update of the present round. With `held_out` a diagnosis of the network precedes it."""
         self._current.append(self._thread.submit(self._run, batch, where, self.submitted, held_out))
         self.submitted += 1
 
     def end_round(self) -> list[Result]:
-        """Ends the present round; `acting` becomes that of the round `lag` rounds before.
+        """Ends the present round, and sets `acting` to the parameters after the round that was `lag` rounds before.
 
         Returns:
-          The results of that round's updates.
+          The results of that earlier round's updates.
 
         Raises:
-          Diverged: one of them was not finite.
+          Diverged: one of these results is not finite.
         """
-        # The acting parameters are copied once a round, since a copy of every update would fill the memory.
+        # The acting parameters are copied once per round, because a copy for every update would fill the memory.
         after = self._thread.submit(self._acting) if self._current else None
         self._rounds.append(_Round(self._current, after))
         self._current = []
@@ -147,7 +149,7 @@ class Learner:
         return results
 
     def save(self) -> tuple[dict[str, PyTree], dict[str, np.ndarray]]:
-        """The current state, between two rounds or within one: a pytree for Orbax and small arrays. It changes nothing.
+        """The current state as a pytree for Orbax and small arrays. It changes nothing, also in the middle of a round.
 
         The next update donates the pytree's "state", so write or copy it first.
 
@@ -156,7 +158,7 @@ class Learner:
         """
         submitted = [*(updates for updates, _ in self._rounds), self._current]
         rounds = [[self._read(future.result()) for future in updates] for updates in submitted]
-        # `acting` holds what acts in the present round and in each of the next `lag` rounds.
+        # The acting parts of the present round and of each of the next `lag` rounds.
         acting = [self.acting]
         for _, after in self._rounds:
             acting.append(after.result() if after else acting[-1])
@@ -170,12 +172,12 @@ class Learner:
                 if result.priorities is not None:
                     values["priorities"] = result.priorities
                 arrays |= {f"pending/{i}/{j}/{name}": np.asarray(value) for name, value in values.items()}
-        if self.placement.hosts > 1:  # Orbax writes arrays of all processes
+        if self.placement.hosts > 1:  # Orbax needs arrays that all processes have
             acting = [self.placement.everywhere(jax.device_get(each)) for each in acting]
         return {"state": self._state, "acting": acting[0], "acting_later": acting[1:]}, arrays
 
     def restore(self, tree: dict[str, PyTree], arrays: dict[str, np.ndarray]) -> None:
-        """Goes on from what `save` returned; `arrays` may hold others too."""
+        """Continues from the state that `save` returned. `arrays` may contain other arrays, too."""
         self._state, self.acting = tree["state"], self.placement.acting(tree["acting"])
         self.submitted = int(arrays["learner/submitted"])
         for i in range(self._lag + 1):
@@ -200,7 +202,7 @@ class Learner:
                 self._current = pending
 
     def rehearsal(self) -> Learner:
-        """A learner with the same compiled programs and a copy of the state, to be thrown away; it never raises."""
+        """A learner with the same compiled programs and a copy of the state. It never raises `Diverged`."""
         copy = object.__new__(Learner)
         copy.__dict__.update(self.__dict__)
         copy._state = self.placement.copy(self._state)
@@ -209,16 +211,16 @@ class Learner:
         return copy
 
     def close(self) -> None:
-        """Waits for the update that is running, and drops those that are queued.
+        """Waits for the update that is running, and drops the queued ones.
 
-        Several processes make the queued ones, too, because they wait for each other in every update.
+        Several processes also make the queued updates, because they wait for each other in every update.
         """
         self._thread.shutdown(cancel_futures=self.placement.hosts == 1)
 
     def _run(self, batch: Transition, where: Where, number: int, held_out: Transition | None) -> _Pending:
-        # Nothing is read here: the next update is dispatched while this one runs. Every transfer between host and
-        # device is explicit, so that JAX_TRANSFER_GUARD=disallow finds only those that nobody intended. On the CPU the
-        # batch is used where it lies: a copy would cost a twentieth of an update.
+        # This reads no result, so the next update is dispatched while this one runs. Every transfer between host and
+        # device is explicit, so JAX_TRANSFER_GUARD=disallow finds only unintended ones. On a CPU the program reads the
+        # batch in place, because a copy would take a twentieth of an update.
         place = self.placement
         batch, held_out = place.batch((batch, held_out))
         seen = {}
@@ -231,7 +233,7 @@ class Learner:
         return self.placement.acting(self.placement.settled(self._copy_acting(self._state)))
 
     def _read(self, update: _Pending) -> Result:
-        """The update's values on the host, once it is done.
+        """Waits for an update, and copies its values to the host.
 
         The parameters are checked too, because a gradient can overflow before a loss shows it.
         """
@@ -244,7 +246,7 @@ class Learner:
             raise Diverged(f"{infinite[0]} is {metrics[infinite[0]]} at update {update.number + 1}")
         if self._raises and not finite:
             raise Diverged(f"the parameters are no longer finite after update {update.number + 1}")
-        if not self._raises and priorities is not None:  # a replay takes only finite priorities
+        if not self._raises and priorities is not None:  # a replay accepts only finite priorities
             priorities = np.nan_to_num(priorities, posinf=1.0)
         seen = {name: float(value) for name, value in diagnostics.items()}
         return Result(update.number, update.where, metrics, priorities, seen)
@@ -253,14 +255,14 @@ class Learner:
 def update_of(
     agent: Agent[Any], key: Array, placement: Placement, state: Any, scale_weights: bool = False
 ) -> Any:
-    """The compiled program of one update, (state, batch, number) -> (state, UpdateInfo, whether all is finite).
+    """The compiled program of one update, (state, batch, number) -> (state, UpdateInfo, whether it is finite).
 
     Args:
-      agent: whose update it is.
-      key: folded with the number of an update, it is that update's key.
-      placement: where it runs.
+      agent: the agent that learns.
+      key: the key of an update is this key, folded with the number of the update.
+      placement: the devices.
       state: from `placement.init`, or its shapes.
-      scale_weights: the weights of a batch are divided by the largest of the whole batch.
+      scale_weights: whether the weights of a batch are divided by the largest weight of the whole batch.
     """
 
     def update(state: Any, batch: Transition, number: Any, **mean: Any) -> Any:
@@ -282,11 +284,12 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
 
 
 def _below(arrays: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries whose names begin with `prefix`, by the rest of their names."""
+    """The entries whose names begin with `prefix`. The prefix is removed from their names."""
     return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}
 
 
 def _done(result: _T) -> concurrent.futures.Future[_T]:
+    """A future that already has its result."""
     future: concurrent.futures.Future[_T] = concurrent.futures.Future()
     future.set_result(result)
     return future

@@ -1,9 +1,9 @@
 """Makes one function of several that differ only in their numbers, such as a learning rate.
 
 A loop that vmaps over settings needs these numbers as arguments, but agents, heads and optimisers take them when they
-are made and check them there. The functions are therefore traced one by one, their traces compared, and the constants
-in which they differ become arguments of the first trace. Functions whose traces differ otherwise, such as those of
-heads with different numbers of bins, stay apart.
+are made and check them there. `lift` therefore traces each function and compares the traces. The constants that differ
+become arguments of the first trace. If the traces differ in more than constants, as those of heads with different
+numbers of bins do, there is no common function.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from jax.extend import core
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
-# Calls of these are replaced by what they call. The trace already contains their derivatives.
+# Primitives that call a jaxpr. `_evaluate` evaluates the jaxpr in place of the call, which loses no custom derivative,
+# because the trace already contains derivatives.
 _CALLS = ("jit", "pjit", "closed_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 
 
 class Lifted(NamedTuple):
-    """One function for several.
+    """One function that stands for several.
 
     Attributes:
-      function: (values, *arguments) -> what the k-th function returns for the k-th values and the same arguments.
-      values: for each of the functions its constants, as arrays.
+      function: (values, *arguments) -> the result of the k-th function, where `values` are the k-th of the list.
+      values: for each function, the constants that differ between functions, as arrays.
     """
 
     function: Callable[..., Any]
@@ -35,7 +36,7 @@ class Lifted(NamedTuple):
 
 
 def lift(functions: Sequence[Callable[..., Any]], *arguments: PyTree) -> Lifted | None:
-    """The functions as one; None if they differ in more than constants.
+    """One function that stands for all of them; None if they differ in more than constants.
 
     Args:
       functions: pure functions.
@@ -79,7 +80,7 @@ def _inner(equation: Any) -> list[Any]:
 
 
 def _walk(jaxpr: Any, consts: Sequence[Any]) -> Iterator[tuple[str, Any]]:
-    """What a jaxpr does, as ("structure", text) and ("constant", array), in the order of `_evaluate`."""
+    """The parts of a jaxpr, as ("structure", text) and ("constant", array), in the order of `_evaluate`."""
     names: dict[Any, int] = {}
 
     def name(variable: Any) -> str:
@@ -87,7 +88,9 @@ def _walk(jaxpr: Any, consts: Sequence[Any]) -> Iterator[tuple[str, Any]]:
 
     for variable, value in zip(jaxpr.constvars, consts, strict=True):
         yield "structure", name(variable)
-        if _is_key(variable.aval):  # two keys are no numbers that a program could take as arguments
+        if _is_key(
+            variable.aval
+        ):  # different keys make different structures, because `_plain` cannot lift a key
             yield "structure", str(jax.random.key_data(value))
         yield "constant", _plain(value, variable.aval)
     yield "structure", " ".join(name(variable) for variable in jaxpr.invars)
@@ -122,7 +125,7 @@ def _evaluate(
       consts: its constants.
       arguments: its arguments.
       take: take(k, constant) returns the value of the k-th constant in the order of `_walk`.
-      number: of the first constant.
+      number: the number of the first constant.
 
     Returns:
       The outputs, and the number after the last constant.
@@ -156,13 +159,14 @@ def _function(closed: Any, take: Callable[[int, Any], Any], number: int) -> Call
 
 
 def _bind(equation: Any, inputs: list[Any], functions: list[Callable[..., list[Any]]]) -> Sequence[Any]:
-    """The outputs of an equation, the functions in place of the jaxprs in it."""
+    """The outputs of an equation, in which `functions` replace the jaxprs."""
     parameters, name = equation.params, equation.primitive.name
     if name == "cond":
         index, *operands = inputs
         return lax.switch(index, functions, *operands)
     if name == "scan":
-        # Releases of JAX differ in how they count these: what is scanned has an axis more outside than inside.
+        # Releases of JAX differ in the parameters that count carried and scanned values. A scanned value has one more
+        # axis outside the loop than inside.
         inner = parameters["jaxpr"].jaxpr
         carried = sum(
             a.aval.ndim == b.aval.ndim for a, b in zip(equation.outvars, inner.outvars, strict=True)
@@ -188,14 +192,17 @@ def _bind(equation: Any, inputs: list[Any], functions: list[Callable[..., list[A
     if functions:
         return functions[0](*inputs)
     bound = equation.primitive.get_bind_params(parameters)
-    # Releases of JAX differ in whether functions stand apart.
+    # Some releases of JAX return (arguments, options), and others only the options.
     arguments, options = bound if isinstance(bound, tuple) else ((), bound)
     outputs = equation.primitive.bind(*arguments, *inputs, **options)
     return outputs if equation.primitive.multiple_results else [outputs]
 
 
 def _parameters(equation: Any, *, without_jaxprs: bool) -> str:
-    """The parameters of an equation as a text; its jaxprs stand in the walk, or here with their constants."""
+    """The parameters of an equation as a text, with the constants of its jaxprs.
+
+    `without_jaxprs` leaves out those jaxprs that `_walk` compares.
+    """
     parameters = dict(equation.params)
     if without_jaxprs:
         if equation.primitive.name in _CALLS:
@@ -204,11 +211,12 @@ def _parameters(equation: Any, *, without_jaxprs: bool) -> str:
             name: each for name, each in parameters.items() if name != "branches" and "jaxpr" not in name
         }
     elif "call" in parameters:
-        parameters.pop("rule", None)  # of vmap; it says nothing that the call does not
+        parameters.pop("rule", None)  # the rule for vmap, which "call" determines
     return str({name: _word(parameters[name]) for name in sorted(parameters)})
 
 
 def _word(parameter: Any) -> Any:
+    """A value whose text is the same for equal parameters."""
     if isinstance(parameter, core.ClosedJaxpr):
         return [(kind, _word(word)) for kind, word in _walk(parameter.jaxpr, parameter.consts)]
     if isinstance(parameter, core.Jaxpr):
@@ -221,7 +229,7 @@ def _word(parameter: Any) -> Any:
 
 
 def _plain(value: Any, aval: Any) -> Any:
-    """A constant as a numpy array of its dtype; None for a typed random key, which the structure holds."""
+    """A constant as a numpy array of its dtype; None for a random key, which is part of the structure."""
     return None if _is_key(aval) else np.asarray(value, aval.dtype)
 
 

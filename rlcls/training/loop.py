@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import PyTree
 
-from rlcls._errors import UserError, check_choice
+from rlcls._errors import UserError, check_choice, class_name
 from rlcls.spec import Spec
 from rlcls.transition import Transition
 
@@ -198,7 +198,7 @@ class Dealing(Protocol):
 
 def check(loop: Loop) -> None:
     """Raises a UserError if a loop lacks a member that a run needs, even one that only a later resume would need."""
-    kind = f"{type(loop).__module__}.{type(loop).__qualname__}"
+    kind = class_name(loop)
     missing = [name for name in vars(Loop) if not name.startswith("_") and not hasattr(loop, name)]
     if missing:
         raise UserError(

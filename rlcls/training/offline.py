@@ -169,7 +169,7 @@ class Offline:
         self._sums = collections.Counter(saved.counters["sums"])
 
     def deal(self, parts: Sequence[Saved]) -> Saved:
-        """See `rlcls.training.Dealing`: every process saves the same."""
+        """See `rlcls.training.Dealing`. All processes save the same state."""
         return parts[0]
 
     def close(self) -> None:

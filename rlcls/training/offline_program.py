@@ -55,6 +55,8 @@ class OfflineProgram:
       vmap: whether lanes advance together; see `Program`.
 
     Attributes:
+      agent: the agent.
+      data: the transitions of each seed.
       identity: the identity of the data.
 
     Raises:
@@ -76,7 +78,8 @@ class OfflineProgram:
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self.agent, self._batch_size, self._target = agent, batch_size, act_with_target
+        self.agent, self.data = agent, data
+        self._batch_size, self._target = batch_size, act_with_target
         self.vmap = jax.default_backend() != "cpu" if vmap is None else vmap
         first = next(iter(data.values()))
         self.identity: dict[str, str] | None = first.identity

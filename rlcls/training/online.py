@@ -1,4 +1,4 @@
-"""Training online: an agent acts while updates run in a second thread, in one fixed order."""
+"""Online training: an agent acts in environments while a second thread makes its updates, in a fixed order."""
 
 from __future__ import annotations
 
@@ -26,44 +26,45 @@ from .loop import Saved, Tick
 from .placement import Placement
 from .returns import EpisodeReturns
 
-_REHEARSAL = 0.5  # seconds for which a warm-up measures
-_REHEARSAL_STEPS = 2  # vector steps that it measures at least
+_REHEARSAL = 0.5  # seconds; `warm_up` measures the loop for at least this long
+_REHEARSAL_STEPS = 2  # the fewest vector steps that `warm_up` measures
 
 
 class Online:
     """A loop in which one agent learns from what it plays in several environments.
 
-    Everything random is a function of (seed, step), and what crosses threads does so after a fixed lag: step s acts
-    with the parameters after the updates of step s - 1 - lag, and the updates of step s sample what the replay held,
-    and the priorities it had, `lag` steps before. A run therefore gives the same bits at any speed, and goes on from
-    any `save`.
+    All random numbers are a function of (seed, step), and the two threads exchange data with a fixed lag. Step s acts
+    with the parameters after the updates of step s - 1 - lag. The updates of step s sample the rows that the replay had
+    `lag` steps before, by the priorities of that moment. A run therefore gives the same bits at any speed, and
+    continues from any `save`.
 
-    An emulator cannot be saved. Each environment therefore gets a new seed at its own first episode start after
-    `reseed_every` of its steps, a function of (seed, its number, how often it was seeded). No episode is cut, and the
-    state of an environment is a function of its last seed and its actions since, which `restore` plays again.
+    The state of an emulator cannot be saved. Each environment therefore gets a new seed at its first episode start
+    after `reseed_every` of its steps, which cuts no episode. This seed is a function of (seed, number of the
+    environment, number of its earlier seeds). The state of an environment is then a function of its last seed and of
+    its actions since, which `restore` replays.
 
-    Several processes of one `placement` train one agent together when each makes this loop: they take the same steps at
-    the same time, each with environments and a replay of its own, and each update learns from a share of every replay.
+    Several processes of one `placement` can train one agent together. Each makes this loop with its own environments
+    and replay, and all take the same steps at the same time. Each update learns from a share of every replay.
 
     Args:
-      agent: what learns.
+      agent: the agent that learns.
       env: the N environments of this process.
-      replay: N streams, empty.
+      replay: an empty replay of N streams.
       seed: determines the networks, the exploration, the replay's samples and the environments.
-      batch_size: transitions in an update, of all processes together.
-      update_period: agent steps of all processes between two updates.
-      lag: vector steps by which acting and learning overlap; with 0 they take turns.
-      act_with_target: the agent's target network acts, not the online network.
-      reseed_every: steps of an environment after which its next episode begins with a new seed, at least 1.
-      exploration: the probability of a random action.
-      diagnostics_every: updates between two diagnoses of the network; 0 makes none.
-      diagnostics_batch_size: held-out transitions in a diagnosis, of all processes together.
+      batch_size: transitions in an update, summed over all processes.
+      update_period: agent steps between two updates, summed over all processes.
+      lag: vector steps by which acting and learning overlap; with 0 they alternate.
+      act_with_target: whether the agent's target network acts instead of the online network.
+      reseed_every: steps of an environment after which its next episode starts from a new seed, at least 1.
+      exploration: gives the probability of a random action.
+      diagnostics_every: updates between two diagnoses of the network; 0 turns them off.
+      diagnostics_batch_size: held-out transitions in a diagnosis, summed over all processes.
       log_every: agent steps between two "train" lines.
       placement: the devices on which updates are made; None takes one.
 
     Attributes:
-      replay: what was played.
-      number: vector steps so far, each of N agent steps in each process.
+      replay: the replay.
+      number: vector steps so far. One vector step is N agent steps in each process.
 
     Raises:
       ValueError: an option is out of range, or the parts do not fit together.
@@ -123,7 +124,7 @@ class Online:
         self._agent, self._env, self._seed, self._lag = agent, env, seed, lag
         self._batch_size, self._update_period, self._log_every = batch_size, update_period, log_every
         self._host, self._hosts = host, hosts
-        # Seeds are below 2**32, so the processes draw different transitions, the first one those that it draws alone.
+        # Seeds are below 2**32, so no two processes share a sample seed. Process 0 has that of a single process.
         self._sample_seed = seed + (host << 32)
         self._reseed_every = reseed_every
         self._exploration = exploration
@@ -134,7 +135,7 @@ class Online:
             return agent.act(acting, observations, jax.random.fold_in(key, host) if host else key, epsilon)
 
         self._act = xla.jit(act)
-        # The largest weight of a batch is known where the shares of all processes come together.
+        # The update divides weights by the largest of the batch, which no single process knows.
         replay.raw_weights = hosts > 1 and replay.prioritized
         self._learner = Learner(
             agent,
@@ -150,20 +151,18 @@ class Online:
             placement.check_batch(diagnostics_batch_size=diagnostics_batch_size)
         self._diagnostics_batch_size = diagnostics_batch_size // hosts
         self._returns = EpisodeReturns(env.num_envs)
-        self._halfway = (
-            False  # whether an `advance` failed where its step can be neither ended nor made again
-        )
-        self._sums: collections.Counter[str] = collections.Counter()  # of update metrics since the last line
-        # Environments are reset with their seeds by the first `advance`: a restored loop resets them elsewhere.
+        # Whether `advance` failed in a step that can be neither finished nor repeated.
+        self._halfway = False
+        # The sums of the updates' metrics since the last "train" line, and the number of those updates.
+        self._sums: collections.Counter[str] = collections.Counter()
+        # The first `advance` resets the environments with their seeds; in a restored loop `_replay_actions` does it.
         self._observations: PyTree | None = None
         self._starts = np.ones(env.num_envs, bool)
-        self._seedings = np.zeros(
-            env.num_envs, np.int64
-        )  # new seeds that each environment got since its first
-        self._seeded_at = np.zeros(env.num_envs, np.int64)  # vector steps before its last seed
-        self._sent: collections.deque[np.ndarray] = (
-            collections.deque()
-        )  # actions since the oldest of these seeds
+        # For each environment, the number of seeds after its first one, and the vector steps before the last one.
+        self._seedings = np.zeros(env.num_envs, np.int64)
+        self._seeded_at = np.zeros(env.num_envs, np.int64)
+        # The actions of every step since the oldest `_seeded_at`.
+        self._sent: collections.deque[np.ndarray] = collections.deque()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -177,7 +176,7 @@ class Online:
         return self.number * self._env.num_envs * self._hosts
 
     def acting(self) -> PyTree:
-        """The next step acts with this."""
+        """The acting part of the agent in the next step."""
         return self._learner.acting
 
     def advance(self) -> list[tuple[str, dict[str, Any]]]:
@@ -191,11 +190,14 @@ class Online:
         # A copy: a view would keep one of JAX's arrays alive for each step.
         actions = np.array(jax.device_get(self._act(self._learner.acting, *arguments)))
         self._env.send(actions)
-        if self._lag:  # the updates need nothing of this step: they are prepared while the emulator plays it
+        if (
+            self._lag
+        ):  # the updates need no data of this step, so they are submitted while the emulator plays it
             self._learn()
         next_observations, rewards, terminated, _, info = self._env.recv()
         check_finite(self._env.name, self.number + 1, next_observations, rewards)
-        # A step that failed before this line can be saved: it is made again, except for the updates that it submitted.
+        # If the step fails before this line, the loop can be saved. `advance` then repeats the step, without the
+        # updates that are already submitted.
         self._halfway = True
         self._observations, self._starts = next_observations, info["episode_start"]
         self._sent.append(actions)
@@ -229,6 +231,7 @@ class Online:
         return lines
 
     def _learn(self) -> None:
+        """Submits the updates of this step."""
         while (number := self._learner.submitted) < self._updates_due(self.number + 1):
             held_out = None
             if self._diagnostics_every and number and number % self._diagnostics_every == 0:
@@ -238,6 +241,7 @@ class Online:
             self._learner.submit(*self.replay.sample(self._batch_size, self._sample_seed, number), held_out)
 
     def _updates_due(self, number: int) -> int:
+        """The number of updates that `number` vector steps lead to."""
         first_number, updates = self._filled_from
         added = (number - first_number) * self._env.num_envs * self._hosts
         return updates + max(0, added - self._min_size) // self._update_period
@@ -253,14 +257,14 @@ class Online:
     def _seeds(self) -> UInt32[np.ndarray, "N"]:
         """The last seed of each environment."""
         use = xla.Use.ENVIRONMENT
-        # Environments are numbered over all processes, so that an environment plays the same on any number of them.
+        # Environments are numbered over all processes, so their seeds do not depend on the number of processes.
         counts = enumerate(self._seedings.tolist(), self._host * self._env.num_envs)
         return np.concatenate(
             [environment_seeds((self._seed, use, number, count), 1) for number, count in counts]
         )
 
     def _reseed(self, due: Bool[np.ndarray, "N"]) -> None:
-        """Gives a new seed to the environments that are `due`, all at the first observation of an episode."""
+        """Resets the environments that are `due` with new seeds. Their episodes have just started."""
         self._seedings[due] += 1
         self._seeded_at[due] = self.number
         while len(self._sent) > self.number - self._seeded_at.min():
@@ -268,11 +272,11 @@ class Online:
         self._observations, info = self._env.reset(seed=self._seeds(), options={"reset_mask": due})
         self._starts = info["episode_start"]
 
-    def _play_again(self, tick: Tick) -> None:
-        """Brings every environment from its last seed to the present by the actions that it was sent since.
+    def _replay_actions(self, tick: Tick) -> None:
+        """Brings every environment to its present state by replaying the actions since its last seed.
 
-        The environments step together from the oldest of the seeds; each is reset with its own when the actions reach
-        it. What it played before is dropped.
+        The environments step together from the oldest `_seeded_at`. Each is reset with its last seed at the step at
+        which it got that seed, so the steps that it replays before have no effect.
         """
         seeds, steps = self._seeds(), len(self._sent)
         first = self.number - steps
@@ -299,17 +303,17 @@ class Online:
         }
 
     def warm_up(self, until: int) -> float:
-        """Compiles what a run to `until` agent steps needs, and plays and learns for half a second in a small replay.
+        """Compiles what a run to `until` agent steps needs, and measures half a second of playing and learning.
 
-        Call it before the first `advance` or `restore`: it resets the environments without a seed and leaves no
-        other trace.
+        Call it before the first `advance` or `restore`, because it resets the environments without a seed. It changes
+        nothing else: it uses a small replay of its own.
 
         Returns:
           Seconds for one agent step once learning has begun.
         """
         rehearsal = copy.copy(self)
         rehearsal._learner = self._learner.rehearsal()
-        # Enough rows for every sample, and learning begins after them.
+        # Learning begins once the replay has enough rows for every kind of sample.
         rows = self.replay.least_rows + 2 * self._lag + 2
         first = rows * self._env.num_envs
         rehearsal.replay = self.replay.like(capacity=2 * first, min_size=first)
@@ -324,11 +328,12 @@ class Online:
             while rehearsal._learner.submitted < 3:  # the third update follows a diagnosis
                 rehearsal.advance()
             rehearsal._diagnostics_every = 0
-            for _ in range(self._lag + 2):  # reads their results, so that nothing that compiles is timed
+            # Reads the results of these updates, so that no compilation is timed.
+            for _ in range(self._lag + 2):
                 rehearsal.advance()
             begun, first_number = time.perf_counter(), rehearsal.number
             least = max(_REHEARSAL_STEPS, -(-3 * self._update_period // (self._env.num_envs * self._hosts)))
-            # Several processes must make the same updates, so the clock of none of them may decide.
+            # All processes must make equally many updates, so none of them may decide by its own clock.
             while rehearsal.number < first_number + least or (
                 self._hosts == 1 and time.perf_counter() - begun < _REHEARSAL
             ):
@@ -339,7 +344,7 @@ class Online:
         return seconds / ((rehearsal.number - first_number) * self._env.num_envs * self._hosts)
 
     def save(self) -> Saved:
-        """The learner, the replay, and what brings the environments back: their seeds and actions.
+        """The learner, the replay, and the seeds and actions that determine the environments' states.
 
         Raises:
           RuntimeError: an `advance` failed halfway.
@@ -367,18 +372,18 @@ class Online:
         return Saved(tree, arrays | replay_arrays, counters, self.replay)
 
     def restore(self, saved: Saved, tick: Tick = lambda done, total: None) -> None:
-        """Goes on from a saved moment; the environments are brought there by playing their actions again.
+        """Continues from a saved state, which the environments reach by replaying their actions.
 
-        Without rows the replay stays empty, and every environment begins an episode with its next seed. Updates then go
-        on once `min_size` agent steps have been added to the replay, and the probability of a random action stays the
-        same function of all agent steps.
+        Without rows the replay stays empty, and every environment starts an episode with its next seed. Updates then
+        continue once `min_size` agent steps are in the replay. The probability of a random action remains a function
+        of all agent steps.
 
         Args:
           saved: the state that `save` returned.
-          tick: called with the vector steps that were played again, and with all of them.
+          tick: called with the number of vector steps replayed so far and the number of all that are replayed.
 
         Raises:
-          UserError: playing the actions again gives other observations.
+          UserError: the replayed actions lead to other observations.
         """
         counters = saved.counters
         self._learner.restore(saved.tree, saved.arrays)
@@ -390,24 +395,24 @@ class Online:
         self._seedings[:], self._seeded_at[:] = saved.arrays["seedings"], saved.arrays["seeded_at"]
         if saved.rows is None:
             self._filled_from = (self.number, self._updates_due(self.number))
-            # The first `advance` resets the environments, so what is lost of their episodes is never counted.
+            # The first `advance` resets the environments, so their unfinished episodes never end.
             self._seedings += 1
             self._seeded_at[:] = self.number
             self._returns.drop_unfinished()
             return
         self.replay.restore(saved.arrays, counters["replay"])
         self._sent = collections.deque(saved.arrays["sent"])
-        self._play_again(tick)
+        self._replay_actions(tick)
         before = counters["observations"]
         if isinstance(before, list) and before != _digests(self._observations):
             raise UserError(
-                "playing the actions since the last seeds again gives other observations than the checkpoint has: the "
+                "replaying the actions since the last seeds gives other observations than the checkpoint has, so the "
                 "environments play differently now; resume with the versions named in the run folder's run.json, or "
                 "move its replay/ away and give resume=weights"
             )
 
     def deal(self, parts: Sequence[Saved]) -> Saved:
-        """See `rlcls.training.Dealing`: environments are numbered over all processes, and so are their streams."""
+        """See `rlcls.training.Dealing`. Environments and their streams are numbered over all processes."""
         num_envs = self._env.num_envs
         own = slice(self._host * num_envs, (self._host + 1) * num_envs)
         *first, total = itertools.accumulate((len(part.arrays["seedings"]) for part in parts), initial=0)
@@ -444,7 +449,7 @@ class Online:
         counters = [part.counters for part in parts]
         observed = [each["observations"] for each in counters]
         dealt = {
-            # Before the first step there are no observations, and an earlier version had one digest of all.
+            # A part that was saved before the first step has no digests. An earlier version saved one digest for all.
             "observations": [digest for each in observed for digest in each][own]
             if all(isinstance(each, list) for each in observed)
             else None,
@@ -455,7 +460,7 @@ class Online:
         return parts[0]._replace(arrays=arrays, counters=counters[0] | dealt)
 
     def close(self) -> None:
-        """Ends the learner's thread. The environments are the caller's."""
+        """Ends the learner's thread. It does not close the environments."""
         self._learner.close()
 
 

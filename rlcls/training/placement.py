@@ -132,7 +132,7 @@ class Placement:
 
     @property
     def devices_here(self) -> int:
-        """How many of the devices are this process's."""
+        """The number of these devices that belong to this process."""
         return sum(device.process_index == jax.process_index() for device in self.devices)
 
     def check_batch(self, **sizes: int) -> None:
@@ -366,7 +366,7 @@ def _check_shares(grid: np.ndarray) -> None:
 
 
 def _as_info(metrics: Any, priorities: Any) -> UpdateInfo:
-    """A tree of the structure of an `UpdateInfo` that says where its parts are."""
+    """An `UpdateInfo` that has a sharding for each of its parts."""
     return UpdateInfo(metrics, priorities)
 
 

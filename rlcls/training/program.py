@@ -24,10 +24,10 @@ class Episodes(NamedTuple):
     """The episodes of a lane.
 
     Attributes:
-      returns: [N], rewards of the episodes under way.
-      lengths: [N], their steps.
+      returns: [N], summed rewards of the episodes under way.
+      lengths: [N], steps of the episodes under way.
       finished: episodes finished so far.
-      recent: count, summed returns and summed lengths of those finished since `clear`.
+      recent: count, summed returns and summed lengths of the episodes finished since `clear`.
       sound: whether all rewards and observations were finite so far.
     """
 
@@ -228,6 +228,7 @@ class Program:
         return lane._replace(playing=playing, starts=outcome.starts, ring=ring, episodes=episodes)
 
     def _update(self, lane: Lane, changing: Any, keys: Keys, rows: Array, number: Array) -> Any:
+        """The agent, the ring's weights and the sums (`changing`) after an update from the first `rows` rows."""
         agent, weights, sums = changing
         ring = lane.ring._replace(weights=weights)
         key = jax.random.fold_in(keys.sample, number)
@@ -241,13 +242,14 @@ class Program:
 
 
 def _strongly_typed(leaf: Array) -> Array:
+    """The same array without JAX's weak type."""
     is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return leaf if is_key else lax.convert_element_type(leaf, leaf.dtype)
 
 
-def _repeat(times: int, of: Array, function: Callable[[Any, Array], Any], carry: Any) -> Any:
-    """Applies function(carry, number) for the numbers of * times, ..., of * times + times - 1."""
+def _repeat(times: int, block: Array, function: Callable[[Any, Array], Any], carry: Any) -> Any:
+    """Applies function(carry, number) for the numbers block * times, ..., block * times + times - 1."""
     if times == 1:
-        return function(carry, of)
+        return function(carry, block)
     # A loop, because a program with several unrolled environment steps compiles slowly.
-    return lax.fori_loop(0, times, lambda i, carry: function(carry, of * times + i), carry)
+    return lax.fori_loop(0, times, lambda i, carry: function(carry, block * times + i), carry)

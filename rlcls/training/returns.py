@@ -27,14 +27,14 @@ class EpisodeReturns:
         self.recent: collections.deque[float] = collections.deque(maxlen=_RECENT)
 
     def add(self, rewards: Float[np.ndarray, "n"], starts: Bool[np.ndarray, "n"]) -> list[tuple[float, int]]:
-        """Takes in a vector step.
+        """Adds a vector step.
 
         Args:
-          rewards: as the environments gave them, not clipped.
-          starts: where this step began a new episode, so that its action was ignored.
+          rewards: raw rewards, not clipped.
+          starts: whether this step started a new episode. Such a step ignores its action.
 
         Returns:
-          (return, length in agent steps) of each episode that this step shows to be finished.
+          (return, length in agent steps) of each finished episode. An episode counts as finished once the next starts.
         """
         over = np.flatnonzero(starts)
         episodes = [(float(self._returns[i]), int(self._lengths[i])) for i in over]
@@ -51,7 +51,7 @@ class EpisodeReturns:
         return float(np.mean(self.recent)) if self.recent else None
 
     def save(self) -> dict[str, Any]:
-        """JSON-able."""
+        """The state as JSON-able values."""
         return {
             "returns": self._returns.tolist(),
             "lengths": self._lengths.tolist(),
@@ -60,7 +60,7 @@ class EpisodeReturns:
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Goes on from what `save` returned."""
+        """Continues from the state that `save` returned."""
         self._returns[:], self._lengths[:] = saved["returns"], saved["lengths"]
         self.finished = saved["finished"]
         self.recent = collections.deque(saved["recent"], maxlen=_RECENT)
@@ -82,5 +82,5 @@ class EpisodeReturns:
         return dealt | {"finished": 0 if own.start else finished, "recent": recent[-_RECENT:]}
 
     def drop_unfinished(self) -> None:
-        """Forgets the episodes under way, because other ones begin."""
+        """Forgets the unfinished episodes, because every environment starts another one."""
         self._returns[:] = self._lengths[:] = 0

@@ -61,7 +61,7 @@ class Use(enum.IntEnum):
 
 
 def keys(seed: int, *uses: Use) -> list[Key[Array, ""]]:
-    """A random key for each use, from the key of `seed`; JAX_TRANSFER_GUARD does not concern their transfer."""
+    """A random key for each use, from the key of `seed`. JAX_TRANSFER_GUARD does not forbid the transfer of keys."""
     with jax.transfer_guard("allow"):
         key = jax.random.key(seed)
         return [jax.random.fold_in(key, int(use)) for use in uses]
@@ -89,7 +89,7 @@ def choose_device(name: str | None) -> jax.Device:
     """Makes a device of that kind ("cpu", "gpu", "tpu") the default; None leaves JAX its choice.
 
     Raises:
-      UserError: there is none, JAX_PLATFORMS names one that JAX cannot start, or JAX promotes no dtypes.
+      UserError: JAX finds no such device, cannot start the one that JAX_PLATFORMS names, or does not promote dtypes.
     """
     promotion = jax.config.values["jax_numpy_dtype_promotion"]
     if promotion != "standard":

@@ -25,7 +25,7 @@ def replay_of(rewards, episode):
     return replay
 
 
-def test_the_support_to_ask_for_holds_the_returns_played_and_some_room():
+def test_the_advised_support_contains_the_returns_played_and_a_margin():
     played = (1 - 0.99**200) / (1 - 0.99)  # 200 rewards of 1
     text = clipping.advice(compose(CARTPOLE), replay_of(1.0, 200))
     low, high = (float(word.partition("=")[2]) for word in text.split()[:2])
@@ -38,18 +38,18 @@ def test_negative_returns_widen_the_support_downwards():
     assert float(text.split()[0].partition("=")[2]) < -86 and " loss.vmax=10 " in text
 
 
-def test_returns_inside_the_support_say_that_the_values_are_too_large():
+def test_if_the_returns_lie_inside_the_support_the_advice_is_that_values_are_too_large():
     text = clipping.advice(compose(["env=gymnasium"]), replay_of(0.1, 20))
     assert text == "the returns played so far lie inside it, so the values are too large"
 
 
-def test_a_replay_that_needs_no_discount_gets_no_number_to_ask_for():
+def test_without_a_discount_the_advice_has_no_number():
     config = compose(CARTPOLE)
     del config.replay.gamma
     assert "a wider support" in clipping.advice(config, replay_of(1.0, 20))
 
 
 @pytest.mark.parametrize("rewards", [0.0, None])
-def test_without_rewards_or_a_replay_there_is_no_number_to_ask_for(rewards):
+def test_without_rewards_or_a_replay_the_advice_has_no_number(rewards):
     replay = None if rewards is None else replay_of(rewards, 20)
     assert "a wider support" in clipping.advice(compose(CARTPOLE), replay)

@@ -1,4 +1,4 @@
-"""`python -m rlcls.collect` records the replay of a run, and what a policy plays."""
+"""`python -m rlcls.collect` records the replay of a run, or the episodes that a policy plays."""
 
 import contextlib
 import itertools
@@ -21,7 +21,7 @@ from rlcls.envs import gymnasium as gymnasium_envs
 from rlcls.envs import probe
 from rlcls.envs.jax_vector import JaxVectorEnv
 from rlcls.replay import FrameReplay
-from rlcls.runs.checkpoint import Checkpoints
+from rlcls.runs import Checkpoints
 from rlcls.training.loop import Saved
 
 STREAMS, ROWS = 3, 150
@@ -29,7 +29,7 @@ SAMPLING = {"n_step": 3, "gamma": 0.9, "reward_clip": 1.0}
 
 
 def history(random):
-    """Vector steps with terminals, truncations and lost lives; no two frames are alike."""
+    """Vector steps with terminals, truncations and lost lives. No two frames are equal."""
     pending, starts = np.zeros(STREAMS, bool), np.ones(STREAMS, bool)
     for _ in range(ROWS):
         frames = random.integers(0, 256, (STREAMS, 4, 84, 84), np.uint8)
@@ -90,12 +90,12 @@ def test_a_fraction_of_a_replay_is_its_first_part_by_time(replay_run, tmp_path, 
 
 
 def leaning(observations, starts, part, step):
-    """Pushes the cart to where its pole leans."""
+    """Pushes the cart towards the side to which its pole leans."""
     return (observations[:, 2] > 0).astype(np.int32)
 
 
 def slow_oracle(seeds, most_episodes):
-    """The rows (observation, action, reward, terminal) of the first episodes to begin, each environment alone."""
+    """The rows (observation, action, reward, terminal) of the episodes that start first, each environment alone."""
     episodes = []
     for number, seed in enumerate(seeds):
         env = gymnasium_envs.make("CartPole-v1", 1, max_episode_steps=30)
@@ -113,7 +113,7 @@ def slow_oracle(seeds, most_episodes):
     return [rows for *_, rows in sorted(episodes)[:most_episodes]]
 
 
-def test_played_episodes_are_those_of_each_environment_alone(tmp_path):
+def test_recorded_episodes_are_those_that_each_environment_plays_alone(tmp_path):
     env, seeds = gymnasium_envs.make("CartPole-v1", 3, max_episode_steps=30), np.array([5, 6, 7])
     counts = []
     with Writer(tmp_path / "a", playing.layout_of(env), {}) as writer:
@@ -125,19 +125,21 @@ def test_played_episodes_are_those_of_each_environment_alone(tmp_path):
     episodes = [rows[first:last] for first, last in itertools.pairwise([*begins, len(rows)])]
     assert sorted(episodes) == sorted(slow_oracle(seeds, 8))
     ended = np.logical_or.reduceat(columns.terminals, begins)
-    assert ended.any() and not ended.all()  # some fell, some were stopped by the time limit
+    assert ended.any() and not ended.all()  # some poles fall, and the time limit stops others
     assert counts[-1] == (columns.num_rows, 8) and counts == sorted(counts)
 
 
 RANDOM = (gymnasium_envs.GymnasiumEnv, ["env=gymnasium", "env.id=CartPole-v1", "policy=random"])
-# Within a part, the policy remembers noise levels, and the environments the states that their experts believe in.
+# Within a part the policy has noise levels, and the environments have the states that their experts assume.
 NOISY = (JaxVectorEnv, ["env=pick", "policy=scripted", "noise=mixed", "levels=0.1,0.4"])
 
 
 @pytest.mark.parametrize(
     ("played", "limit"), [(RANDOM, "steps=333"), (RANDOM, "episodes=20"), (NOISY, "steps=333")]
 )
-def test_a_killed_command_goes_on_to_the_same_recording(played, limit, tmp_path, monkeypatch, capsys):
+def test_a_killed_command_that_runs_again_makes_the_same_recording(
+    played, limit, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(playing, "_PART", 60)
     kind, options = played
     command = [*options, "env.num_envs=3", limit, "seed=3"]
@@ -158,9 +160,7 @@ def test_a_killed_command_goes_on_to_the_same_recording(played, limit, tmp_path,
         Recording(tmp_path / "broken")
     assert collect.main([*command, f"out={tmp_path}/broken"]) == 0
     broken = Recording(tmp_path / "broken")
-    assert (
-        unbroken_steps < len(steps) - unbroken_steps < 2 * unbroken_steps - 10
-    )  # only one part is played again
+    assert unbroken_steps < len(steps) - unbroken_steps < 2 * unbroken_steps - 10  # only one part is replayed
     assert [c.tobytes() for c in broken.columns] == [c.tobytes() for c in through.columns]
     if limit == "steps=333":
         assert through.columns.num_rows == 333 and "333 / 333 agent steps" in capsys.readouterr().out
@@ -179,7 +179,7 @@ def test_another_seed_plays_other_episodes(tmp_path, capsys):
     assert actions[0] != actions[1]
 
 
-def test_a_scripted_policy_is_the_environments_own(tmp_path, capsys):
+def test_the_scripted_policy_is_that_of_the_environment(tmp_path, capsys):
     command = ["env=probe", "game=probe/policy", "policy=scripted", "episodes=30", f"out={tmp_path}/a"]
     assert collect.main(command) == 0, capsys.readouterr().err
     columns = Recording(tmp_path / "a").columns
@@ -189,7 +189,7 @@ def test_a_scripted_policy_is_the_environments_own(tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
-    """A run that has played 400 agent steps and not learnt yet, which would compile for long."""
+    """A run of 400 agent steps without an update, because compiling one takes long."""
     run_dir = tmp_path_factory.mktemp("played") / "run"
     options = ["env=probe", "game=probe/policy", "recipe=vector", "backbone.hidden=[16]", "env.num_envs=4"]
     config = compose([*options, "replay.min_size=1000", "diagnostics.every=0", "eval.every=0"])
@@ -204,7 +204,7 @@ def played(tmp_path_factory):
     return run_dir
 
 
-def test_the_policy_of_a_run_acts_as_it_does_elsewhere(played, tmp_path, capsys):
+def test_the_policy_of_a_run_acts_as_in_an_evaluation(played, tmp_path, capsys):
     command = ["policy=run", f"run={played}", "epsilon=0", "steps=64", f"out={tmp_path}/a"]
     assert collect.main(command) == 0, capsys.readouterr().err
     recording = Recording(tmp_path / "a")
@@ -256,7 +256,7 @@ def test_mistakes_are_one_line_and_write_nothing(replay_run, played, tmp_path, c
     assert (tmp_path / "mine" / "frames.bin").read_bytes() == b"somebody else's"
 
 
-def test_the_rules_of_training_do_not_bind_a_policy_that_plays(tmp_path, capsys):
+def test_rules_that_concern_only_training_do_not_apply_to_a_policy_that_plays(tmp_path, capsys):
     many = ["policy=random", "env=probe", "game=probe/policy", "env.num_envs=5000", "steps=5000"]
     assert collect.main([*many, f"out={tmp_path}/a"]) == 0, capsys.readouterr().err
 
@@ -316,7 +316,7 @@ def test_a_long_episode_is_recorded_in_little_memory(tmp_path):
         ({"action": jax.ShapeDtypeStruct((4,), "int32")}, "its actions are 4 tokens"),
     ],
 )
-def test_what_is_no_column_of_a_recording_is_refused(change, message):
+def test_an_environment_that_cannot_be_recorded_is_refused(change, message):
     env = probe.make("probe/policy", 1)
     env.spec = env.spec._replace(**change)
     with pytest.raises(UserError, match=message):

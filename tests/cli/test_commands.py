@@ -1,4 +1,4 @@
-"""`rlcls COMMAND` is `python -m rlcls.COMMAND`, and `rlcls games` lists what can be played."""
+"""`rlcls COMMAND` is `python -m rlcls.COMMAND`, and `rlcls games` lists the games."""
 
 import sys
 
@@ -53,7 +53,7 @@ def test_a_command_gets_its_arguments_and_ends_with_its_exit_code(name, call, ca
     assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: unknown option '--hepl'")
 
 
-def test_the_games_and_protocols_are_listed_one_a_line(capsys):
+def test_games_and_protocols_are_listed_with_one_on_a_line(capsys):
     assert games.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "games (game=):"
@@ -70,7 +70,7 @@ def test_only_games_with_the_text_in_their_names_are_listed(capsys):
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
-def test_the_commands_of_data_sets_are_there_too(call, capsys):
+def test_the_commands_for_data_sets_are_listed_too(call, capsys):
     with pytest.raises(SystemExit) as ended:
         call("datasets", "inspekt")
     assert ended.value.code == 2 and "did you mean 'inspect'?" in capsys.readouterr().err

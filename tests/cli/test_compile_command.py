@@ -1,4 +1,4 @@
-"""`python -m rlcls.compile` says what an update needs on devices that are not here."""
+"""`python -m rlcls.compile` says what an update needs on devices that this machine does not have."""
 
 import importlib.util
 import json
@@ -8,7 +8,7 @@ import pytest
 from rlcls import compile as command
 from rlcls._errors import UserError
 from rlcls.chips import target
-from rlcls.cli import build
+from rlcls.cli import run_config
 from rlcls.cli.compose import compose
 
 needs_libtpu = pytest.mark.skipif(
@@ -38,7 +38,7 @@ def test_an_update_for_four_tpus_sends_its_parameters_once(tmp_path, capsys):
 
 @pytest.mark.aot
 @needs_libtpu
-def test_what_the_compiler_does_not_know_is_one_line(capsys):
+def test_a_target_that_the_compiler_does_not_know_is_one_line(capsys):
     assert command.main(["target=v5e:3x5", "game=Pong"]) == 2
     assert "target=v5e:3x5: the compiler knows no such devices" in capsys.readouterr().err
 
@@ -75,13 +75,13 @@ def test_each_process_has_its_share_of_environments_replay_and_data():
     config = compose(
         ["game=Pong", "recipe=fast", "env.num_envs=8", "replay.capacity=1000", "replay.min_size=100"]
     )
-    own = build.share(config, 1, 2)
+    own = run_config.share(config, 1, 2)
     assert (own.env.num_envs, own.replay.capacity, own.replay.min_size) == (4, 500, 50)
     assert own.training.batch_size == config.training.batch_size and config.env.num_envs == 8
     offline = compose(["agent=cql", "game=Pong", "data=recording", "data.path=x"])
-    own = build.share(offline, 1, 2)
+    own = run_config.share(offline, 1, 2)
     assert (own.data.host, own.data.hosts) == (1, 2) and own.env == offline.env
-    assert build.share(config, 0, 1) is config
+    assert run_config.share(config, 0, 1) is config
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_each_process_has_its_share_of_environments_replay_and_data():
 )
 def test_what_two_processes_cannot_share_is_one_line(options, message):
     with pytest.raises(UserError, match=message):
-        build.share(compose(options), 0, 2)
+        run_config.share(compose(options), 0, 2)
 
 
 def test_a_target_names_a_chip_and_a_shape():

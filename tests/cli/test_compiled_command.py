@@ -7,7 +7,7 @@ import pytest
 
 from rlcls import collect, compare, evaluate, plot, train, trained
 from rlcls._errors import UserError
-from rlcls.cli import build, config_file, resources
+from rlcls.cli import build, config_file, evaluators, resources, run_config
 from rlcls.cli.compose import compose
 from rlcls.datasets import Mixture, Recording
 from rlcls.plotting import load, load_each
@@ -91,7 +91,7 @@ def test_lists_make_settings_that_train_together(tmp_path):
     assert compare.main([str(folder)]) == 0
 
 
-def test_of_an_option_given_twice_the_last_one_holds():
+def test_the_last_value_of_an_option_given_twice_wins():
     options = ["env=minatar", "game=Breakout", "agent.learning_rate=[1e-4,1e-3]"]
     assert "settings" in compose(options)
     assert "settings" not in compose([*options, "agent.learning_rate=1e-2"])
@@ -107,7 +107,9 @@ def test_settings_can_be_named_one_by_one():
 
 def test_the_default_folder_names_the_seeds():
     config = compose(["env=minatar", "game=Breakout", "seeds=10", "seed=5"])
-    assert build.run_dir(config, "Breakout-MinAtar").name.startswith("dqn-hlgauss-Breakout-MinAtar-s5-14-")
+    assert run_config.run_dir(config, "Breakout-MinAtar").name.startswith(
+        "dqn-hlgauss-Breakout-MinAtar-s5-14-"
+    )
 
 
 OFFLINE = ["agent=cql", "env=probe", "game=probe/policy", "recipe=minatar", "loop=compiled", "data=recording"]
@@ -133,7 +135,7 @@ def recorded(tmp_path_factory):
     ],
     ids=" ".join,
 )
-def test_seeds_learn_from_a_recording_and_go_on(options, recorded, tmp_path):
+def test_seeds_learn_from_a_recording_and_resume_to_the_same_metrics(options, recorded, tmp_path):
     command = [*OFFLINE, *options, f"data.path={recorded}"]
     command += ["data.held_out=0.2"] if "agent.target=sarsa" in options else []
     if "data.held_out=0.2" in command:
@@ -164,6 +166,18 @@ def test_each_seed_has_the_noise_and_the_held_out_episodes_of_a_run_of_its_own(r
     assert list(of_seeds) == [4, 5] and alone.seed == 5
     for name, column in of_seeds[5].arrays().items():
         np.testing.assert_array_equal(column, alone.arrays()[name])
+
+
+def test_evaluators_read_the_data_of_the_loop(recorded):
+    held_out = ["+evals.held_out._target_=rlcls.evaluation.HeldOutEvaluator", "+evals.held_out.every=20"]
+    config = compose([*OFFLINE, f"data.path={recorded}", "data.held_out=0.3", *held_out])
+    data, env = build.dataset(config), build.environment(config)
+    agent = build.agent(config, data.spec)
+    loop = build.loop(config, agent, env, data)
+    *_, last = evaluators.make(config, loop, agent, {"": env}, data)
+    (program,) = loop.settings
+    for evaluator, seed in zip(last.evaluator._evaluators, (0, 1), strict=True):
+        assert evaluator._data is program.data[seed]
 
 
 def test_a_lane_is_recorded_with_noise(finished, tmp_path, capsys):

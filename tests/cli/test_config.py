@@ -1,4 +1,4 @@
-"""What a command line comes to: precedence, the paper's tables, identity and difference, sweeps, help."""
+"""The configuration of a command line: precedence, the paper's tables, identity and difference, sweeps, help."""
 
 import itertools
 from pathlib import Path
@@ -7,12 +7,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlcls._errors import UserError
-from rlcls.cli import build, compose
+from rlcls.cli import build, compose, evaluators, run_config
 from rlcls.cli.help import GROUPS, choices
 from rlcls.runs.identity import difference, identity
 
 
-def test_the_default_is_hlgauss_on_pong_quickly():
+def test_the_default_is_hlgauss_on_pong_with_recipe_fast():
     run = compose.compose([])
     assert dict(run.choices) == {
         "agent": "dqn",
@@ -30,10 +30,10 @@ def test_the_default_is_hlgauss_on_pong_quickly():
 
 
 @pytest.mark.parametrize("recipe", choices("recipe"))
-def test_every_recipe_is_whole_for_every_agent_and_loss(recipe):
+def test_every_recipe_has_all_values_for_every_agent_and_loss(recipe):
     for agent in choices("agent"):
         compose.compose([f"agent={agent}", f"recipe={recipe}"])
-    for loss in choices("loss"):  # the files of a pair are those of DQN
+    for loss in choices("loss"):  # recipes have files for pairs of DQN and a loss
         compose.compose([f"loss={loss}", f"recipe={recipe}"])
 
 
@@ -57,12 +57,12 @@ def test_every_choice_composes(group):
 )
 def test_the_command_line_wins_over_the_recipe_in_any_order(argv):
     run = compose.compose(list(argv))
-    assert run.agent.learning_rate == 6.25e-5  # of recipe/paper/dqn_mse.yaml
+    assert run.agent.learning_rate == 6.25e-5  # from recipe/paper/dqn_mse.yaml
     assert run.agent.optimizer.eps == 1e-7
     assert run.training.lag == 0
 
 
-def test_a_recipe_may_know_a_backbone_and_leaves_the_others_alone():
+def test_a_recipe_may_have_values_for_one_backbone_only():
     assert compose.compose(["recipe=fast"]).backbone.init_scale == 2.0
     assert compose.compose(["recipe=fast", "backbone.init_scale=1"]).backbone.init_scale == 1
     assert compose.compose(["recipe=paper"]).backbone.init_scale == pytest.approx(3**-0.5)
@@ -79,7 +79,7 @@ def test_a_recipe_may_know_a_backbone_and_leaves_the_others_alone():
         ("metaworld", "states"),
     ],
 )
-def test_the_backbone_reads_what_the_environment_shows_whatever_the_recipe(env, backbone):
+def test_the_default_backbone_fits_the_observations_whatever_the_recipe(env, backbone):
     agent = "qtransformer" if backbone == "states" else "dqn"
     for recipe in ("paper", "fast"):
         run = compose.compose([f"agent={agent}", f"env={env}", f"recipe={recipe}"])
@@ -100,14 +100,14 @@ def test_the_paper_recipe_of_the_q_transformer_has_256_bins_and_returns_of_0_and
 
 
 @pytest.mark.parametrize("loss", choices("loss"))
-def test_the_supports_of_the_fast_recipe_go_with_its_discount(loss):
+def test_the_supports_of_the_fast_recipe_fit_its_discount(loss):
     run = compose.compose(["recipe=fast", f"loss={loss}"])
     if "vmax" in run.loss:  # the paper's 10 by the share of its horizon
         edge = 10 * (1 - 0.99) / (1 - run.replay.gamma)
         assert (run.loss.vmin, run.loss.vmax) == pytest.approx((-edge, edge), rel=0.15)
 
 
-# Farebrother et al. 2024, Tables B.1 to B.3, and what Dopamine adds where they are silent.
+# Farebrother et al. 2024, Tables B.1 to B.3, and Dopamine's values for what these tables leave out.
 TABLE_B1 = {
     "steps": 50_000_000,
     "replay.gamma": 0.99,
@@ -140,7 +140,7 @@ PAPER = {
 
 
 @pytest.mark.parametrize("loss", PAPER)
-def test_the_paper_recipe_is_the_papers_tables(loss):
+def test_the_paper_recipe_equals_the_papers_tables(loss):
     run = compose.compose(["recipe=paper", f"loss={loss}"])
     assert {option: OmegaConf.select(run, option) for option in PAPER[loss]} == PAPER[loss]
 
@@ -161,7 +161,7 @@ OFFLINE = {
 
 
 @pytest.mark.parametrize("loss", ["mse", "hlgauss", "c51", "two_hot", "mse_softmax"])
-def test_the_paper_recipe_of_cql_is_the_authors_configuration_with_every_loss(loss):
+def test_the_paper_recipe_of_cql_equals_the_authors_configuration_with_every_loss(loss):
     run = compose.compose(["agent=cql", "recipe=paper", f"loss={loss}"])
     assert {option: OmegaConf.select(run, option) for option in OFFLINE} == OFFLINE
     assert "num_bins" not in run.loss or (run.loss.num_bins, run.loss.vmin, run.loss.vmax) == (
@@ -196,7 +196,7 @@ def test_whole_numbers_may_be_written_as_powers_of_ten():
     assert steps == 1_000_000 and isinstance(steps, int)
 
 
-def test_a_path_may_hold_what_the_grammar_keeps_for_itself():
+def test_a_path_may_contain_characters_that_the_grammar_reserves():
     assert compose.compose(["run_dir=/tmp/it's (a=b)"]).run_dir == "/tmp/it's (a=b)"
 
 
@@ -225,36 +225,36 @@ def test_a_path_or_a_name_is_taken_as_it_is_typed(option):
     assert [compose._parse(text).value() for text in texts] == TYPED
 
 
-def test_a_folder_named_by_a_date_or_a_truth_value_stays_it():
+def test_a_folder_named_like_a_date_or_a_truth_value_keeps_its_name():
     assert compose.compose(["run_dir=2026_11_26", "game=true"]).run_dir == "2026_11_26"
     assert compose.expand(["run_dir=true,1e5"]) == [["run_dir='true'"], ["run_dir='1e5'"]]
     assert compose.compose(["run_dir='1e5'"]).run_dir == "1e5"
 
 
-def test_null_is_still_no_path_and_quotes_are_still_the_grammars():
+def test_null_means_no_path_and_quotes_keep_their_meaning():
     assert compose.compose(["run_dir=null"]).run_dir is None
     assert compose.compose(["run_dir='a,b'"]).run_dir == "a,b"
 
 
-def test_a_path_may_begin_at_home(monkeypatch):
+def test_a_path_may_begin_with_the_home_folder(monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
-    assert build.run_dir(compose.compose(["run_dir=~/x"]), "Pong") == Path("/somewhere/x")
+    assert run_config.run_dir(compose.compose(["run_dir=~/x"]), "Pong") == Path("/somewhere/x")
     with pytest.raises(UserError, match="run_dir=~no-such-user/x: Could not determine home directory"):
-        build.run_dir(compose.compose(["run_dir=~no-such-user/x"]), "Pong")
+        run_config.run_dir(compose.compose(["run_dir=~no-such-user/x"]), "Pong")
 
 
-def test_a_head_of_ones_own_gets_only_the_options_that_were_said():
+def test_a_users_own_head_gets_only_the_options_that_the_user_gave():
     run = compose.compose(["loss._target_=package.Head", "+loss.bins=9", "loss.vmin=-3"])
     assert dict(run.loss) == {"_target_": "package.Head", "bins": 9, "vmin": -3.0}
     assert run.choices.loss == "Head"
 
 
-def test_a_head_of_ones_own_is_built():
+def test_a_users_own_head_is_built():
     run = compose.compose(["loss._target_=fractions.Fraction", "+loss.numerator=3"])
     assert build.build(run, "loss").numerator == 3
 
 
-def test_a_configuration_survives_its_file(tmp_path):
+def test_a_configuration_read_from_its_file_is_the_same(tmp_path):
     run = compose.compose(["recipe=paper", "backbone=mlp"])
     OmegaConf.save(run, tmp_path / "config.yaml")
     assert OmegaConf.load(tmp_path / "config.yaml") == run
@@ -270,17 +270,17 @@ OUTSIDE_IDENTITY = [
 ]
 
 
-def test_where_and_how_long_is_outside_the_identity():
+def test_options_about_place_and_duration_do_not_change_the_identity():
     run, other = compose.compose([]), compose.compose(OUTSIDE_IDENTITY)
     assert identity(run) == identity(other)
     assert difference(run, other) == []
 
 
 @pytest.mark.parametrize(
-    "said", ["seed=1", "game=Breakout", "loss.vmax=11", "env.num_envs=8", "eval.episodes=3"]
+    "option", ["seed=1", "game=Breakout", "loss.vmax=11", "env.num_envs=8", "eval.episodes=3"]
 )
-def test_everything_else_is_identity(said):
-    assert identity(compose.compose([said])) != identity(compose.compose([]))
+def test_every_other_option_changes_the_identity(option):
+    assert identity(compose.compose([option])) != identity(compose.compose([]))
 
 
 def test_the_same_number_is_the_same_configuration_however_it_is_written():
@@ -310,7 +310,7 @@ def test_a_sweep_is_every_combination():
     ]
 
 
-def test_flags_are_told_from_options():
+def test_flags_are_separated_from_options():
     assert compose.split_flags(["-m", "seed=1,2", "--config"]) == ({"--multirun", "--config"}, ["seed=1,2"])
 
 
@@ -340,8 +340,8 @@ def test_help_shows_every_choice_and_every_option_with_its_meaning():
     assert max(map(len, text.splitlines())) <= 120
 
 
-def test_what_another_choice_does_not_take_is_dropped():
-    """The recipe gives Adam an eps and the rate a schedule."""
+def test_options_that_another_choice_does_not_take_are_dropped():
+    """The recipe has an eps for Adam, and a schedule of the learning rate."""
     run = compose.compose(["agent/optimizer=sgd", "agent/schedule=constant"])
     assert dict(run.agent.optimizer) == {"_target_": "optax.sgd", "_partial_": True, "momentum": None}
     assert "schedule" not in run.agent and "data" not in run
@@ -373,10 +373,10 @@ def test_the_name_of_an_evaluator_does_not_change_the_words_of_its_error():
         [f"+evals.data._target_={__name__}.Refusing", "+evals.data.every=7", "eval.every=0"]
     )
     with pytest.raises(UserError, match="^the data lacks returns$"):
-        build._evaluator(run, "evals.data", None, None, None)
+        evaluators._evaluator(run, "evals.data", None, None, None)
 
 
-def test_a_game_stands_only_in_the_configuration_of_what_plays_one():
+def test_only_the_configuration_of_an_environment_with_games_has_a_game():
     assert "game" not in compose.compose(["env=gymnasium"])
     assert (
         compose.compose(["env=gymnasium", "agent=cql", "data=dqn_replay", "data.path=x", "game=Qbert"]).game

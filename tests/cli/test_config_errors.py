@@ -1,11 +1,11 @@
-"""A mistake on the command line is one line, and names what would be right."""
+"""A mistake on the command line is one line that names a valid alternative."""
 
 import re
 
 import pytest
 
 from rlcls._errors import UserError, nearest
-from rlcls.cli import build, compose
+from rlcls.cli import build, compose, evaluators
 
 pytestmark = pytest.mark.untyped
 
@@ -125,7 +125,7 @@ def test_a_mistake_is_named_in_one_line(said):
         ),
     ],
 )
-def test_a_flag_that_is_none_is_named(flag, line):
+def test_an_unknown_flag_is_named(flag, line):
     with pytest.raises(UserError) as caught:
         compose.split_flags([flag])
     assert str(caught.value) == line
@@ -158,7 +158,7 @@ def test_a_sweep_that_is_too_large_or_shares_a_folder_is_refused_before_its_firs
     )
 
 
-# Options that are checked by the constructor that takes them.
+# Options that the constructor that takes them checks.
 IMPOSSIBLE = {
     "env.num_envs=0": "env.num_envs must be at least 1, not 0",
     "loss.vmin=20": "loss: support: vmin (20.0) must be below vmax (3.0)",
@@ -186,13 +186,13 @@ def test_a_value_that_a_constructor_refuses_is_one_line(options):
         config = compose.compose(["env=probe", "game=probe/policy", "backbone=mlp", *options.split()])
         env = build.environment(config)
         agent = build.agent(config, env.spec)
-        build.loop(config, agent, env)
-        build.evaluators(config, agent, {"": env})
+        loop = build.loop(config, agent, env)
+        evaluators.make(config, loop, agent, {"": env})
     assert str(caught.value).startswith(IMPOSSIBLE[options])
     assert "\n" not in str(caught.value)
 
 
-def test_a_target_that_hydra_blocks_is_a_whole_sentence():
+def test_the_error_of_a_target_that_hydra_blocks_is_a_whole_sentence():
     with pytest.raises(UserError) as caught:
         build.build(compose.compose(["agent._target_=os.system"]), "agent")
     assert re.fullmatch(
@@ -205,6 +205,6 @@ def test_a_user_error_inside_a_built_object_keeps_its_words():
         build.build(compose.compose(["game=Pnog"]), "env")
 
 
-def test_nothing_near_is_no_suggestion():
+def test_without_a_similar_name_there_is_no_suggestion():
     assert nearest("zzz", ["mse", "hlgauss"]) == " (hlgauss, mse)"
     assert nearest("MSE", ["mse", "hlgauss"]) == "; did you mean 'mse'? (hlgauss, mse)"

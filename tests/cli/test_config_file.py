@@ -1,4 +1,4 @@
-"""A file of options is the command line in YAML: checked alike, overridden by it, named where it is wrong."""
+"""A file of options is checked like the command line, which overrides it. Errors name the file."""
 
 import pytest
 from omegaconf import OmegaConf
@@ -32,7 +32,7 @@ def write(tmp_path):
     return write
 
 
-def test_a_file_says_what_the_command_line_says(write):
+def test_a_file_and_the_command_line_give_the_same_configuration(write):
     options = ["loss=mse", "seed=7", "agent.learning_rate=1e-4", "agent/schedule=constant", "replay.n_step=5"]
     options += ["run_dir=my runs/it's", "backbone=mlp", "backbone.hidden=[32,32]", "device=null"]
     assert compose(config_file.overrides(write(MINE), [])) == compose(options)
@@ -77,7 +77,7 @@ def config_of_a_run(tmp_path_factory):
     return path
 
 
-def test_a_group_of_the_command_line_replaces_all_that_the_file_says_about_it(config_of_a_run):
+def test_a_choice_on_the_command_line_replaces_all_options_of_its_group_in_the_file(config_of_a_run):
     def composed(*argv):
         return compose(config_file.overrides(config_of_a_run, list(argv)))
 
@@ -91,7 +91,7 @@ def test_a_group_of_the_command_line_replaces_all_that_the_file_says_about_it(co
     assert offline.training._target_ == "rlcls.training.Offline"
 
 
-def test_a_recipe_beside_the_configuration_of_a_run_is_refused(config_of_a_run):
+def test_a_recipe_together_with_the_configuration_of_a_run_is_refused(config_of_a_run):
     with pytest.raises(
         UserError, match=r"is the configuration of a run, .* leave recipe= or --config-file out"
     ):
@@ -136,6 +136,6 @@ def test_the_flag_names_one_file(argv, message):
         config_file.split(argv)
 
 
-def test_a_file_that_is_not_there_is_one_line(tmp_path):
+def test_a_missing_file_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"cannot read .*none\.yaml: No such file or directory"):
         config_file.overrides(tmp_path / "none.yaml", [])

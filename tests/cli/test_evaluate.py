@@ -1,4 +1,4 @@
-"""The command that evaluates a run plays what the run's own evaluation played, and films it."""
+"""`python -m rlcls.evaluate` plays the episodes of the run's own evaluation, and films one."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def run_dir(tmp_path_factory) -> Path:
     return folder
 
 
-def test_it_plays_the_episodes_of_the_runs_own_evaluation_and_films_the_first(run_dir):
+def test_the_command_plays_the_episodes_of_the_runs_own_evaluation_and_films_the_first(run_dir):
     done = python("-m", "rlcls.evaluate", f"run={run_dir}", "video=true")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -64,7 +64,7 @@ def test_it_plays_the_episodes_of_the_runs_own_evaluation_and_films_the_first(ru
     assert [entry.name for entry in film.parent.iterdir()] == ["96.mp4"]
     facts = imageio.immeta(film)
     assert facts["codec"] == "h264" and facts["size"] == (480, 630)
-    assert facts["fps"] == 15  # four frames an agent step, sixty a second
+    assert facts["fps"] == 15  # an agent step is four frames of sixty in a second
     count, _ = imageio_ffmpeg.count_frames_and_secs(film)
     assert count == result["lengths"][0] + 1
     early, late = (imageio.imread(film, index=index).astype(int) for index in (100, 300))
@@ -72,7 +72,7 @@ def test_it_plays_the_episodes_of_the_runs_own_evaluation_and_films_the_first(ru
     assert np.ptp(early, axis=2).max() > 50  # in colour
 
 
-def test_other_options_leave_the_result_of_the_runs_own(run_dir, capsys):
+def test_other_options_have_a_result_file_of_their_own(run_dir, capsys):
     own = run_dir / "evaluations" / "96.json"
     before = own.read_bytes() if own.exists() else None
     options = ["eval.episodes=1", "seed=5", "env.protocol=atari100k", "eval.epsilon=1", "device=cpu"]
@@ -101,7 +101,7 @@ def test_what_cannot_be_evaluated_is_one_line_and_exit_code_2(run_dir, tmp_path)
         f"run={tmp_path / 'empty'}": f"{tmp_path / 'empty'} has no checkpoint yet",
         f"run={run_dir} checkpoint=7": f"{run_dir} has no checkpoint 7 (latest, 48, 96)",
     }
-    # One process: each would spend its time on imports.
+    # One process runs all commands, because imports take most of the time.
     calls = "; ".join(f"print(main({arguments.split()!r}))" for arguments in mistakes)
     done = python("-c", f"from rlcls.evaluate import main; {calls}")
     assert done.stdout.split() == ["2"] * len(mistakes)

@@ -39,7 +39,7 @@ def leaves(run_dir):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-def test_noisy_episodes_are_recorded_with_what_disturbed_them(recording):
+def test_noisy_episodes_are_recorded_with_their_noise_level(recording):
     data = Transitions(Recording(recording))
     source = data.recording.manifest.source
     assert (source["noise"], source["levels"], source["episodes"]) == ("mixed", [0.1, 0.3], 40)
@@ -49,7 +49,7 @@ def test_noisy_episodes_are_recorded_with_what_disturbed_them(recording):
     assert data.sparse_rewards == {"pick": 1.0}
 
 
-def test_a_q_transformer_stops_goes_on_to_the_same_bits_and_is_filmed(
+def test_a_q_transformer_stops_resumes_to_the_same_bits_and_is_filmed(
     recording, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -58,7 +58,9 @@ def test_a_q_transformer_stops_goes_on_to_the_same_bits_and_is_filmed(
     sample = Transitions.sample
 
     def stopped(self, size, seed, number):
-        if number == 15 and (tmp_path / "broken" / "metrics.jsonl").exists():  # which no warming up writes
+        if (
+            number == 15 and (tmp_path / "broken" / "metrics.jsonl").exists()
+        ):  # `warm_up` samples before the file exists
             raise RuntimeError("the data is gone")
         return sample(self, size, seed, number)
 
@@ -83,8 +85,8 @@ def test_a_q_transformer_stops_goes_on_to_the_same_bits_and_is_filmed(
         assert len(frames) == result["lengths"][episode] + 1 and frames.shape[1:] == (288, 576, 3)
 
 
-def test_the_film_of_a_later_episode_begins_with_it(tmp_path, recording, monkeypatch, capsys):
-    """Two environments play five episodes each, and the best one is the first of neither."""
+def test_the_film_of_a_later_episode_begins_with_that_episode(tmp_path, recording, monkeypatch, capsys):
+    """Two environments play five episodes each. The best episode is not the first one of its environment."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("rlcls.evaluation.episodes._MOST_ENVS", 2)
     bc = ["agent=qtransformer_bc", *TRAIN[1:], f"data.path={recording}", "eval.every=0", "run_dir=run"]
@@ -92,7 +94,7 @@ def test_the_film_of_a_later_episode_begins_with_it(tmp_path, recording, monkeyp
     step = pick.Pick.step
 
     def lengthening(self, state, action, key):
-        """Episodes last longer the farther the goal lies, and their return is their length."""
+        """Episodes are longer if the goal is farther away, and their return is their length."""
         new, observation, _, _, truncated = step(self, state, action, key)
         length = 3 + (10 * new.goal[0]).astype(np.int32)
         over = new.time >= length
@@ -123,7 +125,9 @@ def test_the_film_of_a_later_episode_begins_with_it(tmp_path, recording, monkeyp
         (["agent=cql"], "agent: CQL needs one discrete action at a time, not float32 [4]"),
     ],
 )
-def test_a_misfit_is_one_clear_line(options, message, recording, tmp_path, monkeypatch, capsys):
+def test_parts_that_do_not_fit_together_are_one_line(
+    options, message, recording, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     agent = [] if "agent=cql" in options else TRAIN
     base = agent or ["loss=hlgauss", "env=pick", "data=recording"]
@@ -146,7 +150,7 @@ def test_a_misfit_is_one_clear_line(options, message, recording, tmp_path, monke
         (["policy=random", "noise=mixed"], "noise= applies only to policy=scripted, not to policy=random"),
     ],
 )
-def test_a_noise_that_does_not_exist_is_one_clear_line(options, message, tmp_path, capsys):
+def test_a_noise_that_does_not_exist_is_one_line(options, message, tmp_path, capsys):
     policy = [] if "policy=random" in options else ["policy=scripted"]
     assert collect.main(["env=pick", "episodes=2", f"out={tmp_path}/a", *policy, *options]) == 2
     error = capsys.readouterr().err
@@ -155,7 +159,7 @@ def test_a_noise_that_does_not_exist_is_one_clear_line(options, message, tmp_pat
 
 @pytest.fixture(scope="module")
 def two_tasks(tmp_path_factory, recording):
-    """Two data sets with equal observations stand for two tasks; both are played as the last part of their names."""
+    """Two data sets with equal observations, for two tasks. Both are played as `pick`, the last part of their names."""
     root = tmp_path_factory.mktemp("tasks")
     for name in ("mild", "rough"):
         (root / name).mkdir()
@@ -173,7 +177,7 @@ def two_tasks(tmp_path_factory, recording):
 SEVERAL = ["agent.games=2", "data.games=[mild/pick,rough/pick]"]
 
 
-def test_tasks_share_a_network_told_apart_by_vectors_from_a_file_and_each_is_evaluated(
+def test_tasks_share_a_network_with_a_vector_for_each_and_each_is_evaluated(
     two_tasks, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
@@ -182,7 +186,7 @@ def test_tasks_share_a_network_told_apart_by_vectors_from_a_file_and_each_is_eva
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     played = {row["kind"]: len(row["returns"]) for row in rows if row["kind"].startswith("eval")}
     assert played == {"eval.mild/pick": 8, "eval.rough/pick": 8}
-    # The table of vectors is saved as bits, in the order of data.games.
+    # The checkpoint has the bits of the vectors, in the order of data.games.
     saved = [leaf.view(np.float32) for leaf in leaves(tmp_path / "run") if leaf.shape == (2, 3)]
     assert saved and all(np.array_equal(table, [[-1] * 3, [1] * 3]) for table in saved)
 
@@ -198,7 +202,7 @@ def test_tasks_share_a_network_told_apart_by_vectors_from_a_file_and_each_is_eva
         (["data.games=[mild/pick,mildpick]"], "mildpick"),
     ],
 )
-def test_a_misfit_of_several_tasks_is_one_clear_line(
+def test_several_tasks_that_do_not_fit_together_are_one_line(
     options, message, two_tasks, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""`python -m rlcls.train` learns from recorded data, stops, and goes on to the same bits."""
+"""`python -m rlcls.train` learns from recorded data, stops, and resumes to the same bits."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from rlcls.evaluation.scores import SCORES
 from rlcls.runs import checkpoint, metrics
 from rlcls.train import main
 
-# Both actions of both states of `probe/policy`. STOP_AT is outside the configuration, as a signal is.
+# A data set of both actions in both states of `probe/policy`. STOP_AT is no option, because signals are not options.
 MODULE = """
 import signal
 
@@ -50,7 +50,7 @@ class Recorded:
         if self._games == ["probe/policy", "probe/action"]:
             frames = np.where(game == 0, frames[:, 0], 0.0).astype(np.float32)[:, None]
             rewards = np.where(game == 0, rewards, 2.0 * actions - 1).astype(np.float32)
-        elif self._games:  # the second game pays for what the first punishes
+        elif self._games:  # the rewards of the second game are the negated ones of the first
             rewards = np.where(game == 0, rewards, -rewards)
         if self._games:
             frames = {"frames": frames, "game": game}
@@ -90,7 +90,7 @@ def leaves(run_dir):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-def test_cql_learns_from_data_and_a_stopped_run_goes_on_to_the_same_bits(recorded, tmp_path, capsys):
+def test_cql_learns_from_data_and_a_stopped_run_resumes_to_the_same_bits(recorded, tmp_path, capsys):
     held_out = "rlcls.evaluation.HeldOutEvaluator"
     command = [
         *COMMAND,
@@ -130,7 +130,7 @@ def test_a_signal_during_the_last_update_stops_nothing(recorded, capsys):
     assert "finished 20 of 20 updates" in capsys.readouterr().out
 
 
-def test_another_environment_than_that_of_the_data_is_named_before_a_backbone_that_misfits(recorded, capsys):
+def test_an_environment_that_differs_from_the_data_is_reported_before_the_backbone(recorded, capsys):
     command = [option for option in COMMAND if not option.startswith(("env", "game", "backbone"))]
     assert main([*command, "env=gymnasium", "backbone=data_efficient", "run_dir=run"]) == 2
     error = capsys.readouterr().err
@@ -174,7 +174,7 @@ def test_the_evaluate_command_plays_the_episodes_of_an_offline_run(several, reco
     assert (result["returns"], result["updates"]) == (own["returns"], 40)
 
 
-def test_the_evaluate_command_normalises_by_the_behaviour_without_opening_the_data(
+def test_the_evaluate_command_normalises_by_the_recorded_returns_without_opening_the_data(
     recorded, monkeypatch, capsys
 ):
     monkeypatch.setitem(SCORES, "probe/policy", (0.0, 1.0, 1.0))  # random, human, DQN
@@ -188,7 +188,9 @@ def test_the_evaluate_command_normalises_by_the_behaviour_without_opening_the_da
     assert shown["mean return"] == "1.00" and shown["behaviour normalised"] == "2.00"
 
 
-def test_a_run_whose_data_differs_from_its_environment_is_loaded_as_its_data_says(recorded, tmp_path, capsys):
+def test_a_run_whose_data_differs_from_its_environment_is_loaded_with_the_spec_of_the_data(
+    recorded, tmp_path, capsys
+):
     options = ["agent.games=2", "+data.games=2", "steps=10", "eval=held_out", "eval.every=10", "run_dir=run"]
     command = [option for option in COMMAND if option != "eval.episodes=4"]
     assert main([*command, *options]) == 0, capsys.readouterr().err

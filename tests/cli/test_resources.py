@@ -1,4 +1,4 @@
-"""A run that this machine cannot hold is refused at once, with what it could hold."""
+"""A run that needs too much memory is refused at once, with a value that fits."""
 
 import re
 import resource
@@ -40,7 +40,7 @@ TOO_LARGE = {
 
 
 @pytest.mark.parametrize("option", TOO_LARGE)
-def test_what_does_not_fit_is_refused_with_what_would(option, eight_gib):
+def test_a_run_that_does_not_fit_is_refused_with_a_value_that_fits(option, eight_gib):
     others, ending = TOO_LARGE[option]
     with pytest.raises(UserError, match=ending) as error:
         check(*others, option)
@@ -51,12 +51,12 @@ def test_what_does_not_fit_is_refused_with_what_would(option, eight_gib):
     )
 
 
-def test_of_two_options_that_are_each_too_large_the_larger_is_named(eight_gib):
+def test_the_larger_of_two_options_that_are_both_too_large_is_named(eight_gib):
     with pytest.raises(UserError, match=r"^eval.episodes=1000000000000 needs [\d,.]+ GiB .*\(of 8.0\)$"):
         check(*VECTORS, "replay.capacity=100000000000", "eval.episodes=1000000000000")
 
 
-def test_what_would_fit_does(eight_gib):
+def test_a_value_that_the_error_names_fits(eight_gib):
     with pytest.raises(UserError) as error:
         check(*VECTORS, "replay.capacity=1000000000")
     fits = str(error.value).rpartition("; ")[2].removesuffix(" would fit").replace(",", "")
@@ -96,7 +96,7 @@ def system(folder, files):
     ("files", "limit"),
     [
         ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/memory.max": "3000\n"}, 3000),
-        # The limit of a group around it counts, and the word max is none.
+        # The limit of the enclosing group counts, and "max" is no limit.
         (
             {
                 "proc/self/cgroup": "0::/a/b\n",
@@ -105,7 +105,7 @@ def system(folder, files):
             },
             5000,
         ),
-        # Inside a container the path is the host's, and the group lies at the root.
+        # In a container, the path is that on the host, and the group's files are at the root.
         ({"proc/self/cgroup": "0::/docker/17\n", "sys/fs/cgroup/memory.max": "7000\n"}, 7000),
         (
             {
@@ -121,7 +121,7 @@ def test_the_memory_of_a_control_group_is_what_a_process_may_use(files, limit, t
     assert resources.available(system(tmp_path, files)) == limit
 
 
-def test_without_a_control_group_the_memory_is_the_machines_or_that_of_the_shell(tmp_path, monkeypatch):
+def test_without_a_control_group_the_limit_is_the_machines_memory_or_ulimit(tmp_path, monkeypatch):
     machine = resources.available(tmp_path)
     assert machine is not None and machine > GIB
     monkeypatch.setattr(resource, "getrlimit", lambda which: (machine // 2, resource.RLIM_INFINITY))

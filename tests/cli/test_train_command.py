@@ -1,4 +1,4 @@
-"""What `python -m rlcls.train` leaves when it is asked for the impossible: one line, and nothing else."""
+"""A command that cannot do what it is asked for prints one line and writes nothing."""
 
 import errno
 import os
@@ -78,7 +78,7 @@ def test_a_mistake_ends_with_2_one_line_and_nothing_written(argv, line, tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_the_exit_code_of_a_process_is_2_too(tmp_path):
+def test_a_process_with_a_mistake_exits_with_2(tmp_path):
     done = train("game=Pnog", cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith("error: unknown game 'Pnog'; did you mean 'Pong'?")
     assert not list(tmp_path.iterdir())
@@ -94,7 +94,7 @@ def test_help_and_config_are_printed_and_nothing_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_reader_that_has_read_enough_ends_a_command_quietly(tmp_path):
+def test_a_reader_that_closes_the_output_ends_a_command_quietly(tmp_path):
     process = start("--help", cwd=tmp_path)
     process.stdout.close()  # as `| head` does
     assert process.stderr.read() == ""
@@ -109,10 +109,10 @@ def test_a_reader_that_has_read_enough_ends_a_command_quietly(tmp_path):
         ("latin-1", 0, ""),
     ],
 )
-def test_whatever_the_standard_output_is_a_command_ends_in_one_line(
+def test_whatever_the_standard_output_is_an_error_is_at_most_one_line(
     stream, code, line, tmp_path, monkeypatch, capfd
 ):
-    """The command in this process, whose standard output stands in for a shell's `>/dev/full` and `>&-`."""
+    """The standard output of this process is like that of a shell's `>/dev/full` and `>&-`."""
     output = {
         "full": lambda: open("/dev/full", "w"),  # noqa: SIM115
         "closed": lambda: None,
@@ -157,7 +157,7 @@ def test_a_working_directory_that_was_deleted_is_one_line(tmp_path, monkeypatch,
         ),
     ],
 )
-def test_what_the_machine_has_too_little_of_is_one_line(error, line, capsys):
+def test_too_little_memory_and_too_few_files_are_one_line(error, line, capsys):
     def run(argv):
         raise error
 
@@ -165,7 +165,7 @@ def test_what_the_machine_has_too_little_of_is_one_line(error, line, capsys):
     assert capsys.readouterr().err == f"{line}\n"
 
 
-def test_a_fault_of_ours_is_no_lack_of_memory():
+def test_another_error_is_not_reported_as_a_lack_of_memory():
     def run(argv):
         raise RuntimeError("send was called twice without recv")
 
@@ -173,7 +173,7 @@ def test_a_fault_of_ours_is_no_lack_of_memory():
         command(run, [])
 
 
-def test_a_pipe_to_anything_else_that_breaks_is_not_hidden():
+def test_another_broken_pipe_than_that_of_the_output_raises():
     def run(argv):
         raise BrokenPipeError("the encoder's")
 

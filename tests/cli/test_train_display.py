@@ -1,4 +1,4 @@
-"""What `python -m rlcls.train` shows while it runs, and when it goes on."""
+"""What `python -m rlcls.train` shows while it runs, and when it resumes."""
 
 import re
 
@@ -22,7 +22,7 @@ PROBE = [
 ]
 
 
-def test_a_run_shows_what_it_does_and_a_resume_the_values_shown_before(tmp_path, monkeypatch, capsys):
+def test_a_run_shows_its_progress_and_a_resumed_one_the_last_values_shown(tmp_path, monkeypatch, capsys):
     for name in ("PLAIN_PERIOD", "PATIENCE"):  # nearly every step is shown
         monkeypatch.setattr(phases, name, 0.001)
     arguments = [*PROBE, f"run_dir={tmp_path / 'run'}"]
@@ -34,7 +34,7 @@ def test_a_run_shows_what_it_does_and_a_resume_the_values_shown_before(tmp_path,
     assert any(re.search(r"  evaluating: \d+ of 40 done \(0:0\d\)$", line) for line in lines)
     *_, last, _ = lines
     before = last[last.index("training return") :]
-    assert "-" not in re.sub(r"-[\d.]", "", before)  # every value has been measured
+    assert "-" not in re.sub(r"-[\d.]", "", before)  # no value is missing
 
     assert main([*arguments, "steps=600"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -1,4 +1,4 @@
-"""A process of several without JAX's runtime: _process.py CASE COORDINATOR COUNT INDEX [FACT]."""
+"""One of several processes, usually without JAX's runtime: _process.py CASE COORDINATOR COUNT INDEX [FACT]."""
 
 import sys
 import time
@@ -15,7 +15,7 @@ def main(argv):
         return run()
     finally:
         if case == "mistake" and index == "1":
-            time.sleep(1)  # closes what it has opened; the others are gone before
+            time.sleep(1)  # the others end before this process closes its connections
 
 
 def run():
@@ -45,7 +45,7 @@ def run():
             time.sleep(60)
         if case == "early" and hosts.index == 0:
             hosts.gather(None)
-            time.sleep(1.5)  # the others come to the end before
+            time.sleep(1.5)  # the others reach the end first
         elif case == "early":
             hosts.gather(None)
         if case == "stop":
@@ -54,7 +54,7 @@ def run():
                 if hosts_ask:
                     hosts.ask_stop()
                 time.sleep(0.0005 * (hosts.index + 1))
-                if number % 3 == 0:  # as a collective: nobody is more than a few steps ahead
+                if number % 3 == 0:  # like a collective, it keeps all processes within a few steps
                     hosts.gather(None)
                 if hosts.stops(asked=False):
                     break

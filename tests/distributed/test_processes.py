@@ -26,7 +26,7 @@ def free_port():
 
 @pytest.fixture
 def start():
-    """Starts processes of a case; the others are killed at the end of the test."""
+    """Starts processes of a case. All are killed at the end of the test."""
     begun = []
 
     def start(case, count=2, indices=None, counts=None, facts=None, address=None):
@@ -75,13 +75,13 @@ def test_environments_that_differ_are_named_by_every_process(start):
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_a_process_that_ends_before_the_others_is_no_death(start, count):
+def test_a_process_that_ends_before_the_others_does_not_count_as_dead(start, count):
     for code, _, errors in ends(start("early", count)):
         assert (code, errors) == (0, "")
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_all_stop_at_the_same_step_when_one_asks(start, count):
+def test_all_processes_stop_at_the_same_step_when_one_asks(start, count):
     lines = [output.splitlines()[-1].split() for code, output, _ in ends(start("stop", count))]
     assert {(word, different) for word, _, different in lines} == {("stopped", "1")}
     assert 20 <= int(lines[0][1]) < 60
@@ -94,7 +94,7 @@ def waiting(processes):
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_when_a_process_is_killed_the_others_are_gone_within_a_second(start, victim):
+def test_when_a_process_is_killed_the_others_end_within_a_second(start, victim):
     processes = start("wait", 3)
     waiting(processes)
     processes[victim].kill()
@@ -109,7 +109,7 @@ def test_when_a_process_is_killed_the_others_are_gone_within_a_second(start, vic
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_when_a_process_freezes_the_others_are_gone_within_seven_seconds(start, victim):
+def test_when_a_process_freezes_the_others_end_within_seven_seconds(start, victim):
     processes = start("wait", 2)
     waiting(processes)
     processes[victim].send_signal(signal.SIGSTOP)
@@ -121,7 +121,7 @@ def test_when_a_process_freezes_the_others_are_gone_within_seven_seconds(start, 
     assert ends([processes[victim]])[0][0] == 75
 
 
-def test_when_the_machine_pauses_nobody_counts_as_dead(start):
+def test_when_the_machine_pauses_no_process_counts_as_dead(start):
     processes = start("wait", 3)
     waiting(processes)
     for number in (signal.SIGSTOP, signal.SIGCONT):
@@ -131,7 +131,7 @@ def test_when_the_machine_pauses_nobody_counts_as_dead(start):
     assert [process.poll() for process in processes] == [None] * 3
 
 
-def test_frozen_processes_that_take_no_message_any_more_do_not_keep_the_first_one(start):
+def test_frozen_processes_that_accept_no_message_do_not_delay_the_end_of_process_0(start):
     processes = start("flood", 3)
     waiting(processes)
     for process in processes[1:]:
@@ -142,7 +142,7 @@ def test_frozen_processes_that_take_no_message_any_more_do_not_keep_the_first_on
     assert code == 75 and errors.count("has given no sign of life for") == 1
 
 
-def test_a_signal_before_a_run_collects_signals_ends_the_processes(start):
+def test_a_signal_before_the_run_handles_signals_ends_all_processes(start):
     processes = start("runtime", 2)
     waiting(processes)
     processes[1].terminate()
@@ -153,7 +153,7 @@ def test_a_signal_before_a_run_collects_signals_ends_the_processes(start):
 @pytest.mark.parametrize(
     ("case", "expected_code", "text"), [("mistake", 2, "the disk is full"), ("fault", 1, "a bug")]
 )
-def test_what_ends_one_process_ends_all_with_its_reason(start, case, expected_code, text):
+def test_an_error_in_one_process_ends_all_and_all_print_its_reason(start, case, expected_code, text):
     results = ends(start(case, 3))
     assert [code for code, _, _ in results] == [expected_code] * 3
     assert results[1][2].splitlines()[-1].endswith(text) and "process" not in results[1][2].splitlines()[-1]
@@ -166,7 +166,7 @@ def only_error(errors):
     return line.rstrip("\n")
 
 
-def test_a_process_that_does_not_come_is_named(start):
+def test_a_process_that_does_not_join_is_named(start):
     results = ends(start("values", 3, indices=[0, 2]))
     assert {code for code, _, _ in results} == {2}
     assert re.fullmatch(
@@ -174,7 +174,7 @@ def test_a_process_that_does_not_come_is_named(start):
     )
 
 
-def test_without_process_0_the_others_say_where_they_looked(start):
+def test_without_process_0_the_others_print_its_address(start):
     ((code, _, errors),) = ends(start("values", 2, indices=[1]))
     assert code == 2
     assert "process 1 finds no process 0 at distributed.coordinator=127.0.0.1:" in errors
@@ -194,14 +194,14 @@ def test_without_process_0_the_others_say_where_they_looked(start):
         ),
     ],
 )
-def test_processes_that_do_not_belong_together_say_why_and_end(start, options, expected):
+def test_processes_that_do_not_belong_together_print_why_and_end(start, options, expected):
     results = ends(start("values", 3, **options))
     assert {code for code, _, _ in results} == {2}
     errors = {errors for _, _, errors in results if "the program there is not rlcls" not in errors}
     assert re.fullmatch(expected, only_error(errors))
 
 
-def test_a_port_in_use_and_an_address_that_is_not_here_are_one_line(start):
+def test_a_port_in_use_and_an_address_of_another_machine_are_one_line(start):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         ((code, _, errors),) = ends(start("values", 2, indices=[0], address=address))
@@ -210,7 +210,7 @@ def test_a_port_in_use_and_an_address_that_is_not_here_are_one_line(start):
     assert code == 2 and errors.startswith("error: distributed.coordinator=203.0.113.1:4000: ")
 
 
-def test_another_program_at_the_address_is_told_from_a_process(start):
+def test_another_program_at_the_address_is_one_line(start):
     with socket.create_server(("127.0.0.1", 0)) as other:
         processes = start("values", 2, indices=[1], address=f"127.0.0.1:{other.getsockname()[1]}")
         other.settimeout(10)
@@ -246,7 +246,7 @@ def test_another_program_at_the_address_is_told_from_a_process(start):
         ),
     ],
 )
-def test_slurm_and_tpu_slices_say_where_a_process_stands(environment, expected):
+def test_slurm_and_tpu_slices_determine_the_place_of_a_process(environment, expected):
     assert place({}, environment) == expected
 
 
@@ -267,6 +267,6 @@ def test_slurm_and_tpu_slices_say_where_a_process_stands(environment, expected):
         ),
     ],
 )
-def test_options_that_name_no_place_are_one_line(options, message):
+def test_incomplete_or_impossible_places_are_one_line(options, message):
     with pytest.raises(UserError, match=message):
         place(options, os.environ)

@@ -1,4 +1,4 @@
-"""Processes agree on where to stop, whatever the order in which their messages and steps come."""
+"""Processes agree on the step to stop at, in whatever order their messages and steps come."""
 
 import random
 import socket
@@ -14,7 +14,7 @@ STEPS = 400
 
 
 class Slow(Link):
-    """A connection whose messages take their time, before and between the sends of one thread."""
+    """A connection that delays each of its messages about stopping by a random time."""
 
     def __init__(self, connection, generator):
         super().__init__(connection)
@@ -27,7 +27,7 @@ class Slow(Link):
 
 
 def connected(count, generator, monkeypatch):
-    """`count` processes in threads of this one; the death of one is an error of the test and not the end of it."""
+    """`count` processes, each in a thread. The death of one is recorded in a list and does not end this process."""
     ends = []
     monkeypatch.setattr(Connected, "_end", lambda self, *what: ends.append((self.index, *what)))
     links = {index: {} for index in range(count)}
@@ -41,13 +41,13 @@ def connected(count, generator, monkeypatch):
 
 
 def stops_of(hosts, generator, *, apart, asks):
-    """The step after which each process stopped, None where it came to the last one.
+    """The step at which each process stopped; None if it reached the last one.
 
     Args:
       hosts: the processes.
-      generator: of the times that steps take.
-      apart: how many steps a process may be ahead of another before it waits, as in a collective.
-      asks: the step at which each process asks for a stop, None where it does not.
+      generator: draws the durations of steps.
+      apart: a process that is this many steps ahead of another waits, as in a collective.
+      asks: the step at which each process asks for a stop; None if it does not ask.
     """
     arrived, change = [0] * len(hosts), threading.Condition()
     stopped = ["hangs"] * len(hosts)

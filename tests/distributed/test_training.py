@@ -1,4 +1,4 @@
-"""Training by two processes: it ends in the same bits, whichever of them is killed meanwhile."""
+"""Training by two processes ends in the same bits, also if one of them is killed."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ SPEED = ("seconds", "steps_per_second", "frames_per_second")
 
 @pytest.fixture
 def launch(tmp_path):
-    """Starts a training of two processes in a folder; what is left of it at the end of the test is killed."""
+    """Starts a training of two processes in a folder. Processes that still run at the end of the test are killed."""
     begun = []
 
     def launch(name, *options, base=OPTIONS):
@@ -63,7 +63,7 @@ def wait_for_checkpoint(run_dir, steps=0, seconds=300):
 
 
 def processes_of(run_dir):
-    """The process numbers of a training, by their place."""
+    """The system's process ids of a training, by the index of the process."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -106,7 +106,7 @@ def assert_equal(first, second):
         np.testing.assert_array_equal(values, second[1][name], err_msg=name)
 
 
-def test_a_training_whose_process_was_killed_ends_in_the_same_bits(launch, tmp_path):
+def test_a_run_whose_process_was_killed_ends_in_the_same_bits(launch, tmp_path):
     assert launch("whole", "steps=1200").wait(timeout=240) == 0, (tmp_path / "whole.txt").read_text()
     training = launch("killed", "steps=1200")
     wait_for_checkpoint(tmp_path / "killed", 300)
@@ -119,7 +119,9 @@ def test_a_training_whose_process_was_killed_ends_in_the_same_bits(launch, tmp_p
     assert_equal(contents(tmp_path / "whole"), contents(tmp_path / "killed"))
 
 
-def test_a_signal_to_any_process_saves_all_and_another_number_of_processes_goes_on(launch, tmp_path, capsys):
+def test_a_signal_to_any_process_saves_all_and_another_number_of_processes_continues(
+    launch, tmp_path, capsys
+):
     training, run_dir = launch("stopped", "steps=1000000"), tmp_path / "stopped"
     wait_for_checkpoint(run_dir, 300)
     begun = time.monotonic()
@@ -193,7 +195,7 @@ def recorded(options, path):
 
 
 def assert_close(first, second):
-    """The same updates from the same batches, whose sums are rounded otherwise."""
+    """Asserts equal parameters up to rounding: both make the same updates, and sum gradients in another order."""
     assert first[0] == second[0]
     trees = [
         {name: leaf for name, leaf in each[1].items() if name.startswith("tree/")} for each in (first, second)
@@ -203,7 +205,7 @@ def assert_close(first, second):
         np.testing.assert_allclose(values, trees[1][name], rtol=0, atol=1e-5, err_msg=name)
 
 
-def test_cql_learns_from_the_same_batches_in_two_processes_and_one_and_two_again(launch, tmp_path):
+def test_cql_learns_from_the_same_batches_if_two_processes_one_and_two_continue_in_turn(launch, tmp_path):
     command = recorded(CQL, tmp_path / "data")
     assert main([*command, "steps=60", f"run_dir={tmp_path / 'alone'}"]) == 0
     for steps in (20, 40, 60):
@@ -228,9 +230,9 @@ def test_a_q_transformer_learns_from_the_same_batches_in_two_processes(launch, t
 
 @pytest.mark.slow
 @pytest.mark.skipif("RLCLS_SOAK" not in os.environ, reason="takes a quarter of an hour; RLCLS_SOAK=1 runs it")
-def test_a_training_whose_processes_are_killed_twenty_times_ends_in_the_same_bits(launch, tmp_path):
+def test_a_run_whose_processes_are_killed_twenty_times_ends_in_the_same_bits(launch, tmp_path):
     generator = random.Random(0)
-    # A start takes minutes where the machine is busy.
+    # A start takes minutes on a busy machine.
     options = ["steps=6000", "distributed.timeout=300"]
     assert launch("whole", *options).wait(timeout=900) == 0
     training = launch("killed", *options)

@@ -97,12 +97,12 @@ def test_the_readmes_commands_work_one_after_another(tmp_path):
 
 
 def test_the_run_folder_that_the_readme_names_is_that_of_its_command():
-    from rlcls.cli import build
+    from rlcls.cli import run_config
     from rlcls.cli.compose import compose
 
     command = next(shlex.split(line)[3:] for line in commands() if "rlcls.train" in line)
     named = set(re.findall(r"runs/[\w-]+", (ROOT / "README.md").read_text()))
-    assert named == {str(build.run_dir(compose(command), "Pong"))}
+    assert named == {str(run_config.run_dir(compose(command), "Pong"))}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -8,6 +8,7 @@ from gymnasium.wrappers import TransformObservation
 from rlcls._errors import UserError
 from rlcls.envs import base
 from rlcls.envs import gymnasium as registry
+from rlcls.envs.wrappers import as_host_env
 
 
 def balance(observation):
@@ -147,7 +148,7 @@ def test_an_observation_outside_its_space_is_one_line(space, observation, shown,
             return observation, 0.0, False, False, {}
 
     with pytest.raises(UserError) as error:
-        base.as_host_env(registry.GymnasiumEnv(Misfit, 2))
+        as_host_env(registry.GymnasiumEnv(Misfit, 2))
     assert str(error.value) == (
         f"Misfit: environment 0 returned the observation {shown}, but its observation_space is {space}"
     )

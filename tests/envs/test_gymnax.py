@@ -8,7 +8,8 @@ import pytest
 from rlcls._errors import UserError
 from rlcls.envs import gymnax as adapter
 from rlcls.envs.autoreset import Autoreset
-from rlcls.envs.base import HostEnv, JaxEnv, check_host_env
+from rlcls.envs.base import HostEnv, JaxEnv
+from rlcls.envs.checker import check_host_env
 from rlcls.spec import Spec
 
 pytest.importorskip("gymnax")

@@ -13,7 +13,10 @@ from gymnasium.wrappers.vector import ClipReward, FlattenObservation, NormalizeO
 from rlcls._errors import UserError
 from rlcls.envs import atari, base, metaworld, pick, probe
 from rlcls.envs import gymnasium as registry
+from rlcls.envs.checker import check_host_env
 from rlcls.envs.one_of_many import OneOfMany
+from rlcls.envs.spaces import spec_from_spaces
+from rlcls.envs.wrappers import as_host_env
 from rlcls.spec import Spec
 
 
@@ -79,9 +82,9 @@ ENVS = {
     "Pendulum": lambda n: registry.make("Pendulum-v1", n, max_episode_steps=30),
     "picture": lambda n: registry.make("Picture-v0", n),
     "parts": lambda n: registry.make("Parts-v0", n),
-    "wrapped": lambda n: base.as_host_env(ClipReward(registry.make("CartPole-v1", n), -1, 0.5)),
-    "one of many": lambda n: base.as_host_env(OneOfMany(probe.make("probe/policy", n), 3)),
-    "wrapped probe": lambda n: base.as_host_env(flat_probe(n), flat_probe),
+    "wrapped": lambda n: as_host_env(ClipReward(registry.make("CartPole-v1", n), -1, 0.5)),
+    "one of many": lambda n: as_host_env(OneOfMany(probe.make("probe/policy", n), 3)),
+    "wrapped probe": lambda n: as_host_env(flat_probe(n), flat_probe),
     "pick": lambda n: pick.make("pick", num_envs=n),
     "relay, history": lambda n: pick.make("relay", num_envs=n, history=3, horizon=9),
 }
@@ -110,14 +113,14 @@ def assert_equal_rows(one, other, rows):
 def test_an_environment_describes_itself(name):
     env = ENVS[name](2)
     assert isinstance(env, base.HostEnv) and isinstance(env.spec, Spec)
-    base.check_host_env(env)
-    assert base.as_host_env(env) is env
+    check_host_env(env)
+    assert as_host_env(env) is env
     assert json.loads(json.dumps(env.facts())) == env.facts()
     assert "\n" not in env.describe() and env.name
     stacks = {"atari": 4, "atari, lives": 4, "probe pixels": 4, "relay, history": 3}
     assert env.frame_stack == stacks.get(name, 0)
     evaluation = env.evaluation(3)
-    base.check_host_env(evaluation)
+    check_host_env(evaluation)
     assert (evaluation.num_envs, evaluation.name, evaluation.frame_stack) == (3, env.name, env.frame_stack)
     assert jax.tree.map(str, evaluation.spec) == jax.tree.map(str, env.spec)
     evaluation.close()
@@ -267,7 +270,7 @@ def test_unsuitable_arguments_of_reset_are_refused(arguments, message):
 
 
 def test_the_evaluation_of_a_wrapped_game_has_the_evaluation_protocol_and_the_wrappers():
-    env = base.as_host_env(ClipReward(atari.make("Breakout", 2, "nature"), -0.5, 0.5))
+    env = as_host_env(ClipReward(atari.make("Breakout", 2, "nature"), -0.5, 0.5))
     evaluation = env.evaluation(3)
     assert evaluation.env.env.protocol == atari.PROTOCOLS["nature"].evaluation()
     assert (env.frame_stack, env.frame_skip, env.evaluation_epsilon) == (4, 4, 0.05)
@@ -280,7 +283,7 @@ def test_the_evaluation_of_a_wrapped_game_has_the_evaluation_protocol_and_the_wr
 
 
 def test_with_a_wrapper_that_changes_observations_whole_stacks_are_stored():
-    env = base.as_host_env(flat_probe(2))
+    env = as_host_env(flat_probe(2))
     assert (env.frame_stack, env.spec.observation.shape) == (0, (4 * 84 * 84,))
     with pytest.raises(
         UserError, match=r"FlattenObservation cannot be copied for the evaluation \(.*\); give it"
@@ -289,7 +292,7 @@ def test_with_a_wrapper_that_changes_observations_whole_stacks_are_stored():
 
 
 def test_observations_of_a_wrapper_in_float64_become_float32():
-    env = base.as_host_env(NormalizeObservation(registry.make("CartPole-v1", 1)))
+    env = as_host_env(NormalizeObservation(registry.make("CartPole-v1", 1)))
     assert env.reset(seed=0)[0].dtype == env.step(np.zeros(1, int))[0].dtype == np.float32
 
 
@@ -298,7 +301,7 @@ def test_a_wrapper_that_cannot_reset_single_environments_is_refused_before_train
         UserError,
         match="NormalizeObservation does not support partial resets|Wrapped.reset fails with options",
     ):
-        base.as_host_env(NormalizeObservation(registry.make("CartPole-v1", 2)))
+        as_host_env(NormalizeObservation(registry.make("CartPole-v1", 2)))
 
 
 def test_the_error_for_a_nan_names_the_environment_and_the_step():
@@ -381,11 +384,11 @@ def test_an_environment_that_breaks_the_interface_is_refused_in_one_line():
         (Started, f"{prefix}.Started has no episode_start in the info of step: "),
     ):
         with pytest.raises(UserError) as error:
-            base.as_host_env(kind(probe.PROBES["probe/policy"], 2))
+            as_host_env(kind(probe.PROBES["probe/policy"], 2))
         assert str(error.value).startswith(message) and "\n" not in str(error.value)
     vector_env = gymnasium.make_vec("CartPole-v1", 2, vectorization_mode="sync")
     with pytest.raises(UserError, match=r"SyncVectorEnv has no frame_stack, .* and facts; "):
-        base.as_host_env(ClipReward(vector_env, -1, 1))
+        as_host_env(ClipReward(vector_env, -1, 1))
 
 
 @pytest.mark.parametrize(
@@ -402,4 +405,4 @@ def test_an_environment_that_breaks_the_interface_is_refused_in_one_line():
 )
 def test_a_space_without_a_spec_is_one_clear_line(observations, actions, message):
     with pytest.raises(UserError, match=f"^{message}.* are not supported: they must be .*"):
-        base.spec_from_spaces(observations, actions)
+        spec_from_spaces(observations, actions)

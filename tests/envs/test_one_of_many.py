@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 from rlcls._errors import UserError
-from rlcls.envs import base, gymnax, probe
+from rlcls.envs import gymnax, probe
 from rlcls.envs.one_of_many import OneOfMany
+from rlcls.envs.wrappers import as_host_env
 
 
 def test_observations_are_unchanged_and_have_the_number_of_the_game():
-    env, plain = base.as_host_env(OneOfMany(probe.make("probe/policy", 3), 7)), probe.make("probe/policy", 3)
+    env, plain = as_host_env(OneOfMany(probe.make("probe/policy", 3), 7)), probe.make("probe/policy", 3)
     for numbered, alone in ((env, plain), (env.evaluation(2), plain.evaluation(2))):
         observations, _ = numbered.reset(seed=5)
         np.testing.assert_array_equal(observations["frames"], alone.reset(seed=5)[0])
@@ -35,6 +36,6 @@ def test_unsuitable_arguments_are_refused_in_one_line():
 
 def test_boolean_observations_keep_their_type():
     pytest.importorskip("gymnax")
-    env = base.as_host_env(OneOfMany(gymnax.minatar("Breakout", 2), 0))
+    env = as_host_env(OneOfMany(gymnax.minatar("Breakout", 2), 0))
     assert env.spec.observation["frames"].dtype == bool
     assert env.reset(seed=1)[0]["frames"].dtype == bool

@@ -1,6 +1,6 @@
-"""Stands for gcloud, uv, sbatch, srun, scontrol and sky: records what it is given, and does it on this machine.
+"""Replaces gcloud, uv, sbatch, srun, scontrol and sky: records its arguments, and does the work on this machine.
 
-$STAND_IN/calls.jsonl gets a line for each call. A TPU slice has two workers, with homes in $STAND_IN.
+$STAND_IN/calls.jsonl gets a line for each call. A TPU slice has two workers, whose home folders are in $STAND_IN.
 """
 
 import contextlib
@@ -69,11 +69,13 @@ def ssh(rest):
         environment = os.environ | place | {"HOME": str(worker), "MEGASCALE_NUM_SLICES": "7"}
         running.append(subprocess.Popen(["bash", "-c", text], env=environment, start_new_session=True))
     if "rlcls.train" in text and "exec" in text and (FOLDER / "lose").exists():
-        (FOLDER / "lose").unlink()  # the connection ends, and the training goes on
+        (FOLDER / "lose").unlink()  # the connection ends, and the training continues
         wait_for("begun-0-0", "begun-1-0")
         return 255
     if "rlcls.train" in text and "exec" in text and (FOLDER / "reconnect").exists():
-        (FOLDER / "reconnect").unlink()  # as gcloud does: only worker 0 has lost its connection
+        (
+            FOLDER / "reconnect"
+        ).unlink()  # like gcloud, it connects again to worker 0, which alone lost its connection
         wait_for("begun-0-0", "begun-1-0")
         environment = os.environ | {"HOME": str(WORKERS[0])}
         running[0] = subprocess.Popen(["bash", "-c", text], env=environment, start_new_session=True)

@@ -1,4 +1,4 @@
-"""Stands for rlcls.train: meets the other processes, and does what the plan says for its attempt.
+"""Replaces rlcls.train: meets the other processes, and follows the plan for its attempt.
 
 $STAND_IN/plan.json has an entry for each attempt: "done", "mistake", "wait" (for SIGTERM), or "die N", which kills
 process N. $STAND_IN/train-INDEX.jsonl gets a line for each attempt of a process.

@@ -1,4 +1,4 @@
-"""A machine whose gcloud, sbatch and so on are stand-ins that record what they are given, and do it here."""
+"""A machine whose gcloud, sbatch and so on are stand-ins that record their arguments and do the work here."""
 
 import json
 import os
@@ -18,8 +18,9 @@ ROOT = HERE.parents[1]
 def machine(tmp_path, monkeypatch):
     """A folder to work in, with the stand-ins on PATH.
 
-    Its attributes: `folder`; `plan(*attempts)` says what training does; `calls(name)` are the arguments that a stand-in
-    was given; `trained(index)` has a line for each attempt of a process; `touch(name)` asks a stand-in for an accident.
+    `plan(*attempts)` sets what training does in each attempt, and `touch(name)` makes a stand-in cause an accident.
+    `calls(name)` returns the arguments of each call of a stand-in. `trained(index)` has an entry for each attempt of a
+    process. `folder` is the folder of the stand-ins.
     """
     folder = tmp_path / "stand-in"
     (folder / "bin").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Several processes on this machine begin again together, and end together."""
+"""Several processes on this machine restart together, and end together."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def test_a_run_gets_its_arguments_and_a_place_and_no_stale_variables(machine, mo
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_after_a_death_all_begin_again_at_another_address(machine, capfd, victim):
+def test_after_a_death_all_processes_restart_at_another_address(machine, capfd, victim):
     machine.plan(f"die {victim}", "done")
     assert launch() == 0
     for index in (0, 1):
@@ -42,13 +42,13 @@ def test_after_a_death_all_begin_again_at_another_address(machine, capfd, victim
     assert "attempt 2 in 0 s" in capfd.readouterr().err
 
 
-def test_restarts_come_to_an_end(machine):
+def test_the_number_of_restarts_is_limited(machine):
     machine.plan("die 1", "die 1", "die 1")
     assert launch("--restarts", "1") == 75
     assert len(machine.trained(0)) == 2
 
 
-def test_a_mistake_is_not_tried_again(machine, capfd):
+def test_a_users_mistake_causes_no_restart(machine, capfd):
     machine.plan("mistake")
     assert launch() == 2
     assert len(machine.trained(0)) == 1
@@ -64,7 +64,7 @@ def test_process_0_writes_to_the_terminal_and_the_others_to_named_files(machine,
     assert "done on process 1" in Path("logs/process-1.log").read_text()
 
 
-def test_a_signal_is_passed_on_and_nothing_begins_again(machine):
+def test_a_signal_is_passed_on_and_causes_no_restart(machine):
     machine.plan("wait", "done")
     code = (
         "import sys; from rlcls.launch import local; "
@@ -90,14 +90,14 @@ def test_each_run_of_a_sweep_is_a_job(machine):
     assert [each["arguments"][2] for each in machine.trained(1)] == ["seed=0", "seed=1"]
 
 
-def test_a_process_that_does_not_end_after_a_mistake_of_another_is_killed_without_a_death(monkeypatch):
+def test_a_process_that_outlives_a_mistake_of_another_is_killed_and_not_counted_as_dead(monkeypatch):
     monkeypatch.setattr(local, "_LAST_WORDS", 0.2)
     running = [subprocess.Popen(["sleep", "60"]), subprocess.Popen(["sh", "-c", "exit 2"])]
     codes = local._wait(running)
     assert codes == [75, 2] and not _is_death(codes)
 
 
-def test_a_dry_run_prints_the_commands_and_begins_nothing(machine, capfd):
+def test_a_dry_run_prints_the_commands_and_starts_nothing(machine, capfd):
     assert launch("--dry-run") == 0
     lines = capfd.readouterr().out.splitlines()
     assert [line.split()[-1] for line in lines] == ["distributed.process_id=0", "distributed.process_id=1"]
@@ -118,5 +118,5 @@ def test_a_dry_run_prints_the_commands_and_begins_nothing(machine, capfd):
         ([143, 143], False),
     ],
 )
-def test_deaths_begin_again_and_mistakes_and_ends_do_not(codes, death):
+def test_only_deaths_cause_a_restart(codes, death):
     assert _is_death(codes) == death

@@ -1,4 +1,4 @@
-"""A mistake in a launch is one line, before anything is started."""
+"""A mistake in a launch is one line, and nothing is started."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""The launches that the documents show are accepted."""
+"""The launches in the documents are accepted."""
 
 import re
 import shlex
@@ -19,7 +19,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_a_launch_of_the_documents_is_accepted(machine, command):
+def test_a_launch_in_the_documents_is_accepted(machine, command):
     assert main([command[0], "--dry-run", *command[1:]]) == 0
 
 

@@ -1,4 +1,4 @@
-"""The generated shell scripts are clean for shellcheck, whatever the arguments."""
+"""shellcheck accepts the generated shell scripts, whatever the arguments."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ TPU = ["--type", "v5litepod-16", "--zone", "z", "--project", "p", "--runs", "/mn
 )
 def test_shellcheck_accepts_the_script(machine, options):
     machine.plan(*["done"] * 4)
-    if options[0] == "slurm":  # its stand-in executes the script, and would train in earnest
+    if options[0] == "slurm":  # its stand-in runs the script, which would otherwise train
         options = [*options, "--python", str(machine.folder / "bin" / "train")]
     main([*options, "--restarts", "0", "--", *TRAIN])
     (script,) = (path for path in os.listdir("launches") if path.endswith((".sh", ".sbatch")))
@@ -48,7 +48,7 @@ def test_shellcheck_accepts_the_commands_of_a_task(tmp_path, step):
     assert done.returncode == 0, done.stdout
 
 
-def test_arguments_come_through_every_shell_as_they_were(machine):
+def test_arguments_pass_through_every_shell_unchanged(machine):
     arguments = [*TRAIN[:-1], "run_dir=$HOME/it's `mine`"]
     machine.plan("done", "done")
     assert main(["tpu", *TPU, "--", *arguments]) == 0

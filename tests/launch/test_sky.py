@@ -1,4 +1,4 @@
-"""A generated task is one that SkyPilot reads, and its commands meet on several nodes."""
+"""SkyPilot accepts a generated task, and the processes of its nodes meet."""
 
 import os
 import shutil
@@ -32,7 +32,7 @@ def task():
     return yaml.safe_load(path.read_text())
 
 
-def test_a_task_says_what_was_asked_for(machine):
+def test_a_task_has_the_values_of_the_options(machine):
     assert launch("--accelerators", "H100:8", "--nodes", "2", "--spot", "--sky=--infra=gcp") == 0
     command = ["jobs", "launch", "--yes", "--name", "rlcls-dqn-pong", "--infra=gcp"]
     assert machine.calls("sky") == [[*command, "launches/rlcls-dqn-pong.sky.yaml"]]
@@ -77,7 +77,7 @@ def test_each_run_of_a_sweep_is_a_job(machine):
     ]
 
 
-# SkyPilot pins versions of its own, so it is in an environment of its own, whose `sky` is on PATH.
+# SkyPilot pins versions of its dependencies, so it needs an environment of its own, whose `sky` is on PATH.
 SKY = shutil.which("sky")
 
 

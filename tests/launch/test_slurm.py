@@ -1,4 +1,4 @@
-"""A generated script is queued, warned, preempted and queued again as on a cluster."""
+"""A generated script is queued, warned before the time limit, and queued again, as on a cluster."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def log():
     return path.read_text()
 
 
-def test_all_tasks_of_all_nodes_meet_by_slurms_variables(machine):
+def test_all_tasks_of_all_nodes_meet_through_slurms_variables(machine):
     machine.plan("done")
     assert launch(machine) == 0
     for index in range(4):
@@ -44,7 +44,7 @@ def test_a_death_queues_the_job_again_at_another_address(machine):
     assert "process 2 of 4" in log() and "exit code 137: queued again" in log()
 
 
-def test_before_the_time_is_over_all_stop_and_the_job_is_queued_again(machine):
+def test_before_the_time_limit_all_tasks_stop_and_the_job_is_queued_again(machine):
     machine.plan("wait", "done")
     machine.touch("warn")
     assert launch(machine) == 0
@@ -65,7 +65,7 @@ def test_a_mistake_is_not_queued_again(machine):
     assert machine.calls("scontrol") == [] and "error: the disk is full" in log()
 
 
-def test_restarts_come_to_an_end(machine):
+def test_the_number_of_restarts_is_limited(machine):
     machine.plan("die 0", "die 0", "die 0")
     assert launch(machine, "--restarts", "1") == 0
     assert len(machine.calls("scontrol")) == 1 and len(machine.trained(1)) == 2

@@ -1,4 +1,4 @@
-"""A generated script asks for a slice, trains on its workers, begins again, and gives the slice back."""
+"""A generated script requests a slice, trains on its workers, restarts after a death, and deletes the slice."""
 
 from rlcls.launch.__main__ import main
 
@@ -14,11 +14,11 @@ def verbs(machine):
     return [call[3] for call in machine.calls("gcloud") if call[3] != "describe"]
 
 
-ONCE = ["create", "scp", "ssh", "ssh"]  # made, given the checkout, installed, trained
+ONCE = ["create", "scp", "ssh", "ssh"]  # create the slice, copy the checkout, install it, train
 END = ["ssh", "delete"]
 
 
-def test_a_slice_is_made_used_by_all_workers_and_given_back(machine):
+def test_a_slice_is_created_used_by_all_workers_and_deleted(machine):
     machine.plan("done")
     assert launch("--spot", "--project", "me", "--mount", "touch ~/mounted") == 0
     assert verbs(machine) == [*ONCE, *END]
@@ -52,33 +52,33 @@ def test_the_workers_get_the_checkout_without_runs_and_environments(machine):
     assert copied == {"pyproject.toml", "rlcls/train.py"}
 
 
-def test_a_slice_can_stay_and_be_used_again(machine):
+def test_a_slice_can_be_kept_and_used_again(machine):
     machine.plan("done", "done")
     assert launch("--keep") == 0 and launch() == 0
     assert verbs(machine) == [*ONCE, "ssh", *ONCE[1:], *END]
 
 
-def test_after_a_death_training_begins_again_on_the_same_slice(machine):
+def test_after_a_death_training_restarts_on_the_same_slice(machine):
     machine.plan("die 1", "done")
     assert launch() == 0
     assert verbs(machine) == [*ONCE, *ONCE[1:], *END]
     assert len(machine.trained(0)) == len(machine.trained(1)) == 2
 
 
-def test_a_slice_that_was_taken_away_is_made_again(machine):
+def test_a_preempted_slice_is_created_again(machine):
     machine.plan("die 0", "done")
     machine.touch("preempt")
     assert launch("--spot") == 0
     assert verbs(machine) == [*ONCE, "delete", *ONCE, *END]
 
 
-def test_a_mistake_is_not_tried_again_and_the_slice_is_given_back(machine):
+def test_after_a_users_mistake_the_slice_is_deleted_without_a_restart(machine):
     machine.plan("mistake")
     assert launch() == 2
     assert verbs(machine) == [*ONCE, *END] and len(machine.trained(0)) == 1
 
 
-def test_a_training_that_lost_its_connection_ends_before_the_next_begins(machine):
+def test_a_training_that_lost_its_connection_ends_before_the_next_one_starts(machine):
     machine.plan("wait", "done")
     machine.touch("lose")
     assert launch() == 0
@@ -86,7 +86,7 @@ def test_a_training_that_lost_its_connection_ends_before_the_next_begins(machine
         assert [each["earlier ones live"] for each in machine.trained(index)] == [False, False]
 
 
-def test_a_worker_to_which_gcloud_connects_again_ends_the_attempt(machine):
+def test_a_worker_to_which_gcloud_reconnects_ends_the_attempt(machine):
     machine.plan("wait", "done")
     machine.touch("reconnect")
     assert launch() == 0
@@ -94,20 +94,20 @@ def test_a_worker_to_which_gcloud_connects_again_ends_the_attempt(machine):
         assert [each["earlier ones live"] for each in machine.trained(index)] == [False, False]
 
 
-def test_restarts_come_to_an_end_and_the_slice_is_given_back(machine):
+def test_after_the_last_restart_the_slice_is_deleted(machine):
     machine.plan("die 0", "die 0")
     assert launch("--restarts", "1") in (75, 137)
     assert verbs(machine) == [*ONCE, *ONCE[1:], *END]
 
 
-def test_elsewhere_than_in_a_checkout_the_error_is_one_line(machine, capfd):
+def test_outside_a_checkout_the_error_is_one_line(machine, capfd):
     (machine.folder.parent / "work" / "pyproject.toml").unlink()
     assert launch() == 2
     assert "must be a checkout of rlcls" in capfd.readouterr().err
     assert machine.calls("gcloud") == []
 
 
-def test_a_dry_run_prints_the_script_and_asks_for_nothing(machine, capfd):
+def test_a_dry_run_prints_the_script_and_requests_nothing(machine, capfd):
     assert launch("--dry-run") == 0
     text = capfd.readouterr().out
     assert text.startswith("--- launches/rlcls-dqn-pong.sh\n#!/bin/bash\n")

@@ -6,6 +6,7 @@ import logging
 import shutil
 import types
 import warnings
+from pathlib import Path
 
 import chex
 import jax
@@ -16,7 +17,8 @@ import pytest
 from rlcls import files
 from rlcls._errors import UserError
 from rlcls.replay import FrameReplay
-from rlcls.runs import Checkpoints, checkpoint
+from rlcls.runs import Checkpoints, checkpoint, saving
+from rlcls.runs import tree as trees
 from rlcls.training import Saved
 
 TREE = {"weights": np.arange(6.0)}
@@ -137,7 +139,7 @@ def test_a_resumed_writer_goes_on_from_the_segments_that_are_there(two):
 @pytest.mark.parametrize("renames", [0, 1, 2])
 def test_a_kill_while_a_checkpoint_replaces_its_like_leaves_one_of_them(renames, two, monkeypatch):
     run_dir, checkpoints, replay = two
-    rename, left = checkpoint.Path.rename, renames
+    rename, left = Path.rename, renames
 
     class Killed(BaseException):
         pass
@@ -151,10 +153,10 @@ def test_a_kill_while_a_checkpoint_replaces_its_like_leaves_one_of_them(renames,
         return rename(path, target)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(checkpoint.Path, "rename", die_after)
+        patch.setattr(Path, "rename", die_after)
         save(checkpoints, replay, n="new")
         raise Killed  # the moment after
-    assert not checkpoint.tidy(run_dir)
+    assert not saving.tidy(run_dir)
     found, passed_over = checkpoint.load(run_dir)
     assert found.steps == 20 and not passed_over
     assert found.counters["loop"]["n"] == ("new" if renames == 2 else 20)
@@ -170,7 +172,7 @@ def test_a_disk_that_fills_leaves_the_checkpoint_before_and_nothing_of_the_new_o
 
     add(replay, 20)
     with monkeypatch.context() as patch, pytest.raises(UserError, match="checkpoint 21 .*: no space left"):
-        patch.setattr(checkpoint.trees, "write", full)
+        patch.setattr(trees, "write", full)
         save(checkpoints, replay)
     assert sorted(run_dir.rglob("*")) == before
     save(checkpoints, replay)  # there is room again
@@ -187,7 +189,7 @@ def test_a_run_folder_that_was_removed_is_not_made_again_by_a_checkpoint(two):
 
 def test_without_posix_fallocate_room_is_asked_for_by_writing(two, monkeypatch):
     run_dir, checkpoints, replay = two
-    monkeypatch.delattr(checkpoint.trees.os, "posix_fallocate")
+    monkeypatch.delattr(trees.os, "posix_fallocate")
     add(replay, 20)
     save(checkpoints, replay)
     assert checkpoint.load(run_dir)[0].steps == 21
@@ -278,7 +280,7 @@ def test_a_tree_that_orbax_refuses_and_a_full_temporary_folder_are_one_line_each
     for place, name, harm, reason in (
         (ocp.Checkpointer, "save", refuse, "Orbax cannot write the tree: NOT_FOUND: the bucket"),
         (
-            checkpoint.trees.tempfile,
+            trees.tempfile,
             "TemporaryDirectory",
             full,
             r"cannot make a temporary folder \(no space left\); set TMPDIR to another place",
@@ -421,13 +423,13 @@ def test_what_cannot_be_removed_is_a_remark(two, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     rmtree = lambda path, ignore_errors=False: ignore_errors or refuse(path)  # noqa: E731
-    monkeypatch.setattr(checkpoint, "shutil", types.SimpleNamespace(rmtree=rmtree))
+    monkeypatch.setattr(saving, "shutil", types.SimpleNamespace(rmtree=rmtree))
     add(replay, 20)
     arrays, counters = replay.save()
     remarks = checkpoints.save(21, Saved(TREE, arrays, counters, replay))
     assert remarks == [f"cannot remove the checkpoint {run_dir}/checkpoints/{10:012d}: Permission denied"]
     (run_dir / "checkpoints" / f".{30:012d}.partial").mkdir()
-    assert checkpoint.tidy(run_dir) == [
+    assert saving.tidy(run_dir) == [
         f"cannot remove {run_dir}/checkpoints/.{30:012d}.partial: Permission denied"
     ]
 
@@ -462,7 +464,7 @@ def test_what_is_not_a_checkpoint_is_neither_read_nor_removed(two):
     ]
     for path in foreign:
         path.write_text("") if "." in path.name else path.mkdir()
-    assert not checkpoint.tidy(run_dir)
+    assert not saving.tidy(run_dir)
     checkpoint_now, damaged = checkpoint.load(run_dir)
     assert checkpoint_now.steps == 20 and not damaged
     for row in range(20, 30):

@@ -18,7 +18,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from rlcls._errors import UserError
-from rlcls.cli import build
+from rlcls.cli import build, run_config
 from rlcls.cli.compose import compose
 from rlcls.envs.atari import PROTOCOLS
 from rlcls.runs import checkpoint, folder
@@ -263,7 +263,7 @@ def test_a_missing_library_is_one_line_that_says_what_to_install(tmp_path):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_the_whole_protocol_is_stored_and_a_resume_under_another_meaning_says_so(protocol, tmp_path):
-    config = build.plain_dict(compose([f"env.protocol={protocol}"]))
+    config = run_config.plain_dict(compose([f"env.protocol={protocol}"]))
     means = dataclasses.asdict(PROTOCOLS[protocol])
 
     def opened(protocol):
@@ -280,7 +280,7 @@ def test_the_whole_protocol_is_stored_and_a_resume_under_another_meaning_says_so
 
 
 def test_a_resume_under_settings_of_jax_that_change_bits_says_so(tmp_path, monkeypatch):
-    config = build.plain_dict(compose(SHORT))
+    config = run_config.plain_dict(compose(SHORT))
 
     def opened():
         run = folder.RunFolder(tmp_path, config, environment="probe/two_step", protocol={})
@@ -318,7 +318,7 @@ def test_a_file_system_without_locks_is_a_note(tmp_path, monkeypatch, capsys):
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
     monkeypatch.setattr(folder.fcntl, "flock", flock)
-    config = build.plain_dict(compose(SHORT))
+    config = run_config.plain_dict(compose(SHORT))
     folder.RunFolder(tmp_path / "run", config, environment="probe/two_step", protocol={}).close()
     assert capsys.readouterr().err == (
         f"note: {tmp_path / 'run'} cannot be locked (Operation not supported): make sure that no other process trains "

@@ -21,7 +21,7 @@ from rlcls import files
 from rlcls.cli import build
 from rlcls.cli.compose import compose
 from rlcls.evaluation import EpisodeEvaluator
-from rlcls.runs import checkpoint, metrics
+from rlcls.runs import Checkpoints, checkpoint, metrics
 from rlcls.train import main
 from rlcls.training import Online
 
@@ -148,7 +148,7 @@ def test_soft_moe_with_hl_gauss_goes_on_to_the_same_bits(tmp_path):
 
     first, second = make(), make()
     advance(first, 16)
-    checkpoint.Checkpoints(tmp_path, 1).save(16, first.save())
+    Checkpoints(tmp_path, 1).save(16, first.save())
     fresh = second.save()
     second.restore(checkpoint.load(tmp_path)[0].saved(fresh.tree, fresh.rows))
     lines = advance(first, 12)

@@ -200,13 +200,13 @@ def test_a_loop_that_cannot_deal_says_how_many_processes_can_go_on():
 def test_a_signal_while_actions_are_played_again_ends_the_resume_and_changes_no_result(
     call, run_dir, monkeypatch
 ):
-    play = Online._play_again
+    play = Online._replay_actions
 
     def interrupted(self, tick):
         os.kill(os.getpid(), signal.SIGTERM)
         play(self, tick)
 
-    monkeypatch.setattr(Online, "_play_again", interrupted)
+    monkeypatch.setattr(Online, "_replay_actions", interrupted)
     before = contents(run_dir)
     code, out, _ = resume(call)
     assert code == 128 + signal.SIGTERM

@@ -1,6 +1,6 @@
-"""Facts about meshes: a program, since JAX takes the number of devices when it starts.
+"""A program that measures facts about meshes. JAX takes the number of devices when it starts.
 
-Each line of JSON that it reads names one of its functions and the arguments; the answer is a line of JSON.
+It reads lines of JSON. Each names one of its functions and the arguments, and it answers with a line of JSON.
 
 echo '["updates"]' | XLA_FLAGS=--xla_force_host_platform_device_count=8 python _on_a_mesh.py
 """
@@ -84,7 +84,7 @@ def learner(of, placement=None):
 
 
 def learn(made, updates, diagnoses=False, **shapes):
-    """The state after updates, the last result, and a diagnosis before the third update."""
+    """The state after `updates` updates, the last result, and a diagnosis that preceded the third update."""
     seen = {}
     for number in range(updates):
         held_out = batch(1000, **shapes) if diagnoses and number == 2 else None
@@ -119,7 +119,7 @@ def collectives(text):
     pattern = r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
     for shapes, name in re.findall(pattern, text):
         arrays = re.findall(r"f32\[([\d,]*)\]", shapes)
-        if not arrays:  # whether parameters are finite
+        if not arrays:  # the flag that says whether parameters are finite
             continue
         counts[name] += 1
         sizes = [int(np.prod([int(side) for side in each.split(",") if side])) for each in arrays]
@@ -143,7 +143,7 @@ def updates():
         for devices in meshes:
             made = learner(of, Placement(data=devices))
             state, other, _ = learn(made, 50, **shapes)
-            # The metric q_unseen is about the first transitions of each device.
+            # The metric q_unseen is computed from the first transitions of each device.
             names = result.metrics.keys() - {"q_unseen"}
             counts, sizes = collectives(lowered(made, **shapes).compile().as_text())
             fact[devices] = {
@@ -163,7 +163,7 @@ def updates():
 
 
 def plain():
-    """An update that `jax.jit` alone compiles, against a mesh of one device; and diagnoses on one and two devices."""
+    """Compares updates that `jax.jit` compiles with those of a mesh of one device, and diagnoses on one and two."""
     of, key = agent(double=True), jax.random.key(1)
     state = jax.jit(of.init)(jax.random.key(0))
     update = xla.jit(
@@ -188,7 +188,7 @@ def bfloat16():
     return {"all_reduces": reduced, "computes_in_bfloat16": "xbf16>" in text}
 
 
-# The last column is the size of a batch. Convolutions that are compiled without optimisation are slow.
+# The last value is the batch size. It is small for convolutions, which are slow if they are compiled unoptimised.
 NETWORKS = {
     "transformer": (
         DQN,
@@ -348,7 +348,7 @@ def program(vmap, rate=1e-2):
 
 
 def recorded(vmap, seeds):
-    """Lanes that have noise and held-out episodes of their own."""
+    """A program whose lanes have different noise and held-out episodes."""
     layout = Layout(game="steps", frame_shape=(1,), frame_dtype="float32", num_actions=2)
     random, rows = np.random.default_rng(0), 400
     columns = random.normal(size=(rows, 1)), random.integers(0, 2, rows), random.normal(size=rows)
@@ -372,7 +372,7 @@ def lanes(vmap, what):
     alone = Compiled([setting], seeds, log_every=80)
     spread = Compiled([setting], seeds, log_every=80, placement=Placement(data=2))
     spread.warm_up(800)
-    lines = [spread.advance()]  # compiles what clears the sums behind a line
+    lines = [spread.advance()]  # compiles the function that clears the sums after a line
     before = compiled.count
     lines += [spread.advance() for _ in range(7)]
     after = compiled.count

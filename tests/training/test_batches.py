@@ -1,4 +1,4 @@
-"""A data set that gives something else than it says is refused in one line, at the first batch or at the bad row."""
+"""A data set whose batches differ from its spec is refused in one line, at the first batch or at the bad row."""
 
 import jax
 import numpy as np
@@ -33,7 +33,7 @@ def returning(sampled):
     return data
 
 
-def test_a_batch_of_the_spec_passes_also_with_other_widths_and_optional_parts():
+def test_a_batch_may_have_other_bit_widths_than_the_spec_and_optional_parts():
     batches.check_structure(Data())
     batches.check_structure(Data(reward=np.ones(2), action=np.zeros(2, np.int64)))
     batches.check_structure(Data(next_action=np.zeros(2, np.int32), return_to_go=np.ones(2, np.float32)))
@@ -80,7 +80,7 @@ def test_a_batch_of_another_structure_is_one_line(data, line):
         ({"action": np.array([-1, 0])}, "the action is -1 at row 5, and its spec has 4 actions, 0 to 3"),
     ],
 )
-def test_values_that_cannot_be_learnt_from_are_named_with_their_row(changes, line):
+def test_a_value_that_is_not_finite_or_no_action_is_named_with_its_row(changes, line):
     data = Data(**changes)
     with pytest.raises(UserError) as error:
         batches.check_values(data, *data.sample(2, 0, 0))

@@ -1,4 +1,4 @@
-"""Many lanes in one program: exact values, the same bits as alone, in place, and one line for what does not fit."""
+"""Many lanes in one program learn exact values, have the same bits as each alone, and write in place."""
 
 import functools
 
@@ -68,12 +68,12 @@ def test_noise_raises_learnt_values_by_its_mean_and_no_reported_return():
     probe = PROBES["probe/policy"]
     values = setting.agent.q_values(loop.acting()["1"], jnp.asarray(probe.observations()))
     np.testing.assert_allclose(values, probe.q_values(GAMMA) + 0.5, atol=0.2)
-    # An episode is one step; each of its returns is -1 or 1, and the sum of the 4,000 is a whole number.
+    # An episode is one step with a return of -1 or 1, so the sum of the 4,000 returns is a whole number.
     for mean, count in zip(line["episode_return_each"], line["episodes_each"], strict=True):
         assert abs(mean * count - round(mean * count)) < 1e-2
 
 
-# Every head with a uniform and every game with a prioritized replay; heads and replays do not know of each other.
+# Every head with a uniform replay, and every game with a prioritized one. Heads and replays do not affect each other.
 @pytest.mark.parametrize(
     ("game", "head", "prioritized"),
     [
@@ -116,7 +116,7 @@ def test_lanes_as_one_batched_computation_learn_the_same_up_to_rounding():
         np.testing.assert_allclose(one, other, atol=1e-3)
 
 
-def test_settings_that_differ_in_numbers_are_one_program_and_learn_as_alone():
+def test_settings_that_differ_in_numbers_share_a_program_and_learn_as_alone():
     rates = (1e-3, 1e-2)
     loop = Compiled([program(rate=rate) for rate in rates], [0, 3], log_every=400)
     assert len({id(group._shared) for group in loop._groups}) == 1
@@ -129,7 +129,7 @@ def test_settings_that_differ_in_numbers_are_one_program_and_learn_as_alone():
             np.testing.assert_allclose(one, other, atol=1e-4)
 
 
-def test_settings_of_other_networks_run_one_after_another():
+def test_settings_with_different_networks_run_one_after_another():
     settings = [program(head="mse"), program(head="hlgauss"), program(head="mse", rate=1e-3)]
     loop = Compiled(settings, [0], log_every=400)
     assert [group.lanes for group in loop._groups] == [[0], [2], [1]]
@@ -138,7 +138,7 @@ def test_settings_of_other_networks_run_one_after_another():
     assert line["loss"] == pytest.approx(np.mean(line["loss_each"]))
 
 
-def test_a_line_holds_the_mean_the_spread_and_each_lane():
+def test_a_line_has_the_mean_the_standard_deviation_and_each_lane():
     loop = Compiled([program()], [0, 1, 2], log_every=800)
     lines = [values for _, values in run(loop, 2400)]
     assert len(lines) == 3
@@ -157,7 +157,7 @@ def test_a_line_holds_the_mean_the_spread_and_each_lane():
 
 
 @pytest.mark.parametrize("vmap", (True, False))
-def test_a_saved_loop_goes_on_to_the_same_bits(vmap):
+def test_a_resumed_loop_ends_in_the_same_bits(vmap):
     whole = Compiled([program(vmap=vmap, reward_noise=0.3)], [0, 1], log_every=80)
     expected = run(whole, 800)
     first = Compiled([program(vmap=vmap, reward_noise=0.3)], [0, 1], log_every=80)
@@ -194,7 +194,7 @@ def test_a_diverged_lane_is_named():
         run(loop, 8000)
 
 
-def test_a_reward_that_is_not_finite_is_named_though_learning_clips_it():
+def test_a_reward_that_is_not_finite_is_named_even_if_it_is_clipped():
     setting = program(reward_clip=1.0)
     broken = setting.env.env
 

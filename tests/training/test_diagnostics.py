@@ -1,4 +1,4 @@
-"""Diagnostics beside the training: what they measure, when, and that they leave no trace in it."""
+"""Diagnostics measure what they define, at their period, and do not change the training."""
 
 import functools
 import json
@@ -80,7 +80,7 @@ def run(loop, steps):
 
 
 def ending(loop):
-    """Everything that the loop saves, in arrays of its own, but for what was diagnosed."""
+    """A copy of everything that the loop saves, except diagnoses."""
     saved = loop.save()
     loop.close()
     arrays = {name: value.copy() for name, value in saved.arrays.items() if "/diagnostics/" not in name}
@@ -92,7 +92,7 @@ OVERRIDES = ("training.lag=3", "replay.prioritized=true")
 
 @pytest.fixture(scope="module")
 def through(tmp_path_factory):
-    """A run with diagnostics: a checkpoint while some are under way, those before and after it, and its end."""
+    """A run with diagnostics: a checkpoint with a pending diagnosis, the lines before and after it, and the end."""
     loop, folder = make(*OVERRIDES, "diagnostics.every=4"), tmp_path_factory.mktemp("through")
     seen = run(loop, 42)  # update 16 is made in the last of these steps
     saved = loop.save()
@@ -109,7 +109,7 @@ def test_training_with_and_without_diagnostics_gives_the_same_bits(through):
     chex.assert_trees_all_equal(ending(without), end)
 
 
-def test_a_resumed_run_sees_the_same(through):
+def test_a_resumed_run_has_the_same_diagnostics(through):
     checkpoint, _, rest, end = through
     resumed = make(*OVERRIDES, "diagnostics.every=4")
     fresh = resumed.save()
@@ -118,7 +118,7 @@ def test_a_resumed_run_sees_the_same(through):
     chex.assert_trees_all_equal(ending(resumed), end)
 
 
-def test_an_agent_that_cannot_be_looked_into_trains_all_the_same():
+def test_an_agent_without_diagnose_trains_without_diagnostics():
     loop = make("diagnostics.every=5", without=["diagnose"])
     loop.warm_up(1000)
     assert run(loop, 60) == [] and loop.counts["updates"] > 5
@@ -189,7 +189,7 @@ def transitions(size, seed):
 @pytest.mark.parametrize(
     ("name", "options"), [("mse", {}), ("c51", {"double": True, "max_gradient_norm": 1e-3})]
 )
-def test_an_agent_measures_what_it_says(name, options):
+def test_the_diagnostics_of_an_agent_equal_their_definitions(name, options):
     bounded = {} if name == "mse" else {"vmin": -3, "vmax": 3, "num_bins": 11}
     head = heads.make(name, **bounded)
 
@@ -237,7 +237,7 @@ def test_an_agent_measures_what_it_says(name, options):
 
 
 class _Shows(networks.MLP):
-    """A backbone with an attention and a number to show."""
+    """A backbone that sows the queries and keys of an attention, and a number."""
 
     capture, causal = False, True
 
@@ -250,13 +250,13 @@ class _Shows(networks.MLP):
         return x
 
 
-def test_what_a_backbone_shows_of_itself_is_told_and_costs_an_update_nothing():
+def test_what_a_backbone_sows_is_reported_and_is_not_computed_in_an_update():
     head = heads.make("mse")
 
     agent = DQN(spec((3,)), functools.partial(_Shows, hidden=(8,)), head)
     state = agent.init(jax.random.key(0))
     seen = jax.jit(agent.diagnose)(state, transitions(6, 0), transitions(20, 1))
-    # The first of two causal queries has no choice.
+    # The first of two causal queries attends to one key only, so its entropy is 0.
     assert 0 < seen["attention_entropy_least"] <= seen["attention_entropy"] < np.log(2) / 2
     assert -1 <= seen["sine"] <= 1
     program = jax.jit(agent.update).lower(state, transitions(6, 0), jax.random.key(0)).as_text()
@@ -277,7 +277,7 @@ def test_what_a_backbone_shows_of_itself_is_told_and_costs_an_update_nothing():
     ],
     ids=["soft_moe", "transformer"],
 )
-def test_the_routing_and_the_attention_of_our_backbones_are_told(make_backbone, names):
+def test_the_routing_and_the_attention_of_the_backbones_are_reported(make_backbone, names):
     agent = DQN(spec((1, 12, 12), dtype=np.uint8), make_backbone, heads.make("mse"))
     frames = np.random.default_rng(0).integers(0, 256, (5, 1, 12, 12), dtype=np.uint8)
     batch = transitions(5, 0)._replace(observation=frames, next_observation=frames)
@@ -286,7 +286,7 @@ def test_the_routing_and_the_attention_of_our_backbones_are_told(make_backbone, 
 
 
 @pytest.mark.slow
-def test_the_command_writes_them_where_they_are_looked_for(tmp_path):
+def test_the_command_writes_diagnostics_to_metrics_tensorboard_and_the_picture(tmp_path):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     short = [
         "steps=900",

@@ -1,4 +1,4 @@
-"""Functions that differ only in numbers become one function of these numbers."""
+"""`lift` makes one function of several that differ only in numbers."""
 
 import functools
 
@@ -79,7 +79,7 @@ def gradient(number):
     ],
     ids=lambda make: make.__name__,
 )
-def test_the_lifted_function_is_each_function(make):
+def test_the_lifted_function_equals_each_function(make):
     functions = [make(number) for number in (0.25, 0.5, 3.0)]
     lifted = lift(functions, X)
     assert lifted is not None and len(lifted.values[0]) > 0
@@ -117,5 +117,5 @@ def test_trees_and_several_results_keep_their_structure():
         [lambda x, n=n: jax.lax.fori_loop(0, n, lambda _, y: y * 2.0, x) for n in (3, 4)],
     ],
 )
-def test_functions_that_differ_in_more_than_numbers_stay_apart(functions):
+def test_functions_that_differ_in_more_than_numbers_have_no_common_function(functions):
     assert lift(functions, X) is None

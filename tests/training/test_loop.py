@@ -1,4 +1,4 @@
-"""A loop that could not be driven to its end is refused before it begins."""
+"""A loop that lacks a part of the interface is refused before the run begins."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from rlcls.training import loop, offline, online
 
 
 class Mine:
-    """A loop of a user's own, as far as the check looks at it."""
+    """A loop of a user's own, with the members that `loop.check` reads."""
 
     unit = "agent_steps"
     counts = {"agent_steps": 0}
@@ -40,7 +40,7 @@ def test_a_loop_that_breaks_the_interface_is_one_line(wrong, line):
 
 
 @pytest.mark.untyped
-def test_what_a_loop_lacks_is_one_line():
+def test_the_members_that_a_loop_lacks_are_one_line():
     class Half:
         unit = "updates"
 
@@ -50,5 +50,5 @@ def test_what_a_loop_lacks_is_one_line():
         loop.check(Half())
 
 
-def test_the_loops_that_come_with_the_package_count_what_a_run_can_count():
+def test_the_loops_of_the_package_count_the_two_units():
     assert {online.Online.unit, offline.Offline.unit} == set(loop.UNITS)

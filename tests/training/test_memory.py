@@ -1,4 +1,4 @@
-"""What a process may keep it need not be given again."""
+"""A process that keeps freed memory takes few new pages."""
 
 import platform
 import subprocess
@@ -29,13 +29,13 @@ print((faults() - before) / 100)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
-def test_arrays_of_megabytes_are_not_asked_of_the_system_again():
-    """They have 512 pages; without it nearly each of them is touched for the first time in every round."""
+def test_large_arrays_reuse_the_pages_of_freed_ones():
+    """Two arrays have 512 pages. By default nearly all of them are new in every round."""
     done = subprocess.run([sys.executable, "-c", _FAULTS_A_ROUND], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 20
 
 
-def test_a_libc_without_the_function_is_left_alone(monkeypatch):
+def test_a_c_library_without_mallopt_is_no_error(monkeypatch):
     from rlcls.training import memory
 
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())

@@ -1,4 +1,4 @@
-"""Training from a data set: the position in the data is the update number."""
+"""Offline training learns exact values, and its position in the data is the update number."""
 
 import chex
 import jax
@@ -59,14 +59,14 @@ def test_an_agent_learns_the_exact_values_from_data_alone():
     loop.close()
 
 
-def test_a_line_stands_at_every_period():
+def test_there_is_a_line_for_every_period():
     _, loop = make()
     assert run(loop, 75) == [(25, "train"), (50, "train"), (75, "train")] and loop.counts == {"updates": 75}
     loop.close()
 
 
 @pytest.mark.parametrize("updates", [10, 35])
-def test_a_checkpoint_goes_on_to_the_same_bits(updates, tmp_path):
+def test_a_resumed_loop_ends_in_the_same_bits(updates, tmp_path):
     (_, first), (_, second) = make(), make()
     assert second.warm_up(1000) > 0
     run(first, updates)
@@ -82,7 +82,7 @@ def test_a_checkpoint_goes_on_to_the_same_bits(updates, tmp_path):
     chex.assert_trees_all_equal(*ends)
 
 
-def test_a_loop_does_not_go_on_with_other_data():
+def test_a_loop_does_not_resume_with_other_data():
     (_, before), (_, now) = make(), make()
     before._data.identity = {"Pong": "500 rows (1f3a)", "Qbert": "20 rows (77aa)"}
     now._data.identity = {"Pong": "480 rows (9c02)", "Qbert": "20 rows (77aa)"}
@@ -96,7 +96,7 @@ def test_a_loop_does_not_go_on_with_other_data():
         loop.close()
 
 
-def test_a_block_that_the_data_failed_in_is_saved_and_goes_on_to_the_same_bits(tmp_path):
+def test_a_block_in_which_the_data_failed_is_saved_and_continued_with_the_same_bits(tmp_path):
     class Failing(Recorded):
         def sample(self, size, seed, number):
             if number == 33:

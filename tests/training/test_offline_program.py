@@ -1,4 +1,4 @@
-"""Many seeds that learn from one recording: exact values, the bits of a seed alone, and one copy of the data."""
+"""Many seeds learn exact values from one recording, have the bits of each alone, and share one copy of the data."""
 
 import functools
 
@@ -24,13 +24,13 @@ HEADS = {
     "c51": heads.make("c51", **SUPPORT),
     "quantile": heads.make("quantile", num_quantiles=11),
 }
-# Both actions lead from the first state to the second, where action 1 earns 1 and ends the episode, as does action 0.
+# Both actions lead from the first state to the second. There both end the episode, and action 1 earns 1.
 STATES = np.array([[-1.0], [1.0]], np.float32)
 FIRST_VALUE = {"q_learning": GAMMA, "sarsa": GAMMA / 2, "monte_carlo": GAMMA / 2}
 
 
 def write(folder, episodes):
-    """Episodes of two steps, without a final observation; the four pairs of actions follow one another."""
+    """Records episodes of two steps, without a final observation. They play the four pairs of actions in turn."""
     actions = np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.int32)[np.arange(episodes) % 4]
     rows = Rows(
         np.tile(STATES, (episodes, 1)),
@@ -140,7 +140,7 @@ def test_the_program_neither_contains_nor_copies_the_data(tmp_path, vmap):
     assert memory.temp_size_in_bytes + memory.generated_code_size_in_bytes < frames / 4
 
 
-def test_settings_that_differ_in_numbers_are_one_program_and_share_the_data(recording):
+def test_settings_that_differ_in_numbers_share_a_program_and_the_data(recording):
     settings = [program(recording), program(recording, rate=1e-3), program(recording, gamma=0.9)]
     loop = Compiled(settings, [0, 1], log_every=50)
     assert len({id(group._shared) for group in loop._groups}) == 1
@@ -152,7 +152,7 @@ def test_settings_that_differ_in_numbers_are_one_program_and_share_the_data(reco
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-def test_a_saved_loop_goes_on_to_the_same_bits_and_not_on_other_data(recording, tmp_path):
+def test_a_resumed_loop_ends_in_the_same_bits_and_refuses_other_data(recording, tmp_path):
     def make():
         return Compiled([program(recording, reward_noise=0.5)], [0, 1], log_every=20)
 
@@ -173,7 +173,7 @@ def test_a_saved_loop_goes_on_to_the_same_bits_and_not_on_other_data(recording, 
         changed.restore(saved)
 
 
-def test_a_line_holds_the_mean_the_spread_and_each_lane(recording):
+def test_a_line_has_the_mean_the_standard_deviation_and_each_lane(recording):
     loop = Compiled([program(recording)], [0, 1], log_every=50)
     ((kind, line),) = run(loop, 50)
     assert kind == "train" and line["loss"] == pytest.approx(np.mean(line["loss_each"]))

@@ -1,4 +1,4 @@
-"""The online loop: what it computes does not depend on which thread was quicker."""
+"""The online loop gives the same bits whichever of its threads is faster."""
 
 import random
 import time
@@ -10,7 +10,7 @@ import pytest
 
 from rlcls._errors import UserError
 from rlcls.agents import DQN
-from rlcls.cli import build
+from rlcls.cli import build, run_config
 from rlcls.cli.compose import compose
 from rlcls.envs.probe import PROBES
 from rlcls.evaluation import EpisodeEvaluator
@@ -53,7 +53,7 @@ def run(loop: Online, steps: int) -> Online:
 
 
 def ending(loop: Online):
-    """Everything that the loop saves, in arrays of its own."""
+    """A copy of everything that the loop saves."""
     saved = loop.save()
     loop.close()
     return jax.tree.map(np.array, saved.tree), dict(saved.arrays), saved.counters
@@ -112,7 +112,7 @@ def test_an_agent_without_a_target_network_cannot_act_with_it(monkeypatch):
 
 
 @pytest.mark.parametrize("lag", [0, 1, 3])
-def test_updates_sample_what_was_known_lag_steps_before(lag):
+def test_updates_sample_what_the_replay_had_lag_steps_before(lag):
     loop = make("loss=mse", f"training.lag={lag}", "training.update_period=4", "replay.n_step=2")
     sample, newest = loop.replay.sample, []
 
@@ -123,7 +123,7 @@ def test_updates_sample_what_was_known_lag_steps_before(lag):
 
     loop.replay.sample = spy
     run(loop, 60)
-    # At lag 0 step s samples after adding row s; every step of lag takes one row away, the n-step return n.
+    # At lag 0, step s samples after row s is added. Each step of lag leaves out a row, and n-step returns leave out n.
     assert all(row <= step - lag - 2 for step, row in newest)
     assert any(row == step - lag - 2 for step, row in newest)
     loop.close()
@@ -138,7 +138,7 @@ def test_the_loop_compiles_each_function_once():
     chex.clear_trace_counter()
 
 
-def test_a_warm_up_leaves_no_trace():
+def test_a_warm_up_changes_nothing():
     warm, cold = make("loss=hlgauss", *SUPPORT), make("loss=hlgauss", *SUPPORT)
     seconds = warm.warm_up(2000)
     assert 0 < seconds < 1 and warm.number == 0 and warm.counts["updates"] == 0
@@ -150,13 +150,13 @@ def test_a_result_that_is_not_finite_stops_the_run_and_names_the_update():
     loop = make("loss=mse", "agent.learning_rate=1e30")
     with pytest.raises(UserError, match=r"(loss|td_divergence|q_mean) is (nan|inf) at update \d"):
         run(loop, 100)
-    with pytest.raises(RuntimeError, match="the last step ended halfway"):  # nor can such a moment be saved
+    with pytest.raises(RuntimeError, match="the last step ended halfway"):  # this state cannot be saved
         loop.save()
     loop.close()
 
 
 @pytest.mark.parametrize("lag", [0, 1, 3])
-def test_a_checkpoint_of_any_step_goes_on_to_the_same_bits(lag, tmp_path):
+def test_a_loop_resumed_at_any_step_ends_in_the_same_bits(lag, tmp_path):
     overrides = ("loss=mse", f"training.lag={lag}", "training.reseed_every=7", "replay.capacity=160")
     whole, moments = make(*overrides), (1, 26, 49, 50, 51)
     for steps in moments:
@@ -174,7 +174,7 @@ def test_a_checkpoint_of_any_step_goes_on_to_the_same_bits(lag, tmp_path):
     ("call", "steps", "lag"),
     [("recv", 26, 0), ("recv", 26, 1), ("recv", 50, 3), ("recv", 0, 1), ("send", 26, 1), ("nan", 26, 1)],
 )
-def test_a_step_that_an_environment_failed_in_is_saved_and_made_again_to_the_same_bits(
+def test_a_step_in_which_an_environment_failed_is_saved_and_repeated_with_the_same_bits(
     call, steps, lag, tmp_path
 ):
     overrides = ("loss=mse", f"training.lag={lag}", "replay.capacity=160", "replay.prioritized=true")
@@ -200,7 +200,7 @@ def test_a_step_that_an_environment_failed_in_is_saved_and_made_again_to_the_sam
     first.close()
 
 
-def test_a_step_that_failed_after_the_environments_have_played_cannot_be_saved(monkeypatch):
+def test_a_step_that_failed_after_the_environments_stepped_cannot_be_saved(monkeypatch):
     loop = run(make("loss=mse"), 30)
     monkeypatch.setattr(loop.replay, "add", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -210,7 +210,7 @@ def test_a_step_that_failed_after_the_environments_have_played_cannot_be_saved(m
     loop.close()
 
 
-def test_a_game_longer_than_reseed_every_is_resumed_from_its_beginning(tmp_path):
+def test_an_episode_longer_than_reseed_every_is_replayed_from_its_start(tmp_path):
     options = ["game=Pong", "env.num_envs=2", "replay.capacity=400", "replay.min_size=360", "loss=mse"]
     options += ["training.reseed_every=10", "training.batch_size=2", "training.update_period=40"]
     config = compose(options)
@@ -229,11 +229,11 @@ def test_a_game_longer_than_reseed_every_is_resumed_from_its_beginning(tmp_path)
 
 
 def shares(count, *overrides):
-    """The loops of so many processes, each with its own updates, as no JAX of several processes runs here."""
+    """A loop for each of `count` processes. Each makes its own updates, because JAX runs as a single process here."""
     config = compose([*PROBE, "game=probe/two_step", "loss=mse", "training.reseed_every=9", *overrides])
     loops = []
     for host in range(count):
-        own = build.share(config, host, count)
+        own = run_config.share(config, host, count)
         env = build.environment(own)
         loops.append(build.loop(own, build.agent(own, env.spec), env))
         loops[-1]._host, loops[-1]._hosts = host, count
@@ -241,7 +241,7 @@ def shares(count, *overrides):
 
 
 def restored(loops, parts, folder):
-    """Loops that go on from checkpoints in which each of other loops has written its part."""
+    """The loops, restored from the parts that other loops have saved."""
     for host, loop in enumerate(loops):
         segments = [segments_.write(folder / str(number), part.rows, []) for number, part in enumerate(parts)]
         segments_.read_share(segments, loop.replay, host)
@@ -250,7 +250,7 @@ def restored(loops, parts, folder):
     return loops
 
 
-def test_what_two_processes_saved_is_whole_in_one_and_the_same_again_in_two(tmp_path):
+def test_the_state_of_two_processes_is_dealt_to_one_and_back_to_two_without_loss(tmp_path):
     options = ["training.lag=2", "replay.prioritized=true", "env.num_envs=4"]
     two = [run(loop, 61) for loop in shares(2, *options)]
     parts = [loop.save() for loop in two]
@@ -279,31 +279,31 @@ def test_what_two_processes_saved_is_whole_in_one_and_the_same_again_in_two(tmp_
         loop.close()
 
 
-def test_environments_that_cannot_be_dealt_among_the_processes_are_named():
+def test_a_checkpoint_with_another_number_of_environments_is_refused():
     (one,), (few,) = shares(1), shares(1, "env.num_envs=2")
     with pytest.raises(UserError, match="the checkpoint has 4 environments, and 1 processes have 2"):
         few.deal([one.save()])
     one.close(), few.close()
 
 
-def test_the_bytes_of_every_leaf_of_an_observation_decide_whether_it_is_the_same():
+def test_digests_differ_if_any_leaf_of_an_observation_differs():
     one = {"frames": np.arange(4).reshape(2, 2), "game": np.zeros(2)}
     same, other = {name: leaf.copy() for name, leaf in one.items()}, one | {"game": np.ones(2)}
     assert online._digests(one) == online._digests(same)
     assert [a == b for a, b in zip(online._digests(one), online._digests(other), strict=True)] == [False] * 2
 
 
-def test_no_game_is_cut_by_a_new_seed():
+def test_a_new_seed_cuts_no_episode():
     loop = make("loss=mse", "training.reseed_every=3")
     lengths = [values["length"] for _ in range(60) for kind, values in loop.advance() if kind == "episode"]
     saved = loop.save()
     assert set(lengths) == {2} and saved.arrays["seedings"].min() > 5
-    # An environment ends its game every third step, so at most five steps follow a seed.
+    # An episode takes three steps, so an environment takes at most five steps after a seed.
     assert len(saved.arrays["sent"]) <= 6
     loop.close()
 
 
-def test_the_seeds_of_an_environment_do_not_depend_on_those_beside_it(monkeypatch):
+def test_the_seeds_of_an_environment_do_not_depend_on_the_number_of_environments(monkeypatch):
     given: list[np.ndarray] = []
 
     def seeds_of(num_envs: int) -> list[np.ndarray]:
@@ -322,7 +322,7 @@ def test_the_seeds_of_an_environment_do_not_depend_on_those_beside_it(monkeypatc
     assert len({int(seed) for seeds in many for seed in seeds}) == 4 * len(many) == 20
 
 
-def test_the_reset_that_gives_a_new_seed_says_which_observations_begin_an_episode():
+def test_the_reset_with_a_new_seed_says_which_observations_start_an_episode():
     loop = make("loss=mse", "training.reseed_every=3")
     reset, marks = loop._env.reset, []
 
@@ -341,9 +341,7 @@ def test_the_reset_that_gives_a_new_seed_says_which_observations_begin_an_episod
 
 
 @pytest.mark.parametrize("lag", [0, 1, 3])
-def test_without_its_rows_a_loop_goes_on_from_its_weights_and_learns_again_once_the_replay_has_filled(
-    lag, tmp_path
-):
+def test_without_rows_a_loop_continues_from_its_weights_and_learns_once_the_replay_is_filled(lag, tmp_path):
     overrides = (
         "loss=mse",
         f"training.lag={lag}",
@@ -355,11 +353,9 @@ def test_without_its_rows_a_loop_goes_on_from_its_weights_and_learns_again_once_
     steps, updates, tree = 240, first.counts["updates"], jax.tree.map(np.array, saved.tree)
     assert first.counts["agent_steps"] == steps and updates == (steps - 100) // 4
     epsilon = first._epsilon()
-    # What the environments showed no longer matters: their next episodes begin with their next seeds.
+    # The saved observations have no effect, because every environment starts an episode with its next seed.
     lost = {**saved.counters, "observations": "0" * 64}
-    again.restore(
-        saved._replace(rows=None, counters=lost), lambda *_: pytest.fail("an action is played again")
-    )
+    again.restore(saved._replace(rows=None, counters=lost), lambda *_: pytest.fail("an action is replayed"))
     np.testing.assert_array_equal(again._seedings, first._seedings + 1)
     assert again.counts == first.counts and again._epsilon() == epsilon and again.replay.size == 0
     chex.assert_trees_all_equal(jax.tree.map(np.array, again.save().tree), tree)
@@ -376,18 +372,20 @@ def test_without_its_rows_a_loop_goes_on_from_its_weights_and_learns_again_once_
     first.close()
 
 
-def test_a_segment_goes_only_when_no_kept_checkpoint_names_it(tmp_path):
+def test_a_segment_is_removed_only_when_no_kept_checkpoint_lists_it(tmp_path):
     loop, checkpoints = make("loss=mse", "replay.capacity=160"), Checkpoints(tmp_path, 2)
     for _ in range(8):
         checkpoints.save(run(loop, 15).number, loop.save())
         newest = checkpoint.load(tmp_path)[0]
         assert {segment.path for segment in newest.segments} <= set((tmp_path / "replay").iterdir())
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
-    assert len(list((tmp_path / "replay").iterdir())) <= 5  # 40 rows a ring, 15 a segment, two checkpoints
+    assert (
+        len(list((tmp_path / "replay").iterdir())) <= 5
+    )  # two checkpoints of 40 rows, with 15 rows in a segment
     loop.close()
 
 
-def test_evaluation_is_a_function_of_the_moment_and_leaves_no_trace_in_the_run():
+def test_evaluation_is_a_function_of_the_loops_state_and_does_not_change_the_run():
     one, other = run(make("loss=mse"), 30), run(make("loss=mse"), 30)
     evaluator = EpisodeEvaluator(other._agent, other._env, episodes=6, epsilon=0.3)
     play = lambda: evaluator(other.acting(), other.number, lambda done, total: None)  # noqa: E731
@@ -395,7 +393,7 @@ def test_evaluation_is_a_function_of_the_moment_and_leaves_no_trace_in_the_run()
     chex.assert_trees_all_equal(*(ending(run(loop, 30)) for loop in (one, other)))
 
 
-def test_an_option_out_of_range_is_named():
+def test_an_option_out_of_range_is_one_line_that_names_it():
     for option, message in {
         "training.batch_size=0": "training: batch_size must be at least 1, not 0",
         "training.lag=-1": "training: lag must be at least 0, not -1",
@@ -413,5 +411,7 @@ def test_a_long_run_holds_no_more_arrays_than_a_short_one():
     loop = run(make("loss=mse", "diagnostics.every=10"), 100)
     before = len(jax.live_arrays())
     run(loop, 300)
-    assert len(jax.live_arrays()) <= before + 100  # the values of updates under way; one a step would be 300
+    assert (
+        len(jax.live_arrays()) <= before + 100
+    )  # the values of pending updates; one array per step would be 300
     loop.close()

@@ -1,4 +1,4 @@
-"""Updates on a mesh of devices are the updates of one device, up to rounding, and send what they must and no more."""
+"""Updates on a mesh of devices equal those of one device up to rounding, and send no more than they must."""
 
 import json
 import os
@@ -21,7 +21,7 @@ FORCED = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_co
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory):
-    """What the program finds with eight forced devices; it starts, imports and builds once for all tests."""
+    """Asks `_on_a_mesh.py`, which has eight forced devices. One process answers for all tests."""
     folder = tmp_path_factory.mktemp("on_a_mesh")
     with (folder / "errors.txt").open("w") as errors:
         process = subprocess.Popen(
@@ -96,12 +96,12 @@ def test_a_loop_on_a_mesh_learns_the_same_compiles_once_and_resumes_to_the_same_
     fact = facts("loop", kind)
     assert fact["updates"] > 50 and fact["compiled_after_the_warm_up"] == 0
     assert fact["same_bits"] and fact["mesh"] == {"data": 2, "model": 1}
-    # Two devices all the way, and four from the middle on.
+    # The second run has two devices, and the third has four from its middle on.
     assert max(fact["distance"]) < 1e-5
 
 
 @pytest.mark.parametrize("what", ("playing", "recorded"))
-def test_lanes_in_turns_on_two_devices_have_the_bits_of_one_device(what, facts):
+def test_lanes_without_vmap_on_two_devices_have_the_bits_of_one_device(what, facts):
     fact = facts("lanes", "alone", what)
     assert fact["same_bits"] and fact["resumed_same_bits"]
     assert fact["devices"] == ["cpu:0", "cpu:1"] and fact["acting_devices"] == ["cpu:0"]
@@ -109,15 +109,15 @@ def test_lanes_in_turns_on_two_devices_have_the_bits_of_one_device(what, facts):
 
 
 @pytest.mark.parametrize("what", ("playing", "recorded"))
-def test_batched_lanes_are_divided_over_the_devices_without_any_communication(what, facts):
+def test_lanes_with_vmap_are_divided_over_the_devices_without_communication(what, facts):
     fact = facts("lanes", "vmap", what)
     assert fact["distance"] < 1e-3 and fact["resumed_same_bits"]
     assert fact["devices"] == ["cpu:0", "cpu:1"] and fact["acting_devices"] == ["cpu:0"]
     assert fact["collectives"] == {} and fact["compiled_after_the_first_line"] == 0
 
 
-# What the rules of the library divide, and at most how often an update then calls each collective, on 1 x 2 devices and
-# on 2 x 2. Layers of a transformer end in all-reduces of their tokens. SoftMoE gathers the parameters of its slots,
+# The arrays that `RULES` divide, and the largest number of each collective in an update, on 1 x 2 devices and on 2 x 2.
+# Layers of a transformer end in all-reduces of their tokens. SoftMoE gathers the parameters of its slots,
 # which are small; a ResNet and Nature gather the channels of their pictures. Two rows of devices add one all-reduce of
 # the gradients, and the Q-Transformer's metric of the batch's first transitions moves them to all devices.
 DIVIDED = {
@@ -151,7 +151,7 @@ DIVIDED = {
 
 
 @pytest.mark.parametrize("network", [pytest.param(name, marks=pytest.mark.slow) for name in DIVIDED])
-def test_a_network_that_several_devices_share_learns_the_same_and_sends_what_is_listed(facts, network):
+def test_a_network_divided_over_devices_learns_the_same_and_sends_what_is_listed(facts, network):
     pattern, *expected = DIVIDED[network]
     fact = facts("model", network)
     for sizes, most in zip(("1x2", "2x2"), expected, strict=True):
@@ -160,7 +160,7 @@ def test_a_network_that_several_devices_share_learns_the_same_and_sends_what_is_
         assert mesh["parameters"] < 1e-5 and mesh["loss"] < 1e-5
         assert mesh["collectives"].keys() == most.keys(), mesh["collectives"]
         assert all(count <= most[name] for name, count in mesh["collectives"].items()), mesh["collectives"]
-        # The target network and both moments are divided as the parameters are.
+        # The target network and both moments are divided like the parameters.
         first, *others = mesh["divided"].values()
         assert first and all(re.fullmatch(pattern, path) for path in first)
         assert all(other == first for other in others)
@@ -168,7 +168,7 @@ def test_a_network_that_several_devices_share_learns_the_same_and_sends_what_is_
             assert mesh["largest"]["all-gather"] < 1000
 
 
-# The commands and what is wrong with them, in the words of the one line that they print.
+# The options of commands, and a part of the one line that each prints.
 PROBE = "env=probe game=probe/policy backbone=mlp steps=400 replay.min_size=200 device=cpu"
 REFUSED = {
     "mesh.data=9": "error: mesh.data=9 and mesh.model=1 need 9 devices, and JAX finds 8 (cpu); XLA_FLAGS=",
@@ -192,10 +192,10 @@ REFUSED = {
 
 def test_a_mesh_that_does_not_fit_is_one_line(facts):
     answers = facts("refused", *(f"{PROBE} {options}" for options in REFUSED))
-    for (options, words), (code, said) in zip(REFUSED.items(), answers, strict=True):
-        assert code == 2, (options, said)
-        assert words in said.splitlines()[-1], (options, said)
-        assert said.count("\n") == 1, (options, said)
+    for (options, words), (code, error) in zip(REFUSED.items(), answers, strict=True):
+        assert code == 2, (options, error)
+        assert words in error.splitlines()[-1], (options, error)
+        assert error.count("\n") == 1, (options, error)
     assert [path.name for path in facts.folder.iterdir()] == ["errors.txt"]
 
 
@@ -231,7 +231,7 @@ def test_a_mesh_larger_than_the_machine_names_what_it_needs():
         ),
     ],
 )
-def test_each_process_has_equally_many_whole_rows_of_a_mesh(data, model, each, message, monkeypatch):
+def test_processes_with_unequal_shares_of_a_mesh_are_refused(data, model, each, message, monkeypatch):
     devices = [SimpleNamespace(process_index=process) for process in range(2) for _ in range(each)]
     monkeypatch.setattr(placement, "_devices", lambda: devices)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
@@ -250,6 +250,6 @@ def test_one_device_has_no_mesh():
 
 
 @pytest.mark.parametrize("rules", [RULES, []])
-def test_rules_say_nothing_where_a_network_is_on_one_device(rules):
+def test_rules_have_no_effect_on_one_device(rules):
     state = Placement(rules=rules).init(lambda: {"kernel": jax.numpy.ones((3, 3))})
     np.testing.assert_array_equal(state["kernel"], np.ones((3, 3)))

@@ -1,4 +1,4 @@
-"""Compiler options that a compiler does not know cost a warning, never a run."""
+"""Compiler options that a compiler does not know cause a warning and no error."""
 
 import warnings
 
@@ -25,7 +25,7 @@ def test_options_that_this_compiler_knows_are_used_and_change_no_result_beyond_r
     assert jnp.allclose(fast(x), jnp.tanh(x @ x.T), atol=1e-5)
 
 
-def test_the_uses_of_random_numbers_keep_the_numbers_with_which_runs_were_made():
+def test_the_uses_of_random_numbers_have_the_numbers_of_earlier_versions():
     uses = {"INIT": 0, "ACT": 1, "UPDATE": 2, "EVALUATION": 3, "ENVIRONMENT": 4, "COLLECTION": 5, "SAMPLE": 6}
     uses["NOISE"] = 7
     assert {use.name: use.value for use in xla.Use} == uses
@@ -43,11 +43,13 @@ def test_an_option_that_this_compiler_does_not_know_is_dropped_with_one_warning(
     assert (first(1), second(1)) == (2, 3)
 
 
-def test_compiled_programs_are_kept_in_the_users_cache_unless_jax_was_told_where(monkeypatch, tmp_path):
+def test_compiled_programs_are_in_the_users_cache_unless_jax_is_configured_with_a_folder(
+    monkeypatch, tmp_path
+):
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: jax.config.values[name] for name in names}
     try:
-        # A user without a home, and one whose home cannot be written, compile again in every run.
+        # Without a home folder, or with one that cannot be written, nothing is cached.
         jax.config.update("jax_compilation_cache_dir", None)
         monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
         monkeypatch.setattr(xla.Path, "home", _no_home)
@@ -89,7 +91,7 @@ def test_a_platform_that_jax_cannot_start_is_one_line(error, monkeypatch):
     )
 
 
-def test_a_promotion_of_dtypes_that_optax_cannot_do_without_is_asked_for_in_one_line():
+def test_without_the_promotion_of_dtypes_that_optax_needs_the_error_is_one_line():
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     try:
         with pytest.raises(UserError, match="^JAX_NUMPY_DTYPE_PROMOTION=strict: optax needs standard"):
