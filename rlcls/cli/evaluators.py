@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlcls._errors import UserError
 from rlcls.agents.base import Agent
+from rlcls.datasets.atari_games import NUM_ACTIONS
 from rlcls.envs.base import HostEnv
 from rlcls.evaluation import EachLane, EpisodeEvaluator, Periodic
 from rlcls.runs.lanes import seeds, settings
@@ -123,13 +124,19 @@ def check_task(config: DictConfig, envs: Mapping[str, HostEnv], data: Dataset | 
     """Compares the spec of the data with those of the environments in which evaluators play.
 
     Raises:
-      UserError: the observations or the actions differ.
+      UserError: the observations or the actions differ, or the data is of other games of Atari.
     """
     if data is None or not _plays(config):
         return
+    recorded = sorted(NUM_ACTIONS.keys() & getattr(data, "identity", {}).keys())
     for env in envs.values():
         if other := other_task(data.spec, env):
             raise UserError(f"the data has {other}: {_remedy(data, envs)}")
+        if env.name in NUM_ACTIONS and recorded and env.name not in recorded:
+            raise UserError(
+                f"the data is of {' and '.join(recorded)}, and evaluations play {env.name}: choose "
+                f"game={recorded[0]}, or eval.every=0"
+            )
 
 
 def trained_spec(config: DictConfig, env: HostEnv) -> Spec:

@@ -1,5 +1,6 @@
 """`python -m rlcls.train` learns from recorded data, stops, and resumes to the same bits."""
 
+import contextlib
 import json
 import sys
 
@@ -9,6 +10,9 @@ import orbax.checkpoint as ocp
 import pytest
 
 from rlcls import evaluate, trained
+from rlcls._errors import UserError
+from rlcls.cli import build, evaluators
+from rlcls.cli.compose import compose
 from rlcls.evaluation.scores import SCORES
 from rlcls.runs import checkpoint, metrics
 from rlcls.train import main
@@ -229,3 +233,15 @@ def test_what_does_not_fit_is_one_line_and_writes_nothing(options, recorded, tmp
     error = capsys.readouterr().err
     assert error.startswith(f"error: {REFUSED[options]}") and len(error.splitlines()) == 1, error
     assert [path for path in sorted(tmp_path.iterdir()) if path.name != "__pycache__"] == before
+
+
+@pytest.mark.parametrize("options", [[], ["eval.every=0"]])
+def test_data_of_another_game_with_equal_actions_is_refused_where_evaluations_play(recorded, options):
+    config = compose([*COMMAND, *options])
+    env, data = build.one_environment(config), recorded.Recorded()
+    env.name, data.identity = "SpaceInvaders", {"Pong": "500,000 rows"}
+    message = "the data is of Pong, and evaluations play SpaceInvaders: choose game=Pong, or eval.every=0"
+    with contextlib.nullcontext() if options else pytest.raises(UserError, match=message):
+        evaluators.check_task(config, {env.name: env}, data)
+    data.identity = {"SpaceInvaders": "500,000 rows"}
+    evaluators.check_task(config, {env.name: env}, data)
