@@ -1,4 +1,4 @@
-"""Times the update that training compiles, alone: the rate that training cannot pass. Prints one line of JSON."""
+"""Times the compiled update alone, an upper bound of the speed of training. Prints one line of JSON."""
 
 import argparse
 import json

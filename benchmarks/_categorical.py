@@ -1,4 +1,4 @@
-"""C51's projected cross-entropy in kernels_static.py: what its programs move, beside the least that would do."""
+"""The memory traffic of C51's projected cross-entropy, beside its minimum. kernels_static.py reports both."""
 
 from typing import Any
 
@@ -13,14 +13,15 @@ from rlcls.kernels.categorical_projection import xla
 
 SHAPES = ((4096, 51), (4096, 1001), (1024, 8192))  # rows, bins
 NAMES = ("reference", "xla")
-# Logits and probabilities once forward, both again backward, and the gradient.
+# The minimum in units of the logits: the forward pass and the backward pass each read logits and probabilities once,
+# and the backward pass writes the gradient.
 LEAST = 5
-# Operations of the compared form for an atom and a bin: two comparisons, two selections, one addition.
+# A comparison of an atom with a bin takes two comparisons, two selections and one addition.
 _PAIR = 5
 
 
 def traffic() -> list[dict[str, Any]]:
-    """Value and gradient of float32 logits, compiled for either chip."""
+    """The traffic of value and gradient, compiled for both chips with float32 logits."""
     rows = []
     for chip in ("v5e", "H100"):
         for batch, bins in SHAPES:
@@ -34,7 +35,8 @@ def traffic() -> list[dict[str, Any]]:
                         "batch": batch,
                         "bins": bins,
                         "units": round(_traffic.moved_bytes(program) / logits, 2),
-                        # A TPU's compiler says what is on the chip; a GPU's cache is nobody's.
+                        # The program of a TPU says which arrays are on the chip. That of a GPU does not say what is
+                        # in the cache.
                         "units_cached": round(
                             _traffic.moved_bytes(program, cached=chip == "H100") / logits, 2
                         ),
@@ -49,7 +51,7 @@ def text(rows: list[dict[str, Any]]) -> list[str]:
     for row in (row for row in rows if row["implementation"] == "xla"):
         size = {key: row[key] for key in ("chip", "batch", "bins")}
         (naive,) = [other for other in rows if other == other | size | {"implementation": "reference"}]
-        # Forward and backward: an atom is compared with all bins, or looks two up and adds to two.
+        # An atom is compared with all bins in both passes, or reads two logits forward and adds to two backward.
         compared = row["chip"] == "v5e" or row["bins"] <= xla._FEW_BINS
         work = 2 * (_PAIR * row["bins"] if compared else 2) * row["batch"] * row["bins"]
         lines.append(

@@ -1,6 +1,6 @@
 """Compilers for chips that this machine need not have: TPUs through libtpu, the H100 through JAX's CUDA plugin.
 
-The wheels, and which goes with which JAX, are in tests/kernels/aot/requirements.txt.
+tests/kernels/aot/requirements.txt lists the wheels for each release of JAX.
 """
 
 import functools
@@ -43,7 +43,7 @@ def devices(chip: str) -> list[Any]:
 
 
 def compile_for(chip: str, function: Callable[..., Any], *arguments: jax.ShapeDtypeStruct) -> Any:
-    """The compiled function of arrays on one such chip."""
+    """Compiles the function for arrays on one such chip."""
     sharding = jax.sharding.SingleDeviceSharding(devices(chip)[0])
     placed = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in arguments]
     return jax.jit(function).lower(*placed).compile()

@@ -1,4 +1,4 @@
-"""The loss of a last layer, from the features on: its programs, how right they are and what they hold in memory."""
+"""Programs that compute the loss of a last layer from its features: their errors and their temporary memory."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import numpy as np
 from rlcls import kernels
 from rlcls.kernels.histogram.dispatch import KNOWN
 
-# What compiling or running raises where an implementation cannot serve, or memory does not suffice.
+# Compiling or running raises one of these if an implementation does not support the inputs or memory runs out.
 REFUSALS = (ValueError, ImportError, NotImplementedError, jax.errors.JaxRuntimeError)
 
 
@@ -23,7 +23,7 @@ def prepare(
     random = np.random.default_rng()
     features = random.standard_normal((batch, width), np.float32)
     kernel = random.standard_normal((width, bins), np.float32)
-    kernel *= np.float32(3 / np.sqrt(width))  # logits of the size of those of the other cells
+    kernel *= np.float32(3 / np.sqrt(width))  # the logits have the same scale as in kernels.py
     layer = jnp.asarray(features, dtype), jnp.asarray(kernel, dtype)
     targets = jnp.asarray(random.uniform(-10.7, 9.3, batch), jnp.float32)
     rows = max(1, min(batch, (1 << 22) // bins))
@@ -49,7 +49,7 @@ def prepare(
 
 
 def _losses(projection: Any) -> dict[str, Callable[[Any, Any], Any]]:
-    """Each a function of (features, kernel) and targets."""
+    """Maps each name to a function of (features, kernel) and targets."""
 
     def materialised(layer: Any, targets: Any) -> Any:
         return kernels.histogram_cross_entropy(layer[0] @ layer[1], targets, projection)
@@ -63,9 +63,9 @@ def _losses(projection: Any) -> dict[str, Callable[[Any, Any], Any]]:
 
 
 def _errors(loss: Any, few: Any, truth: Any) -> dict[str, float]:
-    """The largest of the losses, and of the gradients' elements as a share of the largest element."""
+    """The largest error of a loss, and of a gradient's element as a share of the largest element."""
     (layer, targets), (losses, *gradients) = few, truth
-    # Products in full: what a faster product rounds is the same for every program.
+    # Full precision, because the rounding of faster products is the same in all programs.
     with jax.default_matmul_precision("highest"):
         values = jax.jit(loss)(layer, targets)
         found = jax.jit(jax.grad(lambda layer: loss(layer, targets).sum()))(layer)
@@ -86,7 +86,7 @@ def _truth(projection: Any, layer: Any, targets: Any) -> tuple[np.ndarray, np.nd
 
 
 def cross_entropy(logits: np.ndarray, probs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Losses, and the gradient of each in its logits."""
+    """The losses, and the gradient of each with respect to its logits."""
     top = logits.max(1, keepdims=True)
     log_probs = logits - top - np.log(np.exp(logits - top).sum(1, keepdims=True))
     return -(probs * log_probs).sum(1), np.exp(log_probs) - probs

@@ -1,4 +1,4 @@
-"""A DQN update with the IMPALA network as people write it in Linen: the same layers, head and optimiser."""
+"""A DQN update with the IMPALA network in plain Linen, with the layers, head and optimiser of rlcls."""
 
 from collections.abc import Callable
 from typing import Any

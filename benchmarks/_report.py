@@ -1,4 +1,4 @@
-"""What every benchmark here shares: facts about the machine, and results as JSON and Markdown."""
+"""Functions for all benchmarks: facts about the machine, and results as JSON and Markdown."""
 
 import importlib.metadata
 import json
@@ -15,7 +15,7 @@ PACKAGES = ("rlcls", "jax", "jaxlib", "flax", "optax", "numpy", "ale-py", "gymna
 
 
 def machine() -> dict[str, Any]:
-    """What a reader needs to know before comparing numbers, the load of other work among it."""
+    """Facts that matter for comparing numbers, such as versions and the load of other work."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),

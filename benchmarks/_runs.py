@@ -1,4 +1,4 @@
-"""Makes runs of a command, one process for each core, that can be stopped and continued at any time."""
+"""Runs commands, one process on each core. The work can be stopped and continued at any time."""
 
 import os
 import shutil
@@ -15,10 +15,10 @@ import _report
 
 
 class Job(NamedTuple):
-    """A command that goes on where it stopped when it is given again, and saves what it has at a SIGTERM.
+    """A command that saves its state at a SIGTERM, and continues from there when it runs again.
 
     Attributes:
-      name: names its log, and the mark that says it has ended.
+      name: the name of its log and of the file that marks its end.
       command: arguments of Python.
     """
 
@@ -29,14 +29,14 @@ class Job(NamedTuple):
 def make(jobs: Sequence[Job], folder: Path, *, processes: int, minutes: float | None) -> bool:
     """Runs jobs in their order until all have ended or the minutes are over.
 
-    The output of a job goes to folder/NAME.log. A job that has ended is not run again by the same command: its
-    mark, folder/NAME.done, holds the command.
+    The output of a job goes to folder/NAME.log. When a job has ended, its command is written to folder/NAME.done, and
+    the same command does not run again.
 
     Returns:
       Whether all have ended.
 
     Raises:
-      SystemExit: a job failed; the others are stopped, and save.
+      SystemExit: a job failed. The others are stopped, and save.
     """
     waiting = deque(job for job in jobs if not is_done(job, folder))
     free = deque(sorted(os.sched_getaffinity(0))[:processes])
@@ -74,7 +74,7 @@ def _start(job: Job, folder: Path, core: int) -> subprocess.Popen[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
     pinned = ["taskset", "-c", str(core)] if shutil.which("taskset") else []
     with open(folder / f"{job.name}.log", "ab") as log:
-        # A session of its own: Ctrl-C reaches this process alone, which then stops each run once.
+        # In a new session Ctrl-C reaches only this process, which then stops each run once.
         return subprocess.Popen(
             [*pinned, sys.executable, *job.command],
             env=_report.environment(),

@@ -1,11 +1,11 @@
-"""How many bytes a compiled program moves, read from its text: every operand and result in the main memory."""
+"""Counts the bytes that a compiled program moves, from its text: all operands and results in main memory."""
 
 import dataclasses
 import re
 from typing import Any
 
 _SIZES = {"f32": 4, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "pred": 1, "s8": 1, "u8": 1, "s64": 8, "u64": 8}
-# Bits of a program that move nothing, or whose bytes another instruction is charged with.
+# Operations that move nothing, or whose bytes are counted for another instruction.
 _FREE = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "opt-barrier", "iota"),
     *("copy-done", "slice-done", "fusion-done", "partition-id"),
@@ -18,16 +18,20 @@ class _Instruction:
     type: str
     operation: str
     operands: list[str]
-    rest: str  # of the line
+    rest: str  # the line after the opening bracket of the operands
 
 
 def moved_bytes(program: str, *, cached: bool = False) -> int:
-    """The bytes of operands and results of a compiled program's instructions, of those in the main memory.
+    """The bytes of all operands and results in main memory of a compiled program's instructions.
 
-    Every instruction of the entry computation is a pass over memory; what is inside a fusion or a kernel is not. A
-    loop's body counts as often as it runs, and of an array that it takes or puts one slice of, the slice counts.
-    `cached` is for loops whose turns fit a cache that the program does not tell of: what a turn makes for itself
-    counts as nothing, and what it reads of an array counts once.
+    Every instruction of the entry computation passes over memory once. Instructions inside a fusion or a kernel do not.
+    The body of a loop counts once for each iteration. If it reads or writes one slice of an array, only the slice
+    counts.
+
+    Args:
+      program: the text of the compiled program.
+      cached: whether an iteration of a loop fits into a cache that the program does not show. Arrays that an iteration
+        makes for itself then count as nothing, and its repeated reads of an array count once.
     """
     found = re.findall(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$\n((?:.*\n)*?)\}", program, re.MULTILINE)
     computations = {name: _instructions(body) for _, name, body in found}
@@ -38,7 +42,7 @@ def moved_bytes(program: str, *, cached: bool = False) -> int:
 def _instructions(body: str) -> list[_Instruction]:
     line = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
     found = []
-    # The type of what runs by itself, (operands), result, context, has brackets inside.
+    # The type of an asynchronous instruction is ((operands), result, context). The pattern allows no inner brackets.
     for text in re.sub(r"= \(\((.*?)\), ", r"= (\1, ", body).splitlines():
         if match := line.match(text):
             name, type_, operation, rest = match.groups()
@@ -56,7 +60,7 @@ def _moved(instructions: list[_Instruction], computations: Any, cached: bool, in
         if it.operation == "while":
             body, condition = (re.findall(rf"{x}=%?([\w.\-]+)", it.rest)[0] for x in ("body", "condition"))
             turns = re.findall(r'"known_trip_count":\{"n":"(\d+)"', it.rest)
-            if not turns:  # a TPU's: the condition compares with it
+            if not turns:  # the program of a TPU has the trip count only as the constant in the condition
                 turns = [x.rest.split(")")[0] for x in computations[condition] if x.operation == "constant"]
             total += int(turns[0]) * _moved(computations[body], computations, cached, True)
         elif it.operation not in _FREE:
@@ -71,20 +75,20 @@ def _moved(instructions: list[_Instruction], computations: Any, cached: bool, in
 
 
 def _charged(it: _Instruction, taken: list[str], computations: Any) -> tuple[list[int], int, bool]:
-    """The bytes read of each operand, those written, and whether these are a slice of an operand."""
+    """The bytes read of each operand, the bytes written, and whether these are a slice of an operand."""
     read = [_bytes(type_) for type_ in taken]
     if it.operation in ("fusion", "fusion-start"):
         (inside,) = re.findall(r"calls=%?([\w.\-]+)", it.rest)
-        # What runs by itself names the operands again in its type, then the result, and a number.
+        # The type of an asynchronous fusion lists the operands again, then the result and a number.
         result = it.type if it.operation == "fusion" else ", ".join(_types(it.type)[len(taken) : -1])
         return _charged_by_fusion(computations[inside], read, _bytes(result))
     if it.operation == "dynamic-slice":
         return [min(read[0], _bytes(it.type, anywhere=True)), *read[1:]], _bytes(it.type), False
     if it.operation == "dynamic-update-slice":
         return [0, *read[1:]], min(_bytes(it.type), _bytes(taken[1], anywhere=True)), True
-    if it.operation == "slice-start":  # a part of its operand, on its way to the chip
+    if it.operation == "slice-start":  # copies a part of its operand to the chip
         return [min(read[0], _bytes(_types(it.type)[1], anywhere=True))], 0, False
-    if it.operation == "copy-start":  # its result, and then its operand again
+    if it.operation == "copy-start":  # its type lists the result, then the operand again
         return read, _bytes(_types(it.type)[0]), False
     return read, _bytes(it.type), False
 
@@ -121,7 +125,7 @@ def _types(tuple_: str) -> list[str]:
 def _bytes(type_: str, anywhere: bool = False) -> int:
     total = 0
     for dtype, dimensions, layout in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", type_):
-        if dtype not in _SIZES or ("S(" in layout and not anywhere):  # S(1) is the memory on the chip
+        if dtype not in _SIZES or ("S(" in layout and not anywhere):  # S(1) is memory on the chip
             continue
         size = _SIZES[dtype]
         for dimension in filter(None, dimensions.split(",")):

@@ -1,11 +1,11 @@
-"""How fast DQN trains on Atari, beside others doing the same work in the same run.
+"""Measures the agent steps per second of DQN on Atari, beside other libraries that do the same work.
 
     python benchmarks/atari_throughput.py --python sb3=PYTHON --python cleanrl=PYTHON --cleanrl CHECKOUT ...
 
-The work: Pong, Nature CNN, batch 32, one update every 4 agent steps, replay in memory, the network asked at
-every step, timed at the steady pace. Everything is measured once a round, one after another, so that a slow
-minute of the machine strikes all alike; the table shows medians over the rounds. A peer that is not installed
-is left out, and said so.
+The work is Pong with the Nature CNN, batch 32, one update every 4 agent steps and the replay in memory. The network
+chooses the action at every step. Timing starts after the warm-up. Each round measures all systems in turn, so a slow
+minute of the machine slows all of them. The table shows medians over the rounds, and names the libraries that are not
+installed.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from typing import Any
 import _report
 
 _JAX_AND_ATARI = "jax flax optax gymnasium ale-py opencv-python-headless"
-# Name -> what it is, and what the Python that runs it needs.
+# Name -> (label, commands that install it).
 PEERS = {
     "sb3": ("stable-baselines3 DQN", "pip install stable-baselines3 ale-py opencv-python-headless"),
     "cleanrl": (
@@ -40,7 +40,8 @@ PEERS = {
     ),
 }
 _NEVER = 10**9
-# What the peers do: uniform samples, one-step targets, copied every 1,000 agent steps. Nothing but training is timed.
+# The settings of the other libraries: uniform sampling, one-step targets, a target network copied every 1,000 agent
+# steps. Evaluations and checkpoints are off.
 SAME_WORK = [
     "game=Pong",
     "backbone=nature",
@@ -63,7 +64,7 @@ SAME_WORK = [
 
 @dataclasses.dataclass
 class System:
-    """Something to measure: `run(seconds)` gives steps_per_second, or why there is none."""
+    """A system to measure. `run(seconds)` returns steps_per_second, or the reason as `missing`."""
 
     name: str
     label: str
@@ -148,7 +149,7 @@ def _bare(overrides: list[str], seconds: float) -> dict[str, Any]:
 
 
 def _marked_line(command: list[str], **options: Any) -> dict[str, Any]:
-    """What a driver printed for us, or `missing`: a peer that fails must not cost the measurements of the others."""
+    """The result that a driver printed. If it failed, the reason is `missing`, and the other systems are measured."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     except OSError as error:
@@ -160,11 +161,11 @@ def _marked_line(command: list[str], **options: Any) -> dict[str, Any]:
 
 
 def _train(overrides: list[str], seconds: float) -> dict[str, Any]:
-    """Trains, and reads the pace from the run's own metrics."""
+    """Trains, and reads the speed from the metrics of the run."""
     with tempfile.TemporaryDirectory() as folder, _training(overrides, Path(folder)) as lines:
         rows = []
         for row in lines:
-            # The first line with a loss still holds the compilation and the first updates.
+            # The first line with a loss includes the compilation and the first updates.
             if row["kind"] == "train" and "loss" in row:
                 rows.append(row)
             if len(rows) > 1 and rows[-1]["seconds"] - rows[1]["seconds"] >= seconds:
@@ -182,7 +183,7 @@ def _train(overrides: list[str], seconds: float) -> dict[str, Any]:
 
 
 def _start_to_first_update() -> dict[str, float]:
-    """Seconds from the command to the end of the first update, with an empty compilation cache and a full one."""
+    """Seconds from the command to the end of the first update, with an empty and with a full compilation cache."""
     overrides = ["game=Pong", f"steps={_NEVER}", "logging.every=16", "logging.tensorboard=false"]
     seconds = {}
     with tempfile.TemporaryDirectory() as cache:
@@ -198,7 +199,7 @@ def _start_to_first_update() -> dict[str, float]:
 
 @contextlib.contextmanager
 def _training(overrides: list[str], folder: Path, **environment: str) -> Iterator[Iterator[dict[str, Any]]]:
-    """Runs the command in a folder, gives the lines of its metrics as they come, and kills it at the end."""
+    """Runs the command in a folder, yields the lines of its metrics as they come, and kills it at the end."""
     run_dir, log = folder / "run", folder / "log"
     command = [sys.executable, "-m", "rlcls.train", *overrides, f"run_dir={run_dir}"]
     with open(log, "w") as output:
@@ -208,7 +209,7 @@ def _training(overrides: list[str], folder: Path, **environment: str) -> Iterato
     try:
         yield _follow(run_dir / "metrics.jsonl", process, log)
     finally:
-        process.kill()  # a polite end would save a checkpoint first
+        process.kill()  # SIGTERM would save a checkpoint first
         process.wait()
 
 
@@ -253,7 +254,7 @@ def _text(systems: list[System], data: dict[str, Any]) -> str:
             install = PEERS[system.name][1] if system.name in PEERS else ""
             rows.append([f"{system.label} (not measured; it needs: {install})", "-", "-", "-"])
             continue
-        # Within a round, so that what slowed the machine slows both.
+        # Ratios within a round, because other work on the machine slows both.
         ratio = f"{statistics.median(map(operator.truediv, ours, rates)):.2f}" if ours else "-"
         spread = f"{min(rates):.1f} to {max(rates):.1f}"
         rows.append([system.label, f"{statistics.median(rates):.1f}", spread, ratio])

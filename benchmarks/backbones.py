@@ -1,11 +1,12 @@
-"""What every backbone costs: parameters, operations, updates per second, and the share of the machine's peak.
+"""Measures parameters, operations and updates per second of every backbone, and its share of the machine's peak.
 
-    python benchmarks/backbones.py                    # on the fastest device there is
+    python benchmarks/backbones.py                    # on the fastest device
     python benchmarks/backbones.py --device cpu --backbones nature impala --rounds 20
 
-A DQN update (Pong, 6 actions, batch 32) as training compiles it, for each backbone, loss and dtype; the programs of one
-backbone are timed in turn. Peak is the best rate of one matrix product in that dtype, measured here. The IMPALA update
-is also timed beside the same network in plain Linen, both with the compiler's options as they are and with ours.
+An update is that of DQN (Pong, 6 actions, batch 32) as training compiles it, for each backbone, loss and dtype. The
+programs of one backbone are timed in turn. The peak is the best measured rate of one matrix product in that dtype. The
+IMPALA update is also timed beside the same network in plain Linen, both with the compiler's default options and with
+those of rlcls.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from rlcls.training import memory, xla
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-# Name -> overrides. The sizes of the chess transformers, here over 49 patches.
+# Name -> overrides. The chess transformers read 49 patches.
 BACKBONES = {
     "nature": ["backbone=nature"],
     "data_efficient": ["backbone=data_efficient"],
@@ -52,7 +53,7 @@ BACKBONES = {
     "transformer_136m": ["backbone=transformer_136m", "backbone.vocabulary=null"],
     "transformer_270m": ["backbone=transformer_270m", "backbone.vocabulary=null"],
 }
-_NOT_ON_A_CPU = ("impala x4", "soft_moe 1", "soft_moe 8")  # unless asked for: variants, not backbones
+_NOT_ON_A_CPU = ("impala x4", "soft_moe 1", "soft_moe 8")  # variants, which a CPU runs only with --backbones
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -75,7 +76,7 @@ def main() -> None:
     memory.reuse_freed_memory()
     facts["device"] = device.device_kind
     on_cpu = device.platform == "cpu"
-    # What trains there: a CPU's convolutions gain nothing by bfloat16, and two programs at a time fit in its memory.
+    # On a CPU convolutions are not faster in bfloat16, and memory holds only two programs at a time.
     arguments.dtypes = arguments.dtypes or (["float32"] if on_cpu else list(_DTYPES))
     left_out = _NOT_ON_A_CPU if on_cpu else ()
     arguments.backbones = arguments.backbones or [name for name in BACKBONES if name not in left_out]
@@ -100,7 +101,7 @@ def main() -> None:
 
 
 def matmul_peak(dtype: Any, platform: str) -> float:
-    """FLOP/s of the quickest of several square matrix products, the best of 10 each."""
+    """FLOP/s of the fastest of several square matrix products, the best of 10 trials each."""
     best = 0.0
     for size in (1024, 2048, 4096) if platform == "cpu" else (4096, 8192, 16384):
         left, right = jnp.ones((2, size, size), dtype)
@@ -114,7 +115,7 @@ def matmul_peak(dtype: Any, platform: str) -> float:
 
 
 def _measure(name: str, env: Any, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Facts and times of a backbone's programs."""
+    """Sizes and times of a backbone's programs."""
     batch = jax.device_put(sample_batch(env.spec, arguments.batch, seed=0))
     programs, runs = [], []
     for loss in arguments.losses:
@@ -143,8 +144,8 @@ def _measure(name: str, env: Any, arguments: argparse.Namespace) -> list[dict[st
 
 
 def _ready(jit: Any, update: Any, state: Any, *inputs: Any) -> Callable[[], Any]:
-    """Update after update, compiled, each in the memory of the state before, as training does."""
-    state = jax.tree.map(jnp.copy, state)  # each program's own
+    """A function that makes the next compiled update, in the memory of the previous state, as training does."""
+    state = jax.tree.map(jnp.copy, state)  # each program donates its own copy
     compiled = jit(update, donate_argnums=0).lower(state, *inputs).compile()
 
     def run() -> Any:
@@ -156,7 +157,7 @@ def _ready(jit: Any, update: Any, state: Any, *inputs: Any) -> Callable[[], Any]
 
 
 def _in_turn(runs: list[Callable[[], Any]], rounds: int, seconds: float) -> list[list[float]]:
-    """Milliseconds of each in each round, every other round backwards: one at least, after one that does not count."""
+    """Milliseconds of each run in each round, at least one, after an untimed one. Every other round goes backwards."""
     times: list[list[float]] = [[] for _ in runs]
     until, number = time.perf_counter() + seconds, 0
     while number < 2 or (number <= rounds and time.perf_counter() < until):
@@ -170,7 +171,7 @@ def _in_turn(runs: list[Callable[[], Any]], rounds: int, seconds: float) -> list
 
 
 def _beside_linen(env: Any, arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Milliseconds of the IMPALA update with HL-Gauss, ours and in plain Linen, compiled plainly and as we do."""
+    """Milliseconds of the IMPALA update with HL-Gauss in rlcls and in Linen, each with both sets of options."""
     settings = compose(["game=Pong", "loss=hlgauss", "backbone=impala"])
     agent = build.agent(settings, env.spec)
     batch, key = jax.device_put(sample_batch(env.spec, arguments.batch, seed=0)), jax.random.key(0)
@@ -251,7 +252,7 @@ def _picture(data: dict[str, Any], path: Path) -> None:
             100 * p["update_flops"] * rate / data["peak"][dtype]
             for p, rate in zip(chosen, rates, strict=True)
         ]
-        # Dots: a bar on a logarithmic axis would begin anywhere.
+        # Dots, because bars have no natural start on a logarithmic axis.
         speed.plot(rates, at, "o", markersize=5, label=f"{loss}, {dtype}")
         share.barh(at, shares, height)
     speed.set_yticks(range(len(names)), names)
