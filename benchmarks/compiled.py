@@ -2,9 +2,9 @@
 
     taskset -c 0 python benchmarks/compiled.py --rejax PYTHON
 
-The work: Breakout, a dense layer of 128, 8 environments, batch 32, an update every 4 agent steps, a replay of 100,000.
-Every setting runs in a process of its own, and all take turns for --rounds rounds. Agent steps are those of all seeds
-together. Compilation is the time from a loop that is made to the end of its first 4,000 agent steps a seed.
+The work is Breakout with a dense layer of 128, 8 environments, batch 32, an update every 4 agent steps and a replay of
+100,000. Every setting runs in its own process, and all take turns for --rounds rounds. Agent steps are those of all
+seeds together. The compilation time ends with the first 4,000 agent steps of each seed.
 """
 
 import argparse

@@ -1,13 +1,13 @@
-"""How strongly CQL's conservative term pulls at the outputs of each head.
+"""Compares the gradient of CQL's conservative term, the gap, with that of the TD loss, for each head.
 
     python benchmarks/cql.py main
     python benchmarks/cql_gap.py
 
-For networks that `cql.py main` trained, and the recordings that they learnt from, the gradients of both
-terms of the loss with respect to the outputs of a state are compared: the length of d gap / d outputs over the length
-of d td_loss / d outputs, each the root mean square over the transitions, and the standard deviation of the predicted
-distribution, in units of value. The gap is made of decoded values. Through a softmax, d value / d logit i is
-p_i * (z_i - value), so a narrow prediction passes on little of it.
+The networks are those of `cql.py main`, and the transitions are from their recordings. Gradients are with respect to
+the outputs of a state. The table has the root mean squares over the transitions of the lengths of d gap / d outputs and
+d td_loss / d outputs, their ratio, and the standard deviation of the predicted distribution in units of value. The gap
+is computed from decoded values. Through a softmax, d value / d logit i is p_i * (z_i - value), so its gradient at the
+logits is small for a narrow prediction.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def measure(run_dir: Path, game: str) -> dict[str, Any]:
-    """The gradients of both terms, without alpha, at the outputs of the newest checkpoint's network."""
+    """The gradients of both terms, without the factor alpha, for the network of the newest checkpoint."""
     config = read_config(run_dir)
     with contextlib.closing(build.one_environment(config)) as env:
         (agent, acting, _), checkpoint, _ = trained.read(config, env, run_dir, "latest")

@@ -1,10 +1,10 @@
-"""What diagnostics cost beside the updates between two of them, in percent of training time.
+"""Measures the time of diagnostics as a share of the updates between two of them.
 
     python benchmarks/diagnostics_cost.py
 
-A look inside the network is the program on the device and the drawing of its held-out batch on the host, which in
-training is done while the update before runs. The ring is as full as `recipe=fast` lets it get, and most of it was
-sampled before. Update and look are timed in turn.
+The time is that of the program on the device ("look") and of sampling its held-out batch on the host, which training
+does during the previous update. The replay has the capacity of `recipe=fast` and is full, and nine tenths of it have
+been sampled before. Update and diagnostics are timed in turn.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def _times(backbone: str, rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of an update, of a look inside the network, and of drawing what is looked at."""
+    """Milliseconds of an update, of the diagnostics program, and of sampling the held-out batch."""
     settings = compose(["game=Pong", f"backbone={backbone}"])
     env = build.environment(settings)
     agent = build.agent(settings, env.spec)
@@ -65,7 +65,7 @@ def _times(backbone: str, rounds: int) -> dict[str, list[float]]:
         held_out = timed("draw", replay.sample_held_out, settings.diagnostics.batch_size, 0, number)
         timed("look", diagnose, state, batch, held_out)
         state, _ = timed("update", update, state, batch, key)
-    return {name: values[2:] for name, values in times.items()}  # the first compile
+    return {name: values[2:] for name, values in times.items()}  # the first two compile
 
 
 def _text(data: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
-"""How many histograms of NumPy differ from those of a compiled program, and what they cost in a data loader.
+"""Counts the histograms of NumPy that differ from those of a compiled program, and times them.
 
     python benchmarks/encoding.py   # about two minutes
 
-The targets are the returns of episodes of many lengths, and as many random numbers; the bins are those of
+Half of the targets are returns of episodes of many lengths, the others are random numbers. The bins are those of
 `heads.recap`. A row differs if one of its bits does.
 """
 

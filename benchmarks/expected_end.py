@@ -1,9 +1,9 @@
-"""How far the predicted pace is from the pace of training: Pong, two networks, one core and all cores.
+"""Compares the speed that a run predicts with its measured speed: Pong, two networks, one core and all cores.
 
     python benchmarks/expected_end.py
 
-`warm_up` predicts the pace before the first step; it is measured once 20 updates are made. Evaluations and checkpoints
-are in neither: the header adds a tenth for them.
+`warm_up` predicts the speed before the first step. The measurement starts after 20 updates. Neither includes
+evaluations and checkpoints, for which the header of a run adds a tenth.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="seconds of training to time")
     parser.add_argument("--backbones", nargs="+", default=["data_efficient", "nature"])
     parser.add_argument("--out", type=Path, default=_report.RESULTS)
-    parser.add_argument("--one", metavar="BACKBONE", help=argparse.SUPPRESS)  # in this process
+    parser.add_argument("--one", metavar="BACKBONE", help=argparse.SUPPRESS)  # measures in this process
     arguments = parser.parse_args()
     if arguments.one:
         _measure(arguments.one, arguments.seconds)

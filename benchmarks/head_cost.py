@@ -1,11 +1,11 @@
-"""What a classification head costs on top of regression, in one DQN update on Atari.
+"""Measures the time that a classification head adds to a DQN update with regression, on Atari.
 
     python benchmarks/head_cost.py                   # about five minutes; Pong has 6 actions
     python benchmarks/head_cost.py --game Seaquest   # 18 actions
 
-Apart from each other: loss and gradient, given the outputs of the network and the target; the whole head (target
-and priorities besides); and the wider last layer that feeds it. Every head has 51 bins or quantiles. All programs
-are timed in turn, a round of all after another, and compared within a round.
+Three parts are timed separately: loss and gradient, given the outputs of the network and the target; the whole head,
+with target and priorities; and the wider last layer. Every head has 51 bins or quantiles. Each round times all programs
+in turn, and ratios are taken within a round.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from rlcls.cli import build
 from rlcls.cli.compose import compose
 from rlcls.training import memory, xla
 
-_FEATURES = 512  # of the Nature network
+_FEATURES = 512  # outputs of the Nature network
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def _programs(loss: str, batch_size: int, game: str) -> dict[str, Callable[[], Any]]:
-    """The whole update, its loss, its head and its last layer, compiled, each with its inputs at hand."""
+    """The whole update, its loss, its head and its last layer, each compiled and with inputs."""
     options = [f"game={game}", "backbone=nature", f"loss={loss}", f"training.batch_size={batch_size}"]
     settings = compose([*options, *(["loss.num_quantiles=51"] if loss == "quantile" else [])])
     env = build.environment(settings)

@@ -1,13 +1,12 @@
-"""What each value head costs, relative to MSE: loss and gradient given a network's outputs.
+"""Measures the time of loss and gradient of each value head relative to MSE, given the outputs of a network.
 
     python benchmarks/heads.py                          # about six minutes
     python benchmarks/heads.py --batches 32 --bins 51   # half a minute
 
-For every head that `heads.make` knows, two programs: the loss of the actions taken against given scalars, and
-temporal-difference learning from the outputs at the next state (the values of all actions, the best one's
-target, the loss). Both include the gradient with respect to all outputs [batch, actions, n]. All heads of a
-cell are timed in turn, a round of all after another, and compared with MSE within a round. A cell whose rounds
-take long gets fewer of them.
+Every head of `heads.make` has two programs. One computes the loss of the actions taken against given scalars. The other
+computes temporal-difference learning from the outputs at the next state: the values of all actions, the target of the
+best one, the loss. Both include the gradient with respect to all outputs [batch, actions, n]. Each round of a cell
+times all heads in turn, and ratios to MSE are taken within a round. Slow cells have fewer rounds.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from rlcls import heads
 
 BASELINE = "mse"
 _LEAST = 7
-_BRIEF = 20  # milliseconds
+_BRIEF = 20  # milliseconds; a shorter program is timed twice, and the second time counts
 
 
 def main() -> None:
@@ -46,7 +45,7 @@ def main() -> None:
     for batch in arguments.batches:
         for bins in arguments.bins:
             programs = {}
-            # Shared by heads of as many outputs: they are hundreds of megabytes in the largest cell.
+            # Heads with equally many outputs share inputs, which have hundreds of megabytes in the largest cell.
             inputs = functools.cache(functools.partial(_inputs, batch, arguments.actions))
             for name in chosen:
                 for part, run in _programs(make(name, bins), inputs).items():
@@ -59,18 +58,18 @@ def main() -> None:
 
 
 def make(name: str, bins: int, vmin: float = -10.0, vmax: float = 10.0) -> heads.Head:
-    """The head with that many bins or quantiles on that range, if it has any."""
+    """The head. Its bins or quantiles and their range are used if it has them."""
     if issubclass(heads.BY_NAME[name], heads.CategoricalHead):
         return heads.make(name, vmin=vmin, vmax=vmax, num_bins=bins)
     return heads.make(name, **({"num_quantiles": bins} if name == "quantile" else {}))
 
 
 def _inputs(batch: int, num_actions: int, num_outputs: int) -> tuple[jax.Array, ...]:
-    """Outputs now and next [batch, actions, n]; scalars and actions [batch]."""
+    """Outputs at this and the next state [batch, actions, n]; scalars and actions [batch]."""
     random = np.random.default_rng(0)
     shape = (batch, num_actions, num_outputs)
     outputs, next_outputs = (jnp.asarray(random.standard_normal(shape, np.float32)) for _ in range(2))
-    # Inside [0, 1], where every head is at home.
+    # Targets in [0, 1] are inside the support of every head.
     scalars = jnp.asarray(random.uniform(0, 1, batch), jnp.float32)
     return outputs, next_outputs, scalars, jnp.asarray(random.integers(0, num_actions, batch), jnp.int32)
 
@@ -78,7 +77,7 @@ def _inputs(batch: int, num_actions: int, num_outputs: int) -> tuple[jax.Array, 
 def _programs(
     head: heads.Head, inputs: Callable[[int], tuple[jax.Array, ...]]
 ) -> dict[str, Callable[[], Any]]:
-    """Loss and gradient, compiled, with the inputs at hand."""
+    """Loss and gradient, compiled and with inputs."""
     outputs, next_outputs, scalars, actions = inputs(head.num_outputs)
 
     @jax.jit
@@ -112,7 +111,7 @@ def _interleaved(
         order = list(programs.items())
         for name, run in order if number % 2 else reversed(order):
             milliseconds = _time(run)
-            # What ran before it has emptied the caches, or not: a brief one is timed again, in its own.
+            # The previous program may have evicted the data of this one from the caches, so a brief program runs again.
             times[name].append(round(_time(run) if milliseconds < _BRIEF else milliseconds, 4))
     return times
 
@@ -164,7 +163,7 @@ def _ratio(cell: dict[str, Any], part: str, name: str) -> str:
 
 
 def _picture(data: dict[str, Any], path: Path) -> None:
-    """Milliseconds by bins, a panel for each batch and part, all on one scale."""
+    """Draws milliseconds by bins in a panel for each batch and program, all on one scale."""
     import matplotlib.pyplot as plt
 
     batches = sorted({cell["batch"] for cell in data["cells"]})

@@ -1,10 +1,10 @@
-"""Draws, for every value head, what a target becomes and how well it is read back: docs/heads/<name>.png.
+"""Draws the target of every value head and the error of its decoded value: docs/heads/<name>.png.
 
     python benchmarks/heads_pictures.py     # a minute
 
-On the left, for a head that classifies, the histograms of two targets, one of them at the edge; for C51 a distribution
-and its target; for the others the loss of a prediction. On the right, what a perfect fit decodes to, less the target,
-for targets inside the range and beyond it, all on a scale of one bin.
+The left panel shows the histograms of two targets, one of them at the edge, for a head that classifies; a distribution
+and its target for C51; and the loss of a prediction for the other heads. The right panel shows the decoded value of a
+perfect fit minus the target, inside and outside the range, on a scale of one bin.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def _draw_loss(axes: Axes, head: heads.Head) -> None:
     if isinstance(head, heads.MSESoftmax):
         predictions = np.linspace(low, high, 301)
         outputs = np.log(np.maximum(head.encode(predictions), 1e-30))
-    if isinstance(head, heads.BCE):  # whose output is a logit, and never reaches the ends
+    if isinstance(head, heads.BCE):  # its output is a logit, which never reaches 0 or 1
         outputs = np.linspace(-6, 6, 301)[:, None]
         predictions = np.asarray(head.value(outputs))
     for target, colour in zip((low + 0.4 * (high - low), high), COLOURS, strict=True):
@@ -112,7 +112,7 @@ def _range(head: heads.Head) -> tuple[float, float]:
 
 
 def _fitted(head: heads.Head, targets: np.ndarray) -> np.ndarray:
-    """The values of outputs that Adam has brought to the least loss, one for each target."""
+    """The decoded values of the outputs with which Adam minimises the loss, one for each target."""
     steps = 3000
     optimizer = optax.adam(optax.cosine_decay_schedule(0.1, steps))
 

@@ -1,4 +1,4 @@
-"""How often intervals of few seeds contain the truth, with and without the widening of `rlcls.statistics.interval`.
+"""Counts how often intervals of few seeds contain the truth, with and without `rlcls.statistics.interval`'s widening.
 
     python benchmarks/interval_coverage.py
 

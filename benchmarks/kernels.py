@@ -1,14 +1,13 @@
-"""The fused histogram cross-entropy: is it right, how fast, and how near to the bandwidth of the memory?
+"""Measures accuracy, time and share of the memory bandwidth of the fused histogram cross-entropy.
 
     python benchmarks/kernels.py                                # the whole grid of this platform, some minutes
     python benchmarks/kernels.py --sizes 256x101 --rounds 5     # seconds
 
-Needs jax, numpy and this project (optax, where it is installed, is one more row). Every implementation is first
-checked against float64 on fresh random inputs; then all programs of a cell are timed in turn, a round of all after
-another. What cannot run on this platform is named, with the reason. On a GPU or TPU the bandwidth is that of a copy
-measured here, and the floor of a program is the least that it must move: the logits once forward, the logits twice and
-their gradient once for value and gradient. The loss of a linear layer whose logits are never in memory is timed beside
-that of a layer which makes them.
+The benchmark needs jax, numpy and rlcls. If optax is installed, the table also has its loss. Every implementation is
+first compared with float64 on new random inputs. Each round of a cell then times all programs in turn. The table lists
+implementations that cannot run on this platform, with the reason. The bandwidth is that of a measured copy. The floor
+of a program is the minimum that it must move: the logits once forward, and for value and gradient the logits twice and
+the gradient once. The fused loss of a linear layer is timed beside that of a layer that stores its logits.
 """
 
 import argparse
@@ -36,12 +35,12 @@ SIZES = {
     "accelerator": ["4096x101", "4096x1001", "4096x8192", "1024x131072"],
     "cpu": ["256x51", "4096x51", "256x101", "256x1001", "1024x1001", "256x8192", "32x131072"],
 }
-# Of a linear layer: rows, features, bins.
+# Sizes of a linear layer: rows, features, bins.
 LINEAR_SIZES = {
     "accelerator": ["1024x256x131072", "1024x1024x131072", "4096x1024x131072"],
     "cpu": ["64x256x8192"],
 }
-# How often the logits (or their like) cross the memory at the least.
+# The minimum memory traffic, in units of the logits.
 FLOOR = {"forward": 1, "gradient": 3}
 
 
@@ -82,7 +81,7 @@ def main() -> None:
 
 
 def copy_bandwidth() -> float:
-    """Bytes read and written in a second by a copy that no cache holds; the best of twenty."""
+    """Bytes read and written per second by a copy that is larger than the caches; the best of twenty."""
     x = jnp.zeros((1 << 28) if jax.default_backend() != "cpu" else (1 << 25), jnp.float32)
     copy = jax.jit(lambda x: x + 1)
     jax.block_until_ready(copy(x))
@@ -91,7 +90,7 @@ def copy_bandwidth() -> float:
 
 
 def measure(batch: int, bins: int, dtype: str, arguments: Any) -> dict[str, Any]:
-    """Errors against float64 and milliseconds of every implementation and every rival, for one size."""
+    """Errors against float64 and milliseconds of every implementation, naive XLA and optax, for one size."""
     projection = kernels.Gaussian(-10.7, 9.3, bins, arguments.sigma_ratio * 20 / bins)
     random = np.random.default_rng()
     logits = jnp.asarray(3 * random.standard_normal((batch, bins), np.float32), dtype)
@@ -121,7 +120,7 @@ def measure(batch: int, bins: int, dtype: str, arguments: Any) -> dict[str, Any]
 
 
 def _losses(projection: Any) -> dict[str, Callable[[Any, Any], Any]]:
-    """Each a function of logits and targets."""
+    """Maps each name to a function of logits and targets."""
     found = {"naive": lambda x, t: _naive(x, projection.encode(t))}
     for name in kernels.IMPLEMENTATIONS[1:]:
         found[name] = functools.partial(_fused, projection=projection, implementation=name)

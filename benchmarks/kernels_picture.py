@@ -1,10 +1,10 @@
 """Draws the roofline of the fused cross-entropy: docs/kernels/roofline.png.
 
-    python benchmarks/kernels_picture.py                                          # the floors alone
-    python benchmarks/kernels_picture.py benchmarks/results/kernels_gpu.json ...  # and what `kernels.py` timed
+    python benchmarks/kernels_picture.py                                          # only the floors
+    python benchmarks/kernels_picture.py benchmarks/results/kernels_gpu.json ...  # with the times of `kernels.py`
 
-A line is the least time that value and gradient can take: three times the logits over the bandwidth. Two lines are of
-published bandwidths (H100 SXM: 3.35 TB/s; TPU v5e: 819 GB/s), the others of the copies that were measured.
+A line is the minimum time of value and gradient: three times the size of the logits divided by the bandwidth. Two lines
+have published bandwidths (H100 SXM: 3.35 TB/s; TPU v5e: 819 GB/s), the others those of measured copies.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _measured(axes: plt.Axes, data: dict, color: str, sizes: np.ndarray) -> None:
-    """The floor of a machine's own copy, and the medians of each program."""
+    """Draws the floor by the machine's measured copy, and the medians of each program."""
     device, bandwidth = data["machine"]["device"], data["copy_bytes_per_second"]
     label = f"floor, {device}, copy at {bandwidth / 1e9:.0f} GB/s"
     axes.loglog(sizes / 1e6, 3e3 * sizes / bandwidth, ":", color=color, lw=1, label=label)

@@ -1,12 +1,12 @@
-"""What the compilers make of the fused cross-entropy for a TPU v5e and an H100: no timing, and no such chip needed.
+"""Counts memory traffic and instructions of the fused cross-entropy, compiled for a TPU v5e and an H100.
 
     python -m pip install -r tests/kernels/aot/requirements.txt
     python benchmarks/kernels_static.py
 
-Memory: what the loss and its gradient read and write in the chip's main memory, as a multiple of the logits'
-bytes, and how much of it they hold besides arguments and results. Arithmetic: how many instruction bundles the
-TPU's kernels issue per 1,024 logits, beside the cycles in which the memory delivers as many; how many registers
-the GPU's kernels take.
+Neither chip is needed, and nothing is timed. Memory is the traffic of the loss and its gradient in the chip's main
+memory, as a multiple of the logits' bytes, and the temporary memory besides arguments and results. Arithmetic is the
+number of instruction bundles of the TPU's kernels per 1,024 logits, beside the cycles in which the memory delivers
+1,024 logits, and the number of registers of the GPU's kernels.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from rlcls.kernels.histogram import mosaic_tpu, tpu
 SHAPES = ((4096, 1024), (4096, 8192), (1024, 131_072))  # rows, bins
 DTYPES = ("float32", "bfloat16")
 PALLAS = {"v5e": "mosaic_tpu", "H100": "mosaic_gpu"}
-# Of a v5e: 819 GB/s, and the clock at which 4 units of 128 x 128 multiply-adds make its 197 TFLOP/s.
+# A v5e has 819 GB/s. Its clock is that at which 4 units of 128 x 128 multiply-adds make 197 TFLOP/s.
 _BYTES_PER_CYCLE = 819e9 / (197e12 / (4 * 128 * 128 * 2))
 
 
@@ -47,7 +47,7 @@ def main() -> None:
         if reason := _chips.missing(chip):
             sys.exit(f"cannot compile for {chip}: {reason}; see tests/kernels/aot/requirements.txt")
     facts = _report.machine()
-    # In processes of their own, and before this one has loaded a compiler.
+    # Separate processes compile, before this one loads a compiler.
     bundles = [_bundles(width, dtype) for width in CASES for dtype in DTYPES]
     registers = [_registers(width, dtype) for width in CASES for dtype in DTYPES]
     traffic = [
@@ -80,7 +80,7 @@ def shapes(batch: int, bins: int, dtype: str) -> tuple[jax.ShapeDtypeStruct, jax
 
 
 def gaussian(bins: int, deviations: float) -> kernels.Gaussian:
-    """On edges that are no round numbers; sigma is so many bins."""
+    """A projection with edges that are not round numbers, and a sigma of `deviations` bins."""
     return kernels.Gaussian(-10.7, 9.3, bins, deviations * 20 / bins)
 
 
@@ -112,7 +112,7 @@ def _compile_pallas(chip: str, case: str) -> None:
 
 
 def _dump(chip: str, width: str, dtype: str, variables: dict[str, str], pattern: str) -> dict[str, str]:
-    """What the compiler writes about the forward and the backward kernel."""
+    """The text that the compiler writes about the forward and the backward kernel."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         environment = _report.environment(**{k: v.format(folder) for k, v in variables.items()})
@@ -126,7 +126,7 @@ def _dump(chip: str, width: str, dtype: str, variables: dict[str, str], pattern:
 
 
 def _bundles(width: str, dtype: str) -> dict[str, Any]:
-    """Bundles per 1,024 logits in the kernels' steady state; waiting for the memory is not among them."""
+    """Bundles per 1,024 logits in the innermost loops of the kernels, without waits for memory."""
     variables = {"LIBTPU_INIT_ARGS": "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true"}
     dumped = _dump("v5e", width, dtype, variables, "*{}*final_bundles.txt")
     group = tpu.ROWS * tpu.LANES / 1024
@@ -134,7 +134,7 @@ def _bundles(width: str, dtype: str) -> dict[str, Any]:
     (forward,) = [loop for loop in loops(dumped["forward"]) if loop.depth == 2]
     (backward,) = [loop for loop in loops(dumped["backward"]) if loop.depth == 2]
     (inner,) = [loop for loop in loops(dumped["backward"]) if loop.depth == 3]
-    # Of a wide band the masses are in the second region that is entered on a condition.
+    # For a wide band, the second conditional region computes the masses.
     first, second = forward.skips if width == "wide" else (forward.end, forward.end)
     per_block = group * mosaic_tpu._BLOCKS["backward"][1] / tpu.LANES
     return {
@@ -149,7 +149,7 @@ def _bundles(width: str, dtype: str) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """A loop of a TPU program: addresses of bundles, and of where its conditional regions end."""
+    """A loop of a TPU program: the addresses of its bundles and of the ends of its conditional regions."""
 
     depth: int
     start: int
@@ -169,7 +169,7 @@ def loops(program: str) -> list[Loop]:
     for index, (start, mark, depth) in enumerate(bundles):
         if mark != "LB":
             continue
-        # Bundles that branch show no depth.
+        # Branching bundles have no depth.
         after = (address for address, _, other in bundles[index:] if 0 < other < depth)
         end = next(after, bundles[-1][0])
         skips = [a for a, mark, other in bundles[index:] if a < end and mark == "PF" and other == depth]

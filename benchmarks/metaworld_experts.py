@@ -1,10 +1,10 @@
-"""How often and how soon Meta-World's experts succeed in each task, and how fast the environment is.
+"""Measures how often and how soon Meta-World's experts succeed in each task, and the speed of the environment.
 
     python benchmarks/metaworld_experts.py                  # about ten minutes
     python benchmarks/metaworld_experts.py --tasks push-v3
 
-The experts see every state and their actions are played as they are. Speed is given for a
-second of CPU time of one process, which other work on the machine changes less than its wall time.
+The experts see every state, and no action is random. Speed is per second of CPU time of one process, because other work
+on the machine changes CPU time less than wall time.
 """
 
 import argparse

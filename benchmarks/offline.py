@@ -1,4 +1,4 @@
-"""How much of a learner's time recorded data costs, and how much memory.
+"""Measures the time and the memory that recorded data cost a learner.
 
     python benchmarks/offline.py --d3rlpy ~/d3rlpy/bin/python
 
@@ -7,8 +7,8 @@ data    frames/s of the data path alone, from a memory map whose frames are all 
 d3rlpy  updates/s of d3rlpy's DiscreteCQL on the same recording and network, and of the loop with its 200 quantiles
 memory  of a process that samples from 10 million transitions
 
-All with Nature's network, CQL and HL-Gauss at batches of 32. The recording is random frames, made in --work unless
---recording names another. That of `memory` is a sparse file of zeros, since it would fill 70 GB.
+All parts use Nature's network, CQL and HL-Gauss with batches of 32. The recording has random frames and is made in
+--work, unless --recording names another. `memory` uses a sparse file of zeros, because a full one would take 70 GB.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def _loop(recording: Path, seconds: float, *options: str) -> dict[str, Any]:
 
 
 def _data(recording: Path, seconds: float) -> dict[str, Any]:
-    """Transitions/s and frames/s of `Transitions.sample`: a transition of a stack of 4 has 8 frames."""
+    """Transitions/s and frames/s of `Transitions.sample`. A transition with stacks of 4 has 8 frames."""
     memory.reuse_freed_memory()
     data = open_recording(recording)
     _check_all(data)
@@ -115,9 +115,9 @@ def _data(recording: Path, seconds: float) -> dict[str, Any]:
 
 
 def _memory(recording: Path, seconds: float) -> dict[str, Any]:
-    """Memory of this process in MB: before the data set is opened, at most while it is, and after sampling.
+    """Memory of this process in MB: before the data set is opened, the maximum while it is opened, and after sampling.
 
-    Pages of the file are given back when the system needs memory, so they are counted apart.
+    Pages of the file are counted separately, because the system can take them back.
     """
     memory.reuse_freed_memory()
     before, begun = _status(), time.perf_counter()
@@ -198,7 +198,7 @@ def _random_recording(folder: Path) -> Path:
 
 
 def _sparse_recording(folder: Path, rows: int) -> Path:
-    """A recording of zeros in sparse files, but for the beginnings and ends of its episodes."""
+    """A recording in sparse files. All values are 0 except the beginnings and ends of episodes."""
     folder.mkdir(parents=True, exist_ok=True)
     rows -= rows % EPISODE
     place = np.arange(rows) % EPISODE

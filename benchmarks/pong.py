@@ -1,12 +1,12 @@
-"""How soon `recipe=fast` learns Pong: minutes and agent steps to mean evaluation returns, by loss and seed.
+"""Measures minutes and agent steps to mean evaluation returns of `recipe=fast` on Pong, by loss and seed.
 
     python benchmarks/pong.py steps=500000 --losses hlgauss mse --seeds 0 1
 
-Runs are made one after another in --runs; those that are finished are not made again and those that were cut
-short go on, so the same command can be given as often as it takes. Minutes are the training command's own:
-from its first step, with everything that it does besides (evaluations, checkpoints), without Python's start.
-With --one-core as many runs are made at once as there are cores, each on a core of its own: slower, each of them,
-by a quarter, and more in an hour. (Linux only. The bits differ from those of a run on two cores.)
+Runs are made one after another in --runs. The same command skips finished runs and continues interrupted ones. Minutes
+count from the first step of a run and include evaluations and checkpoints.
+
+With --one-core as many runs are made at once as there are cores, each on one core (Linux only). Each run is a quarter
+slower, but more runs finish in an hour. The bits differ from those of a run on two cores.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="for every run, such as steps=500000; before the flags")
     arguments = parser.parse_args()
     facts = _report.machine()
-    # The losses of a seed beside each other in time.
+    # All losses of a seed run before the next seed.
     wanted = [(loss, seed) for seed in arguments.seeds for loss in arguments.losses]
     folders = [arguments.runs / f"{loss}-s{seed}" for loss, seed in wanted]
     cores: queue.SimpleQueue[list[int]] = queue.SimpleQueue()

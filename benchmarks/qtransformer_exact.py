@@ -1,9 +1,9 @@
-"""The error of every value head at the Q-Transformer's exact fixed point, in an MDP of one state and two tokens.
+"""Measures the error of every value head at the Q-Transformer's fixed point, in an MDP with one state and two tokens.
 
     python benchmarks/qtransformer_exact.py
 
 An action is two tokens with three values each. Each of the nine actions has a share of the data and a reward, and ends
-the episode. With unseen values pulled to 0, the value of a token that has the share p of the data is
+the episode. If the loss draws unseen values to 0, the value of a token with the share p of the data is
 
     Q(a) = p * y / (p + alpha * (1 - p))
 

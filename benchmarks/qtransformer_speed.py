@@ -2,13 +2,13 @@
 
     taskset -c 0 python benchmarks/qtransformer_speed.py --lucidrains ~/lucidrains/bin/python
 
-Updates: width 64, 2 layers, 4 action dimensions, batch 128, with HL-Gauss of 21 bins and with MSE. Decisions: batch 64,
-token by token with remembered keys and values, and by the whole sequence for each token. --lucidrains names a Python
-that has `q-transformer` from PyPI, whose updates are timed at the same size (benchmarks/peers/run_lucidrains.py). A
-product of two 1,024 x 1,024 matrices tells how fast the core was meanwhile.
+Updates have width 64, 2 layers, 4 action dimensions and batch 128, with HL-Gauss of 21 bins and with MSE. Decisions
+have batch 64, and are made with cached keys and values, or with a pass over the whole sequence for each token.
+--lucidrains names a Python that has `q-transformer` from PyPI, whose updates of the same size are timed
+(benchmarks/peers/run_lucidrains.py). A product of two 1,024 x 1,024 matrices measures the speed of the core.
 
-All settings take turns in short rounds. The best round counts: the others shared the core with more work. Rates are by
-the clock and by the CPU time of the process, which leaves out what others take from the core.
+All settings take turns in short rounds. The best round counts, because other work slowed the others. Rates are per
+second of wall time and per second of CPU time of the process, which excludes other work.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def _text(facts: dict[str, Any], rates: dict[str, Rates]) -> str:
 
 def _lucidrains(python: str) -> dict[str, Any]:
     driver = Path(__file__).parent / "peers" / "run_lucidrains.py"
-    # Its dependencies would take this checkout's folder `kernels` for a package of that name.
+    # With this checkout in PYTHONPATH, the dependencies of q-transformer would import its folder `kernels`.
     env = {**os.environ, "PYTHONPATH": ""}
     done = subprocess.run([python, str(driver)], capture_output=True, text=True, check=False, env=env)
     lines = [line for line in done.stdout.splitlines() if line.startswith(MARK)]
@@ -156,7 +156,7 @@ def _decisions(agent: QTransformer, calls: int = 10) -> tuple[Callable[[], Any],
 
 
 def _uncached(agent: QTransformer, calls: int = 10) -> tuple[Callable[[], Any], int]:
-    """The same decisions, each token by a pass over the whole sequence."""
+    """The same decisions, with a pass over the whole sequence for each token."""
     acting = agent.acting(agent.init(jax.random.key(0)))
     observations = jnp.ones((PLAYED, 11))
 

@@ -1,13 +1,13 @@
-"""Recordings that anybody can make again: Pong and Breakout as two agents played them while they learnt.
+"""Makes reproducible recordings: Pong and Breakout as two agents played them during training.
 
     python benchmarks/recordings.py play                   # trains the agents and keeps their actions
     python benchmarks/recordings.py record                 # plays the actions again, and compares what is recorded
     python benchmarks/recordings.py record --all-actions   # the same frames, the actions numbered among all 18
 
-Each agent plays 500,000 agent steps of `recipe=fast` in 16 environments that keep their first seeds. Its actions are a
-few hundred kilobytes and lie beside the results; the frames are 3.5 GB a game. The emulator shows the same frames for
-the same seeds and actions, so `record` needs minutes and no training. `play` continues where it was
-interrupted, and `record` begins again.
+Each agent plays 500,000 agent steps of `recipe=fast` in 16 environments that keep their first seeds. Its actions have a
+few hundred kilobytes and are among the results. The frames have 3.5 GB per game. The emulator shows the same frames for
+the same seeds and actions, so `record` takes minutes and trains nothing. An interrupted `play` continues; an
+interrupted `record` begins again.
 """
 
 import argparse
@@ -38,15 +38,15 @@ OPTIONS = [
     f"seed={SEED}",
     f"steps={STEPS}",
     f"env.num_envs={ENVIRONMENTS}",
-    "training.reseed_every=1000000",  # never: the actions since the last seeds are all actions
+    "training.reseed_every=1000000",  # no new seeds, so the actions since the last seeds are all actions
     "eval.every=0",
     "diagnostics.every=0",
     f"replay.capacity={STEPS}",
 ]
 RESULTS = _report.RESULTS / "recordings"
 FOLDER = _report.ROOT / "runs" / "recordings"
-ALL_ACTIONS = "all_actions"  # the folder of the recordings whose actions are numbered among all 18
-# The actions that have an effect in a game, by their numbers among all of the console.
+ALL_ACTIONS = "all_actions"  # folder of the recordings whose actions are numbered among all 18
+# For each game, the numbers of its minimal actions among the 18 actions of the console.
 NUMBERS = {"Pong": (0, 1, 3, 4, 11, 12), "Breakout": (0, 1, 3, 4)}
 
 
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def play(game: str, run_dir: Path) -> None:
-    """Trains an agent and keeps the actions that its environments were sent."""
+    """Trains an agent and writes the actions that its environments received."""
     command = [sys.executable, "-m", "rlcls.train", f"game={game}", *OPTIONS, f"run_dir={run_dir}"]
     subprocess.run(command, env=_report.environment(), check=True)
     newest, _ = checkpoint.load(run_dir, replay=False)
@@ -74,7 +74,7 @@ def play(game: str, run_dir: Path) -> None:
         raise SystemExit(f"{run_dir} does not hold all actions of the run")
     actions = newest.arrays["sent"].astype(np.uint8)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    # Each environment's actions side by side compress better than each step's.
+    # Sorted by environment, the actions compress better than sorted by step.
     (RESULTS / f"{game}.actions.zlib").write_bytes(zlib.compress(actions.T.tobytes(), 9))
 
 

@@ -1,9 +1,9 @@
-"""What replay costs beside an update: adding, sampling and setting priorities, in percent of the update's time.
+"""Measures adding, sampling and setting priorities in the replay, in percent of the time of an update.
 
     python benchmarks/replay_cost.py
 
-The ring is as full as `recipe=fast` lets it get and samples are drawn all over it, so that memory is as cold as in
-training. In training this work is done while the update before runs.
+The replay has the capacity of `recipe=fast` and is full. Samples come from all of it, so the caches hold as little of
+it as in training. Training does this work during the previous update.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _times(overrides: list[str], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds for each update: of the update alone, and of what replay does for it."""
+    """Milliseconds of each update, and of the replay's work for it."""
     settings = compose(["game=Pong", *overrides])
     env = build.environment(settings)
     agent = build.agent(settings, env.spec)

@@ -3,8 +3,8 @@
     python benchmarks/reseeding.py
 
 An environment gets a new seed at its first episode start after `training.reseed_every` of its steps. The share of
-training is the time of such a reset over the time of that many agent steps of `recipe=fast`, both measured here. A
-resume plays again at most `reseed_every` steps and the game that was under way then, for all environments at once.
+training is the measured time of this reset divided by that of as many agent steps of `recipe=fast`. A resume plays at
+most `reseed_every` steps and the rest of the game that was running then, for all environments at once.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def _config(game: str) -> Any:
 
 
 def _measure(game: str, seconds: float) -> dict[str, Any]:
-    """Seconds of a reset with a new seed, of an agent step of training, and of a vector step that is played again."""
+    """Seconds of a reset with a new seed, of an agent step of training, and of a vector step of a resume."""
     config = _config(game)
     env = build.environment(config)
     loop = build.loop(config, build.agent(config, env.spec), env)

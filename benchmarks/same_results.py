@@ -4,9 +4,8 @@
     python benchmarks/same_results.py --record before.json        # or record now ...
     python benchmarks/same_results.py --against before.json       # ... and compare later
 
-Five short commands are run: Pong with recipe=fast and recipe=paper, Pong killed and resumed, a probe MDP, and Pong with
-a SoftMoE. Two revisions
-agree if every line of `metrics.jsonl` (without the fields that tell the time) and every parameter are equal. The bits
+It runs five short commands: Pong with recipe=fast and recipe=paper, Pong killed and resumed, a probe MDP, and Pong with
+a SoftMoE. Two revisions agree if every line of `metrics.jsonl` (without times) and every parameter are equal. The bits
 depend on the machine, so both revisions must run on the same one.
 """
 
@@ -86,7 +85,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
 
 def _train(checkout: Path, overrides: list[str], killed: bool) -> None:
     command = [sys.executable, "-m", "rlcls.train", *overrides]
-    # From an empty working directory, or the checkout that contains this file would come first.
+    # The working directory is empty, because the checkout that contains this file would come first in the path.
     with tempfile.TemporaryDirectory() as elsewhere:
         options: dict[str, Any] = {
             "cwd": elsewhere,

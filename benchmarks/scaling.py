@@ -9,7 +9,7 @@ compiled   the complete update of each of UPDATES for each of its targets, by `r
 devices    Nature's network, HL-Gauss, a batch of 256, forced devices
 processes  the same, each process with one device and its share of the batch, over gloo
 
-Devices and processes share the cores of one machine, so their updates cannot get faster. These figures show the cost of
+Devices and processes share the cores of one machine, so more of them bring no speed. These figures show the cost of
 dividing a batch. Each result is written to --out at once, and an update with a result is not compiled again.
 """
 
@@ -86,7 +86,7 @@ def compiled(target: str, options: list[str]) -> dict[str, Any]:
     """The report of `rlcls.compile`."""
     place = _report.ROOT / "runs" / "scaling.json"
     place.parent.mkdir(exist_ok=True)
-    # A crash exits with 1, too, and must not leave the report of an earlier target to be read.
+    # A crash also exits with 1, so the report of an earlier target is removed first.
     place.unlink(missing_ok=True)
     command = [sys.executable, "-m", "rlcls.compile", f"target={target}", f"out={place}", *options]
     done = subprocess.run(command, env=_report.environment(), cwd=_report.ROOT, check=False)
@@ -210,7 +210,7 @@ def _write(known: dict[str, Any], out: Path) -> None:
 
 
 def _picture(known: dict[str, Any], path: Path) -> None:
-    """Bytes that a device sends against the size of the mesh, and updates/s of devices and processes here."""
+    """Draws the bytes that a device sends by the size of the mesh, and updates/s of devices and processes."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""How much of the variance of held-out returns a value in 201 bins explains, by target and by kind of failure.
+"""Measures the share of the variance of held-out returns that a value in 201 bins explains, by target and failure.
 
     python benchmarks/value_functions.py   # about ten minutes on one core
 

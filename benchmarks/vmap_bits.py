@@ -1,4 +1,4 @@
-"""Whether a seed learns the same bits alone and beside other seeds, with and without vmap, on MinAtar's Breakout.
+"""Checks if a seed learns the same bits alone and beside other seeds, with and without vmap, on MinAtar's Breakout.
 
     python benchmarks/vmap_bits.py
 
@@ -20,7 +20,7 @@ import numpy as np
 LOSSES = ("mse", "hlgauss")
 SEED = 7
 UPDATES = (2, 10, 100, 300)  # even numbers, because an iteration makes two updates
-# Each (seeds, vmap), and the (seeds, vmap) with which it is compared.
+# Maps (seeds, vmap) to the (seeds, vmap) with which it is compared.
 PAIRS = {(3, False): (1, False), (1, True): (1, False), (2, True): (1, True), (3, True): (1, True)}
 
 

@@ -1,4 +1,4 @@
-"""Counts a peer's agent steps and times them once it learns at its steady pace."""
+"""Counts the agent steps of another library and times them after its warm-up."""
 
 import argparse
 import contextlib
@@ -12,11 +12,11 @@ MARK = "MEASURED "
 
 
 class Finished(Exception):
-    """The measurement is complete: raised inside the peer's loop, to leave it."""
+    """Raised inside the loop of the other library, to leave it when the measurement is complete."""
 
 
 class Meter:
-    """Call `step` once an agent step. The first `fill` fill the replay, `settle` more compile and warm up."""
+    """Call `step` at each agent step. The first `fill` steps fill the replay; the next `settle` compile and warm up."""
 
     def __init__(self, fill: int, settle: int, seconds: float):
         self.fill, self._first, self._seconds = fill, fill + settle, seconds
@@ -27,7 +27,7 @@ class Meter:
         self._count += 1
         if self._count == self._first:
             self._began = time.perf_counter()
-        # Whole periods of 4, so that every step measured has its quarter of an update.
+        # The measurement has a multiple of 4 steps, because an update comes every 4 steps.
         elif self._count > self._first and (self._count - self._first) % 4 == 0:
             elapsed = time.perf_counter() - self._began
             if elapsed >= self._seconds:
@@ -39,7 +39,7 @@ class Meter:
 def measure(
     packages: tuple[str, ...], run: Callable[[Meter, argparse.Namespace], None], *options: str
 ) -> None:
-    """The command line of a driver: runs the peer until the meter has enough, and prints one line of JSON."""
+    """The command line of a driver: runs the other library until `Finished`, and prints one line of JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--fill", type=int, default=2000, help="agent steps before the first update")
     parser.add_argument("--settle", type=int, default=400, help="agent steps with updates before the clock")

@@ -1,6 +1,6 @@
-"""CleanRL's dqn_atari_jax.py on Pong, from a checkout of it: nothing of it is copied here.
+"""CleanRL's dqn_atari_jax.py on Pong, run from a checkout of CleanRL.
 
-Its pinned libraries are years old, so what has been renamed since is given its old name before it starts.
+The script expects old versions of its libraries, so this driver restores the names that have changed since.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def run(meter: Meter, arguments: argparse.Namespace) -> None:
         "learning-starts": meter.fill,
         "train-frequency": 4,
         "batch-size": 32,
-        "start-e": 0.01,  # every step asks the network, as later in training
+        "start-e": 0.01,  # the network chooses the action at every step, as later in training
         "end-e": 0.01,
     }
     sys.argv = [script, *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
@@ -56,7 +56,7 @@ def run(meter: Meter, arguments: argparse.Namespace) -> None:
 
 
 def _vector_env(vector):
-    """The vector environment of gymnasium 0.29: resets at once, and calls the last observation by another name."""
+    """The vector environment of gymnasium 0.29: it resets in the same step and renames the last observation."""
 
     class SyncVectorEnv(vector.SyncVectorEnv):
         def __init__(self, env_fns):
@@ -64,7 +64,7 @@ def _vector_env(vector):
 
         def step(self, actions):
             *step, infos = super().step(actions)
-            infos.pop("final_info", None)  # printed and logged once an episode, in a form that is gone
+            infos.pop("final_info", None)  # the script would log it, but its form has changed
             if "final_obs" in infos:
                 infos["final_observation"] = infos.pop("final_obs")
             return *step, infos

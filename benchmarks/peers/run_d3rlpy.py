@@ -1,4 +1,4 @@
-"""d3rlpy's DiscreteCQL on a recording of ours, at its released settings for Atari: 200 quantiles, Nature, batch 32."""
+"""d3rlpy's DiscreteCQL on a recording of rlcls, with its settings for Atari: 200 quantiles, Nature, batch 32."""
 
 import argparse
 import importlib.metadata

@@ -1,7 +1,7 @@
-"""Dopamine's JAX DQN on Pong, from the installed package: its agent, replay and preprocessing, our loop.
+"""Dopamine's JAX DQN on Pong: agent, replay and preprocessing of the installed package, with a loop of this file.
 
-Its own loop needs TensorFlow for logs alone. The agent's modules import TensorFlow, TensorFlow Probability,
-the old gym and Baselines without using them here, so where they are missing empty modules take their place.
+Dopamine's own loop needs TensorFlow, only for its logs. The modules of the agent import TensorFlow, TensorFlow
+Probability, the old gym and Baselines without using them. If these are missing, empty modules take their place.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def run(meter: Meter, arguments: argparse.Namespace) -> None:
         num_actions=env.action_space.n,
         min_replay_history=meter.fill,
         update_period=4,
-        epsilon_fn=dqn_agent.identity_epsilon,  # every step asks the network, as later in training
+        epsilon_fn=dqn_agent.identity_epsilon,  # the network chooses the action at every step, as later in training
         seed=0,
     )
     while True:

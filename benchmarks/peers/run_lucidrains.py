@@ -1,7 +1,7 @@
-"""Updates/s of `q-transformer` (lucidrains): its head for several actions, its learner's loss, optimiser and average.
+"""Updates/s of `q-transformer` (lucidrains): its head for several actions, and its loss, optimiser and target average.
 
-Its published network reads videos and texts. Here a linear layer of a state's numbers stands for them, so that the rest
-has the size of `benchmarks/qtransformer_speed.py`: width 64, 2 layers, 4 heads of 16, 4 dimensions, batch 128.
+The published network reads videos and texts. Here a linear layer of the state replaces this part, so the size is that
+of `benchmarks/qtransformer_speed.py`: width 64, 2 layers, 4 heads of 16, 4 dimensions, batch 128.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """rejax's DQN on MinAtar's Breakout in gymnax: MLP of 128, 8 environments, batch 32, an update every 4 agent steps.
 
-rejax 0.1.3 imports distrax, whose dependency does not import on JAX 0.10, and expects five values from gymnax's step,
-which returns six. Its DQN uses one class of distrax, which stands here in a few lines.
+rejax 0.1.3 imports distrax, whose dependency does not import on JAX 0.10. Its DQN uses one class of distrax, which this
+file replaces. rejax also expects five values from gymnax's step, which returns six.
 """
 
 import argparse

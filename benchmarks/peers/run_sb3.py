@@ -1,4 +1,4 @@
-"""Stable-Baselines3's DQN on Pong, as it comes: Nature CNN, batch 32, one update every 4 steps."""
+"""The DQN of stable-baselines3 on Pong: Nature CNN, batch 32, one update every 4 steps."""
 
 import argparse
 
@@ -20,7 +20,7 @@ def run(meter: Meter, arguments: argparse.Namespace) -> None:
             try:
                 meter.step()
             except Finished:
-                return False  # the library's own way out of its loop
+                return False  # ends the library's loop
             return True
 
     env = VecFrameStack(make_atari_env("PongNoFrameskip-v4", n_envs=1, seed=0), n_stack=4)
@@ -34,7 +34,7 @@ def run(meter: Meter, arguments: argparse.Namespace) -> None:
         gradient_steps=1,
         target_update_interval=1000,
         learning_rate=1e-4,
-        exploration_initial_eps=0.01,  # every step asks the network, as later in training
+        exploration_initial_eps=0.01,  # the network chooses the action at every step, as later in training
         exploration_final_eps=0.01,
         seed=0,
         device="cpu",
