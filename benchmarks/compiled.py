@@ -4,7 +4,7 @@
 
 The work is Breakout with a dense layer of 128, 8 environments, batch 32, an update every 4 agent steps and a replay of
 100,000. Every setting runs in its own process, and all take turns for --rounds rounds. Agent steps are those of all
-seeds together. The compilation time ends with the first 4,000 agent steps of each seed.
+seeds together. The compilation time starts before the loop is made and ends after 4,000 agent steps of each seed.
 """
 
 import argparse

@@ -126,7 +126,7 @@ def _dump(chip: str, width: str, dtype: str, variables: dict[str, str], pattern:
 
 
 def _bundles(width: str, dtype: str) -> dict[str, Any]:
-    """Bundles per 1,024 logits in the innermost loops of the kernels, without waits for memory."""
+    """Bundles per 1,024 logits in the loops of the kernels, without waits for memory."""
     variables = {"LIBTPU_INIT_ARGS": "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true"}
     dumped = _dump("v5e", width, dtype, variables, "*{}*final_bundles.txt")
     group = tpu.ROWS * tpu.LANES / 1024

@@ -1,4 +1,4 @@
-"""Measures the time that new seeds cost in training, and the time for which a resume replays recorded actions.
+"""Measures the time that new seeds cost in training, and the time in which a resume repeats recorded actions.
 
     python benchmarks/reseeding.py
 

@@ -1,4 +1,4 @@
-"""The cost of an update on larger and larger meshes: on chips by their compiler, and on this CPU by the clock.
+"""Measures the cost of an update on growing meshes: for chips by their compiler, and for this CPU by the clock.
 
     python benchmarks/scaling.py compiled       # memory, FLOPs and bytes sent; needs libtpu
     python benchmarks/scaling.py devices        # updates/s on 1, 2, 4 devices that this CPU is divided into
@@ -9,8 +9,8 @@ compiled   the complete update of each of UPDATES for each of its targets, by `r
 devices    Nature's network, HL-Gauss, a batch of 256, forced devices
 processes  the same, each process with one device and its share of the batch, over gloo
 
-Devices and processes share the cores of one machine, so more of them bring no speed. These figures show the cost of
-dividing a batch. Each result is written to --out at once, and an update with a result is not compiled again.
+Devices and processes share the cores of one machine, so their figures only show the cost of dividing a batch. Each
+result is written to --out at once, and an update with a result is not compiled again.
 """
 
 import argparse

@@ -124,9 +124,9 @@ def _script(job: Job, chosen: argparse.Namespace) -> str:
     given = [each for each in job.arguments if each.startswith("run_dir=")]
     run_dir = [] if given else [f"run_dir={chosen.runs}/{job.name}"]
     unset = " ".join(f"-u {name}" for name in STALE_NAMES)
-    # gcloud repeats a command whose connection was lost. In a repeated command `before` equals `attempt`. It ends the
-    # training and exits with 75, so that the next attempt starts all workers again. `exec` turns the shell into the
-    # training, so $$ in rlcls.pid is the training's process id.
+    # gcloud repeats a command whose connection was lost. In a repeated command `before` equals `attempt`. The command
+    # then ends the training and exits with 75, so that the next attempt starts all workers again. `exec` turns the
+    # shell into the training, so $$ in rlcls.pid is the training's process id.
     train = (
         f'before=$(cat ~/rlcls.attempt 2>/dev/null); {_STOP}; if [ "$before" = "$attempt" ]; then exit 75; fi; '
         'echo "$attempt" >~/rlcls.attempt; echo $$ >~/rlcls.pid; cd ~/rlcls && '

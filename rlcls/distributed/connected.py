@@ -99,8 +99,8 @@ class Connected:
 
     def ask_stop(self) -> None:
         """See `Hosts.ask_stop`."""
-        # A thread sends the request, because a signal handler may interrupt a `send` of the main thread. It may call
-        # SimpleQueue.put at any time.
+        # A thread sends the request, because a signal handler may interrupt a `send` of the main thread. The handler
+        # may call SimpleQueue.put at any time.
         self._requests.put(None)
 
     @property
@@ -110,9 +110,8 @@ class Connected:
 
     def fail(self, reason: str, code: int) -> None:
         """Tells the other processes that this one failed. They end with `code`."""
-        self._closing = (
-            True  # the others now close their connections, which this process must not report as deaths
-        )
+        # The other processes now close their connections, which this process must not report as deaths.
+        self._closing = True
         self._tell(list(self._links), self.index, f"failed: {reason}", code)
 
     def close(self) -> None:
@@ -160,8 +159,8 @@ class Connected:
             time.sleep(_PING)
 
     def _watch(self) -> None:
-        # `_ping` does not do this, because sending to a frozen process can block. Silence is counted in looks instead
-        # of seconds: after a pause of this machine, messages that others sent meanwhile are still unread.
+        # `_ping` does not do this, because sending to a frozen process can block. Silence is counted in turns of this
+        # loop and not in seconds, because after a pause of this machine, messages sent during the pause are unread.
         heard = dict.fromkeys(self._links, 0.0)
         looks = dict.fromkeys(self._links, 0)
         while not self._closing:
