@@ -33,6 +33,7 @@ import numpy as np
 
 STEPS, EPISODES = 3000, 500
 HLGAUSS, MSE = ["loss=hlgauss"], ["loss=mse", "agent.alpha=0.1"]
+NO_BOUND = "agent.monte_carlo=false"
 CLONE, FILTERED = ["agent=qtransformer_bc"], ["agent=qtransformer_bc", "data.successes_only=true"]
 # The options of rlcls.collect for each kind of data. Level 0 of "replay" is a demonstration: 2 of 25 episodes are.
 DATA = {
@@ -89,7 +90,9 @@ def cells() -> list[Cell]:
         Cell("pick", "cloning", "mixed", CLONE),
         Cell("pick", "filtered cloning", "mixed", FILTERED),
         Cell("relay", "HL-Gauss", "relay", ["loss=hlgauss", "agent.alpha=0.1"]),
+        Cell("relay", "HL-Gauss, no bound", "relay", ["loss=hlgauss", "agent.alpha=0.1", NO_BOUND]),
         Cell("relay", "MSE", "relay", ["loss=mse", "agent.alpha=0.1"]),
+        Cell("relay", "MSE, no bound", "relay", ["loss=mse", "agent.alpha=0.1", NO_BOUND]),
         Cell("relay", "cloning", "relay", CLONE),
         Cell("relay", "filtered cloning", "relay", FILTERED),
     ]
@@ -119,7 +122,7 @@ def cells() -> list[Cell]:
         Cell("shapes", "n=1", "published", [*HLGAUSS, "data.n_step=1"]),
         Cell("shapes", "softmax-CQL", "published", [*HLGAUSS, "agent.conservatism=softmax"]),
         Cell("shapes", "no conservatism", "published", [*HLGAUSS, "agent.alpha=0"]),
-        Cell("shapes", "no Monte-Carlo bound", "published", [*HLGAUSS, "agent.monte_carlo=false"]),
+        Cell("shapes", "no Monte-Carlo bound", "published", [*HLGAUSS, NO_BOUND]),
         Cell("shapes", "cloning", "published", CLONE),
         Cell("shapes", "filtered cloning", "published", FILTERED),
         Cell("bins", "11 bins", "mixed", HLGAUSS),
