@@ -56,7 +56,20 @@ DATA["pictures"] = [*DATA[TASKS[0]], "env.image_size=84", "episodes=500"]
 ENVIRONMENT = ("env=", "env.", "task=")
 LOSSES, WEIGHTS_TRIED = ("mse", "two_hot", "hlgauss"), (0.03, 0.1, 0.3, 1.0)
 # The best weights of `tuning`, by loss, bound and n.
-WEIGHTS: dict[tuple[str, bool, int], float] = {}
+WEIGHTS: dict[tuple[str, bool, int], float] = {
+    ("mse", True, 1): 0.1,
+    ("mse", True, 3): 0.1,
+    ("mse", False, 1): 0.1,
+    ("mse", False, 3): 0.03,
+    ("two_hot", True, 1): 1.0,
+    ("two_hot", True, 3): 0.3,
+    ("two_hot", False, 1): 0.1,
+    ("two_hot", False, 3): 0.3,
+    ("hlgauss", True, 1): 0.03,
+    ("hlgauss", True, 3): 1.0,
+    ("hlgauss", False, 1): 0.1,
+    ("hlgauss", False, 3): 0.3,
+}
 TUNING_SEED = 100
 
 
