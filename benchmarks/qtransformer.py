@@ -343,7 +343,7 @@ def _picture(results: list[dict[str, Any]], path: Path) -> None:
         behaviour = np.mean([run["behaviour"] for run in each["runs"]])
         axes.plot([behaviour] * 2, [row - 0.3, row + 0.3], color="0.5", linewidth=1, linestyle=":")
     axes.set_yticks(range(len(results)), [each["label"] for each in results])
-    axes.invert_yaxis()
+    axes.set_ylim(len(results) - 0.5, -0.5)
     axes.set_xlim(-0.02, 1.02)
     axes.set_xlabel("success (dots: seeds; dotted: the data)")
     axes.spines[["top", "right"]].set_visible(False)
