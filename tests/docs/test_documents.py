@@ -149,5 +149,4 @@ def test_every_training_command_of_the_documents_is_accepted(page):
     text = page.read_text().replace("\\\n", " ")  # a backslash continues the line
     for command in re.findall(r"python -m rlcls\.train ([^`\n#]+)", text):
         flags, arguments = split_flags(shlex.split(command))
-        for each in expand(arguments) if "--multirun" in flags else [arguments]:
-            compose(each)
+        (expand if "--multirun" in flags else compose)(arguments)
