@@ -144,8 +144,9 @@ def test_the_options_that_the_documents_name_are_there():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_training_command_of_the_documents_is_accepted(page):
     """Whatever classes of one's own it names: tests/docs/test_plug_in_page.py runs those."""
-    from rlcls.cli.compose import compose, split_flags
+    from rlcls.cli.compose import compose, expand, split_flags
 
     text = page.read_text().replace("\\\n", " ")  # a backslash continues the line
     for command in re.findall(r"python -m rlcls\.train ([^`\n#]+)", text):
-        compose(split_flags(shlex.split(command))[1])
+        flags, arguments = split_flags(shlex.split(command))
+        (expand if "--multirun" in flags else compose)(arguments)
