@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlcls._errors import UserError, command
-from rlcls.cli.arguments import parse, whole_number
+from rlcls.cli.arguments import folders, parse, whole_number
 
 if TYPE_CHECKING:
     pass
@@ -49,7 +49,7 @@ def _command(argv: list[str]) -> int:
 
     from rlcls.plotting import load_each, of_games, together, without_copies
 
-    runs = without_copies(run for name in arguments.names for run in load_each(name))
+    runs = without_copies(run for name in folders(arguments.names) for run in load_each(name))
     by_game = of_games(runs, last)
     for game in sorted({run.game for run in runs} - by_game.keys()):
         print(f"note: no run of {game} has {last} evaluations yet", file=sys.stderr)

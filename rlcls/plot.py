@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlcls._errors import UserError, command, nearest
-from rlcls.cli.arguments import parse, whole_number
+from rlcls.cli.arguments import folders, parse, whole_number
 
 _OPTIONS = ("out", "axis", "smooth", "csv", "scores", "last")
 _HELP = """Draws learning curves of runs.
@@ -57,12 +57,13 @@ def _command(argv: list[str]) -> int:
     if not (smooth.isdecimal() and int(smooth) > 0):
         raise UserError(f"smooth={smooth} must be a whole number of at least 1")
     style: dict[str, Any] = {"axis": axis, "smooth": int(smooth)}
-    names = arguments.names if len(arguments.names) == 1 else _measured(arguments.names)
+    names = folders(arguments.names)
+    names = names if len(names) == 1 else _measured(names)
     if "scores" in options:
         path = _aggregates(names, options)
     elif "last" in options:
         raise UserError("last= needs scores=; smooth=N averages the points of curves")
-    elif len(arguments.names) == 1 and not {"out", "csv"} & options.keys():
+    elif len(names) == 1 and not {"out", "csv"} & options.keys():
         path = learning_curve(names[0], **style)
     else:
         path = compare(

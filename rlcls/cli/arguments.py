@@ -60,6 +60,11 @@ def parse(argv: list[str], options: Collection[str], *, names: bool = False) -> 
     return Arguments(values, rest, False)
 
 
+def folders(names: list[str]) -> list[str]:
+    """Several names without those of files, because a pattern such as runs/* also matches pictures beside the runs."""
+    return [name for name in names if not Path(name).is_file()] or names
+
+
 def whole_number(options: Mapping[str, str], name: str, least: int, most: int) -> int | None:
     """The value of an option that is a whole number between `least` and `most`; None if it is not given.
 

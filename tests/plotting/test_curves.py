@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from rlcls import plot, statistics
+from rlcls import compare, plot, statistics
 from rlcls._errors import UserError
 from rlcls.cli.compose import compose
 from rlcls.plotting import curves
@@ -204,6 +204,18 @@ def test_a_smooth_line_is_the_mean_of_the_last_points(tmp_path, drawn):
     assert compared.get_ylabel() == "evaluation return; mean of 3 points"
     assert lines(returns)["training episode"][0] == [500, 0.5]  # single games stay as they are
     assert returns.get_ylabel() == "return, mean of 3 points"
+
+
+def test_pictures_beside_the_runs_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        make_run(tmp_path / name)
+    assert plot.main(["a", "b"]) == 0
+    everything = sorted(path.name for path in tmp_path.iterdir())
+    assert everything == ["a", "b", "comparison.png"]
+    assert plot.main(everything) == 0 and compare.main(everything) == 0
+    with pytest.raises(UserError, match="comparison.png is not a run folder"):
+        curves.learning_curve(tmp_path / "comparison.png")
 
 
 def test_the_command_writes_one_run_to_its_folder_and_several_to_a_given_file(tmp_path, capsys, monkeypatch):
