@@ -35,17 +35,12 @@ STEPS, EPISODES = 3000, 500
 HLGAUSS, MSE = ["loss=hlgauss"], ["loss=mse", "agent.alpha=0.1"]
 NO_BOUND = "agent.monte_carlo=false"
 CLONE, FILTERED = ["agent=qtransformer_bc"], ["agent=qtransformer_bc", "data.successes_only=true"]
+MIXED = ["env=pick", "noise=mixed", "levels=0.05,0.1,0.15,0.2,0.3"]
 # The options of rlcls.collect for each kind of data. Level 0 of "replay" is a demonstration: 2 of 25 episodes are.
 DATA = {
-    "mixed": ["env=pick", "noise=mixed", "levels=0.05,0.1,0.15,0.2,0.3"],
-    "hidden": ["env=pick", "env.hidden=true", "noise=mixed", "levels=0.05,0.1,0.15,0.2,0.3"],
-    "hidden, history": [
-        "env=pick",
-        "env.hidden=true",
-        "env.history=3",
-        "noise=mixed",
-        "levels=0.05,0.1,0.15,0.2,0.3",
-    ],
+    "mixed": MIXED,
+    "hidden": [*MIXED, "env.hidden=true"],
+    "hidden, history": [*MIXED, "env.hidden=true", "env.history=3"],
     "relay": ["env=pick", "task=relay"],
     "published": ["env=pick", "noise=replay", f"levels=0,0,{','.join(['0.2'] * 23)}"],
 }

@@ -5,15 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rlcls._errors import UserError, command
 from rlcls.cli.arguments import folders, parse, whole_number
-
-if TYPE_CHECKING:
-    pass
 
 _OPTIONS = ("last", "scores")
 _NAMES = {"mean": "mean", "iqm": "IQM"}

@@ -54,7 +54,7 @@ def make(
 
 
 class RecordedReturns(NamedTuple):
-    """What a checkpoint stores of a dataset for `EpisodeEvaluator`, so that an evaluation does not open the data.
+    """The part of a dataset that `EpisodeEvaluator` reads. A checkpoint stores it, so an evaluation opens no data.
 
     Attributes:
       behaviour_returns: mean returns of the recorded episodes, by game.

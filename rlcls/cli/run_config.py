@@ -1,4 +1,4 @@
-"""What a run reads from its configuration before it builds anything: its folder, its processes' shares, its games."""
+"""Reads from a run's configuration its folder, the share of each process, and its games."""
 
 from __future__ import annotations
 

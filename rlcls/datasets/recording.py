@@ -26,7 +26,7 @@ from rlcls._errors import UserError
 from rlcls.files import write_text, writing
 from rlcls.phases import phase
 
-from .rows import CONTINUES, Layout, Rows
+from .rows import Layout, Rows
 
 MANIFEST = "manifest.json"
 _FORMAT = "rlcls recording 2"
@@ -97,7 +97,9 @@ class Manifest:
             values = json.loads(path.read_bytes())
             version, seal = values.pop("format"), values.pop("seal")
             if version not in _READABLE:
-                raise UserError(f"{path} has the format {version!r}; this version reads {_FORMAT!r}")
+                raise UserError(
+                    f"{path} has the format {version!r}; this version reads {' and '.join(map(repr, _READABLE))}"
+                )
             manifest = cls(**{**values, "layout": Layout.of_json(values["layout"])})
             damaged = manifest.seal != seal
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -154,7 +156,7 @@ class Recording:
         for name, column in zip(layout.columns, self.columns, strict=True):
             for line in _damage(self.path, self.manifest, name, column) if name != "frames" else ():
                 raise UserError(line)
-        if self.columns.num_rows and self.columns.starts[0] == CONTINUES:
+        if self.columns.num_rows and not self.columns.part(0, 1).begins[0]:
             raise UserError(f"{self.path}: the first row continues an episode that is missing")
 
     @property
@@ -258,11 +260,7 @@ class Writer:
           UserError: the disk is full.
         """
         self.manifest.layout.check(rows)
-        if (
-            not (self.manifest.rows or self._pending.num_rows)
-            and rows.num_rows
-            and rows.starts[0] == CONTINUES
-        ):
+        if not (self.manifest.rows or self._pending.num_rows) and rows.num_rows and not rows.begins[0]:
             raise ValueError("the first row of a recording must start an episode")
         rows = Rows(*(np.concatenate(columns) for columns in zip(self._pending, rows, strict=True)))
         whole = rows.num_rows // _CHUNK * _CHUNK

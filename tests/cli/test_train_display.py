@@ -1,4 +1,4 @@
-"""What `python -m rlcls.train` shows while it runs, and when it resumes."""
+"""`python -m rlcls.train` shows its progress and says from where it resumes."""
 
 import re
 
