@@ -140,7 +140,7 @@ DAMAGE = {
     lambda path: (path / "manifest.json").write_text(""): r"manifest\.json is damaged",
     lambda path: (path / "manifest.json").unlink(): r"is not a recording: it has no manifest\.json",
     edited: r"manifest\.json is damaged: its contents do not match their checksum",
-    older: r"manifest\.json has the format 'rlcls recording 0'; this version reads 'rlcls recording 1' and 'rlcls recording 2'",
+    older: r"the format 'rlcls recording 0'; this version reads 'rlcls recording 1' and 'rlcls recording 2'",
 }
 
 
